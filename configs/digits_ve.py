@@ -1,0 +1,22 @@
+"""Handwritten digits with the variance-exploding SDE (Song et al. 2021), preconditioned as in Karras et al. 2022.
+
+Command:   python train.py configs/digits_ve.py
+Data:      as digits_unet
+Cost:      as digits_unet
+Expected:  close to digits_unet; not measured
+"""
+
+import dataclasses
+
+from configs.digits_unet import config as digits
+from jaxdiff import VE, Karras, LogNormalSigma
+from jaxdiff.config import LossConfig, SampleConfig
+
+config = dataclasses.replace(
+    digits,
+    name="digits_ve",
+    process=VE(sigma_min=0.01, sigma_max=50.0),
+    parameterization=Karras(sigma_data=0.5),
+    loss=LossConfig(time=LogNormalSigma(mean=-1.2, std=1.2), label_dropout=0.1),
+    sample=SampleConfig(sampler="heun", steps=18, grid="karras", num=100),
+)

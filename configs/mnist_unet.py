@@ -1,0 +1,34 @@
+"""MNIST, 28x28, by class: the digits' recipe on 60,000 images.
+
+Command:   python train.py configs/mnist_unet.py --data.path DIR      (DIR holds train.parquet)
+           python train.py configs/mnist_unet.py --data.name tfds:mnist
+Cost:      about 5 minutes on two CPU cores; more steps make better digits
+Expected:  a classifier agrees with the label asked for on at least 85% of samples
+"""
+
+from jaxdiff import CosineVP, Stratified, V
+from jaxdiff.config import CheckpointConfig, Config, DataConfig, LossConfig, OptimizerConfig, SampleConfig, TrainConfig
+from jaxdiff.networks import UNet
+from jaxdiff.train.ema import Ema
+
+config = Config(
+    name="mnist",
+    data=DataConfig(name="mnist"),
+    process=CosineVP(),
+    parameterization=V(),
+    network=UNet(
+        image_size=28,
+        in_channels=1,
+        width=32,
+        multipliers=(1, 2, 4),
+        blocks=1,
+        attention_resolutions=(7,),
+        num_classes=10,
+    ),
+    loss=LossConfig(time=Stratified(), label_dropout=0.1),
+    optimizer=OptimizerConfig(lr=1e-3, warmup=100),
+    ema=Ema(0.999),
+    train=TrainConfig(steps=1500, batch_size=64, log_every=50, sample_every=500),
+    checkpoint=CheckpointConfig(every=500, keep=2),
+    sample=SampleConfig(sampler="ddim", steps=40, grid="uniform", num=100),
+)

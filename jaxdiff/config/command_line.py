@@ -1,0 +1,296 @@
+"""The command line: configuration files, overrides, and errors of one line.
+
+`tyro` does the parsing. What it prints about an error is a box of several lines; here a person's mistake becomes one
+line on stderr and exit status 2 (`one_line_errors`), with a suggestion where a name is nearly right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import importlib.util
+import io
+import os
+import re
+import shlex
+import sys
+import traceback
+import typing
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import jax
+import tyro
+
+from jaxdiff.config.schema import Config, ConfigError, as_config_error, suggestion
+
+Options = TypeVar("Options")
+
+
+@contextlib.contextmanager
+def one_line_errors(program: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turns a `ConfigError`, or one of ``errors``, into one line on stderr and exit status 2. Others pass.
+
+    >>> with one_line_errors("train.py"):
+    ...     raise ConfigError("train.steps: 0 is out of range")
+    Traceback (most recent call last):
+    ...
+    SystemExit: 2
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, (ConfigError, *errors)):
+            raise
+        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+
+
+def load_config_file(path: str | Path) -> Config:
+    """Runs a configuration file and returns its ``config``.
+
+    Raises:
+      ConfigError: there is no such file, it fails, or it has no ``config``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
+        hint = suggestion(str(path), near) or (f"; there are {', '.join(near)}" if near else "")
+        raise ConfigError(f"there is no configuration file {str(path)!r}{hint}")
+    # The name that it has as a module of the folder it stands in: its classes can be found again by import path.
+    name = f"{path.resolve().parent.name}.{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{str(path)!r} is not a Python file: its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    # Whatever a person's file may raise is theirs to read; it is reported with its line.
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        where = f"{path}, line {line}" if line else str(path)
+        raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
+    config = getattr(module, "config", None)
+    if not isinstance(config, Config):
+        raise ConfigError(f"{path} defines no `config` of type jaxdiff.config.Config")
+    return config
+
+
+def parse(
+    kind: type[Options], arguments: Sequence[str], *, program: str, default: Options | None = None, positional: int = 0
+) -> Options:
+    """Parses a command line into a dataclass, by tyro.
+
+    Args:
+      kind: a dataclass.
+      arguments: without the program's name.
+      program: the program's name, for ``--help``.
+      default: values to start from.
+      positional: how many arguments without a name come before the options.
+
+    Raises:
+      ConfigError: an unknown option (with a suggestion), a value of the wrong type, or one that its dataclass refuses.
+      SystemExit: 0, after ``--help``.
+    """
+    known = dict(_options(kind, default))
+    _refuse_unknown(arguments, known)
+    starts = [n for n, argument in enumerate(arguments) if _option_name(argument) is not None]
+    leading = arguments[: starts[0]] if starts else arguments
+    if len(leading) > positional:
+        raise ConfigError(f"{leading[positional]!r} is unexpected: options have names, see --help")
+    try:
+        return _parse(kind, arguments, program, default)
+    except _Refused as refused:
+        ends = [*starts[1:], len(arguments)]
+        _explain([arguments[start:end] for start, end in zip(starts, ends, strict=True)], known, default)
+        raise ConfigError(str(refused)) from None
+
+
+def parse_config(arguments: Sequence[str], *, program: str, default_file: Path) -> TrainOptions:
+    """The command line of training: a configuration file, or none for the default, then options.
+
+    Raises:
+      ConfigError: as `load_config_file` and `parse`.
+      SystemExit: 0, after ``--help``.
+    """
+    named = bool(arguments) and not arguments[0].startswith("-")
+    config = load_config_file(arguments[0] if named else default_file)
+    rest = arguments[1:] if named else arguments
+    stray = next((text for text in rest if text.endswith(".py") and "/" in text), None)
+    if stray is not None and not named:
+        raise ConfigError(f"{stray}: the configuration file comes first, before all options")
+    return parse(TrainOptions, rest, program=f"{program} [CONFIG.py]", default=TrainOptions(config=config))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """Train a diffusion model. Values shown are those of the configuration file, by default configs/digits_unet.py."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    dry_run: bool = False
+    """Check configuration, data and shapes, and stop."""
+    distributed: bool = False
+    """One of several processes (Slurm, MPI, TPU pods): start jax.distributed from the environment."""
+
+
+def keep_compiled() -> None:
+    """Keeps what jax compiles in the user's cache folder, so that a second run starts faster.
+
+    JAX_COMPILATION_CACHE_DIR, where it is set, says which folder instead.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        base = os.environ.get("LOCALAPPDATA") if os.name == "nt" else os.environ.get("XDG_CACHE_HOME")
+        jax.config.update("jax_compilation_cache_dir", str(Path(base or Path.home() / ".cache") / "jaxdiff" / "jax"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def command(program: str | Path, *arguments: str) -> str:
+    """A command line to copy, of this Python.
+
+    >>> command("train.py", "--workdir", "my runs").partition("train.py")[2]
+    " --workdir 'my runs'"
+    """
+    python = min(sys.executable, os.path.relpath(sys.executable), key=len)
+    return shlex.join([python, os.path.relpath(program), *arguments])
+
+
+_registry = tyro.constructors.ConstructorRegistry()
+
+
+@_registry.struct_rule
+def _by_value(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
+    # A field annotated by a protocol has the options of the dataclass that stands there.
+    if dataclasses.is_dataclass(info.type) or not dataclasses.is_dataclass(info.default):
+        return None
+    kind = type(info.default)
+    hints = typing.get_type_hints(kind)
+    fields = tuple(
+        tyro.constructors.StructFieldSpec(field.name, hints[field.name], getattr(info.default, field.name))
+        for field in dataclasses.fields(info.default)
+        if field.init
+    )
+    return tyro.constructors.StructConstructorSpec(kind, fields)
+
+
+class _Refused(Exception):
+    """What tyro said when it refused, as one line of text."""
+
+
+def _parse(kind: type[Options], arguments: Sequence[str], program: str, default: Options | None) -> Options:
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a numpy default of a field annotated as a jax array
+            return tyro.cli(
+                kind,
+                args=arguments,
+                prog=program,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                registry=_registry,
+                config=(tyro.conf.SuppressFixed, tyro.conf.AvoidSubcommands),
+            )
+    except SystemExit as stopped:
+        if not stopped.code:
+            raise
+    raise _Refused(" ".join(said.getvalue().split()))
+
+
+def _options(kind: Any, default: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name with underscores, type) of every option."""
+    kind = type(default) if dataclasses.is_dataclass(default) else kind
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        value = getattr(default, field.name, None)
+        name = field.name if not prefix else f"{prefix}.{field.name}"
+        if field.name == "config" and isinstance(value, Config):
+            yield from _options(type(value), value)  # its options have no prefix
+        elif dataclasses.is_dataclass(value):
+            yield from _options(type(value), value, name)
+        elif field.init and jax.Array not in (hints[field.name], *typing.get_args(hints[field.name])):
+            yield name, hints[field.name]
+
+
+def _option_name(argument: str) -> str | None:
+    """The dotted name in an argument, or None for a value."""
+    if not re.match(r"--?[A-Za-z]", argument):
+        return None
+    return argument.lstrip("-").split("=", 1)[0].replace("-", "_")
+
+
+def _refuse_unknown(arguments: Sequence[str], known: dict[str, Any]) -> None:
+    for argument in arguments:
+        name = _option_name(argument)
+        if name is None or name in known or argument in ("-h", "--help"):
+            continue
+        head, _, last = name.rpartition(".")
+        positive = f"{head}.{last.removeprefix('no_')}".lstrip(".")
+        if last.startswith("no_") and known.get(positive) is bool:
+            continue
+        same_end = [option for option in known if option.rpartition(".")[2] == last]
+        close = same_end or difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+        ends = {option.rpartition(".")[2]: option for option in known}
+        close = close or [ends[end] for end in difflib.get_close_matches(last, list(ends), n=1, cutoff=0.7)]
+        written = argument.split("=", 1)[0]
+        hint = (
+            f"did you mean {' or '.join('--' + option for option in close[:3])}?" if close else "--help lists them all"
+        )
+        raise ConfigError(f"there is no option {written}; {hint}")
+
+
+def _explain(groups: Sequence[Sequence[str]], known: dict[str, Any], default: Any) -> None:
+    """Raises what is wrong with options that tyro refuses: a value of another type, or one that a dataclass refuses."""
+    values: dict[str, Any] = {}
+    for first, *rest in groups:
+        name = _option_name(first) or ""
+        if name not in known:
+            continue
+        given = [*first.split("=", 1)[1:], *rest]
+        alone = dataclasses.make_dataclass("Alone", [("value", known[name])])
+        try:
+            values[name] = _parse(alone, ["--value", *given], "", None).value
+        except _Refused:
+            got = f"got {' '.join(given)!r}" if given else "got nothing"
+            raise ConfigError(f"--{name} takes {_describe(known[name])}, {got}") from None
+    _replaced(getattr(default, "config", default), values)
+
+
+def _replaced(value: Any, changes: dict[str, Any], where: str = "") -> Any:
+    """``value`` with the fields at the dotted names of ``changes`` replaced."""
+    inner: dict[str, dict[str, Any]] = {}
+    for name, change in changes.items():
+        head, _, tail = name.partition(".")
+        inner.setdefault(head, {})[tail] = change
+    made = {
+        head: part[""] if "" in part else _replaced(getattr(value, head), part, f"{where}.{head}".lstrip("."))
+        for head, part in inner.items()
+        if hasattr(value, head)
+    }
+    with as_config_error(where or "configuration"):
+        return dataclasses.replace(value, **made)
+
+
+def _describe(hint: Any) -> str:
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "no value",
+        Path: "a path",
+        type(None): "None",
+    }
+    if hint in names:
+        return names[hint]
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if origin is tuple:
+        return f"several of: {_describe(inner[0])}" if inner[1:] == (...,) else " then ".join(map(_describe, inner))
+    if inner:
+        return " or ".join(map(_describe, inner))
+    return f"a {getattr(hint, '__name__', hint)}"

@@ -1,0 +1,293 @@
+"""A run's configuration: frozen dataclasses, and the ranges of their plain fields.
+
+A `Config` holds objects, not names of objects: its process, parameterization, network, loss parts and EMA rule are the
+values that the library works with. The few names it does hold (sampler, grid,
+data source) are looked up in `jaxdiff.config.build`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxdiff.config.serialize import to_json
+from jaxdiff.loss import Simple, Weight
+from jaxdiff.parameterization import Parameterization
+from jaxdiff.process import Process
+from jaxdiff.times import TrainingTime, Uniform
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used. Its message is one line for the person who wrote it."""
+
+
+@contextlib.contextmanager
+def as_config_error(what: str) -> Iterator[None]:
+    """Reports what the library refuses about a person's values as a `ConfigError`.
+
+    >>> with as_config_error("network"):
+    ...     raise ValueError("width is odd")
+    Traceback (most recent call last):
+    ...
+    jaxdiff.config.schema.ConfigError: network: width is odd
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{what}: {error}") from error
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'ddim'?"`` when one of the known names is close, else an empty text.
+
+    >>> suggestion("dddim", ["ddpm", "ddim"]), suggestion("xyz", ["ddpm", "ddim"])
+    ("; did you mean 'ddim'?", '')
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where images come from."""
+
+    name: str = "digits"
+    """digits, parquet, mnist, cifar10, folder, npz, or tfds:NAME."""
+    path: str | None = None
+    """File or folder of the data; digits need none."""
+    split: str = "train"
+    """Which part to train on."""
+    image_size: int | None = None
+    """Side of the images, pixels; others are refused, or resized. None: as they are."""
+    channels: int | None = None
+    """Channels of the images; others are refused. None: as they are."""
+    resize: bool = False
+    """Crop and resize images of other sizes to image_size."""
+    image_shape: tuple[int, int, int] | None = None
+    """Height, width and channels, found in the data; a run's saved configuration has them."""
+    flip: bool = False
+    """Mirror half of the images left to right."""
+    workers: int = 0
+    """Processes that decode images; 0: threads of this one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What is minimised."""
+
+    weight: Weight = Simple()
+    """Weight of the noise levels (jaxdiff.loss)."""
+    time: TrainingTime = Uniform()
+    """Distribution of the training times (jaxdiff.times)."""
+    label_dropout: float = 0.0
+    """Share of labels replaced by the null label, for classifier-free guidance."""
+    vlb_weight: float = 0.0
+    """Weight of the variational term, for a learned variance (0.001 in the papers)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with clipping and a schedule; the fields are the arguments of `jaxdiff.train.make_optimizer`."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    schedule: Literal["constant", "cosine", "inverse_sqrt"] = "constant"
+    """Learning rate after the warm-up."""
+    warmup: int = 0
+    """Steps of linear warm-up from 0."""
+    final_fraction: float = 0.0
+    """Share of lr left at the end (cosine)."""
+    decay_start: int | None = None
+    """Step from which inverse_sqrt falls; None: the end of the warm-up."""
+    b1: float = 0.9
+    """Adam's decay of the mean."""
+    b2: float = 0.999
+    """Adam's decay of the square."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices and kernels."""
+    clip_norm: float | None = 1.0
+    """Largest global norm of a gradient; None: no clipping."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Length and rhythm of training."""
+
+    steps: int
+    """Optimizer steps in all."""
+    batch_size: int = 128
+    """Images a step, over all devices."""
+    accumulate: int = 1
+    """Micro-batches a step: less memory, the same gradient."""
+    log_every: int = 100
+    """Steps between two lines of metrics."""
+    sample_every: int = 1000
+    """Steps between two sample grids; 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the run is saved."""
+
+    every: int = 1000
+    """Steps between two checkpoints; the last step is always saved."""
+    keep: int = 3
+    """How many of the latest are kept, besides the best."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """How images are made, during training and by default afterwards."""
+
+    sampler: str = "ddim"
+    """ddpm, ddim, euler, heun, euler_maruyama or dpmpp_2m."""
+    steps: int = 50
+    """Times on the grid: the network runs once at each (Heun: twice at all but the last)."""
+    grid: str = "uniform"
+    """uniform, log_snr, karras, quadratic or trailing."""
+    guidance: float | None = None
+    """Weight of classifier-free guidance, 1 plain; None: the plain conditional model, at half the cost."""
+    eta: float = 0.0
+    """Noise of ddim: 0 none, 1 as much as ddpm."""
+    variance: Literal["fixed_small", "fixed_large", "learned"] = "fixed_large"
+    """Variance of ddpm's steps."""
+    clip: bool = True
+    """Clip predicted images to [-1, 1] at every step."""
+    batch_size: int = 128
+    """Most images sampled at once."""
+    num: int = 64
+    """Images on a grid made during training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How devices are arranged; one size may be -1: what is left."""
+
+    data: int = -1
+    """Devices that batches are split over."""
+    fsdp: int = 1
+    """Devices that batches and parameters are split over."""
+    tensor: int = 1
+    """Reserved for tensor parallelism."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Config:
+    """Everything that decides a run. Two configurations are equal when they are stored alike.
+
+    Args:
+      process, parameterization, network, loss, ema: objects, see their modules. `network` is a callable from `nnx.Rngs`
+        to a module (`jaxdiff.networks.UNet`), `ema` a rule of `jaxdiff.train.ema`.
+    """
+
+    name: str
+    """Name of the run."""
+    workdir: str | None = None
+    """Folder of the run; None: runs/NAME."""
+    seed: int = 0
+    """Seed of everything random."""
+    data: DataConfig = DataConfig()
+    process: Process
+    parameterization: Parameterization
+    network: Any
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: Any
+    train: TrainConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    sample: SampleConfig = SampleConfig()
+    mesh: MeshConfig = MeshConfig()
+
+    @property
+    def folder(self) -> str:
+        """The run's folder."""
+        return f"runs/{self.name}" if self.workdir is None else self.workdir
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes of the network; the id `num_classes` itself means no class."""
+        return getattr(self.network, "num_classes", None)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Config) and to_json(self) == to_json(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+# dotted name -> (smallest, largest, whether the smallest itself is allowed)
+_INF = math.inf
+RANGES: dict[str, tuple[float, float, bool]] = {
+    "seed": (0, 2**32 - 1, True),
+    "data.image_size": (1, _INF, True),
+    "data.channels": (1, _INF, True),
+    "data.workers": (0, _INF, True),
+    "loss.label_dropout": (0, 1, True),
+    "loss.vlb_weight": (0, _INF, True),
+    "optimizer.lr": (0, _INF, False),
+    "optimizer.warmup": (0, _INF, True),
+    "optimizer.final_fraction": (0, 1, True),
+    "optimizer.decay_start": (1, _INF, True),
+    "optimizer.b1": (0, 1, True),
+    "optimizer.b2": (0, 1, True),
+    "optimizer.eps": (0, _INF, False),
+    "optimizer.weight_decay": (0, _INF, True),
+    "optimizer.clip_norm": (0, _INF, False),
+    "train.steps": (1, 2**31 - 1, True),
+    "train.batch_size": (1, _INF, True),
+    "train.accumulate": (1, _INF, True),
+    "train.log_every": (1, _INF, True),
+    "train.sample_every": (0, _INF, True),
+    "checkpoint.every": (1, _INF, True),
+    "checkpoint.keep": (1, _INF, True),
+    "sample.steps": (1, _INF, True),
+    "sample.guidance": (-_INF, _INF, True),
+    "sample.eta": (0, _INF, True),
+    "sample.batch_size": (1, _INF, True),
+    "sample.num": (1, _INF, True),
+}
+
+
+def field_at(value: Any, dotted: str) -> Any:
+    """``field_at(config, "train.steps")``."""
+    for part in dotted.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def check_ranges(config: Config) -> None:
+    """Checks what one field alone can get wrong.
+
+    Raises:
+      ConfigError: the first field out of its range, in one line.
+    """
+    if not config.name or config.name in (".", "..") or "/" in config.name or "\\" in config.name:
+        raise ConfigError(f"name: {config.name!r} cannot name a folder; use for instance 'digits'")
+    for name, (low, high, inclusive) in RANGES.items():
+        value = field_at(config, name)
+        if value is None:
+            continue
+        if not math.isfinite(value) or not low <= value <= high or (value == low and not inclusive):
+            least = "" if low == -_INF else f"at least {low:g}" if inclusive else f"above {low:g}"
+            most = "" if high == _INF else f"at most {high:g}"
+            raise ConfigError(
+                f"{name}: {value} is out of range, it must be {' and '.join(filter(None, (least, most))) or 'finite'}"
+            )
+    if config.train.batch_size % config.train.accumulate:
+        raise ConfigError(
+            f"train.batch_size: {config.train.batch_size} is no multiple of train.accumulate, {config.train.accumulate}"
+        )
+    for part in dataclasses.fields(MeshConfig):
+        size = getattr(config.mesh, part.name)
+        if size < 1 and size != -1:
+            raise ConfigError(
+                f"mesh.{part.name}: {size} is out of range, it must be at least 1, or -1 for what is left"
+            )

@@ -1,0 +1,267 @@
+"""Parquet in the image layout of Hugging Face `datasets`: a column `image` of {bytes, path} and, where there are
+labels, `label`.
+
+What is held in memory: all labels; of the images, the encoded bytes of the row groups read last, up to 512 MiB in each
+process. MNIST and CIFAR-10 fit whole and are read once. A larger set reads a row group whenever a record outside of
+those is asked for, so its row groups should be small: about a hundred rows, as `datasets` writes them for images.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from jaxdiff.data.files import find_split, given_path
+from jaxdiff.data.sources import DataError, Expected, Images, Source, check_labels, decode, digest, one_line
+
+CACHE_BYTES = 512 * 2**20
+_LAYOUT = "Parquet with columns image {bytes, path} and label: a file, or a folder with train.parquet and test.parquet"
+
+
+class ParquetReader:
+    """Rows of one or more Parquet files, in order of the files."""
+
+    def __init__(self, files: list[Path], name: str, expected: int | None) -> None:
+        self.name = name
+        self._files = files
+        self._groups: list[tuple[int, int]] = []  # of each row group: its file, its number there
+        first_of_group, first_of_file, sizes = [0], [0], list[int]()
+        labels: list[NDArray[Any]] = []
+        num_classes: int | None = None
+        for number, path in enumerate(files):
+            with _opened(path) as file:
+                names = file.schema_arrow.names
+                self._column = _image_column(path, file.schema_arrow)
+                if number and ("label" in names) != bool(labels):
+                    raise DataError(
+                        f"{path}: column label is in some files and not in others; expected the same columns in each"
+                    )
+                if "label" in names:
+                    labels.append(_labels(path, file))
+                    num_classes = _class_count(path, file.schema_arrow)
+                elif expected is not None:
+                    raise DataError(
+                        f"{path}: no column label; it has {', '.join(names)}; "
+                        f"num_classes={expected} needs one: rename it"
+                    )
+                for group in range(file.num_row_groups):
+                    part = file.metadata.row_group(group)
+                    self._groups.append((number, group))
+                    first_of_group.append(first_of_group[-1] + part.num_rows)
+                    sizes.append(part.total_byte_size)
+                first_of_file.append(first_of_group[-1])
+        self._first_of_group, self._first_of_file = np.array(first_of_group), np.array(first_of_file)
+        self._labels: NDArray[np.int64] | None = None
+        self.num_classes: int | None = None
+        if labels:
+            self._labels, self.num_classes = check_labels(np.concatenate(labels), num_classes, self, expected)
+        self.identity = digest(np.array(sizes), *([] if self._labels is None else [self._labels]))
+        self._reset()
+
+    def _reset(self) -> None:
+        self._cache: OrderedDict[int, Any] = OrderedDict()  # row group -> its encoded images, a pyarrow column
+        self._cached_bytes = 0
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_cache", "_cached_bytes", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def __len__(self) -> int:
+        return int(self._first_of_group[-1])
+
+    def read(self, index: int, /) -> tuple[NDArray[np.uint8], int | None]:
+        group = int(np.searchsorted(self._first_of_group, index, side="right")) - 1
+        value = self._group(group)[index - int(self._first_of_group[group])]
+        if not value.is_valid:
+            raise DataError(
+                f"{self.where(index)}: image has no bytes, only a path perhaps; embed the images in the Parquet file"
+            )
+        return decode(value.as_buffer(), self.where(index)), None if self._labels is None else int(self._labels[index])
+
+    def where(self, index: int, /) -> str:
+        file = int(np.searchsorted(self._first_of_file, index, side="right")) - 1
+        return f"{self._files[file]} row {index - int(self._first_of_file[file])}"
+
+    def _group(self, group: int) -> Any:
+        """The encoded images of a row group, from the cache or the file."""
+        with self._lock:
+            if group in self._cache:
+                self._cache.move_to_end(group)
+                return self._cache[group]
+            file_number, number = self._groups[group]
+            path = self._files[file_number]
+            try:
+                with _opened(path) as file:
+                    column = file.read_row_group(number, columns=[self._column], use_threads=False).column(0)
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(
+                    f"{path}: row group {number} is damaged ({one_line(error)}); fetch the file again"
+                ) from error
+            if pa.types.is_struct(column.type):
+                column = pc.struct_field(column, "bytes")
+            self._cache[group] = column
+            self._cached_bytes += column.nbytes
+            while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
+                self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+            return column
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return pq.ParquetFile(path, memory_map=True)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a Parquet file, or damaged ({one_line(error)}); fetch it again") from error
+
+
+def _image_column(path: Path, schema: Any) -> str:
+    """The name of the column of encoded images, as Parquet wants it asked for."""
+    for name in ("image", "img"):
+        if name in schema.names:
+            kind = schema.field(name).type
+            if pa.types.is_struct(kind) and "bytes" in [kind.field(i).name for i in range(kind.num_fields)]:
+                return f"{name}.bytes"
+            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+                return name
+            raise DataError(f"{path}: column {name} is {kind}, expected a struct of bytes (an encoded image) and path")
+    raise DataError(f"{path}: no column image; it has {', '.join(schema.names) or 'none'}; expected {_LAYOUT}")
+
+
+def _labels(path: Path, file: Any) -> NDArray[Any]:
+    try:
+        column = file.read(columns=["label"], use_threads=False).column("label")
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: column label is damaged ({one_line(error)}); fetch the file again") from error
+    if column.null_count:
+        row = pc.index(pc.is_null(column), True).as_py()
+        raise DataError(f"{path} row {row}: label is missing ({column.null_count} such rows), expected an integer")
+    if not pa.types.is_integer(column.type):
+        raise DataError(f"{path}: column label is {column.type}, expected integers; store class numbers 0, 1, 2, ...")
+    return column.to_numpy()
+
+
+def _class_count(path: Path, schema: Any) -> int | None:
+    """How many classes the metadata that `datasets` writes speak of; None where there are none."""
+    text = (schema.metadata or {}).get(b"huggingface")
+    if text is None:
+        return None
+    try:
+        return len(json.loads(text)["info"]["features"]["label"]["names"]) or None
+    except ValueError as error:
+        raise DataError(
+            f"{path}: its huggingface metadata are not JSON ({one_line(error)}); write the file again"
+        ) from error
+    except (KeyError, TypeError):
+        return None  # a label that is a plain integer has no names
+
+
+def open_parquet(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    split: str = "train",
+    image_size: int | None = None,
+    channels: int | None = None,
+    num_classes: int | None = None,
+    resize: bool = False,
+) -> Source:
+    """Images from Parquet in the layout of Hugging Face `datasets`.
+
+    Args:
+      path: a file; or a folder with `train.parquet`, `train-*.parquet` or `train/*.parquet` (and so on for other
+        splits), in it or in its folder `data`.
+      split: which of them, or "all". A file is its own only split: "train", "all", or the name that it begins with.
+      image_size: side of the square images, pixels; None: what they have.
+      channels: of an image; None: what they have. Grey images among coloured ones are given three equal channels.
+      num_classes: labels must lie in [0, num_classes); None: from the metadata, or else the largest label + 1.
+      resize: bring images of other sizes to `image_size` (`center_crop_resize`), instead of refusing them.
+
+    Raises:
+      DataError: a file, split or column is missing, a file is damaged, the set is empty, or it is not what was asked
+        for.
+
+    >>> import io, tempfile
+    >>> from PIL import Image
+    >>> Image.new("RGB", (8, 8)).save(png := io.BytesIO(), "PNG")
+    >>> table = pa.table({"image": [{"bytes": png.getvalue(), "path": None}] * 3, "label": [0, 1, 1]})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pq.write_table(table, folder + "/train.parquet")
+    ...     source = open_parquet(folder)
+    >>> len(source), source.image_shape, source.num_classes
+    (3, (8, 8, 3), 2)
+    """
+    expected = Expected(image_size, channels, num_classes, resize)
+    root = given_path(path, "parquet", _LAYOUT)
+    return Images(ParquetReader(find_split(root, split, "parquet"), str(root), num_classes), expected)
+
+
+def open_mnist(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    split: str = "train",
+    image_size: int | None = None,
+    channels: int | None = None,
+    num_classes: int | None = None,
+    resize: bool = False,
+) -> Source:
+    """MNIST (28x28, grey, ten classes) from Parquet under `path` or `path/mnist`; the options are those of
+    `open_parquet`.
+
+    >>> open_mnist()
+    Traceback (most recent call last):
+    jaxdiff.data.sources.DataError: mnist: no path given; set path (data.path) to the folder with mnist's train.parquet
+    ...
+    """
+    return open_parquet(
+        _folder_of("mnist", path),
+        split=split,
+        image_size=image_size or 28,
+        channels=channels or 1,
+        num_classes=num_classes or 10,
+        resize=resize,
+    )
+
+
+def open_cifar10(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    split: str = "train",
+    image_size: int | None = None,
+    channels: int | None = None,
+    num_classes: int | None = None,
+    resize: bool = False,
+) -> Source:
+    """CIFAR-10 (32x32, RGB, ten classes) from Parquet under `path` or `path/cifar10`; the options are those of
+    `open_parquet`.
+
+    >>> open_cifar10("no/such/folder")
+    Traceback (most recent call last):
+    jaxdiff.data.sources.DataError: no/such/folder: no such file or folder, expected the folder with cifar10's
+    train.parquet ...
+    """
+    return open_parquet(
+        _folder_of("cifar10", path),
+        split=split,
+        image_size=image_size or 32,
+        channels=channels or 3,
+        num_classes=num_classes or 10,
+        resize=resize,
+    )
+
+
+def _folder_of(name: str, path: str | os.PathLike[str] | None) -> Path:
+    what = f"the folder with {name}'s train.parquet and test.parquet, or read it by its TFDS name, tfds:{name}"
+    path = given_path(path, name, what)
+    return path / name if (path / name).is_dir() else path

@@ -1,0 +1,293 @@
+"""From a source to batches: an endless stream in which every batch is a function of the seed and its own number.
+
+Let n be the number of records, B the global batch size and pi_e the permutation of epoch e, drawn from (seed, e). Then
+
+    stream[g] = record pi_e(g mod n),  e = g div n                    (1)
+    batch k   = stream[k B], ..., stream[k B + B - 1]                  (2)
+
+so every record is seen once in an epoch, none is dropped between epochs, and a batch may span two epochs (or many, when
+B > n). Nothing depends on what was read before: the position in the stream is the number k alone, and resuming, worker
+processes and the split of a batch over processes change nothing of what is seen. Process p of P reads rows p B/P ...
+(p+1) B/P - 1 of each batch.
+
+Grain (grain.MapDataset) does the prefetching in threads and worker processes. The permutation is NumPy's: Grain's own
+shuffle showed correlations between epochs (0.15 between two orders of 60,000 records), and its iterator states depend
+on the number of workers.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from multiprocessing import connection
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+from numpy.typing import NDArray
+
+from jaxdiff.data.sources import DataError, Source
+from jaxdiff.data.transforms import horizontal_flip, to_model_range
+
+Batch = dict[str, NDArray[Any]]
+
+_ENDLESS = 2**53  # batches; Grain wants a length
+_THREADS = 2
+_READ_AHEAD = 4  # batches, for each reader
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, records: int) -> NDArray[np.int64]:
+    """pi_e of equation (1)."""
+    return np.random.default_rng([seed, epoch]).permutation(records)
+
+
+class _Stream:
+    """Batch k of equation (2), this process's rows of it."""
+
+    def __init__(
+        self, source: Source, batch_size: int, rows: slice, seed: int, shuffle: bool, flip: bool, drop_remainder: bool
+    ) -> None:
+        self.source, self.batch_size, self.rows = source, batch_size, rows
+        self.seed, self.shuffle, self.flip, self.drop_remainder = seed, shuffle, flip, drop_remainder
+
+    def places(self, k: int) -> NDArray[np.int64]:
+        """The places g in the stream of this process's part of batch k."""
+        n, size = len(self.source), self.batch_size
+        if self.drop_remainder:
+            return np.arange(k * size, (k + 1) * size)[self.rows]
+        epoch, part = divmod(k, -(-n // size))
+        return epoch * n + np.arange(part * size, min(n, (part + 1) * size))
+
+    def records(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The records that stand at these places, by (1)."""
+        n = len(self.source)
+        epochs, within = np.divmod(places, n)
+        if not self.shuffle:
+            return within
+        chosen = np.empty_like(within)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            chosen[here] = _order(self.seed, int(epoch), n)[within[here]]
+        return chosen
+
+    def __call__(self, k: int) -> Batch:
+        places = self.places(int(k))
+        batch = _read(self.source, self.records(places))
+        if self.flip:
+            batch["image"] = horizontal_flip(batch["image"], self.seed, places)
+        return {**batch, "image": to_model_range(batch["image"])}
+
+
+def _read(source: Source, indices: NDArray[np.int64]) -> Batch:
+    records = [source[int(index)] for index in indices]
+    batch: Batch = {"image": np.stack([record["image"] for record in records])}
+    if source.num_classes is not None:
+        batch["label"] = np.array([record["label"] for record in records], np.int32)
+    return batch
+
+
+def _start_worker(worker: int, workers: int) -> None:
+    """Ties a worker process to its parent: a Ctrl-C that asks training to stop does not end it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
+
+
+def _close(iterators: list[Any]) -> None:
+    while iterators:
+        iterators.pop().close()
+
+
+class Pipeline:
+    """Endless batches for training, read ahead in the background, exactly resumable.
+
+    An iterator of ``{"image": float32 (B/P, H, W, C) in [-1, 1], "label": int32 (B/P,)}``, NumPy; no "label" for a
+    source without labels. A failed read raises its DataError and leaves the position where it was. Close it, or use it
+    in a `with`.
+
+    Args:
+      source: where records come from.
+      batch_size: B, of all processes together; may exceed the number of records, which then repeat within a batch.
+      seed: of the order and the flips, at least 0.
+      flip: mirror images left to right with probability 1/2, each time anew.
+      shuffle: another order each epoch; False: the source's own, each epoch.
+      workers: processes that read and decode; 0: threads of this process. The stream is the same. With workers, the
+        program's main module must be importable without side effects (`if __name__ == "__main__":`).
+      process_index: p, which of the processes this one is.
+      process_count: P; divides the batch size.
+      drop_remainder: True: batches run on across the ends of epochs, all of one size, and no record is dropped. False:
+        each epoch ends with a smaller batch where B does not divide n (one process only).
+      position: a saved `position` to go on from.
+
+    Raises:
+      DataError: an option out of range, or a position of another stream.
+
+    >>> from jaxdiff.data import open_digits
+    >>> with Pipeline(open_digits(), batch_size=32, seed=0) as pipeline:
+    ...     first, second = next(pipeline), next(pipeline)
+    ...     position = pipeline.position
+    ...     third = next(pipeline)
+    >>> first["image"].shape, str(first["image"].dtype), first["label"].shape, position["batches"]
+    ((32, 8, 8, 1), 'float32', (32,), 2)
+    >>> with Pipeline(open_digits(), batch_size=32, seed=0, position=position) as pipeline:
+    ...     bool((next(pipeline)["image"] == third["image"]).all())
+    True
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        batch_size: int,
+        seed: int,
+        flip: bool = False,
+        shuffle: bool = True,
+        workers: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+        drop_remainder: bool = True,
+        position: Mapping[str, Any] | None = None,
+    ) -> None:
+        for option, value, least in (
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+            ("workers", workers, 0),
+            ("process_count", process_count, 1),
+        ):
+            if value < least:
+                raise DataError(f"{option} is at least {least}, got {value}")
+        if not 0 <= process_index < process_count:
+            raise DataError(f"process_index lies in 0..{process_count - 1}, got {process_index}")
+        if batch_size % process_count:
+            raise DataError(
+                f"batch_size {batch_size} does not divide evenly over {process_count} processes; use a multiple of it"
+            )
+        if not drop_remainder and process_count > 1:
+            raise DataError(
+                "drop_remainder=False makes batches that do not divide over several processes; leave it True"
+            )
+        if len(source) == 0:
+            raise DataError(f"{source.name}: the set is empty, expected at least one image")
+        local = batch_size // process_count
+        rows = slice(process_index * local, (process_index + 1) * local)
+        self._stream = _Stream(source, batch_size, rows, seed, shuffle, flip, drop_remainder)
+        self._identity = {
+            "seed": int(seed),
+            "batch_size": int(batch_size),
+            "shuffle": bool(shuffle),
+            "flip": bool(flip),
+            "drop_remainder": bool(drop_remainder),
+            "records": len(source),
+            "data": source.fingerprint,
+        }
+        self._workers = workers
+        self._batches = 0
+        self._closed = False
+        self._iterators: list[Any] = []  # Grain's, at most one
+        # For a pipeline that is dropped, or still open when the program ends: workers hold shared memory.
+        weakref.finalize(self, _close, self._iterators)
+        if position is not None:
+            self.seek(position)
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """Where the stream stands after the last batch handed out, as JSON; the same for any workers and processes."""
+        return {"batches": self._batches, "stream": dict(self._identity)}
+
+    def seek(self, position: Mapping[str, Any]) -> None:
+        """Goes to a saved position; the next batch is the one that followed it.
+
+        Raises:
+          DataError: the position is not one, or is that of another stream.
+        """
+        batches, stream = position.get("batches"), position.get("stream")
+        if not isinstance(batches, int) or batches < 0 or not isinstance(stream, Mapping):
+            raise DataError(f"not a position in a stream of batches: {dict(position)}")
+        other = [
+            f"{key} was {stream.get(key)}, is now {value}"
+            for key, value in self._identity.items()
+            if stream.get(key) != value
+        ]
+        if other:
+            raise DataError(
+                f"the saved position belongs to another stream of batches: {'; '.join(other)}; "
+                "resume with the data and options it was saved with, or start a new run"
+            )
+        self._stop()
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._closed:
+            raise ValueError("the pipeline is closed; make a new one with position=pipeline.position")
+        if not self._iterators:
+            self._iterators.append(iter(self._dataset()))
+        try:
+            batch = next(self._iterators[0])
+        except BaseException:
+            self._stop()  # what was read ahead is no longer in step with the position
+            raise
+        self._batches += 1
+        return {key: np.asarray(value) for key, value in batch.items()}  # plain arrays, over a worker's shared memory
+
+    def _dataset(self) -> Any:
+        numbers = grain.MapDataset.range(self._batches, _ENDLESS)
+        reading = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_READ_AHEAD)
+        dataset = numbers.map(self._stream).to_iter_dataset(reading)
+        if self._workers == 0:
+            return dataset
+        if not flags.FLAGS.is_parsed():  # Grain hands its absl flags to the workers, and would find them unparsed
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=_READ_AHEAD)
+        return dataset.mp_prefetch(options, _start_worker)
+
+    def _stop(self) -> None:
+        _close(self._iterators)
+
+    def close(self) -> None:
+        """Ends the threads and worker processes. The position can still be read."""
+        self._stop()
+        self._closed = True
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def batches(source: Source, batch_size: int) -> Iterator[Batch]:
+    """One pass over a source in its own order, for evaluation; the last batch may be smaller.
+
+    Args:
+      source: where records come from.
+      batch_size: at least 1.
+
+    Yields:
+      ``{"image": float32 (b, H, W, C) in [-1, 1], "label": int32 (b,)}`` as `Pipeline` does, without flips.
+
+    >>> from jaxdiff.data import open_digits
+    >>> [len(batch["label"]) for batch in batches(open_digits(split="test"), 100)]
+    [100, 100, 100, 59]
+    """
+    if batch_size < 1:
+        raise DataError(f"batch_size is at least 1, got {batch_size}")
+    for start in range(0, len(source), batch_size):
+        batch = _read(source, np.arange(start, min(start + batch_size, len(source))))
+        yield {**batch, "image": to_model_range(batch["image"])}

@@ -1,0 +1,25 @@
+"""Networks: Flax NNX modules behind two pure functions, ``init`` and ``apply``.
+
+>>> import jax
+>>> net = functional(UNet(image_size=8, in_channels=1, width=16, attention_resolutions=(4,), multipliers=(1, 2)))
+>>> params = jax.jit(net.init)(jax.random.key(0))
+>>> jax.jit(net.apply)(params, jax.numpy.zeros((4, 8, 8, 1)), 0.5).shape
+(4, 8, 8, 1)
+"""
+
+from jaxdiff.networks.dit import DiT, dit
+from jaxdiff.networks.functional import Functional, Params, functional
+from jaxdiff.networks.unet import UNet, adm, ddpm_256, ddpm_cifar10, iddpm_cifar10
+
+__all__ = [
+    "DiT",
+    "Functional",
+    "Params",
+    "UNet",
+    "adm",
+    "ddpm_256",
+    "ddpm_cifar10",
+    "dit",
+    "functional",
+    "iddpm_cifar10",
+]

@@ -1,0 +1,71 @@
+"""Attention, the one that every network here uses (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from jaxdiff.networks.layers import DType, Init, Linear, fan_average
+
+
+def attention(
+    query: Float[Array, "batch heads queries depth"],
+    key: Float[Array, "batch heads keys depth"],
+    value: Float[Array, "batch heads keys width"],
+) -> Float[Array, "batch heads queries width"]:
+    """``softmax(q k^T / sqrt(depth)) v``, with logits and softmax in float32.
+
+    Heads stand before tokens: each head's products are then plain matrix products on contiguous data, which on a CPU is
+    over twice as fast as the (batch, tokens, heads, depth) order of `jax.nn.dot_product_attention`.
+
+    Args:
+      query: ``(batch, heads, queries, depth)``.
+      key: ``(batch, heads, keys, depth)``.
+      value: ``(batch, heads, keys, width)``.
+
+    Returns:
+      ``(batch, heads, queries, width)`` in ``value``'s dtype.
+
+    >>> q = k = jnp.zeros((1, 1, 2, 4))
+    >>> attention(q, k, jnp.array([0.0, 1.0]).reshape(1, 1, 2, 1)).ravel().tolist()
+    [0.5, 0.5]
+    """
+    logits = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5, axis=-1).astype(value.dtype)
+    return jnp.einsum("bhqk,bhkd->bhqd", weights, value)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention over tokens, with one fused projection laid out as (query|key|value, head, depth).
+
+    Args:
+      width: of the tokens.
+      heads: a divisor of ``width``.
+      init: of the output projection; zeros make a residual block start as the identity.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        dtype: DType = "float32",
+        init: Init = fan_average,
+    ):
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width, dtype=dtype)
+        self.out = Linear(width, width, dtype=dtype, init=init)
+
+    def __call__(self, x: Array) -> Array:
+        """``(B, L, C) -> (B, L, C)``.
+
+        >>> SelfAttention(8, heads=2)(jnp.ones((2, 5, 8))).shape
+        (2, 5, 8)
+        """
+        batch, length, width = x.shape
+        qkv = self.qkv(x).reshape(batch, length, 3, self.heads, width // self.heads)
+        mixed = attention(*qkv.transpose(2, 0, 3, 1, 4))  # 3 x (B, heads, L, depth) -> (B, heads, L, depth)
+        return self.out(mixed.transpose(0, 2, 1, 3).reshape(batch, length, width))

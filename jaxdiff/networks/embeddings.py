@@ -1,0 +1,168 @@
+"""What a network is told beside the image: the time, the class, and where a token stands. All in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Float
+
+from jaxdiff.networks.layers import Init, Linear, fan_average, normal
+
+TimeOrder = Literal["sin_cos", "cos_sin"]
+standard_normal = normal(1.0)
+
+
+def timestep_embedding(
+    t: Float[Array, " batch"], width: int, *, order: TimeOrder = "cos_sin", shift: float = 0.0, period: float = 10_000.0
+) -> Float[Array, "batch width"]:
+    """Sines and cosines of the time at geometric frequencies (Vaswani et al. 2017, section 3.5).
+
+    ``omega_i = period^(-i / (width/2 - shift))`` for ``i = 0 .. width/2 - 1``; the embedding is ``sin(omega t)`` and
+    ``cos(omega t)``, each half of the width.
+
+    Args:
+      t: ``(B,)``, in any unit; the published networks take 0 .. 999.
+      width: even, at least 4.
+      order: which half comes first. DDPM has sines first and shift 1; ADM, DiT and Stable Diffusion cosines first and
+        shift 0.
+      shift: 1 makes the last frequency exactly ``1 / period``.
+      period: the longest wavelength over 2 pi.
+
+    Returns:
+      ``(B, width)`` float32.
+
+    >>> timestep_embedding(jnp.zeros(1), 4).tolist()
+    [[1.0, 1.0, 0.0, 0.0]]
+    """
+    half = width // 2
+    omega = period ** (-np.arange(half, dtype=np.float64) / (half - shift))
+    angle = t.astype(jnp.float32)[:, None] * jnp.asarray(omega, jnp.float32)[None, :]
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    return jnp.concatenate([sin, cos] if order == "sin_cos" else [cos, sin], axis=1)
+
+
+class TimeEmbedding(nnx.Module):
+    """`timestep_embedding`, then a two-layer perceptron with SiLU between.
+
+    Args:
+      frequencies: width of the sinusoidal embedding, even.
+      width: of both layers.
+      order: as in `timestep_embedding`.
+      shift: as in `timestep_embedding`.
+      init: of both kernels.
+    """
+
+    def __init__(
+        self,
+        frequencies: int,
+        width: int,
+        *,
+        order: TimeOrder = "cos_sin",
+        shift: float = 0.0,
+        init: Init = fan_average,
+    ):
+        self.frequencies, self.order, self.shift = frequencies, order, shift
+        self.hidden = Linear(frequencies, width, init=init)
+        self.out = Linear(width, width, init=init)
+
+    def __call__(self, t: ArrayLike, batch: int) -> Array:
+        """``()`` or ``(batch,)`` -> ``(batch, width)``.
+
+        Raises:
+          ValueError: another shape.
+
+        >>> TimeEmbedding(8, 16)(0.5, 2).shape
+        (2, 16)
+        """
+        t = jnp.asarray(t, jnp.float32)
+        if t.shape not in ((), (batch,)):
+            raise ValueError(f"a time is a scalar or one a sample, ({batch},); got shape {t.shape}")
+        embedding = timestep_embedding(
+            jnp.broadcast_to(t, (batch,)), self.frequencies, order=self.order, shift=self.shift
+        )
+        return self.out(jax.nn.silu(self.hidden(embedding)))
+
+
+class LabelEmbedding(nnx.Module):
+    """A learned vector a class, and one for "no class", whose id is ``num_classes``.
+
+    Args:
+      num_classes: labels are 0 .. num_classes - 1.
+      width: of the vectors.
+      null: whether the table has the last row, for "no class". Classifier-free guidance needs it; the published ADM
+        lack it.
+      init: of the table.
+    """
+
+    def __init__(self, num_classes: int, width: int, *, null: bool = True, init: Init = standard_normal):
+        self.num_classes, self.null = num_classes, null
+        self.embedding = init((num_classes + null, width))
+
+    def __call__(self, cond: Mapping[str, Array] | None, batch: int) -> Array:
+        """The rows of ``cond["label"]``, ``(batch,)`` integers: ``(batch, width)``. No cond means "no class".
+
+        A label outside the table gives NaN, so that it cannot pass unseen.
+
+        Raises:
+          ValueError: there is no label, or not one integer a sample, or no cond and no null row.
+
+        >>> embed = LabelEmbedding(10, 4)
+        >>> bool((embed(None, 2) == embed({"label": jnp.array([10, 10])}, 2)).all())
+        True
+        """
+        check_cond(cond, ("label",))
+        if cond is None:
+            if not self.null:
+                raise ValueError("this network has no null class: pass cond={'label': ...}, or set null_class=True")
+            label: Array = jnp.full((batch,), self.num_classes)
+        else:
+            label = jnp.asarray(cond["label"])
+        if label.shape != (batch,) or not jnp.issubdtype(label.dtype, jnp.integer):
+            raise ValueError(f"cond['label'] must be one integer a sample, ({batch},); got {label.dtype} {label.shape}")
+        return jnp.take(self.embedding[...], label, axis=0, mode="fill", fill_value=jnp.nan)
+
+
+def check_cond(cond: Mapping[str, Array] | None, keys: tuple[str, ...]) -> None:
+    """Refuses a ``cond`` whose keys are not exactly ``keys``; None, an unconditional call, always passes.
+
+    Raises:
+      ValueError: a key is missing, or unknown to the network.
+
+    >>> check_cond({"text": jnp.zeros(1)}, ("label",))
+    Traceback (most recent call last):
+    ...
+    ValueError: this network is conditioned on ['label'], got cond with ['text']
+    """
+    if cond is not None and set(cond) != set(keys):
+        known = f"is conditioned on {sorted(keys)}" if keys else "is unconditional (num_classes=None)"
+        raise ValueError(f"this network {known}, got cond with {sorted(cond)}")
+
+
+def position_embedding(rows: int, columns: int, width: int) -> np.ndarray:
+    """Fixed sines and cosines of where a token stands (MAE's and DiT's 2-D table).
+
+    With ``omega_i = 10000^(-i / (width/4))``, the token at row r and column c has
+    ``[sin(omega c), cos(omega c), sin(omega r), cos(omega r)]``.
+
+    Args:
+      rows: of tokens.
+      columns: of tokens.
+      width: divisible by 4.
+
+    Returns:
+      ``(rows * columns, width)`` float32, row after row.
+
+    >>> position_embedding(2, 3, 8).shape
+    (6, 8)
+    """
+    omega = 10_000.0 ** (-np.arange(width // 4, dtype=np.float64) / (width // 4))
+    row, column = np.indices((rows, columns)).reshape(2, -1, 1)  # (rows * columns, 1) each
+    angles = (column * omega[None], row * omega[None])
+    return np.concatenate([wave(angle) for angle in angles for wave in (np.sin, np.cos)], axis=1).astype(np.float32)

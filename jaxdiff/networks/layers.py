@@ -1,0 +1,272 @@
+"""Layers that the networks share: weights, projections, normalisation, resampling. Images are NHWC, tokens NLC.
+
+Precision is one policy. Parameters are float32. Matrix products and convolutions compute in the network's ``dtype``;
+statistics of the normalisations, softmax, the embeddings of time and class, and a network's last projection compute in
+float32.
+
+A module is built first and drawn after: a random weight is built holding the scale of its distribution, and `draw`
+multiplies all of them by noise at once. A draw costs XLA a quarter of a second to compile, whatever its size; with one
+a weight, a network of a few hundred weights would start minutes late.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+DType = Literal["float32", "bfloat16"]
+Padding = Literal["bottom_right", "symmetric"]
+Init = Callable[[tuple[int, ...]], nnx.Param]
+"""Makes a weight of a shape; if a random one, then for `draw`."""
+M = TypeVar("M", bound=nnx.Module)
+
+
+class Uniform(nnx.Param):
+    """A weight from U(-a, a), built holding a."""
+
+
+class Normal(nnx.Param):
+    """A weight from N(0, s^2), built holding s."""
+
+
+def zeros(shape: tuple[int, ...]) -> nnx.Param:
+    """A weight that starts at zero."""
+    return nnx.Param(jnp.zeros(shape))
+
+
+def fan_average(shape: tuple[int, ...]) -> nnx.Param:
+    """Glorot's uniform weight, of DDPM and DiT: variance ``2 / (fan_in + fan_out)``; the last axes are in and out."""
+    return Uniform(jnp.full(shape, math.sqrt(6 / (math.prod(shape[:-2]) * (shape[-2] + shape[-1])))))
+
+
+def normal(deviation: float) -> Init:
+    """Normal weights of standard deviation ``deviation``."""
+    return lambda shape: Normal(jnp.full(shape, deviation))
+
+
+def draw(module: M, key: Array) -> M:
+    """The module with its `Uniform` and `Normal` weights drawn.
+
+    >>> layer = draw(Linear(300, 300), jax.random.key(0))
+    >>> abs(float(layer.kernel.var()) * 300 - 1) < 0.02
+    True
+    """
+
+    def multiply(scales: Any, sampler: Callable[..., Array], key: Array, **limits: float) -> Any:
+        leaves = jax.tree.leaves(scales)
+        noise = sampler(key, (sum(leaf.size for leaf in leaves),), **limits)
+        parts = iter(jnp.split(noise, np.cumsum([leaf.size for leaf in leaves])[:-1]))
+        return jax.tree.map(lambda leaf: leaf * next(parts).reshape(leaf.shape), scales)
+
+    graphdef, *states = nnx.split(module, Uniform, Normal, ...)
+    uniform, gaussian, rest = states
+    key_uniform, key_normal = jax.random.split(key)
+    uniform = multiply(uniform, jax.random.uniform, key_uniform, minval=-1, maxval=1)
+    gaussian = multiply(gaussian, jax.random.normal, key_normal)
+    return nnx.merge(graphdef, uniform, gaussian, rest)
+
+
+class Linear(nnx.Module):
+    """An affine map of the last axis. On an image it is the 1x1 convolution, and faster than one.
+
+    Args:
+      inputs: length of the last axis.
+      outputs: of the result's.
+      dtype: what it computes in and returns.
+      init: of the kernel ``(inputs, outputs)``; the bias starts at zero.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, dtype: DType = "float32", init: Init = fan_average):
+        self.dtype = dtype
+        self.kernel = init((inputs, outputs))
+        self.bias = zeros((outputs,))
+
+    def __call__(self, x: Array) -> Array:
+        """``(..., inputs) -> (..., outputs)``.
+
+        >>> Linear(4, 6)(jnp.ones((2, 8, 8, 4))).shape
+        (2, 8, 8, 6)
+        """
+        y = jnp.dot(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return y + self.bias[...].astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class Conv3x3(nnx.Module):
+    """A 3x3 convolution with zero padding.
+
+    Args:
+      inputs: channels.
+      outputs: channels.
+      stride: 1 or 2.
+      padding: by one pixel on all sides ("symmetric"), or at the bottom and the right only ("bottom_right").
+      dtype: what it computes in and returns.
+      init: of the kernel ``(3, 3, inputs, outputs)``; the bias starts at zero.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        stride: int = 1,
+        padding: Padding = "symmetric",
+        dtype: DType = "float32",
+        init: Init = fan_average,
+    ):
+        self.stride, self.padding, self.dtype = stride, padding, dtype
+        self.kernel = init((3, 3, inputs, outputs))
+        self.bias = zeros((outputs,))
+
+    def __call__(self, x: Array) -> Array:
+        """``(B, H, W, inputs) -> (B, H / stride, W / stride, outputs)``.
+
+        >>> Conv3x3(4, 6, stride=2, padding="bottom_right")(jnp.ones((2, 8, 8, 4))).shape
+        (2, 4, 4, 6)
+        """
+        edges = (1, 1) if self.padding == "symmetric" else (0, 1)
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            self.kernel[...].astype(self.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=(edges, edges),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y + self.bias[...].astype(self.dtype)[None, None, None, :]
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation (Wu & He 2018, https://arxiv.org/abs/1803.08494), optionally modulated a sample at a time.
+
+    With m and v the mean and variance over the pixels and channels of a group,
+    ``y = (x - m) / sqrt(v + eps) * gain + bias``, and modulated ``y (1 + scale) + shift``.
+
+    Computed in float32 as sums a channel, of which one scale and one shift a channel follow, over x less a centre c:
+    the mean of the group as float32 rounds it. The result is the same for every c, so c is a constant to the
+    derivative, and with this one neither ``sum (x - c)^2 - (sum (x - c))^2 / n`` nor x - m cancels, however far the
+    data lie from zero.
+
+    Args:
+      channels: of the input.
+      groups: their number at most; `group_count` has the rule.
+      eps: added to the variance.
+    """
+
+    def __init__(self, channels: int, *, groups: int = 32, eps: float = 1e-6):
+        self.groups = group_count(channels, groups)
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+
+    def __call__(self, x: Array, scale: Array | None = None, shift: Array | None = None) -> Array:
+        """``(B, H, W, C)`` -> the same, in ``x``'s dtype; ``scale`` and ``shift`` are ``(B, C)``, both or neither.
+
+        >>> y = GroupNorm(8, groups=2)(1e4 + jax.random.normal(jax.random.key(0), (1, 16, 16, 8)))
+        >>> bool(abs(y.mean()) < 1e-3), bool(abs(y.std() - 1) < 1e-3)
+        (True, True)
+        """
+        batch, channels = x.shape[0], x.shape[3]
+        size = channels // self.groups
+
+        def over_group(per_channel: Array) -> Array:  # (B, C) -> (B, C): each channel has the mean of its group
+            return jnp.repeat(per_channel.reshape(batch, self.groups, size).mean(-1), size, axis=1)
+
+        wide = x.astype(jnp.float32)
+        centre = jax.lax.stop_gradient(over_group(wide.mean((1, 2))))
+        centred = wide - centre[:, None, None, :]
+        mean = over_group(centred.mean((1, 2)))
+        variance = over_group((centred * centred).mean((1, 2))) - mean * mean
+        gain, bias = self.scale[None, :], self.bias[None, :]
+        if scale is not None and shift is not None:
+            gain, bias = gain * (1 + scale), bias * (1 + scale) + shift
+        gain = gain * jax.lax.rsqrt(jnp.maximum(variance, 0) + self.eps)  # (B, C)
+        bias = bias - mean * gain
+        return (centred * gain[:, None, None, :] + bias[:, None, None, :]).astype(x.dtype)
+
+
+def group_count(channels: int, most: int) -> int:
+    """How many groups: ``most``, but no group of under four channels (EDM's rule), and a divisor of ``channels``.
+
+    >>> [group_count(channels, 32) for channels in (128, 64, 96, 48)]
+    [32, 16, 24, 12]
+    """
+    return math.gcd(channels, max(1, min(most, channels // 4)))
+
+
+def layer_norm(x: Array, eps: float) -> Array:
+    """``(x - mean) / sqrt(variance + eps)`` over the last axis, in float32, without learned gain and bias.
+
+    >>> layer_norm(jnp.array([[1.0, 3.0]]), 0.0).tolist()
+    [[-1.0, 1.0]]
+    """
+    x = x.astype(jnp.float32)
+    centred = x - x.mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + eps)
+
+
+def upsample(x: Array) -> Array:
+    """Twice the height and width, by nearest neighbour.
+
+    >>> upsample(jnp.arange(2.0).reshape(1, 1, 2, 1))[0, :, :, 0].tolist()
+    [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]]
+    """
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+
+def downsample(x: Array) -> Array:
+    """Half the height and width, by the mean of each 2x2 square.
+
+    >>> downsample(jnp.arange(4.0).reshape(1, 2, 2, 1)).tolist()
+    [[[[1.5]]]]
+    """
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+
+
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+    """Zeroes each element with probability ``rate`` and divides the others by ``1 - rate``; the identity without a key.
+
+    >>> dropout(jnp.ones(3), 0.5, None).tolist()
+    [1.0, 1.0, 1.0]
+    """
+    if key is None or rate == 0:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), jnp.zeros_like(x))
+
+
+def check_images(x: Array, channels: int, multiple: int, network: str) -> None:
+    """Refuses, at trace time, what ``network`` cannot take.
+
+    Args:
+      x: should be ``(B, H, W, channels)``, floating point, H and W multiples of ``multiple``.
+      channels: what the network was built for.
+      multiple: its patch size, or 2 to the power of its down-samplings.
+      network: its name, for the message.
+
+    Raises:
+      ValueError: it is not.
+
+    >>> check_images(jnp.zeros((1, 9, 9, 3)), 3, 2, "UNet")
+    Traceback (most recent call last):
+    ...
+    ValueError: UNet needs height and width divisible by 2, got 9x9: resize or pad the images
+    """
+    if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"{network} takes floating-point images (batch, height, width, channel), got {x.dtype} {x.shape}"
+        )
+    if x.shape[3] != channels:
+        raise ValueError(
+            f"{network} was built for in_channels={channels}, got images of {x.shape[3]} channels: {x.shape}"
+        )
+    if x.shape[1] % multiple or x.shape[2] % multiple:
+        raise ValueError(
+            f"{network} needs height and width divisible by {multiple}, got {x.shape[1]}x{x.shape[2]}: "
+            "resize or pad the images"
+        )

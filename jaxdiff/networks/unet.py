@@ -1,0 +1,361 @@
+"""The U-Net of DDPM and of ADM, one network with options.
+
+- DDPM: Ho et al. 2020, "Denoising Diffusion Probabilistic Models", https://arxiv.org/abs/2006.11239, appendix B.
+- iDDPM: Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672: scale-shift normalisation, several heads.
+- ADM: Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", https://arxiv.org/abs/2105.05233,
+  section 3: residual up- and down-sampling, more attention.
+
+A residual block, with e the embedding of time and class:
+
+    h = conv1(silu(norm1(x)))                               (1)
+    h = norm2(h + W silu(e))                                (2, DDPM)
+    h = norm2(h) (1 + scale) + shift,  W silu(e) = scale|shift   (2, ADM)
+    y = skip(x) + conv2(dropout(silu(h)))                   (3)
+
+where the residual resampling of ADM halves or doubles both x and silu(norm1(x)) in (1). conv2, the output of attention
+and the last convolution start at zero, so that each block starts as its skip connection and the whole network as zero.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxdiff.networks.attention import SelfAttention
+from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, TimeOrder, check_cond
+from jaxdiff.networks.layers import (
+    Conv3x3,
+    DType,
+    GroupNorm,
+    Linear,
+    Padding,
+    check_images,
+    downsample,
+    draw,
+    dropout,
+    upsample,
+    zeros,
+)
+
+
+@dataclass(frozen=True)
+class UNet:
+    """Configuration of the U-Net; `jaxdiff.networks.functional` makes a network of it. The defaults are DDPM's.
+
+    Args:
+      image_size: side of the images that ``attention_resolutions`` refer to. Images of any size divisible by
+        ``2^(len(multipliers) - 1)`` pass through the network, square or not.
+      in_channels: of the images.
+      out_channels: of the output; None: as many as ``in_channels``. A learned variance needs twice as many.
+      width: channels at a multiplier of 1, and a quarter of the width of the time embedding. Even.
+      multipliers: channels of each level over ``width``; each further level has half the resolution.
+      blocks: residual blocks a level on the way down; one more on the way up.
+      attention_resolutions: the resolutions whose blocks are followed by self-attention (the middle always is).
+      heads: of attention.
+      head_width: if given, attention has ``channels / head_width`` heads instead.
+      num_classes: for a network conditioned on ``cond["label"]``; None for one that is not.
+      null_class: whether label ``num_classes`` means "no class" (one row more in the table).
+      dropout: rate in the residual blocks, in [0, 1); applies when a key is passed.
+      scale_shift: equation (2, ADM) rather than (2, DDPM).
+      residual_resampling: up- and down-sample inside residual blocks (ADM) rather than by convolutions.
+      downsample_padding: of the stride-2 convolutions. DDPM pads at the bottom and the right only, ADM on all sides.
+      time_order: which half of the time embedding comes first.
+      time_shift: 1 for DDPM's frequencies, 0 for ADM's.
+      groups: most groups of the normalisations, which have at least 4 channels each.
+      norm_eps: of the normalisations.
+      dtype: what convolutions and matrix products compute in; parameters and output are float32.
+
+    Raises:
+      ValueError: values that do not fit each other.
+
+    >>> from jaxdiff.networks import functional
+    >>> net = functional(UNet(image_size=16, width=16, multipliers=(1, 2), attention_resolutions=(8,), num_classes=10))
+    >>> params = jax.jit(net.init)(jax.random.key(0))
+    >>> labels = jnp.array([3, 10])  # the second is "no class"
+    >>> jax.jit(net.apply)(params, jnp.zeros((2, 16, 16, 3)), jnp.array([0.0, 999.0]), {"label": labels}).shape
+    (2, 16, 16, 3)
+    """
+
+    image_size: int = 32
+    in_channels: int = 3
+    out_channels: int | None = None
+    width: int = 128
+    multipliers: tuple[float, ...] = (1, 2, 2, 2)
+    blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (16,)
+    heads: int = 1
+    head_width: int | None = None
+    num_classes: int | None = None
+    null_class: bool = True
+    dropout: float = 0.0
+    scale_shift: bool = False
+    residual_resampling: bool = False
+    downsample_padding: Padding = "bottom_right"
+    time_order: TimeOrder = "sin_cos"
+    time_shift: float = 1.0
+    groups: int = 32
+    norm_eps: float = 1e-6
+    dtype: DType = "float32"
+
+    def __post_init__(self) -> None:
+        levels = [self.image_size // 2**level for level in range(len(self.multipliers))]
+        if not levels or self.image_size % 2 ** (len(levels) - 1):
+            raise ValueError(f"image_size={self.image_size} cannot be halved for multipliers={self.multipliers}")
+        if unknown := set(self.attention_resolutions) - set(levels):
+            raise ValueError(f"attention_resolutions={sorted(unknown)} are no level's; the levels have {levels}")
+        widths = [self.width * factor for factor in self.multipliers]
+        if self.width < 4 or self.width % 2 or any(width <= 0 or width % 1 for width in widths):
+            raise ValueError(
+                f"width={self.width} must be even and at least 4; each level's must be whole, got {widths}"
+            )
+        attending = {self.channels(level) for level, size in enumerate(levels) if size in self.attention_resolutions}
+        for channels in sorted(attending | {self.channels(len(levels) - 1)}):
+            if channels % (self.head_width or self.heads):
+                heads = f"head_width={self.head_width}" if self.head_width else f"heads={self.heads}"
+                raise ValueError(f"attention over {channels} channels: they do not divide by {heads}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be in [0, 1)")
+
+    def channels(self, level: int) -> int:
+        """Channels of a level, 0 being the full resolution."""
+        return int(self.width * self.multipliers[level])
+
+    def __call__(self, rngs: nnx.Rngs) -> UNetModule:
+        """The module, with fresh parameters."""
+        return draw(UNetModule(self), rngs.params())
+
+
+class ResidualBlock(nnx.Module):
+    """Equations (1) to (3). ``site`` tells this block's dropout from the others'."""
+
+    def __init__(
+        self,
+        config: UNet,
+        inputs: int,
+        outputs: int,
+        site: int,
+        resample: Literal["up", "down"] | None = None,
+    ):
+        norm: dict[str, Any] = {"groups": config.groups, "eps": config.norm_eps}
+        self.rate, self.site, self.scale_shift, self.resample = config.dropout, site, config.scale_shift, resample
+        self.norm1 = GroupNorm(inputs, **norm)
+        self.conv1 = Conv3x3(inputs, outputs, dtype=config.dtype)
+        self.embed = Linear(4 * config.width, 2 * outputs if config.scale_shift else outputs)
+        self.norm2 = GroupNorm(outputs, **norm)
+        self.conv2 = Conv3x3(outputs, outputs, dtype=config.dtype, init=zeros)
+        self.skip = None if inputs == outputs else Linear(inputs, outputs, dtype=config.dtype)
+
+    def __call__(self, x: Array, embedding: Array, key: Array | None) -> Array:
+        h = jax.nn.silu(self.norm1(x))
+        if self.resample is not None:
+            change = upsample if self.resample == "up" else downsample
+            h, x = change(h), change(x)
+        h = self.conv1(h)
+        told = self.embed(embedding)  # (B, outputs) or (B, 2 outputs)
+        if self.scale_shift:
+            h = self.norm2(h, *jnp.split(told, 2, axis=1))
+        else:
+            h = self.norm2(h + told[:, None, None, :].astype(h.dtype))
+        h = dropout(jax.nn.silu(h), self.rate, None if key is None else jax.random.fold_in(key, self.site))
+        return self.conv2(h) + (x if self.skip is None else self.skip(x))
+
+
+class AttentionBlock(nnx.Module):
+    """``x + attention(norm(x))`` over the pixels."""
+
+    def __init__(self, config: UNet, channels: int):
+        heads = channels // config.head_width if config.head_width else config.heads
+        self.norm = GroupNorm(channels, groups=config.groups, eps=config.norm_eps)
+        self.attention = SelfAttention(channels, heads, dtype=config.dtype, init=zeros)
+
+    def __call__(self, x: Array) -> Array:
+        batch, height, width, channels = x.shape
+        tokens = self.norm(x).reshape(batch, height * width, channels)
+        return x + self.attention(tokens).reshape(x.shape)
+
+
+class Stage(nnx.Module):
+    """A residual block and, where the level has it, attention."""
+
+    def __init__(self, config: UNet, inputs: int, outputs: int, attends: bool, site: int):
+        self.block = ResidualBlock(config, inputs, outputs, site)
+        self.attention = AttentionBlock(config, outputs) if attends else None
+
+    def __call__(self, x: Array, embedding: Array, key: Array | None) -> Array:
+        x = self.block(x, embedding, key)
+        return x if self.attention is None else self.attention(x)
+
+
+class Resample(nnx.Module):
+    """DDPM's change of resolution: a stride-2 convolution, or nearest neighbour and a convolution."""
+
+    def __init__(self, config: UNet, channels: int, direction: Literal["up", "down"]):
+        self.direction = direction
+        if direction == "down":
+            self.conv = Conv3x3(channels, channels, dtype=config.dtype, stride=2, padding=config.downsample_padding)
+        else:
+            self.conv = Conv3x3(channels, channels, dtype=config.dtype)
+
+    def __call__(self, x: Array, embedding: Array, key: Array | None) -> Array:
+        return self.conv(upsample(x) if self.direction == "up" else x)
+
+
+class Level(nnx.Module):
+    """The stages at one resolution and, but for the last level of its direction, the change to the next."""
+
+    def __init__(self, stages: list[Stage], resample: ResidualBlock | Resample | None):
+        self.stages = nnx.List(stages)
+        self.resample = resample
+
+
+class UNetModule(nnx.Module):
+    """The U-Net that a `UNet` configures, called as ``module(x, t, cond, key)``."""
+
+    def __init__(self, config: UNet):
+        self.config = config
+        levels = range(len(config.multipliers))
+        attends = [config.image_size // 2**level in config.attention_resolutions for level in levels]
+        sites = itertools.count()
+
+        def resample(level: int, direction: Literal["up", "down"]) -> ResidualBlock | Resample:
+            channels = config.channels(level)
+            if config.residual_resampling:
+                return ResidualBlock(config, channels, channels, next(sites), direction)
+            return Resample(config, channels, direction)
+
+        self.time = TimeEmbedding(config.width, 4 * config.width, order=config.time_order, shift=config.time_shift)
+        classes = config.num_classes
+        self.label = LabelEmbedding(classes, 4 * config.width, null=config.null_class) if classes is not None else None
+        now = config.channels(0)
+        self.conv_in = Conv3x3(config.in_channels, now, dtype=config.dtype)
+        skips = [now]
+        down = []
+        for level in levels:
+            stages = []
+            for _ in range(config.blocks):
+                stages.append(Stage(config, now, config.channels(level), attends[level], next(sites)))
+                now = config.channels(level)
+                skips.append(now)
+            last = level == levels[-1]
+            down.append(Level(stages, None if last else resample(level, "down")))
+            skips += [] if last else [now]
+        self.down = nnx.List(down)
+        self.middle_in = Stage(config, now, now, True, next(sites))
+        self.middle_out = ResidualBlock(config, now, now, next(sites))
+        up = []
+        for level in reversed(levels):
+            stages = []
+            for _ in range(config.blocks + 1):
+                now += skips.pop()
+                stages.append(Stage(config, now, config.channels(level), attends[level], next(sites)))
+                now = config.channels(level)
+            up.append(Level(stages, resample(level, "up") if level else None))
+        self.up = nnx.List(up)
+        self.norm_out = GroupNorm(now, groups=config.groups, eps=config.norm_eps)
+        self.conv_out = Conv3x3(now, config.out_channels or config.in_channels, init=zeros)
+
+    def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Array] | None, key: Array | None) -> Array:
+        check_images(x, self.config.in_channels, 2 ** (len(self.config.multipliers) - 1), "UNet")
+        embedding = self.time(t, x.shape[0])
+        if self.label is None:
+            check_cond(cond, ())
+        else:
+            embedding = embedding + self.label(cond, x.shape[0])
+        embedding = jax.nn.silu(embedding)  # (B, 4 width), as each block's linear map takes it
+
+        h = self.conv_in(x)
+        skips = [h]
+        for level in self.down:
+            for stage in level.stages:
+                h = stage(h, embedding, key)
+                skips.append(h)
+            if level.resample is not None:
+                h = level.resample(h, embedding, key)
+                skips.append(h)
+        h = self.middle_out(self.middle_in(h, embedding, key), embedding, key)
+        for level in self.up:
+            for stage in level.stages:
+                h = stage(jnp.concatenate([h, skips.pop()], axis=-1), embedding, key)
+            if level.resample is not None:
+                h = level.resample(h, embedding, key)
+        return self.conv_out(jax.nn.silu(self.norm_out(h.astype(jnp.float32))))
+
+
+def ddpm_cifar10(**changes: Any) -> UNet:
+    """The CIFAR-10 network of Ho et al. 2020: 35,746,307 parameters. ``changes`` replace fields.
+
+    >>> ddpm_cifar10().width
+    128
+    """
+    return UNet(**{"dropout": 0.1, **changes})
+
+
+def ddpm_256(**changes: Any) -> UNet:
+    """The 256x256 network of Ho et al. 2020 (LSUN, CelebA-HQ): 113,673,219 parameters. ``changes`` replace fields.
+
+    >>> ddpm_256().multipliers
+    (1, 1, 2, 2, 4, 4)
+    """
+    return UNet(**{"image_size": 256, "multipliers": (1, 1, 2, 2, 4, 4), **changes})
+
+
+_ADM: dict[str, Any] = {
+    "scale_shift": True,
+    "downsample_padding": "symmetric",
+    "time_order": "cos_sin",
+    "time_shift": 0.0,
+    "norm_eps": 1e-5,
+    "out_channels": 6,
+}
+
+
+def iddpm_cifar10(**changes: Any) -> UNet:
+    """The CIFAR-10 network of Nichol & Dhariwal 2021: 52,546,438 parameters. ``changes`` replace fields.
+
+    >>> iddpm_cifar10().out_channels
+    6
+    """
+    fields: dict[str, Any] = {"blocks": 3, "attention_resolutions": (16, 8), "heads": 4, "dropout": 0.3}
+    return UNet(**{**_ADM, **fields, **changes})
+
+
+def adm(image_size: Literal[64, 128, 256, 512], **changes: Any) -> UNet:
+    """The class-conditional ImageNet networks of Dhariwal & Nichol 2021, with learned variance, as published.
+
+    They have 295,904,454 / 421,529,606 / 553,838,086 / 558,997,638 parameters at 64 / 128 / 256 / 512 pixels, and no
+    null class: to train for classifier-free guidance, ask for ``null_class=True``.
+
+    Args:
+      image_size: 64, 128, 256 or 512.
+      changes: fields of `UNet` to replace.
+
+    Raises:
+      ValueError: another size.
+
+    >>> adm(64, null_class=True).attention_resolutions
+    (32, 16, 8)
+    """
+    sizes: dict[int, dict[str, Any]] = {
+        64: {"width": 192, "multipliers": (1, 2, 3, 4), "blocks": 3, "head_width": 64, "dropout": 0.1},
+        128: {"width": 256, "multipliers": (1, 1, 2, 3, 4), "heads": 4},
+        256: {"width": 256, "multipliers": (1, 1, 2, 2, 4, 4), "head_width": 64},
+        512: {"width": 256, "multipliers": (0.5, 1, 1, 2, 2, 4, 4), "head_width": 64},
+    }
+    if image_size not in sizes:
+        raise ValueError(f"ADM was published at {', '.join(map(str, sizes))} pixels, got {image_size}: use `UNet`")
+    fields: dict[str, Any] = {
+        "image_size": image_size,
+        "attention_resolutions": (32, 16, 8),
+        "residual_resampling": True,
+        "num_classes": 1000,
+        "null_class": False,
+    }
+    return UNet(**{**_ADM, **fields, **sizes[image_size], **changes})

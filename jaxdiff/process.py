@@ -1,0 +1,156 @@
+"""Gaussian processes between data and noise.
+
+A process is two functions of time t in [0, 1] (t = 0 is the data end, t = 1 the noise end),
+
+    x_t = alpha(t) x_0 + sigma(t) eps,    eps ~ N(0, I),                                             (1)
+
+and everything else follows from them (Kingma et al. 2021, "Variational Diffusion Models"; Song et al. 2021,
+"Score-Based Generative Modeling through SDEs"; Karras et al. 2022). With ' for d/dt and lambda for the log
+signal-to-noise ratio:
+
+    lambda(t)  = ln(alpha^2 / sigma^2)                                                               (2)
+    dx = f x dt + g dw,   f = alpha'/alpha,   g^2 = 2 sigma sigma' - 2 sigma^2 alpha'/alpha          (3)
+    dx/dt = alpha' x_0 + sigma' eps             (the probability-flow velocity given x_0 and eps)    (4)
+    q(x_t | x_s) = N(r x_s, v),   r = alpha_t/alpha_s,   v = sigma_t^2 - r^2 sigma_s^2,   s < t      (5)
+                 v = -sigma_t^2 expm1(lambda_t - lambda_s)
+    q(x_s | x_t, x_0) = N(alpha_s x_0 + sqrt(sigma_s^2 - w) eps, w),                                 (6)
+                 w = -sigma_s^2 expm1(lambda_t - lambda_s),   eps = (x_t - alpha_t x_0)/sigma_t
+
+`Process` derives (2)-(6) from alpha and sigma alone (derivatives by forward-mode differentiation, the inverse of (2) by
+bisection); a subclass overrides a method only with a closed form that is better conditioned in float32.
+
+Ends. sigma(0) = 0 for `VP`, `CosineVP`, `SigmoidVP`, `SubVP`, `Flow`: there eps is undefined, and sampling and training
+stop at `min_time`. alpha(1) = 0 for `CosineVP`, `SigmoidVP`, `Flow` and zero-terminal-SNR chains: there f and g^2 are
+infinite and x_0 cannot be had from eps. `VE` and `KarrasVE` begin at sigma(0) = sigma_min > 0.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxdiff.broadcast import expand
+from jaxdiff.noise import PRIOR, white_noise
+
+RATIO_MIN = 0.002
+"""Least noise-to-signal ratio sigma/alpha visited by default: invisible in 8-bit images (Karras et al. 2022, table
+1)."""
+
+
+def as_time(t: ArrayLike) -> Array:
+    """t as a floating-point array."""
+    return jnp.asarray(t, jnp.result_type(float, t))
+
+
+@flax.struct.dataclass
+class Process(abc.ABC):
+    """A Gaussian process, equation (1). Subclasses give `alpha` and `sigma`, elementwise in t; shapes follow t."""
+
+    @abc.abstractmethod
+    def alpha(self, t: ArrayLike) -> Array:
+        """The signal's scale, falling with t; 1 at t = 0."""
+
+    @abc.abstractmethod
+    def sigma(self, t: ArrayLike) -> Array:
+        """The noise's standard deviation, rising with t."""
+
+    @property
+    def steps(self) -> int | None:
+        """Number of times of a discrete chain, t = k / steps; None for processes in continuous time."""
+        return None
+
+    def min_time(self) -> Array:
+        """The time where sigma/alpha = 0.002, or 0 if it is nowhere less: where grids and training times begin."""
+        return jnp.clip(self.time_of_log_snr(-2.0 * math.log(RATIO_MIN)), 0.0, 1.0)
+
+    def log_snr(self, t: ArrayLike) -> Array:
+        """Equation (2): lambda(t) = ln(alpha^2/sigma^2), falling with t, infinite where sigma or alpha is 0."""
+        return 2.0 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t)))
+
+    def time_of_log_snr(self, log_snr: ArrayLike) -> Array:
+        """The inverse of `log_snr`, limited to [0, 1].
+
+        By bisection, then one Newton step through which derivatives pass: d t = (d l - d lambda) / lambda'(t).
+        """
+        target = as_time(log_snr)
+
+        def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = ends
+            middle = 0.5 * (low + high)
+            noisier = self.log_snr(middle) < target
+            return jnp.where(noisier, low, middle), jnp.where(noisier, middle, high)
+
+        ends = (jnp.zeros_like(target), jnp.ones_like(target))
+        low, high = jax.lax.fori_loop(0, 2 * jnp.finfo(target.dtype).nmant, halve, ends)
+        t = jax.lax.stop_gradient(0.5 * (low + high))
+        value, slope = jax.jvp(self.log_snr, (t,), (jnp.ones_like(t),))
+        newton = (value - target) / slope
+        return jnp.clip(t - jnp.where(jnp.isfinite(newton), newton, 0.0), 0.0, 1.0)
+
+    def derivatives(self, t: ArrayLike) -> tuple[Array, Array]:
+        """(alpha'(t), sigma'(t))."""
+        t = as_time(t)
+        one = jnp.ones_like(t)
+        return jax.jvp(self.alpha, (t,), (one,))[1], jax.jvp(self.sigma, (t,), (one,))[1]
+
+    def drift(self, t: ArrayLike) -> Array:
+        """f of equation (3): the forward SDE is dx = f(t) x dt + g(t) dw."""
+        return self.derivatives(t)[0] / self.alpha(t)
+
+    def diffusion_squared(self, t: ArrayLike) -> Array:
+        """g^2 of equation (3)."""
+        alpha_dot, sigma_dot = self.derivatives(t)
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        return 2.0 * sigma * (sigma_dot - sigma * alpha_dot / alpha)
+
+    def velocity(self, x0: Array, eps: Array, t: ArrayLike) -> Array:
+        """Equation (4): dx/dt along the probability flow."""
+        alpha_dot, sigma_dot = self.derivatives(t)
+        return expand(alpha_dot, x0) * x0 + expand(sigma_dot, x0) * eps
+
+    def perturb(self, x0: Array, eps: Array, t: ArrayLike) -> Array:
+        """Equation (1): noisy samples ``(B, ...)`` at t ``()`` or ``(B,)``."""
+        return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * eps
+
+    def transition(self, s: ArrayLike, t: ArrayLike) -> tuple[Array, Array]:
+        """Equation (5): scale and variance of q(x_t | x_s), s < t."""
+        return self.alpha(t) / self.alpha(s), -jnp.square(self.sigma(t)) * jnp.expm1(self.log_snr(t) - self.log_snr(s))
+
+    def posterior(self, s: ArrayLike, t: ArrayLike) -> tuple[Array, Array, Array]:
+        """Equation (6): (a, b, w) of q(x_s | x_t, x_0) = N(a x_0 + b eps, w), with x_t = alpha_t x_0 + sigma_t eps, s <
+        t."""
+        sigma, difference = self.sigma(s), self.log_snr(t) - self.log_snr(s)
+        return self.alpha(s), sigma * jnp.exp(0.5 * difference), -jnp.square(sigma) * jnp.expm1(difference)
+
+    def prior_std(self, t: ArrayLike = 1.0) -> Array:
+        """Standard deviation of the noise that sampling starts from at t: sigma(t)."""
+        return self.sigma(t)
+
+    def prior_sample(self, keys: Array, shape: tuple[int, ...], t: ArrayLike = 1.0) -> Array:
+        """Noise to start from at t: N(0, prior_std(t)^2), one draw a key. The mean alpha(t) E[x_0] is left out, so t is
+        to be one where alpha(t) is small against sigma(t).
+
+        Args:
+          keys: ``(B,)``, from `sample_keys`.
+          shape: of one sample.
+          t: the time of the first step.
+
+        >>> from jaxdiff.noise import sample_keys
+        >>> from jaxdiff.schedule import VE
+        >>> VE().prior_sample(sample_keys(jax.random.key(0), 0, 2), (8, 8, 1)).shape
+        (2, 8, 8, 1)
+        """
+        salted = jax.vmap(lambda key: jax.random.fold_in(key, PRIOR))(keys)
+        return self.prior_std(t) * white_noise(salted, shape)
+
+    def prior_log_density(self, x: Array, t: ArrayLike = 1.0) -> Array:
+        """Natural log density of `prior_sample` at x: ``(B, ...) -> (B,)``."""
+        flat = x.reshape(x.shape[0], -1)
+        std = self.prior_std(t)
+        return -0.5 * jnp.square(flat / std).sum(axis=1) - flat.shape[1] * (jnp.log(std) + 0.5 * math.log(2 * math.pi))

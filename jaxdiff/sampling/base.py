@@ -1,0 +1,220 @@
+"""The contract of samplers, and the loops around it.
+
+A sampler owns a step from time t to time s, not a loop. It receives the denoiser, so a step may evaluate it any number
+of times; what it remembers between steps is its state:
+
+    state = sampler.init(x)
+    for t, s in zip(ts[:-1], ts[1:]):
+        x, state = sampler.step(denoise, noise, state, x, t, s)      # denoise(x, t) -> Prediction; noise(t, s, salt) ~
+        N(0, I)
+    x0 = denoise(x, ts[-1]).x0
+
+`integrate` is that loop as one `jax.lax.scan`; `sample` adds the last denoising. By hand the same steps give the same
+samples.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxdiff.denoiser import Cond, Denoise, Denoiser
+from jaxdiff.noise import Noise, step_noise
+from jaxdiff.prediction import refuse_zero_alpha
+from jaxdiff.process import Process
+
+State = Any
+"""What a sampler remembers between steps: a pytree of arrays of fixed shapes."""
+
+
+@flax.struct.dataclass
+class Sampler(abc.ABC):
+    """A way to step through the reverse process; abstract.
+
+    Args:
+      process: the process; its numbers, like every field of a sampler that is not marked static, are data of a jitted
+        sampler.
+    """
+
+    process: Process
+
+    def init(self, x: Array) -> State:
+        """The state before the first step from x ``(B, ...)``."""
+        return ()
+
+    @abc.abstractmethod
+    def step(self, denoise: Denoise, noise: Noise, state: State, x: Array, t: Array, s: Array) -> tuple[Array, State]:
+        """x at t to x at s; t and s are scalars."""
+
+    def check(self, ts: ArrayLike) -> None:
+        """Raises ValueError if times that are known do not suit this method; by default all do."""
+        del ts
+
+
+def check_times(process: Process, ts: ArrayLike, *, falling: bool = True) -> None:
+    """Refuses times that cannot be sampled at: outside [0, 1], not falling, or ending where sigma = 0.
+
+    Traced times are taken on trust: check them before they enter a `jax.jit`.
+
+    Raises:
+      ValueError: naming the time.
+
+    >>> from jaxdiff.schedule import Flow
+    >>> check_times(Flow(), [1.0, 0.5, 0.0])
+    Traceback (most recent call last):
+    ...
+    ValueError: the last time is 0.0, where sigma = 0 for Flow: end the grid above it (the last denoising gives x0)
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((process, ts))):
+        return
+    times = np.asarray(ts)
+    if times.ndim != 1 or times.size == 0:
+        raise ValueError(f"times are to be a vector of at least one, got shape {times.shape}")
+    if not ((times >= 0) & (times <= 1)).all():
+        raise ValueError(
+            f"times are to be in [0, 1] (0 is data, 1 noise), got {times[~((times >= 0) & (times <= 1))][0]}"
+        )
+    if falling and times.size > 1 and not (np.diff(times) < 0).all():
+        i = int(np.argmax(np.diff(times) >= 0))
+        raise ValueError(f"times are to fall from noise to data, got {times[i]} followed by {times[i + 1]}")
+    with jax.ensure_compile_time_eval():
+        ends_clean = bool(process.sigma(times[-1]) == 0)
+    if falling and ends_clean:
+        raise ValueError(
+            f"the last time is {times[-1]}, where sigma = 0 for {type(process).__name__}: end the grid above it "
+            "(the last denoising gives x0)"
+        )
+
+
+def _bind(denoise: Denoiser, cond: Cond | None) -> Denoise:
+    return lambda x, t: denoise(x, t, cond)
+
+
+def _scan(
+    sampler: Sampler,
+    denoise: Denoise,
+    keys: Array | None,
+    x: Array,
+    ts: ArrayLike,
+    keep: Callable[[Array], Any],
+) -> tuple[tuple[Array, State], Any]:
+    noise, ts = step_noise(keys, x), jnp.asarray(ts, jnp.result_type(float))
+
+    def body(carry: tuple[Array, State], times: tuple[Array, Array]) -> tuple[tuple[Array, State], Any]:
+        x, state = carry
+        x, state = sampler.step(denoise, noise, state, x, *times)
+        return (x, state), keep(x)
+
+    return jax.lax.scan(body, (x, sampler.init(x)), (ts[:-1], ts[1:]))
+
+
+def integrate(
+    sampler: Sampler, denoise: Denoiser, keys: Array | None, x: Array, ts: ArrayLike, cond: Cond | None = None
+) -> tuple[Array, State]:
+    """Steps x along ``ts``, in either direction, without a last denoising: for encoding (rising times, a deterministic
+    sampler), for stopping at a time above 0, for going on by hand.
+
+    Args:
+      sampler: the method.
+      denoise: the denoiser.
+      keys: one key a sample, `sample_keys`; None for deterministic methods.
+      x: the samples at ``ts[0]``, ``(B, ...)``.
+      ts: ``(n,)`` times in [0, 1].
+      cond: the condition, batch first.
+
+    Returns:
+      The samples at ``ts[-1]`` and the sampler's last state.
+    """
+    check_times(sampler.process, ts, falling=False)
+    sampler.check(ts)
+    return _scan(sampler, _bind(denoise, cond), keys, x, ts, lambda x: None)[0]
+
+
+def sample(
+    sampler: Sampler, denoise: Denoiser, keys: Array | None, x: Array, ts: ArrayLike, cond: Cond | None = None
+) -> Array:
+    """Samples: steps from ``ts[0]`` to ``ts[-1]``, then one denoising. Nothing but the running x is kept.
+
+    Sampling stopped early is ``ts`` that end at a higher time; from `integrate` it is without the last denoising.
+
+    Args:
+      sampler: the method.
+      denoise: the denoiser.
+      keys: one key a sample, `sample_keys`; None for deterministic methods.
+      x: noise to start from, ``sampler.process.prior_sample(keys, shape, ts[0])``, ``(B, ...)``.
+      ts: ``(n,)`` falling times, `jaxdiff.grid`; sigma(ts[-1]) is positive.
+      cond: the condition, batch first.
+
+    Returns:
+      ``(B, ...)``, the expected x0 at the last time.
+
+    Raises:
+      ValueError: times that do not fall, lie outside [0, 1] or end at sigma = 0; a prediction of eps from alpha = 0.
+
+    >>> from jaxdiff import DDIM, Flow, GaussianDenoiser, log_snr_times, sample_keys
+    >>> process = Flow()
+    >>> keys, ts = sample_keys(jax.random.key(0), 0, 4), log_snr_times(process, 32)
+    >>> x = process.prior_sample(keys, (2,), ts[0])
+    >>> sample(DDIM(process), GaussianDenoiser(process, 3.0, 0.1), keys, x, ts).shape
+    (4, 2)
+    """
+    start(sampler, denoise, x, ts, cond)
+    bound = _bind(denoise, cond)
+    (x, _), _ = _scan(sampler, bound, keys, x, ts, lambda x: None)
+    return bound(x, jnp.asarray(ts, jnp.result_type(float))[-1]).x0
+
+
+def sample_path(
+    sampler: Sampler, denoise: Denoiser, keys: Array | None, x: Array, ts: ArrayLike, cond: Cond | None = None
+) -> tuple[Array, Array]:
+    """As `sample`, keeping the way: ``(xs, x0)`` with xs ``(n, B, ...)``, the samples at each of the n times."""
+    start(sampler, denoise, x, ts, cond)
+    bound = _bind(denoise, cond)
+    (last, _), xs = _scan(sampler, bound, keys, x, ts, lambda x: x)
+    return jnp.concatenate([x[None], xs]), bound(last, jnp.asarray(ts, jnp.result_type(float))[-1]).x0
+
+
+def start(sampler: Sampler, denoise: Denoiser, x: Array, ts: ArrayLike, cond: Cond | None = None) -> None:
+    """All checks of `sample` that need no evaluation. Times, process and sampler that are traced cannot be checked: a
+    caller who jits `sample` with times as an argument calls this first.
+
+    Raises:
+      ValueError: as `sample`.
+    """
+    check_times(sampler.process, ts)
+    sampler.check(ts)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((sampler.process, ts))):
+        return
+    first = np.asarray(ts)[0]
+    with jax.ensure_compile_time_eval():
+        no_signal = bool(sampler.process.alpha(first) == 0)
+    if no_signal:  # a denoiser made of eps refuses this t when it is traced with the time itself
+        jax.eval_shape(lambda x: denoise(x, float(first), cond), x)
+
+
+def refuse_infinite_velocity(process: Process, ts: ArrayLike, name: str) -> None:
+    """For methods in t, where alpha' or sigma' is infinite at a time that is known."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((process, ts))):
+        return
+    with jax.ensure_compile_time_eval():
+        finite = all(bool(jnp.isfinite(part).all()) for part in process.derivatives(np.asarray(ts)))
+    if not finite:
+        raise ValueError(
+            f"{type(process).__name__}'s velocity is infinite at a time of this grid, so {name} cannot step there: "
+            "stay below t = 1 and above t = 0 (the grids of jaxdiff.grid take t_max and t_min), or use DDIM or DPMpp2M"
+        )
+
+
+def refuse_no_signal(process: Process, ts: ArrayLike, name: str) -> None:
+    """For methods whose drift or diffusion is infinite where alpha = 0."""
+    refuse_zero_alpha(
+        process, np.asarray(ts)[0] if not isinstance(ts, jax.core.Tracer) else ts, f"{name} has no finite step"
+    )

@@ -1,0 +1,272 @@
+"""Training times: at which t a batch is made noisy.
+
+A record's `sample` draws times and, for importance sampling, the weight 1/p(t) by which their losses are multiplied, p
+relative to the uniform density on the range of times, so that the expected loss (and gradient) is that of uniform
+times:
+
+    E_{t ~ U}[L(t)] = E_{t ~ p}[L(t) / p(t)].                                                        (1)
+
+Its variance is least for p(t) proportional to sqrt(E[L(t)^2]) (Nichol & Dhariwal 2021, equation 18). The other records
+have weight 1: there the density of times is itself the choice of objective.
+
+For a discrete chain times are its own, k/T with k = 1..T. `History`, the state of the adaptive records, is a pytree in
+the training
+state: checkpointed with it and, being computed from the global batch, the same on every device.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxdiff.process import Process
+
+History = Any
+"""State of a `TrainingTime`: a pytree of arrays, () where there is none."""
+
+
+class Terms(NamedTuple):
+    """What a loss says of each sample, ``(B,)`` each.
+
+    Attributes:
+      loss: what is averaged and differentiated, weighted and divided by p(t).
+      mse: mean squared error on the network's own target, unweighted.
+      score_norm2: squared norm of the model's score, summed over dimensions.
+    """
+
+    loss: Array
+    mse: Array
+    score_norm2: Array
+
+
+@flax.struct.dataclass
+class TrainingTime:
+    """Draws training times; abstract. Times are between t_min, the process's `min_time`, and 1."""
+
+    def init(self) -> History:
+        """The history before the first step."""
+        return ()
+
+    def sample(self, process: Process, history: History, key: Array, n: int) -> tuple[Array, Array]:
+        """n times and the weights of their losses, ``(n,)`` each."""
+        t = self.draw(process, key, n)
+        return t, jnp.ones_like(t)
+
+    def draw(self, process: Process, key: Array, n: int) -> Array:
+        """n times of a record without history."""
+        raise TypeError(f"{type(self).__name__} must define draw or sample")
+
+    def update(self, process: Process, history: History, t: Array, weight: Array, terms: Terms) -> History:
+        """The history after a step that drew ``t`` with ``weight`` and found ``terms``."""
+        return history
+
+
+def _spread(process: Process, u: Array, t_min: ArrayLike | None, t_max: ArrayLike) -> Array:
+    """Numbers in [0, 1) to times: uniform on (t_min, t_max), or on a chain's own times in it."""
+    if process.steps is not None:
+        low = 0.0 if t_min is None else jnp.ceil(jnp.asarray(t_min) * process.steps) - 1.0
+        high = jnp.asarray(t_max) * process.steps
+        return jnp.clip(jnp.floor(low + u * (high - low)) + 1.0, 1.0, process.steps) / process.steps
+    least = jnp.asarray(process.min_time() if t_min is None else t_min)
+    return least + u * (jnp.asarray(t_max) - least)
+
+
+@flax.struct.dataclass
+class Uniform(TrainingTime):
+    """Uniform on [t_min, t_max], each sample on its own; on a chain's T times for `DiscreteVP` (Ho et al. 2020).
+
+    Args:
+      t_min: the least time; None for the process's `min_time`.
+      t_max: the largest.
+    """
+
+    t_min: float | None = None
+    t_max: float = 1.0
+
+    def draw(self, process: Process, key: Array, n: int) -> Array:
+        return _spread(process, jax.random.uniform(key, (n,)), self.t_min, self.t_max)
+
+
+@flax.struct.dataclass
+class Stratified(TrainingTime):
+    """Uniform, but the n times of a batch are one draw shifted by i/n: each marginally uniform, together spread evenly
+    (Kingma et al. 2021, appendix I.1). Fields as `Uniform`."""
+
+    t_min: float | None = None
+    t_max: float = 1.0
+
+    def draw(self, process: Process, key: Array, n: int) -> Array:
+        u = jnp.mod(jax.random.uniform(key) + jnp.arange(n) / n, 1.0)
+        return _spread(process, u, self.t_min, self.t_max)
+
+
+@flax.struct.dataclass
+class LogitNormal(TrainingTime):
+    """t = logistic(mean + std z), z ~ N(0, 1) (Esser et al. 2024, equation 19)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def draw(self, process: Process, key: Array, n: int) -> Array:
+        t = jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, (n,)))
+        return _on_chain(process, jnp.clip(t, process.min_time(), 1.0))
+
+
+@flax.struct.dataclass
+class LogNormalSigma(TrainingTime):
+    """ln(sigma/alpha) ~ N(mean, std^2) (Karras et al. 2022, table 1; the defaults are theirs), limited to the process's
+    range."""
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def draw(self, process: Process, key: Array, n: int) -> Array:
+        log_ratio = self.mean + self.std * jax.random.normal(key, (n,))
+        t = process.time_of_log_snr(-2.0 * log_ratio)
+        return _on_chain(process, jnp.clip(t, process.min_time(), 1.0))
+
+
+@flax.struct.dataclass
+class UniformLogSNR(TrainingTime):
+    """Uniform in log-SNR between that of t_max and t_min, one stratified draw a batch as `Stratified`.
+
+    Args:
+      low: the least log-SNR; where the process does not go so far, its own end stands.
+      high: the largest; the process's `min_time` stands where that is less.
+    """
+
+    low: float = -12.0
+    high: float = 12.0
+
+    def draw(self, process: Process, key: Array, n: int) -> Array:
+        low = jnp.maximum(self.low, process.log_snr(1.0))
+        high = jnp.minimum(self.high, process.log_snr(process.min_time()))
+        u = jnp.mod(jax.random.uniform(key) + jnp.arange(n) / n, 1.0)
+        return _on_chain(process, process.time_of_log_snr(low + u * (high - low)))
+
+
+def _on_chain(process: Process, t: Array) -> Array:
+    return t if process.steps is None else jnp.clip(jnp.round(t * process.steps), 1.0, process.steps) / process.steps
+
+
+@flax.struct.dataclass
+class Importance(TrainingTime):
+    """Importance sampling of times in bins of equal width, learned from the losses met; abstract.
+
+    A mixture with the uniform density bounds the weights by 1/uniform.
+
+    Args:
+      bins: number of bins; static. For a chain of T steps take T, or a divisor.
+      uniform: the uniform density's share, in (0, 1].
+    """
+
+    bins: int = flax.struct.field(default=100, pytree_node=False)
+    uniform: float = 0.1
+
+    def importance(self, history: History) -> Array:
+        """What p(t) is proportional to, ``(bins,)``; all equal until each bin has been seen enough."""
+        raise TypeError(f"{type(self).__name__} must define importance")
+
+    def probabilities(self, history: History) -> Array:
+        """Probability of each bin, ``(bins,)``."""
+        relative = self.importance(history)
+        relative = relative / jnp.maximum(relative.sum(), jnp.finfo(relative.dtype).tiny)
+        return (1.0 - self.uniform) * relative + self.uniform / self.bins
+
+    def sample(self, process: Process, history: History, key: Array, n: int) -> tuple[Array, Array]:
+        probabilities = self.probabilities(history)
+        which, within = jax.random.split(key)
+        # by inversion of the cumulative sum: unlike a shuffle of the batch this is the same on any sharding
+        edges = jnp.cumsum(probabilities)
+        chosen = jnp.searchsorted(edges, jax.random.uniform(which, (n,)) * edges[-1], side="right")
+        chosen = jnp.minimum(chosen, self.bins - 1)
+        u = (chosen + jax.random.uniform(within, (n,))) / self.bins
+        return _spread(process, u, None, 1.0), 1.0 / (self.bins * probabilities[chosen])
+
+    def bin_of(self, process: Process, t: Array) -> Array:
+        """The bin of each time, ``(n,)``."""
+        first = process.min_time()
+        place = (t - first) / (1.0 - first) if process.steps is None else t - 0.5 / process.steps
+        return jnp.clip(jnp.floor(place * self.bins), 0, self.bins - 1).astype(jnp.int32)
+
+
+class LossHistory(NamedTuple):
+    """The last losses of each bin ``(bins, length)`` and how many it has seen ``(bins,)``."""
+
+    losses: Array
+    seen: Array
+
+
+@flax.struct.dataclass
+class LossSecondMoment(Importance):
+    """p(t) proportional to sqrt(E[L(t)^2]) over the last ``length`` losses of each bin (Nichol & Dhariwal 2021, section
+    3.3).
+
+    Uniform until every bin has seen that many. For their chain: ``bins`` = T, ``length`` = 10, ``uniform`` = 0.001.
+    """
+
+    uniform: float = 0.001
+    length: int = flax.struct.field(default=10, pytree_node=False)
+
+    def init(self) -> LossHistory:
+        return LossHistory(jnp.zeros((self.bins, self.length)), jnp.zeros(self.bins, jnp.int32))
+
+    def importance(self, history: LossHistory) -> Array:
+        moments = jnp.sqrt(jnp.square(history.losses).mean(axis=1))
+        return jnp.where(history.seen.min() >= self.length, moments, jnp.ones_like(moments))
+
+    def update(self, process: Process, history: LossHistory, t: Array, weight: Array, terms: Terms) -> LossHistory:
+        loss, where = terms.loss / weight, self.bin_of(process, t)
+        where = jnp.where(jnp.isfinite(loss), where, self.bins)  # out of bounds: dropped
+        same = where[:, None] == where[None, :]  # (B, B)
+        order = jnp.arange(t.shape[0])
+        rank = (same & (order[None, :] < order[:, None])).sum(axis=1)
+        later = (same & (order[None, :] > order[:, None])).sum(axis=1)
+        slot = (history.seen.at[where].get(mode="clip") + rank) % self.length
+        kept = jnp.where(later < self.length, where, self.bins)  # of more than fit, the last stay
+        return LossHistory(
+            history.losses.at[kept, slot].set(loss, mode="drop"), history.seen.at[where].add(1, mode="drop")
+        )
+
+
+class MeanHistory(NamedTuple):
+    """Running mean ``(bins,)`` of a quantity and the number of samples seen ``(bins,)``."""
+
+    mean: Array
+    seen: Array
+
+
+@flax.struct.dataclass
+class ScoreNorm(Importance):
+    """p(t) proportional to the expected squared norm of the model's score, E ||score(x_t, t)||^2, a running mean in
+    each bin.
+
+    Uniform until every bin has been seen once.
+
+    Args:
+      bins: number of bins; static.
+      uniform: the uniform density's share.
+      horizon: samples of a bin over which its mean runs.
+    """
+
+    horizon: float = 1000.0
+
+    def init(self) -> MeanHistory:
+        return MeanHistory(jnp.zeros(self.bins), jnp.zeros(self.bins))
+
+    def importance(self, history: MeanHistory) -> Array:
+        return jnp.where(history.seen.min() > 0, history.mean, jnp.ones_like(history.mean))
+
+    def update(self, process: Process, history: MeanHistory, t: Array, weight: Array, terms: Terms) -> MeanHistory:
+        finite = jnp.isfinite(terms.score_norm2)
+        where = jnp.where(finite, self.bin_of(process, t), self.bins)
+        here = jnp.zeros(self.bins).at[where].add(1.0, mode="drop")
+        total = jnp.zeros(self.bins).at[where].add(jnp.where(finite, terms.score_norm2, 0.0), mode="drop")
+        seen = jnp.minimum(history.seen + here, self.horizon)
+        share = jnp.where(here > 0, jnp.minimum(here / jnp.maximum(seen, 1.0), 1.0), 0.0)
+        return MeanHistory(history.mean + share * (total / jnp.maximum(here, 1.0) - history.mean), seen)

@@ -1,0 +1,54 @@
+"""Training: the state, the step, the loop, and what they stand on."""
+
+from __future__ import annotations
+
+from jaxdiff.train.checkpoint import CheckpointError, Checkpoints, StructureError
+from jaxdiff.train.ema import Ema, EmaRule, HalfLifeEma, update_ema
+from jaxdiff.train.loop import DivergedError, Outcome, Stop, train_loop
+from jaxdiff.train.metrics import MetricsLog, Progress, summarize
+from jaxdiff.train.optimizer import decays, make_optimizer, make_schedule
+from jaxdiff.train.sharding import (
+    batch_sharding,
+    check_batch_size,
+    create_sharded_state,
+    leaf_spec,
+    make_mesh,
+    put_batch,
+    state_sharding,
+    state_template,
+)
+from jaxdiff.train.state import TrainState, create_state
+from jaxdiff.train.step import compile_step, loss_by_noise, train_step
+
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "DivergedError",
+    "Ema",
+    "EmaRule",
+    "HalfLifeEma",
+    "MetricsLog",
+    "Outcome",
+    "Progress",
+    "Stop",
+    "StructureError",
+    "TrainState",
+    "batch_sharding",
+    "check_batch_size",
+    "compile_step",
+    "create_sharded_state",
+    "create_state",
+    "decays",
+    "leaf_spec",
+    "loss_by_noise",
+    "make_mesh",
+    "make_optimizer",
+    "make_schedule",
+    "put_batch",
+    "state_sharding",
+    "state_template",
+    "summarize",
+    "train_loop",
+    "train_step",
+    "update_ema",
+]

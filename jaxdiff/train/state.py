@@ -1,0 +1,89 @@
+"""What training carries from step to step, as one pytree.
+
+Everything a restart needs is here (the data position, which lives on the host, is saved beside it), and nothing else
+is: optimizer, loss and network are configuration. The key never changes; the randomness of step n is `fold_in(key,
+    n)`, so a restart at step n
+draws what the unbroken run would have drawn.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+Params = Any  # a nested dict of arrays
+
+
+class Network(Protocol):
+    """The pure boundary of a network: what `jaxdiff.networks.functional` returns."""
+
+    def init(self, key: jax.Array) -> Params: ...
+
+    def apply(self, params: Params, x: jax.Array, t: jax.Array, cond: Any = None, *, key: Any = None) -> jax.Array: ...
+
+
+class Loss(Protocol):
+    """What a step asks of a loss; `jaxdiff.loss.DenoisingLoss` is one."""
+
+    def init(self) -> Any: ...
+
+    def draw(self, key: jax.Array, batch: Any, history: Any) -> Any: ...
+
+    def terms(self, net: Any, params: Params, draws: Any, key: jax.Array | None = None) -> Any: ...
+
+    def update(self, history: Any, draws: Any, terms: Any) -> Any: ...
+
+
+@struct.dataclass
+class TrainState:
+    """The state of a run after `step` optimizer steps.
+
+    Attributes:
+        step: int32 (), optimizer steps done.
+        params: the network's parameters, a nested dict of arrays.
+        ema: their running average, float32, the same tree.
+        opt_state: optax state.
+        key: typed PRNG key (), constant over the run.
+        history: what the loss remembers of earlier batches (importance sampling of t); () when nothing.
+    """
+
+    step: jax.Array
+    params: Params
+    ema: Params
+    opt_state: optax.OptState
+    key: jax.Array
+    history: Any
+
+
+def create_state(net: Network, optimizer: optax.GradientTransformation, loss: Loss, key: jax.Array) -> TrainState:
+    """Make the state of step 0. Pure: run it under `jax.jit` with out_shardings (`sharding.create_sharded_state`) for
+    big networks.
+
+    Args:
+        net: has `init(key) -> params`.
+        optimizer: an optax transformation.
+        loss: has `init() -> history`.
+        key: typed PRNG key (); parameters and steps draw from separate children of it.
+
+    Returns:
+        A TrainState whose EMA equals the parameters.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> class Net:
+        ...     init = staticmethod(lambda key: {"w": jax.random.normal(key, (2,))})
+        >>> class Loss:
+        ...     init = staticmethod(lambda: ())
+        >>> state = create_state(Net(), optax.adam(1e-3), Loss(), jax.random.key(0))
+        >>> int(state.step), state.ema["w"].dtype.name
+        (0, 'float32')
+    """
+    init_key, step_key = jax.random.split(key)
+    params = net.init(init_key)
+    # A copy, not the same array: a donated buffer may stand in the state once only.
+    ema = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), step_key, loss.init())

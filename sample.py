@@ -1,0 +1,99 @@
+"""Samples from a trained run.
+
+python sample.py runs/digits                                       a grid of all classes, one row each
+python sample.py runs/digits --label 3 5 --num 20 --guidance 2     some classes
+python sample.py runs/digits --num 1000 --out samples.npz          arrays: images uint8 (N, H, W, C), labels
+python sample.py runs/digits --sampler dpmpp_2m --steps 20         another sampler
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+
+from jaxdiff.config import ConfigError, keep_compiled, one_line_errors, parse
+from jaxdiff.images import grid, save_png, to_uint8
+from jaxdiff.run import Run, rows_of_labels
+from jaxdiff.train import CheckpointError
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Sample from a trained run. What is left out is as the run's configuration says."""
+
+    run: tyro.conf.Positional[Path | None] = None
+    """Folder of the run, such as runs/digits."""
+    num: int | None = None
+    """How many images; by default 10 for each class shown."""
+    label: tuple[int, ...] = ()
+    """Classes to sample, one or several; by default all (10 of them, where there are many)."""
+    sampler: str | None = None
+    """ddpm, ddim, euler, heun, euler_maruyama or dpmpp_2m."""
+    steps: int | None = None
+    """Times on the sampler's grid."""
+    guidance: float | None = None
+    """Weight of classifier-free guidance; 1 is the plain conditional model."""
+    seed: int = 0
+    """The same seed gives the same images."""
+    out: Path | None = None
+    """grid.png or samples.npz; by default samples.png in the run's folder."""
+    batch_size: int | None = None
+    """Most images at once."""
+    step: int | None = None
+    """Checkpoint to sample from; by default the newest."""
+    trust: tuple[str, ...] = ()
+    """Modules of your own that the run's configuration uses."""
+
+
+def sample(arguments: Sequence[str]) -> None:
+    options = parse(Options, arguments, program="sample.py", positional=1)
+    if options.run is None:
+        raise ConfigError("the folder of a run is missing, for instance: sample.py runs/digits")
+    out = options.run / "samples.png" if options.out is None else options.out
+    if out.suffix not in (".png", ".npz"):
+        raise ConfigError(f"--out: {str(out)!r} must end in .png (a grid) or .npz (arrays)")
+    if not out.parent.is_dir() and options.out is not None:
+        raise ConfigError(f"--out: there is no folder {str(out.parent)!r}")
+    if options.num is not None and options.num < 1:
+        raise ConfigError(f"--num: {options.num} is out of range, it must be at least 1")
+    if not 0 <= options.seed < 2**32:
+        raise ConfigError(f"--seed: {options.seed} is out of range, it must be from 0 to {2**32 - 1}")
+
+    keep_compiled()
+    run = Run.load(options.run, step=options.step, trusted=("jaxdiff", *options.trust))
+    cond, columns = rows_of_labels(run.num_classes, options.num, options.label)
+    num = len(cond["label"]) if cond else options.num or 64
+    images = to_uint8(
+        run.sample(
+            jax.random.key(options.seed),
+            num,
+            cond,
+            sampler=options.sampler,
+            steps=options.steps,
+            guidance=options.guidance,
+            batch_size=options.batch_size,
+        )
+    )
+
+    if out.suffix == ".png":
+        save_png(out, grid(images, columns))
+    else:
+        labels = cond["label"] if cond else np.full(num, -1, np.int32)
+        with out.open("wb") as file:
+            np.savez_compressed(file, images=images, labels=labels)
+    print(f"{num} images from step {run.step} of {options.run}: {out}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    with one_line_errors("sample.py", CheckpointError):
+        sample(sys.argv[1:] if arguments is None else arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What every test stands on: strict broadcasting, a compilation cache, simulated devices, the real data where it is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Environment variables, so that the processes which tests start inherit them; jax reads them when it is imported.
+    assert config.cache is not None
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # simulated devices and tight tolerances are about the CPU
+    os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+    if "jax" in sys.modules:
+        raise pytest.UsageError("jax was imported before tests/conftest.py could configure it (a plugin, or -p?)")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real images beside the checkout (cifar10/, mnist/); its tests skip where it is absent."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/data beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run_python("-c", code, devices=8)`: a new Python in the repository's root, with simulated CPU devices.
+
+    Returns the completed process (`stdout`, `stderr` as text). A non-zero exit fails the test with both printed, unless
+    `check=False`. `env` adds variables; `timeout` is in seconds.
+    """
+
+    def run(
+        *arguments: str | Path,
+        devices: int = 1,
+        env: dict[str, str] | None = None,
+        timeout: float = 300,
+        check: bool = True,
+    ) -> subprocess.CompletedProcess[str]:
+        # NPROC: with more simulated devices than cores, queued collectives can deadlock in a thread pool of `cores`.
+        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "NPROC": "32", **(env or {})}
+        done = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if check and done.returncode != 0:
+            pytest.fail(f"exit {done.returncode}\n--- stdout\n{done.stdout}\n--- stderr\n{done.stderr}", pytrace=False)
+        return done
+
+    return run

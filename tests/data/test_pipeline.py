@@ -1,0 +1,283 @@
+"""The stream is exact: every record once an epoch, the same whatever reads it, resumable at every place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from jaxdiff.data import DataError, Pipeline, Source, batches, from_arrays, open_digits, open_folder
+
+few = settings(deadline=None, max_examples=40)
+
+
+def numbered(n: int) -> Source:
+    """Record i has label i and its own picture."""
+    images = np.random.default_rng(0).integers(0, 256, (n, 2, 2, 1), dtype=np.uint8)
+    return from_arrays(images, np.arange(n))
+
+
+def take(pipeline: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    return [next(pipeline) for _ in range(count)]
+
+
+def labels(source: Source, count: int, **options: Any) -> np.ndarray:
+    with Pipeline(source, **{"seed": 0, **options}) as pipeline:
+        return np.concatenate([batch["label"] for batch in take(pipeline, count)])
+
+
+def same(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> bool:
+    return len(a) == len(b) and all(
+        x.keys() == y.keys() and all(np.array_equal(x[k], y[k]) for k in x) for x, y in zip(a, b, strict=True)
+    )
+
+
+@few
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 2**40))
+def test_every_record_once_an_epoch(n: int, batch_size: int, seed: int) -> None:
+    epochs = 3
+    seen = labels(numbered(n), -(-epochs * n // batch_size), batch_size=batch_size, seed=seed)
+    for epoch in range(epochs):
+        assert sorted(seen[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+
+@few
+@given(st.integers(1, 30), st.integers(1, 6), st.integers(1, 4), st.booleans(), st.booleans())
+def test_processes_share_the_global_batch(n: int, local: int, processes: int, shuffle: bool, flip: bool) -> None:
+    source, size = numbered(n), local * processes
+    options: dict[str, Any] = {"batch_size": size, "seed": 3, "shuffle": shuffle, "flip": flip}
+    with Pipeline(source, **options) as pipeline:
+        whole = take(pipeline, 4)
+    parts = []
+    for index in range(processes):
+        with Pipeline(source, process_index=index, process_count=processes, **options) as pipeline:
+            parts.append(take(pipeline, 4))
+            assert parts[-1][0]["image"].shape == (local, 2, 2, 1)
+    joined = [{k: np.concatenate([p[i][k] for p in parts]) for k in whole[0]} for i in range(4)]
+    assert same(joined, whole)
+
+
+@few
+@given(st.integers(1, 20), st.integers(1, 30), st.booleans())
+def test_resume_at_every_position(n: int, batch_size: int, drop_remainder: bool) -> None:
+    source = numbered(n)
+    options: dict[str, Any] = {"batch_size": batch_size, "seed": 5, "flip": True, "drop_remainder": drop_remainder}
+    positions, handed = [], []
+    with Pipeline(source, **options) as pipeline:
+        for _ in range(8):
+            positions.append(json.loads(json.dumps(pipeline.position)))
+            handed.append(next(pipeline))
+    with Pipeline(source, **options) as other:
+        for number in (3, 0, 7, 5):  # forwards and backwards
+            other.seek(positions[number])
+            assert other.position == positions[number]
+            assert same(take(other, 8 - number), handed[number:])
+    for number, position in enumerate(positions):
+        with Pipeline(source, position=position, **options) as resumed:
+            assert same(take(resumed, 1), handed[number : number + 1])
+
+
+def test_a_position_crosses_process_counts() -> None:
+    source = numbered(10)
+    with Pipeline(source, batch_size=4, seed=0) as pipeline:
+        take(pipeline, 3)
+        position = pipeline.position
+        fourth = next(pipeline)["label"]
+    halves = [
+        labels(source, 1, batch_size=4, position=position, process_index=index, process_count=2) for index in range(2)
+    ]
+    assert np.concatenate(halves).tolist() == fourth.tolist()
+
+
+def test_content_range_and_types() -> None:
+    source = open_digits()
+    with Pipeline(source, batch_size=len(source), seed=0) as pipeline:
+        batch = next(pipeline)
+        order = pipeline._stream.records(np.arange(len(source)))
+    assert batch["image"].dtype == np.float32
+    assert batch["label"].dtype == np.int32
+    assert type(batch["image"]) is np.ndarray
+    assert (batch["image"].min(), batch["image"].max()) == (-1.0, 1.0)
+    for row in range(0, len(source), 97):
+        record = source[int(order[row])]
+        assert (np.rint((batch["image"][row] + 1) * 127.5) == record["image"]).all()
+        assert batch["label"][row] == record["label"]
+
+
+def test_orders_differ_between_epochs_and_seeds() -> None:
+    source = numbered(1000)
+    first, second = labels(source, 20, batch_size=100).reshape(2, 1000)
+    other = labels(source, 10, batch_size=100, seed=1)
+    for a, b in [(first, second), (first, other), (second, other), (first, np.arange(1000))]:
+        assert (a == b).mean() < 0.02
+        assert abs(np.corrcoef(a, b)[0, 1]) < 0.13  # four standard deviations
+    assert (labels(source, 20, batch_size=100)[:1000] == first).all()
+
+
+def test_unshuffled_and_short_batches() -> None:
+    source = numbered(5)
+    assert labels(source, 4, batch_size=3, shuffle=False).tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
+    with Pipeline(source, batch_size=3, seed=0, drop_remainder=False) as pipeline:
+        found = [batch["label"].tolist() for batch in take(pipeline, 6)]
+    assert [len(f) for f in found] == [3, 2, 3, 2, 3, 2]
+    assert all(sorted(found[i] + found[i + 1]) == [0, 1, 2, 3, 4] for i in (0, 2, 4))
+
+
+def test_batch_larger_than_the_set_repeats() -> None:
+    seen = labels(numbered(3), 1, batch_size=8)
+    assert np.bincount(seen).min() >= 2
+    assert sorted(seen[:3]) == sorted(seen[3:6]) == [0, 1, 2]
+
+
+def test_flips_follow_the_place_in_the_stream() -> None:
+    source = numbered(8)
+    with Pipeline(source, batch_size=4, seed=0) as plain, Pipeline(source, batch_size=4, seed=0, flip=True) as flipping:
+        pairs = [(next(plain), next(flipping)) for _ in range(20)]
+    mirrored = []
+    for a, b in pairs:
+        assert (a["label"] == b["label"]).all()
+        for x, y in zip(a["image"], b["image"], strict=True):
+            mirrored.append((x[:, ::-1] == y).all())
+            assert mirrored[-1] or (x == y).all()
+    assert 20 < sum(mirrored) < 60
+
+
+def test_unlabelled() -> None:
+    source = from_arrays(np.zeros((4, 2, 2, 3), np.uint8))
+    with Pipeline(source, batch_size=2, seed=0) as pipeline:
+        assert next(pipeline).keys() == {"image"}
+    assert next(batches(source, 3)).keys() == {"image"}
+
+
+def test_batches_is_one_pass_in_order() -> None:
+    source = numbered(7)
+    found = list(batches(source, 3))
+    assert [batch["label"].tolist() for batch in found] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert found[2]["image"].shape == (1, 2, 2, 1)
+    assert (np.rint((found[0]["image"][1] + 1) * 127.5) == source[1]["image"]).all()
+    with pytest.raises(DataError, match="batch_size is at least 1, got 0"):
+        next(batches(source, 0))
+
+
+def test_options_out_of_range() -> None:
+    source = numbered(4)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"batch_size": 0}, "batch_size is at least 1, got 0"),
+        ({"seed": -1}, "seed is at least 0, got -1"),
+        ({"workers": -1}, "workers is at least 0, got -1"),
+        ({"process_index": 2, "process_count": 2}, "process_index lies in 0..1, got 2"),
+        ({"batch_size": 3, "process_count": 2}, "batch_size 3 does not divide evenly over 2 processes"),
+        ({"drop_remainder": False, "process_count": 2}, "drop_remainder=False"),
+    ]
+    for options, message in cases:
+        with pytest.raises(DataError) as caught:
+            Pipeline(source, **{"batch_size": 2, "seed": 0, **options})
+        assert message in str(caught.value)
+
+
+def test_a_position_of_another_stream_is_refused() -> None:
+    source = numbered(6)
+    with Pipeline(source, batch_size=2, seed=0) as pipeline:
+        next(pipeline)
+        position = pipeline.position
+        for bad in ({}, {"batches": -1, "stream": {}}, {"batches": "1", "stream": {}}, {"batches": 1}):
+            with pytest.raises(DataError, match="not a position"):
+                pipeline.seek(bad)
+        assert pipeline.position == position
+    changed = from_arrays(np.zeros((6, 2, 2, 1), np.uint8), np.arange(6))
+    cases: list[tuple[Source, dict[str, Any], str]] = [
+        (source, {"seed": 1}, "seed was 0, is now 1"),
+        (source, {"batch_size": 3}, "batch_size was 2, is now 3"),
+        (source, {"flip": True}, "flip was False, is now True"),
+        (numbered(7), {}, "records was 6, is now 7"),
+        (changed, {}, "data was "),
+    ]
+    for other, options, message in cases:
+        with pytest.raises(DataError, match=message):
+            Pipeline(other, **{"batch_size": 2, "seed": 0, "position": position, **options})
+
+
+def test_closed() -> None:
+    pipeline = Pipeline(numbered(4), batch_size=2, seed=0)
+    next(pipeline)
+    pipeline.close()
+    pipeline.close()
+    assert pipeline.position["batches"] == 1
+    with pytest.raises(ValueError, match="the pipeline is closed"):
+        next(pipeline)
+
+
+@pytest.fixture
+def folder_with_a_bad_image(tmp_path: Path) -> Path:
+    for number in range(12):
+        (tmp_path / "train" / "a").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / "train" / "a" / f"{number:02}.png")
+    (tmp_path / "train" / "a" / "09.png").write_bytes(b"")
+    return tmp_path
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_image_stops_at_its_batch(folder_with_a_bad_image: Path, workers: int) -> None:
+    source = open_folder(folder_with_a_bad_image)
+    with Pipeline(source, batch_size=3, seed=0, shuffle=False, workers=workers) as pipeline:
+        take(pipeline, 3)
+        for _ in range(1 if workers else 2):  # again and again, without skipping the batch
+            with pytest.raises(DataError, match=r"09.png \(row 9\): image is empty"):
+                next(pipeline)
+            assert pipeline.position["batches"] == 3
+        if workers == 0:
+            Image.new("RGB", (4, 4), (9, 0, 0)).save(folder_with_a_bad_image / "train" / "a" / "09.png")
+            assert np.rint((next(pipeline)["image"][:, 0, 0, 0] + 1) * 127.5).tolist() == [9, 10, 11]
+
+
+def test_workers_read_the_same_stream() -> None:
+    source = open_digits()
+    options: dict[str, Any] = {"batch_size": 100, "seed": 2, "flip": True}
+    with Pipeline(source, **options) as pipeline:
+        take(pipeline, 3)
+        position = pipeline.position
+        wanted = take(pipeline, 17)
+    with Pipeline(source, workers=2, position=position, **options) as pipeline:
+        assert same(take(pipeline, 12), wanted[:12])
+        position = pipeline.position
+    with Pipeline(source, position=position, **options) as pipeline:  # workers before, none now
+        assert same(take(pipeline, 5), wanted[12:])
+
+
+def test_sources_travel_to_workers(shared_data: Path, tmp_path: Path) -> None:
+    """What a worker receives is the source without its images: the same records, and no copy of a mapped array."""
+    cloudpickle = pytest.importorskip("cloudpickle")  # what Grain sends it with
+
+    from jaxdiff.data import open_cifar10, open_npz
+
+    images = np.random.default_rng(0).integers(0, 256, (500, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=images)
+    for source in (open_cifar10(shared_data, split="test"), open_npz(tmp_path / "a.npz")):
+        sent = cloudpickle.dumps(source)
+        assert len(sent) < 200_000
+        received = cloudpickle.loads(sent)
+        assert received.fingerprint == source.fingerprint
+        assert (received[123]["image"] == source[123]["image"]).all()
+
+
+def test_an_open_pipeline_does_not_hold_up_the_end_of_the_program(run_python: Any, tmp_path: Path) -> None:
+    """A program that forgets close() ends by itself, quietly, and leaves no shared memory."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from jaxdiff.data import Pipeline, open_digits\n"
+        "if __name__ == '__main__':\n"
+        "    pipeline = Pipeline(open_digits(), batch_size=8, seed=0, workers=1)\n"
+        "    print(next(pipeline)['image'].shape)\n"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    done = run_python(script, env={"PYTHONPATH": root}, timeout=100)
+    assert done.stdout.strip() == "(8, 8, 8, 1)"
+    assert "Traceback" not in done.stderr
+    assert "leaked" not in done.stderr

@@ -1,0 +1,151 @@
+"""TFDS without TensorFlow: a real set prepared on disk, the mock, and what is said when nothing is prepared."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from jaxdiff.data import DataError, Pipeline, open_tfds
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+
+
+class TinyColours(tfds.core.GeneratorBasedBuilder):
+    """Nine images, three classes, and a test split of four."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        image = tfds.features.Image(shape=(8, 8, 3), encoding_format="png")
+        features = {"image": image, "label": tfds.features.ClassLabel(num_classes=3)}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[int, dict[str, object]]]]:
+        return {"train": self._generate_examples(9), "test": self._generate_examples(4)}
+
+    def _generate_examples(self, count: int) -> Iterator[tuple[int, dict[str, object]]]:
+        for number in range(count):
+            Image.fromarray(PIXELS[number]).save(file := io.BytesIO(), "PNG")
+            yield number, {"image": file.getvalue(), "label": number % 3}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tfds")
+    TinyColours(data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder
+
+
+def test_prepared_set(prepared: Path) -> None:
+    source = open_tfds("tiny_colours", prepared)
+    assert (len(source), source.image_shape, source.num_classes) == (9, (8, 8, 3), 3)
+    records = [source[i] for i in range(9)]
+    numbers = [int(np.argmax([(r["image"] == p).all() for p in PIXELS])) for r in records]
+    assert sorted(numbers) == list(range(9))  # TFDS shuffles when it prepares
+    assert all((r["image"] == PIXELS[i]).all() for r, i in zip(records, numbers, strict=True))
+    assert [r["label"] for r in records] == [i % 3 for i in numbers]
+    assert len(open_tfds("tiny_colours", prepared, split="test")) == 4
+    assert len(open_tfds("tiny_colours", prepared, split="train[:3]")) == 3
+    same = open_tfds("tiny_colours", prepared).fingerprint
+    assert source.fingerprint == same != open_tfds("tiny_colours", prepared, split="train[:3]").fingerprint
+
+
+def test_prepared_set_in_a_pipeline(prepared: Path) -> None:
+    source = open_tfds("tiny_colours", prepared)
+    with Pipeline(source, batch_size=3, seed=0) as pipeline:
+        epoch = [next(pipeline) for _ in range(3)]
+    seen = np.concatenate([batch["image"] for batch in epoch])
+    assert sorted(image.tobytes() for image in np.rint((seen + 1) * 127.5).astype(np.uint8)) == sorted(
+        image.tobytes() for image in PIXELS
+    )
+
+
+def test_refusals(prepared: Path) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"split": "val"}, "tfds:tiny_colours: no split 'val'; it has train, test"),
+        ({"channels": 1}, "images have 3 channels, expected 1 channel"),
+        ({"image_size": 16}, "image is 8x8, expected 16x16; set resize=True"),
+        ({"num_classes": 2}, "tfds:tiny_colours: labels lie in 0..2, expected 0..1; set num_classes=3"),
+    ]
+    for options, message in cases:
+        with pytest.raises(DataError) as caught:
+            open_tfds("tiny_colours", prepared, **options)
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert open_tfds("tiny_colours", prepared, image_size=16, resize=True).image_shape == (16, 16, 3)
+
+
+def test_unknown_name(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        open_tfds("cifra10", tmp_path)
+    assert str(caught.value).startswith("tfds:cifra10: TFDS has no data set of this name")
+    assert "did you mean cifra10 -> cifar10?" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_file(prepared: Path, tmp_path: Path) -> None:
+    for file in prepared.rglob("*"):
+        if file.is_file():
+            copy = tmp_path / file.relative_to(prepared)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            content = file.read_bytes()
+            copy.write_bytes(content.replace(b"IDAT", b"XXXX") if "test" in file.name else content)
+    assert len(open_tfds("tiny_colours", tmp_path)) == 9
+    with pytest.raises(DataError, match=r"tfds:tiny_colours \(test\) row 0: cannot be read"):
+        open_tfds("tiny_colours", tmp_path, split="test")
+
+
+def test_mock_data() -> None:
+    with tfds.testing.mock_data(num_examples=5):
+        source = open_tfds("mnist", image_size=28, channels=1, num_classes=10)
+        assert (len(source), source.image_shape, source.num_classes) == (5, (28, 28, 1), 10)
+        with Pipeline(source, batch_size=5, seed=0) as pipeline:
+            batch = next(pipeline)
+    assert batch["image"].shape == (5, 28, 28, 1)
+    assert sorted(batch["label"]) == sorted(source[i]["label"] for i in range(5))
+
+
+def test_not_prepared_fails_at_once_with_the_command(
+    tmp_path: Path, run_python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    code = f"""
+import sys, time
+import jaxdiff.data
+print("tensorflow_datasets" in sys.modules)
+import tensorflow_datasets
+from jaxdiff.data import DataError, open_tfds
+start = time.monotonic()
+try:
+    open_tfds("cifar10", {str(tmp_path)!r})
+except DataError as error:
+    print(error)
+print(time.monotonic() - start, "tensorflow" in sys.modules)
+"""
+    needed_for_import, message, measured = run_python("-c", code).stdout.strip().splitlines()
+    assert needed_for_import == "False"
+    seconds, tensorflow = measured.split()
+    assert float(seconds) < 2
+    assert tensorflow == "False"
+    assert message.startswith(f"tfds:cifar10: is not prepared under {tmp_path}")
+    command = f"tfds.builder('cifar10', data_dir='{tmp_path}', file_format='array_record').download_and_prepare()"
+    assert command in message
+    assert "pip install tensorflow " in message
+
+
+def test_prepared_in_another_format_says_so(prepared: Path, tmp_path: Path) -> None:
+    place = tmp_path / "tiny_colours" / "1.0.0"
+    place.mkdir(parents=True)
+    for file in (prepared / "tiny_colours" / "1.0.0").glob("*.json"):
+        (place / file.name).write_text(file.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(DataError) as caught:
+        open_tfds("tiny_colours", tmp_path)
+    assert "tfds:tiny_colours: is prepared as tfrecord under" in str(caught.value)
+    assert f"then set path (data.path) to {tmp_path}_array_record" in str(caught.value)

@@ -1,0 +1,67 @@
+"""The metrics file stays valid JSON and is cut back on resume; the progress lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxdiff.train import MetricsLog, Progress
+
+
+def _lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_numbers_json_cannot_hold_become_null(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, tensorboard=False) as log:
+        log.write(3, {"loss": float("nan"), "grad_norm": float("inf"), "loss_by_noise": [1.0, float("nan")]})
+    assert _lines(tmp_path) == [{"step": 3, "loss": None, "grad_norm": None, "loss_by_noise": [1.0, None]}]
+
+
+@pytest.mark.parametrize(
+    "tail", ["", '{"step": 40, "lo', '{"step": 40, "loss": 4.0}', "\x00\x00\x00", '{"step": 40}\n{"st']
+)
+def test_resume_cuts_later_lines_and_a_torn_one(tmp_path: Path, tail: str) -> None:
+    with MetricsLog(tmp_path, tensorboard=False) as log:
+        for step in (10, 20, 30):
+            log.write(step, {"loss": float(step)})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(tail)
+    with MetricsLog(tmp_path, start=20, tensorboard=False) as log:
+        log.write(25, {"loss": 25.0})
+    assert [line["step"] for line in _lines(tmp_path)] == [10, 20, 25]
+
+
+def test_a_run_that_starts_afresh_empties_the_file(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10, "loss": 1.0}\n')
+    MetricsLog(tmp_path, tensorboard=False).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_inactive_writes_nothing(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path / "run", active=False) as log:
+        log.write(1, {"loss": 1.0})
+        log.image(1, "samples", np.zeros((2, 2, 3), np.uint8))
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_events_are_written(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path) as log:
+        log.write(1, {"loss": 1.0, "loss_by_noise": [1.0, float("nan")]})
+        log.image(1, "samples", np.zeros((4, 4, 3), np.uint8))
+    events = list((tmp_path / "tensorboard").iterdir())
+    assert len(events) == 1 and b"loss_by_noise/0" in events[0].read_bytes() and b"samples" in events[0].read_bytes()
+
+
+def test_progress_prints_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(10, 5) as progress:
+        progress.advance(6)
+        progress.update(7, loss=0.5, images_per_second=1234.5)
+        progress.say("[note]")
+    with Progress(10, active=False) as silent:
+        silent.update(7, loss=0.5, images_per_second=1.0)
+        silent.say("nothing")
+    assert capsys.readouterr().out == "step 7/10  loss 0.5000  1,234 images/s  0:00 left\n[note]\n"

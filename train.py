@@ -1,0 +1,136 @@
+"""Trains a diffusion model.
+
+    python train.py                                                    real handwritten digits, minutes on two CPU cores
+    python train.py configs/mnist_unet.py --data.path DIR              another experiment
+    python train.py configs/mnist_unet.py --optimizer.lr 1e-4 --train.steps 2000 --workdir runs/x
+    python train.py --help                                             every option and its value
+
+Ctrl-C (or SIGTERM) saves and ends; the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from jaxdiff import config as cfg
+from jaxdiff import train as training
+from jaxdiff.config.folder import CHECKPOINTS, SAMPLES
+from jaxdiff.data import DataError
+from jaxdiff.denoiser import NetworkDenoiser
+from jaxdiff.images import save_png
+from jaxdiff.run import Run
+
+HERE = Path(__file__).parent
+
+
+def train(arguments: Sequence[str]) -> None:
+    # --- Configuration: a file, changed by options
+    options = cfg.parse_config(arguments, program="train.py", default_file=HERE / "configs" / "digits_unet.py")
+    config = options.config
+    if options.distributed:
+        jax.distributed.initialize()
+    cfg.keep_compiled()
+    cfg.check(config)
+    lead = jax.process_index() == 0
+
+    # --- Devices
+    with cfg.as_config_error("mesh"):
+        mesh = training.make_mesh(**dataclasses.asdict(config.mesh))
+        training.check_batch_size(config.train.batch_size, mesh, config.train.accumulate)
+
+    # --- Data
+    source = cfg.build_source(config)
+    config = cfg.resolve(config, source)
+
+    # --- Network, loss, optimizer
+    net, key = cfg.build_network(config), jax.random.key(config.seed)
+    with cfg.as_config_error("loss"):
+        loss = cfg.build_loss(config)
+    with cfg.as_config_error("optimizer"):
+        optimizer, schedule = training.make_optimizer(steps=config.train.steps, **dataclasses.asdict(config.optimizer))
+
+    def run_of(weights: object, step: int) -> Run:
+        return Run(config, NetworkDenoiser(net, weights, config.process, config.parameterization), step, mesh)
+
+    # --- The step; all shapes are checked before anything is made
+    with cfg.as_config_error("network"):
+        template = training.state_template(net, optimizer, loss, key, mesh)
+        step_fn = training.compile_step(
+            net=net,
+            loss=loss,
+            optimizer=optimizer,
+            ema=config.ema,
+            schedule=schedule,
+            accumulate=config.train.accumulate,
+            template=template,
+        )
+        jax.eval_shape(step_fn, template, cfg.batch_shapes(config, source))
+    run_of(template.ema, 0).check()
+    folder = cfg.claim_folder(config, write=lead and not options.dry_run)
+    if lead:
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(template.params))
+        print(f"{config.name}: {parameters:,} parameters, {len(source):,} images, {mesh.size} device(s), in {folder}")
+    if options.dry_run:
+        print("dry run: configuration, data and shapes are good; nothing was written")
+        return
+
+    with (
+        training.Checkpoints(folder / CHECKPOINTS, keep=config.checkpoint.keep, best="loss") as checkpoints,
+        cfg.build_pipeline(config, source) as data,
+    ):
+        # --- State: new, or as the last checkpoint has it
+        if checkpoints.latest() is None:
+            state = training.create_sharded_state(net, optimizer, loss, key, mesh)
+        else:
+            state, position = checkpoints.restore(template)
+            data.seek(position)
+        start = int(state.step)
+        sample_command = cfg.command(HERE / "sample.py", str(folder))
+        if start >= config.train.steps:
+            print(f"finished: all {start} steps are done. To sample: {sample_command}")
+            return
+        if start and lead:
+            print(f"going on after step {start}")
+
+        # --- Training: log, sample, save
+        with training.MetricsLog(folder, start=start, active=lead) as log:
+
+            def draw(step: int, state: training.TrainState) -> None:
+                picture = run_of(state.ema, step).picture()
+                if lead:
+                    save_png(folder / SAMPLES / f"step_{step:08d}.png", picture)
+                    log.image(step, "samples", picture)
+
+            outcome = training.train_loop(
+                step_fn,
+                state,
+                data,
+                steps=config.train.steps,
+                log=log,
+                checkpoints=checkpoints,
+                log_every=config.train.log_every,
+                save_every=config.checkpoint.every,
+                callbacks=[(config.train.sample_every, draw)],
+                resume_command=cfg.command(HERE / "train.py", *arguments),
+            )
+
+    # --- Where to look
+    if lead and not outcome.stopped:
+        print(f"samples    {folder / SAMPLES}")
+        print(f"metrics    {folder / 'metrics.jsonl'}; curves: tensorboard --logdir {folder}")
+        print(f"to sample  {sample_command}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs with the command line's arguments, or with those given."""
+    with cfg.one_line_errors("train.py", DataError, training.CheckpointError, training.DivergedError):
+        train(sys.argv[1:] if arguments is None else arguments)
+
+
+if __name__ == "__main__":
+    main()
