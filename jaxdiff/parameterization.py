@@ -52,7 +52,8 @@ class ScaledTime:
 class TimeIndex:
     """T t - 1: the index 0..T-1 of the papers' tables at t = k/T (Ho et al. 2020).
 
-    >>> print(TimeIndex(1000)(None, 0.25))
+    >>> from jaxdiff.schedule import VP
+    >>> print(TimeIndex(1000)(VP(), 0.25))
     249.0
     """
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,3 +52,28 @@ def test_missing_keys_are_named() -> None:
         step_noise(None, jnp.zeros((2, 3)))(0.5, 0.4)
     with pytest.raises(ValueError, match="3 keys came with samples of shape"):
         step_noise(sample_keys(jax.random.key(0), 0, 3), jnp.zeros((2, 3)))(0.5, 0.4)
+
+
+SHARDED = """
+import hashlib, jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxdiff.noise import sample_keys, step_noise
+mesh = Mesh(np.array(jax.devices()), ("data",))
+rows = NamedSharding(mesh, PartitionSpec("data"))
+keys = jax.device_put(sample_keys(jax.random.key(3), 0, 16), rows)
+x = jax.device_put(np.zeros((16, 8, 8, 1), np.float32), rows)
+noise = jax.jit(lambda keys, x: step_noise(keys, x)(0.7, 0.5), out_shardings=rows)(keys, x)
+assert len(noise.sharding.device_set) == len(jax.devices())
+print(len(jax.devices()), hashlib.sha256(np.asarray(noise).tobytes()).hexdigest())
+"""
+
+
+def test_noise_is_the_same_bits_on_any_number_of_devices(
+    run_python: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    digests = {}
+    for devices in (1, 8):
+        count, digest = run_python("-c", SHARDED, devices=devices).stdout.split()
+        assert int(count) == devices
+        digests[devices] = digest
+    assert digests[1] == digests[8]

@@ -55,7 +55,7 @@ def test_float32_is_as_good_as_float64(named: tuple[str, jd.Process]) -> None:
 @pytest.mark.parametrize("name", sorted(DISCRETE))
 def test_chain_at_its_own_times_is_its_table(name: str) -> None:
     process = PROCESSES[name]()
-    assert process.steps == 1000
+    assert isinstance(process, jd.DiscreteVP) and process.steps == 1000
     abar = np.cumprod(1.0 - np.asarray(process.betas, np.float64), dtype=np.float64)
     k = np.arange(1, process.steps + 1)
     for t in (k / process.steps, (k / process.steps).astype(np.float32), k.astype(np.float32) * np.float32(0.001)):

@@ -46,7 +46,17 @@ def doctests(run_python: Run, package: str, *arguments: str | Path, path: Path |
     env = {"PYTHONPATH": os.pathsep.join([checker, *([str(path)] if path else [])])}
     check = f"--jaxtyping-packages={package},typechecker.functions_only"
     return run_python(
-        "-m", "pytest", "-p", "no:cacheprovider", "--doctest-modules", check, *arguments, env=env, check=False
+        "-m",
+        "pytest",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        "--doctest-modules",
+        check,
+        *arguments,
+        env=env,
+        check=False,
     )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, get_args, runtime_checkable
 
-from beartype import beartype
+from beartype import BeartypeConf, beartype
+
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as for mypy
 
 
 def functions_only(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -22,7 +24,7 @@ def functions_only(function: Callable[..., Any]) -> Callable[..., Any]:
         for argument in get_args(annotation):
             if is_protocol(argument):  # beside None, say: beartype needs to ask isinstance
                 runtime_checkable(argument)
-    return beartype(function)
+    return checked(function)
 
 
 def is_protocol(annotation: Any) -> bool:

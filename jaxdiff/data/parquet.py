@@ -90,7 +90,9 @@ class ParquetReader:
             raise DataError(
                 f"{self.where(index)}: image has no bytes, only a path perhaps; embed the images in the Parquet file"
             )
-        return decode(value.as_buffer(), self.where(index)), None if self._labels is None else int(self._labels[index])
+        return decode(memoryview(value.as_buffer()), self.where(index)), None if self._labels is None else int(
+            self._labels[index]
+        )
 
     def where(self, index: int, /) -> str:
         file = int(np.searchsorted(self._first_of_file, index, side="right")) - 1

@@ -216,7 +216,7 @@ def verify(source: Source, limit: int = 10) -> None:
         raise DataError(f"{source.name}: {count}: " + " | ".join(found))
 
 
-def decode(data: bytes, where: str) -> NDArray[np.uint8]:
+def decode(data: bytes | memoryview, where: str) -> NDArray[np.uint8]:
     """The pixels of an encoded image (PNG, JPEG, what Pillow reads), uint8 (H, W, C).
 
     Grey stays one channel; palettes and CMYK become RGB; the first frame of many. Depths above 8 bits are refused.

@@ -68,7 +68,7 @@ def check_times(process: Process, ts: ArrayLike, *, falling: bool = True) -> Non
       ValueError: naming the time.
 
     >>> from jaxdiff.schedule import Flow
-    >>> check_times(Flow(), [1.0, 0.5, 0.0])
+    >>> check_times(Flow(), jnp.array([1.0, 0.5, 0.0]))
     Traceback (most recent call last):
     ...
     ValueError: the last time is 0.0, where sigma = 0 for Flow: end the grid above it (the last denoising gives x0)
