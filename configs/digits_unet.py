@@ -22,7 +22,7 @@ config = Config(
     network=UNet(
         image_size=8,
         in_channels=1,
-        width=64,
+        width=32,
         multipliers=(1, 2),
         blocks=2,
         attention_resolutions=(4,),
@@ -30,9 +30,9 @@ config = Config(
         dropout=0.1,
     ),
     loss=LossConfig(time=Stratified(), label_dropout=0.1),
-    optimizer=OptimizerConfig(lr=1e-3, schedule="cosine", warmup=100, final_fraction=0.05),
-    ema=Ema(0.999),
-    train=TrainConfig(steps=3000, batch_size=128, log_every=100, sample_every=1000),
-    checkpoint=CheckpointConfig(every=1000, keep=2),
+    optimizer=OptimizerConfig(lr=2e-3, schedule="cosine", warmup=100, final_fraction=0.05),
+    ema=Ema(0.995),
+    train=TrainConfig(steps=1500, batch_size=64, log_every=50, sample_every=500),
+    checkpoint=CheckpointConfig(every=500, keep=2),
     sample=SampleConfig(sampler="ddim", steps=40, grid="uniform", num=100),
 )
