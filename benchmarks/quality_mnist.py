@@ -3,7 +3,7 @@
     python benchmarks/quality_mnist.py runs/mnist --data DIR --out results.json
 
 DIR holds MNIST's train.parquet and test.parquet, or a folder `mnist` that does. A small convolutional network is fitted
-to the 60,000 real training digits (about two minutes on two CPU cores, once: its weights are kept in ``--cache``) and
+to the 60,000 real training digits (under a minute on two CPU cores, once: its weights are kept in ``--cache``) and
 must be at least 98.5% right on the 10,000 real test digits. Its verdict on class-conditional samples, made as the run's
 configuration says and rounded to bytes, must be the class asked for in at least 85%.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib.metadata
 import json
@@ -62,7 +63,7 @@ def table(lines: Sequence[Line]) -> str:
     """
 
     def shown(value: float, percent: bool) -> str:
-        return f"{100 * value:.1f}%" if percent else f"{value:.3f}"
+        return f"{100 * value:.1f}%" if percent else str(value) if isinstance(value, int) else f"{value:.3f}"
 
     rows = [("measured", "value", "bound", "verdict")]
     for line in lines:
@@ -93,7 +94,7 @@ def by_class(title: str, shares: ArrayLike) -> str:
     return f"{title} by class    " + "  ".join(f"{label}: {100 * s:.1f}%" for label, s in enumerate(np.asarray(shares)))
 
 
-def finish(run: Run, lines: Sequence[Line], details: Mapping[str, Any], arguments: Any) -> int:
+def finish(run: Run, lines: Sequence[Line], details: Mapping[str, Any], arguments: argparse.Namespace) -> int:
     """Prints the table, writes the JSON where ``arguments.out`` says, and returns the exit status.
 
     Args:
@@ -138,12 +139,12 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be stored as JSON")
 
 
-def add_arguments(parser: Any, least: int = 100) -> None:
+def add_arguments(parser: argparse.ArgumentParser, least: int = 100) -> None:
     """The arguments that every quality benchmark takes."""
 
     def number(text: str) -> int:
-        if int(text) < least:
-            raise ValueError(text)
+        if not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
         return int(text)
 
     parser.add_argument("run", type=Path, help="folder of the run")

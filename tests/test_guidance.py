@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,17 +36,15 @@ def test_classifier_free_extrapolates() -> None:
 
 
 def test_guidance_weight_is_data() -> None:
-    traces = []
 
     @jax.jit
+    @chex.assert_max_traces(n=1)
     def run(denoise: jd.ClassifierFree, x: jax.Array) -> jax.Array:
-        traces.append(1)
         return denoise(x, 0.5, {"label": jnp.arange(2)}).eps
 
     static = jax.tree_util.Partial(by_label)
     for weight in (1.0, 2.5, 7.0):
         run(jd.ClassifierFree(static, weight, {"label": 10}), jnp.zeros((2, 2)))
-    assert len(traces) == 1
 
 
 def test_guidance_without_a_condition_is_refused() -> None:

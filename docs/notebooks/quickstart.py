@@ -34,7 +34,6 @@ import jaxdiff
 from jaxdiff import config as cfg
 from jaxdiff import train as training
 from jaxdiff.data import batches
-from jaxdiff.images import grid, to_uint8
 from jaxdiff.run import generate
 
 plt.rcParams |= {
@@ -49,12 +48,14 @@ plt.rcParams |= {
 
 
 def show(axis, images, columns, rows=(), heads=(), title=None):
-    """A grid of images on an axis, with names beside its rows and above its columns."""
-    picture = grid(to_uint8(images), columns)
-    axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
-    cell = (picture.shape[1] - 1) / columns
-    axis.set_yticks([cell * (i + 0.5) for i in range(len(rows))], rows)
-    axis.set_xticks([cell * (i + 0.5) for i in range(len(heads))], heads)
+    """A grid of grey images (N, H, W, 1) on an axis, with names beside its rows and above its columns."""
+    tiles = np.asarray(images)[..., 0].repeat(8, axis=1).repeat(8, axis=2)
+    tiles = np.pad(tiles, ((0, 0), (3, 3), (3, 3)), constant_values=np.nan)  # drawn as the page
+    n, height, width = tiles.shape
+    picture = tiles.reshape(n // columns, columns, height, width).swapaxes(1, 2)  # (rows, height, columns, width)
+    axis.imshow(picture.reshape(n // columns * height, columns * width), cmap="gray", vmin=-1, vmax=1)
+    axis.set_yticks([height * (i + 0.5) for i in range(len(rows))], rows)
+    axis.set_xticks([width * (i + 0.5) for i in range(len(heads))], heads)
     axis.tick_params(length=0, labeltop=True, labelbottom=False)
     axis.spines[:].set_visible(False)
     axis.grid(False)
@@ -66,7 +67,7 @@ def show(axis, images, columns, rows=(), heads=(), title=None):
 #
 # `python train.py` leaves a run in `runs/digits`, and `jaxdiff.Run.load` brings it back. If there is none, a smaller
 # network is trained here for some seconds on the same data with the same objective. It shows everything below, but
-# its digits are poor.
+# its digits are rougher.
 #
 # The objective: an image $x_0$ is mixed with Gaussian noise $\varepsilon$ at a random time $t \in [0, 1]$,
 #
@@ -106,7 +107,7 @@ if folder.is_dir():
     run = jaxdiff.Run.load(folder)
     print(f"loaded {folder}, trained for {run.step} steps")
 else:
-    print(f"there is no {folder}: training a small network. For good digits run `python train.py` first.")
+    print(f"there is no {folder}: training a small network. For better digits run `python train.py` first.")
     run = train_small(steps=600)
 
 # %% [markdown]
@@ -123,7 +124,7 @@ source = cfg.build_source(run.config)
 real = next(batches(source, len(source)))
 real_by_class = np.concatenate([real["image"][real["label"] == label][:10] for label in range(10)])
 
-figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.8), layout="constrained")
+figure, axes = plt.subplots(1, 2, figsize=(9.5, 5.0), layout="constrained")
 show(axes[0], real_by_class, 10, rows=range(10), title="real")
 show(axes[1], samples, 10, rows=range(10), title="sampled")
 plt.show()
@@ -183,14 +184,15 @@ keys = jaxdiff.sample_keys(jax.random.key(3), 0, 10)
 noise = process.prior_sample(keys, run.shape, ts[0])
 cond = {"label": jnp.arange(10)}
 
-xs, x0 = jaxdiff.sample_path(jaxdiff.DDIM(process), denoise, keys, noise, ts, cond)
+# Processes, samplers and denoisers are pytrees: everything is an argument of one jit.
+xs, x0 = jax.jit(jaxdiff.sample_path)(jaxdiff.DDIM(process), denoise, keys, noise, ts, cond)
 print("path", xs.shape, "end", x0.shape)
 
 # %%
-predict = jax.jit(lambda denoise, x, t, cond: denoise(x, t, cond).x0)
+ask = jax.jit(lambda denoise, x, t, cond: denoise(x, t, cond))
 shown = np.linspace(0, len(ts) - 1, 11).round().astype(int)
-heads = [f"t = {ts[shown[0]]:.1f}"] + [f"{ts[i]:.2f}" for i in shown[1:]]
-expected = np.stack([predict(denoise, xs[i], ts[i], cond) for i in shown])
+heads = ["$t = 1$"] + [f"{ts[i]:.2f}" for i in shown[1:]]
+expected = np.stack([ask(denoise, xs[i], ts[i], cond).x0 for i in shown])
 
 figure, axes = plt.subplots(3, 1, figsize=(9.0, 5.6), layout="constrained")
 for axis, digit in zip(axes, (2, 5, 8), strict=True):
@@ -242,11 +244,11 @@ axes[2].legend(fontsize=9)
 plt.show()
 
 # %% [markdown]
-# One real digit under each of them, with one and the same noise, scaled to unit variance:
+# One real digit under each of them, with one and the same noise, divided by $\sqrt{\alpha^2 + \sigma^2}$:
 
 # %%
 moments = jnp.linspace(0.0, 1.0, 11)
-digit = jnp.repeat(real_by_class[33:34], len(moments), axis=0)
+digit = jnp.repeat(real_by_class[:1], len(moments), axis=0)
 eps = jnp.repeat(jax.random.normal(jax.random.key(1), (1, *run.shape)), len(moments), axis=0)
 strips = []
 for each in processes.values():
@@ -254,7 +256,7 @@ for each in processes.values():
     strips.append(each.perturb(digit, eps, moments) / scale[:, None, None, None])
 
 figure, axis = plt.subplots(figsize=(9.0, 4.4), layout="constrained")
-heads = ["t = 0"] + [f"{t:.1f}" for t in moments[1:]]
+heads = ["$t = 0$"] + [f"{t:.1f}" for t in moments[1:]]
 show(axis, np.concatenate(strips), len(moments), rows=list(processes), heads=heads)
 plt.show()
 
@@ -270,13 +272,11 @@ plt.show()
 # Then it asks again. After the last time $\hat{x}_0$ is the sample.
 
 # %%
-pair = jax.jit(lambda denoise, x, t, cond: denoise(x, t, cond))
-
 x = noise
 for t, s in itertools.pairwise(ts):
-    prediction = pair(denoise, x, t, cond)
+    prediction = ask(denoise, x, t, cond)
     x = process.alpha(s) * prediction.x0 + process.sigma(s) * prediction.eps
-by_hand = pair(denoise, x, ts[-1], cond).x0
+by_hand = ask(denoise, x, ts[-1], cond).x0
 
 print(f"largest difference from jaxdiff.sample_path: {jnp.abs(by_hand - x0).max():.1e}")
 assert np.allclose(by_hand, x0, atol=1e-3)
