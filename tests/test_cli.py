@@ -74,6 +74,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--network.in_channels 3", "channel"),
         ("--network.num_classes 4", "label"),
         ("--network.width 63", "network: width=63"),
+        ("--data.flip True", "--data.flip takes no value, got 'True'; it switches on, --data.no_flip off"),
         ("--seed 1 2", "--seed takes a whole number, got '1 2'"),
         ("--mesh.data 3", "needs 3 devices"),
         ("--mesh.data 1 --train.batch_size 7 --train.accumulate 2", "train.batch_size: 7"),

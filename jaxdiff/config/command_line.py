@@ -198,7 +198,7 @@ def _parse(kind: type[Options], arguments: Sequence[str], program: str, default:
     except SystemExit as stopped:
         if not stopped.code:
             raise
-    raise _Refused(" ".join(said.getvalue().split()))
+    raise _Refused(" ".join(re.sub("[╭╮╰╯─│]", " ", said.getvalue()).split()))  # without the frame tyro draws
 
 
 def _options(kind: Any, default: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -251,6 +251,10 @@ def _explain(groups: Sequence[Sequence[str]], known: dict[str, Any], default: An
         if name not in known:
             continue
         given = [*first.split("=", 1)[1:], *rest]
+        if known[name] is bool and given:
+            head, _, last = name.rpartition(".")
+            off = f"{head}.no_{last}".lstrip(".")
+            raise ConfigError(f"--{name} takes no value, got {' '.join(given)!r}; it switches on, --{off} off")
         alone = dataclasses.make_dataclass("Alone", [("value", known[name])])
         try:
             values[name] = _parse(alone, ["--value", *given], "", None).value
