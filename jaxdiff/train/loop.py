@@ -79,8 +79,8 @@ class Stop:
     """Turns the first SIGINT or SIGTERM into a flag, for the length of a `with`.
 
     A second signal of either kind has its default effect: the process ends at once. The handlers that were there are
-    restored at the end. Enter it after `jax.distributed.initialize`, which installs a SIGTERM handler of its own. Outside of the main
-    thread, where Python allows no handlers, it does nothing.
+    restored at the end. Enter it after `jax.distributed.initialize`, which installs a SIGTERM handler of its own.
+    Outside of the main thread, where Python allows no handlers, it does nothing.
 
     Args:
         say: gets one line when the first signal comes.
