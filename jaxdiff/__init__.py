@@ -45,6 +45,7 @@ from jaxdiff.parameterization import (
 )
 from jaxdiff.prediction import Prediction
 from jaxdiff.process import Process
+from jaxdiff.record import field, record
 from jaxdiff.sampling import (
     DDIM,
     DDPM,
@@ -141,11 +142,13 @@ __all__ = [
     "check_times",
     "cosine_betas",
     "denoising_loss",
+    "field",
     "integrate",
     "karras_times",
     "linear_betas",
     "log_snr_times",
     "quadratic_times",
+    "record",
     "rescale_zero_terminal_snr",
     "sample",
     "sample_keys",

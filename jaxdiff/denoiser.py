@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-import flax.struct
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -17,6 +16,7 @@ from jaxdiff.broadcast import per_sample
 from jaxdiff.parameterization import Parameterization
 from jaxdiff.prediction import Prediction
 from jaxdiff.process import Process
+from jaxdiff.record import field, record
 
 Cond = Mapping[str, Array]
 """What a sample is conditioned on: arrays with the batch first, such as ``{"label": (B,) int32}``."""
@@ -39,7 +39,7 @@ class Net(Protocol):
     ) -> Array: ...
 
 
-@flax.struct.dataclass
+@record
 class NetworkDenoiser:
     """The denoiser that a network's output stands for.
 
@@ -50,7 +50,7 @@ class NetworkDenoiser:
       parameterization: what it sees and returns.
     """
 
-    net: Net = flax.struct.field(pytree_node=False)
+    net: Net = field(pytree_node=False)
     params: Any
     process: Process
     parameterization: Parameterization

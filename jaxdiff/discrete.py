@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,10 +24,11 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.process import Process, as_time
+from jaxdiff.record import field, record
 from jaxdiff.schedule import unit_at_end
 
 
-@flax.struct.dataclass
+@record
 class DiscreteVP(Process):
     """The chain of ``betas`` in continuous time: t = k/T at its k-th step.
 
@@ -36,7 +36,6 @@ class DiscreteVP(Process):
       betas: ``(T,)`` in (0, 1), rising or not; the last may be 1 (zero terminal SNR). Concrete values are tabulated in
         float64;
         traced ones (a learned schedule) in the working precision.
-      log_alpha: derived, ``(T + 1,)``; not to be passed.
 
     Raises:
       ValueError: ``betas`` is not a vector of numbers in (0, 1), or a 1 stands before its end.
@@ -47,11 +46,9 @@ class DiscreteVP(Process):
     """
 
     betas: ArrayLike | Sequence[float]
-    log_alpha: ArrayLike | None = None
+    log_alpha: ArrayLike = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.log_alpha is not None or not isinstance(self.betas, np.ndarray | jax.Array | list | tuple):
-            return  # rebuilt from its leaves, which may be placeholders
         if isinstance(self.betas, jax.core.Tracer):
             table: ArrayLike = jnp.concatenate(
                 [jnp.zeros(1, self.betas.dtype), 0.5 * jnp.cumsum(jnp.log1p(-self.betas))]

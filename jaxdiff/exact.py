@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -26,9 +25,10 @@ from jaxdiff.broadcast import expand
 from jaxdiff.denoiser import Cond
 from jaxdiff.prediction import Prediction
 from jaxdiff.process import Process
+from jaxdiff.record import record
 
 
-@flax.struct.dataclass
+@record
 class GaussianDenoiser:
     """Equations (1) and (2): data N(mean, std^2), coordinates independent.
 
@@ -71,7 +71,7 @@ class GaussianDenoiser:
         return alpha_s * mean + jnp.sqrt(total_s / total) * (x - alpha * mean)
 
 
-@flax.struct.dataclass
+@record
 class MixtureDenoiser:
     """Equation (3): data from a mixture of K isotropic Gaussians.
 

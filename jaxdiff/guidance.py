@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import flax.struct
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -21,9 +20,10 @@ from jaxdiff.broadcast import expand
 from jaxdiff.denoiser import Cond, Denoiser
 from jaxdiff.prediction import Prediction, from_x0
 from jaxdiff.process import Process
+from jaxdiff.record import record
 
 
-@flax.struct.dataclass
+@record
 class ClassifierFree:
     """Equation (1), both branches in one call of twice the batch.
 
@@ -61,7 +61,7 @@ class ClassifierFree:
         return Prediction(x0, eps, None if given.variance is None else given.variance[:n])
 
 
-@flax.struct.dataclass
+@record
 class Clipped:
     """Limits x0 to the data's range and lets eps follow (Ho et al. 2020 clip so at every step).
 

@@ -25,7 +25,6 @@ from __future__ import annotations
 import abc
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -35,11 +34,12 @@ from jaxdiff.broadcast import mean_features, sum_features
 from jaxdiff.denoiser import Cond, Net
 from jaxdiff.parameterization import Parameterization
 from jaxdiff.process import Process
+from jaxdiff.record import field, record
 from jaxdiff.times import History, Terms, TrainingTime, Uniform
 from jaxdiff.variational import vlb_term
 
 
-@flax.struct.dataclass
+@record
 class Weight(abc.ABC):
     """A weighting w(t) of the error in x0, equation (1)."""
 
@@ -60,7 +60,7 @@ def _half_snr_slope(process: Process, t: ArrayLike) -> Array:
     return 0.5 * _snr(process, t) * process.diffusion_squared(t) / jnp.square(process.sigma(t))
 
 
-@flax.struct.dataclass
+@record
 class Simple(Weight):
     """1 on the network's own target. The only weighting whose meaning depends on the target."""
 
@@ -71,7 +71,7 @@ class Simple(Weight):
         return jnp.ones_like(parameterization.jacobian(process, t))
 
 
-@flax.struct.dataclass
+@record
 class SNR(Weight):
     """SNR: the plain error in eps, under any target."""
 
@@ -79,7 +79,7 @@ class SNR(Weight):
         return _snr(process, t)
 
 
-@flax.struct.dataclass
+@record
 class MinSNR(Weight):
     """min(SNR, gamma) (Hang et al. 2023, section 3.4; their gamma is 5)."""
 
@@ -89,7 +89,7 @@ class MinSNR(Weight):
         return jnp.minimum(_snr(process, t), self.gamma)
 
 
-@flax.struct.dataclass
+@record
 class P2(Weight):
     """SNR/(k + SNR)^gamma (Choi et al. 2022, equation 8, on the error in eps 1/(k + SNR)^gamma)."""
 
@@ -101,7 +101,7 @@ class P2(Weight):
         return snr / jnp.power(self.k + snr, self.gamma)
 
 
-@flax.struct.dataclass
+@record
 class Likelihood(Weight):
     """-1/2 dSNR/dt: the continuous variational bound (Kingma et al. 2021, equation 18), g^2 on the score (Song et al.
     2021b)."""
@@ -110,7 +110,7 @@ class Likelihood(Weight):
         return _half_snr_slope(process, t)
 
 
-@flax.struct.dataclass
+@record
 class KarrasWeight(Weight):
     """1/c_out^2 of Karras et al. 2022 (table 1), for any process: 1 on the target of `Karras` of the same
     ``sigma_data``."""
@@ -122,7 +122,7 @@ class KarrasWeight(Weight):
         return (jnp.square(sigma) + jnp.square(alpha * self.sigma_data)) / jnp.square(sigma * self.sigma_data)
 
 
-@flax.struct.dataclass
+@record
 class Sigmoid(Weight):
     """logistic(bias - lambda) times the likelihood's weight (Kingma & Gao 2023, section 5; Hoogeboom et al. 2024)."""
 
@@ -132,7 +132,7 @@ class Sigmoid(Weight):
         return jax.nn.sigmoid(self.bias - process.log_snr(t)) * _half_snr_slope(process, t)
 
 
-@flax.struct.dataclass
+@record
 class Draws:
     """All that is random in a batch's loss but dropout; every leaf has the batch first, so a batch of draws splits.
 
@@ -151,7 +151,7 @@ class Draws:
     cond: dict[str, Array]
 
 
-@flax.struct.dataclass
+@record
 class DenoisingLoss:
     """Equation (1) in three pure pieces, `draw`, `terms` and `update`, so that a batch drawn once can be split for
     gradient accumulation and the history of importance sampling sees the whole of it. `denoising_loss` composes the
@@ -172,8 +172,8 @@ class DenoisingLoss:
     weight: Weight = Simple()
     time: TrainingTime = Uniform()
     label_dropout: float = 0.0
-    null_label: int | None = flax.struct.field(default=None, pytree_node=False)
-    vlb_weight: float = flax.struct.field(default=0.0, pytree_node=False)
+    null_label: int | None = field(default=None, pytree_node=False)
+    vlb_weight: float = field(default=0.0, pytree_node=False)
 
     def __post_init__(self) -> None:
         if self.vlb_weight and self.process.steps is None:

@@ -22,7 +22,6 @@ from __future__ import annotations
 import abc
 from typing import Protocol
 
-import flax.struct
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -30,6 +29,7 @@ from jax.typing import ArrayLike
 from jaxdiff.broadcast import expand
 from jaxdiff.prediction import Prediction, from_eps, from_score, from_v, from_velocity, from_x0
 from jaxdiff.process import Process, as_time
+from jaxdiff.record import field, record
 
 
 class NetworkTime(Protocol):
@@ -38,7 +38,7 @@ class NetworkTime(Protocol):
     def __call__(self, process: Process, t: ArrayLike) -> Array: ...
 
 
-@flax.struct.dataclass
+@record
 class ScaledTime:
     """scale * t. The default suits sinusoidal embeddings made for indices up to 1,000."""
 
@@ -48,7 +48,7 @@ class ScaledTime:
         return self.scale * as_time(t)
 
 
-@flax.struct.dataclass
+@record
 class TimeIndex:
     """T t - 1: the index 0..T-1 of the papers' tables at t = k/T (Ho et al. 2020).
 
@@ -63,7 +63,7 @@ class TimeIndex:
         return self.steps * as_time(t) - 1.0
 
 
-@flax.struct.dataclass
+@record
 class LogSigma:
     """scale * ln(sigma/alpha), c_noise of Karras et al. 2022; the logarithm is limited to +-12, where alpha or sigma is
     0."""
@@ -74,7 +74,7 @@ class LogSigma:
         return self.scale * jnp.clip(-0.5 * process.log_snr(t), -12.0, 12.0)
 
 
-@flax.struct.dataclass
+@record
 class Parameterization(abc.ABC):
     """Network input, target and reading of the output; see the module's docstring.
 
@@ -85,8 +85,8 @@ class Parameterization(abc.ABC):
         the input of others near unit variance.
     """
 
-    time: NetworkTime = flax.struct.field(default=ScaledTime(), kw_only=True)
-    scale_input: bool = flax.struct.field(default=False, pytree_node=False, kw_only=True)
+    time: NetworkTime = field(default=ScaledTime(), kw_only=True)
+    scale_input: bool = field(default=False, pytree_node=False, kw_only=True)
 
     def condition(self, process: Process, x: Array, t: ArrayLike) -> tuple[Array, Array]:
         """The network's (x, t): the scaled sample and the network's time, ``()`` or ``(B,)`` like t."""
@@ -107,7 +107,7 @@ class Parameterization(abc.ABC):
         """|d x0 / d output| at fixed x; shape of t."""
 
 
-@flax.struct.dataclass
+@record
 class Eps(Parameterization):
     """The noise (Ho et al. 2020). Refuses times where alpha = 0."""
 
@@ -121,7 +121,7 @@ class Eps(Parameterization):
         return process.sigma(t) / process.alpha(t)
 
 
-@flax.struct.dataclass
+@record
 class X0(Parameterization):
     """The data point."""
 
@@ -135,7 +135,7 @@ class X0(Parameterization):
         return jnp.ones_like(as_time(t))
 
 
-@flax.struct.dataclass
+@record
 class V(Parameterization):
     """v = alpha eps - sigma x0 (Salimans & Ho 2022, appendix D)."""
 
@@ -150,7 +150,7 @@ class V(Parameterization):
         return sigma / (jnp.square(alpha) + jnp.square(sigma))
 
 
-@flax.struct.dataclass
+@record
 class Score(Parameterization):
     """The score -eps/sigma (Song et al. 2021). Refuses times where alpha = 0."""
 
@@ -164,7 +164,7 @@ class Score(Parameterization):
         return jnp.square(process.sigma(t)) / process.alpha(t)
 
 
-@flax.struct.dataclass
+@record
 class Velocity(Parameterization):
     """The probability flow's dx/dt = alpha' x0 + sigma' eps (Lipman et al. 2023); eps - x0 for `Flow`."""
 
@@ -180,7 +180,7 @@ class Velocity(Parameterization):
         return sigma / (process.alpha(t) * sigma_dot - sigma * alpha_dot)
 
 
-@flax.struct.dataclass
+@record
 class Karras(Parameterization):
     """The preconditioning of Karras et al. 2022, equations (1) and (2), for any process.
 
@@ -189,7 +189,7 @@ class Karras(Parameterization):
     """
 
     sigma_data: float = 0.5
-    time: NetworkTime = flax.struct.field(default=LogSigma(), kw_only=True)
+    time: NetworkTime = field(default=LogSigma(), kw_only=True)
 
     def _norm(self, process: Process, t: ArrayLike) -> tuple[Array, Array, Array]:
         alpha, sigma = process.alpha(t), process.sigma(t)
@@ -216,7 +216,7 @@ class Karras(Parameterization):
         return sigma * self.sigma_data / norm
 
 
-@flax.struct.dataclass
+@record
 class LearnedVariance(Parameterization):
     """A network of twice the channels: the first half is ``base``'s output, the second the variance's place between its
     bounds (Nichol & Dhariwal 2021, equation 15).

@@ -29,7 +29,6 @@ from __future__ import annotations
 import abc
 import math
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -37,6 +36,7 @@ from jax.typing import ArrayLike
 
 from jaxdiff.broadcast import expand
 from jaxdiff.noise import PRIOR, white_noise
+from jaxdiff.record import record
 
 RATIO_MIN = 0.002
 """Least noise-to-signal ratio sigma/alpha visited by default: invisible in 8-bit images (Karras et al. 2022, table
@@ -48,7 +48,7 @@ def as_time(t: ArrayLike) -> Array:
     return jnp.asarray(t, jnp.result_type(float, t))
 
 
-@flax.struct.dataclass
+@record
 class Process(abc.ABC):
     """A Gaussian process, equation (1). Subclasses give `alpha` and `sigma`, elementwise in t; shapes follow t."""
 

@@ -14,13 +14,13 @@ Each gives closed forms in place of `Process`'s defaults where these are better 
 
 from __future__ import annotations
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.process import Process, as_time
+from jaxdiff.record import record
 
 
 def unit_at_end(t: ArrayLike, sigma: Array) -> Array:
@@ -28,7 +28,7 @@ def unit_at_end(t: ArrayLike, sigma: Array) -> Array:
     return jnp.where(as_time(t) == 1.0, jnp.ones_like(sigma), sigma)
 
 
-@flax.struct.dataclass
+@record
 class _LinearBeta(Process):
     """beta(t) = beta_min + t (beta_max - beta_min), B(t) its integral from 0; alpha = exp(-B/2), f = -beta/2."""
 
@@ -57,7 +57,7 @@ class _LinearBeta(Process):
         return 2.0 * integral / (self.beta_min + jnp.sqrt(self.beta_min**2 + 2.0 * slope * integral))
 
 
-@flax.struct.dataclass
+@record
 class VP(_LinearBeta):
     """The variance-preserving SDE of Song et al. 2021 (equation 11), with beta linear in t and B its integral from 0,
 
@@ -95,7 +95,7 @@ class VP(_LinearBeta):
         return jnp.exp(-0.5 * between), -jnp.expm1(-between)
 
 
-@flax.struct.dataclass
+@record
 class SubVP(_LinearBeta):
     """The sub-VP SDE of Song et al. 2021 (equation 29): VP's drift with less noise,
 
@@ -125,7 +125,7 @@ class SubVP(_LinearBeta):
         return -self.beta(t) * jnp.expm1(-2.0 * self.beta_integral(t))
 
 
-@flax.struct.dataclass
+@record
 class CosineVP(Process):
     """alpha = cos(pi t/2), sigma = sin(pi t/2): the cosine schedule in continuous time (Nichol & Dhariwal 2021 without
     their offset; Salimans & Ho 2022). alpha(1) = 0.
@@ -152,7 +152,7 @@ class CosineVP(Process):
         return jnp.pi * self.sigma(t) / self.alpha(t)
 
 
-@flax.struct.dataclass
+@record
 class SigmoidVP(Process):
     """The sigmoid schedule of Chen 2023 ("On the Importance of Noise Scheduling", algorithm 1) without its clipping:
 
@@ -213,7 +213,7 @@ class SigmoidVP(Process):
         return -half * alpha, half * jnp.square(alpha) / sigma
 
 
-@flax.struct.dataclass
+@record
 class _Exploding(Process):
     """alpha = 1: noise is only added."""
 
@@ -224,7 +224,7 @@ class _Exploding(Process):
         return jnp.zeros_like(as_time(t))
 
 
-@flax.struct.dataclass
+@record
 class VE(_Exploding):
     """The variance-exploding SDE: alpha = 1, sigma = sigma_min (sigma_max/sigma_min)^t (Song et al. 2021, equation 9).
 
@@ -252,7 +252,7 @@ class VE(_Exploding):
         return jnp.zeros_like(as_time(t)), self.sigma(t) * self._log_ratio()
 
 
-@flax.struct.dataclass
+@record
 class KarrasVE(_Exploding):
     """alpha = 1 and time uniform on Karras' warp: sigma^(1/rho) is linear in t (Karras et al. 2022, equation 5).
 
@@ -286,7 +286,7 @@ class KarrasVE(_Exploding):
         return jnp.zeros_like(root), self.rho * jnp.power(root, self.rho - 1.0) * span
 
 
-@flax.struct.dataclass
+@record
 class Flow(Process):
     """Rectified flow, the straight line alpha = 1 - t, sigma = t (Liu et al. 2022; Lipman et al. 2023): velocity eps -
     x_0.

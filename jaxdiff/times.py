@@ -18,13 +18,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.process import Process
+from jaxdiff.record import field, record
 
 History = Any
 """State of a `TrainingTime`: a pytree of arrays, () where there is none."""
@@ -44,7 +44,7 @@ class Terms(NamedTuple):
     score_norm2: Array
 
 
-@flax.struct.dataclass
+@record
 class TrainingTime:
     """Draws training times; abstract. Times are between t_min, the process's `min_time`, and 1."""
 
@@ -76,7 +76,7 @@ def _spread(process: Process, u: Array, t_min: ArrayLike | None, t_max: ArrayLik
     return least + u * (jnp.asarray(t_max) - least)
 
 
-@flax.struct.dataclass
+@record
 class Uniform(TrainingTime):
     """Uniform on [t_min, t_max], each sample on its own; on a chain's T times for `DiscreteVP` (Ho et al. 2020).
 
@@ -92,7 +92,7 @@ class Uniform(TrainingTime):
         return _spread(process, jax.random.uniform(key, (n,)), self.t_min, self.t_max)
 
 
-@flax.struct.dataclass
+@record
 class Stratified(TrainingTime):
     """Uniform, but the n times of a batch are one draw shifted by i/n: each marginally uniform, together spread evenly
     (Kingma et al. 2021, appendix I.1). Fields as `Uniform`."""
@@ -105,7 +105,7 @@ class Stratified(TrainingTime):
         return _spread(process, u, self.t_min, self.t_max)
 
 
-@flax.struct.dataclass
+@record
 class LogitNormal(TrainingTime):
     """t = logistic(mean + std z), z ~ N(0, 1) (Esser et al. 2024, equation 19)."""
 
@@ -117,7 +117,7 @@ class LogitNormal(TrainingTime):
         return _on_chain(process, jnp.clip(t, process.min_time(), 1.0))
 
 
-@flax.struct.dataclass
+@record
 class LogNormalSigma(TrainingTime):
     """ln(sigma/alpha) ~ N(mean, std^2) (Karras et al. 2022, table 1; the defaults are theirs), limited to the process's
     range."""
@@ -131,7 +131,7 @@ class LogNormalSigma(TrainingTime):
         return _on_chain(process, jnp.clip(t, process.min_time(), 1.0))
 
 
-@flax.struct.dataclass
+@record
 class UniformLogSNR(TrainingTime):
     """Uniform in log-SNR between that of t_max and t_min, one stratified draw a batch as `Stratified`.
 
@@ -154,7 +154,7 @@ def _on_chain(process: Process, t: Array) -> Array:
     return t if process.steps is None else jnp.clip(jnp.round(t * process.steps), 1.0, process.steps) / process.steps
 
 
-@flax.struct.dataclass
+@record
 class Importance(TrainingTime):
     """Importance sampling of times in bins of equal width, learned from the losses met; abstract.
 
@@ -165,7 +165,7 @@ class Importance(TrainingTime):
       uniform: the uniform density's share, in (0, 1].
     """
 
-    bins: int = flax.struct.field(default=100, pytree_node=False)
+    bins: int = field(default=100, pytree_node=False)
     uniform: float = 0.1
 
     def importance(self, history: History) -> Array:
@@ -202,7 +202,7 @@ class LossHistory(NamedTuple):
     seen: Array
 
 
-@flax.struct.dataclass
+@record
 class LossSecondMoment(Importance):
     """p(t) proportional to sqrt(E[L(t)^2]) over the last ``length`` losses of each bin (Nichol & Dhariwal 2021, section
     3.3).
@@ -211,7 +211,7 @@ class LossSecondMoment(Importance):
     """
 
     uniform: float = 0.001
-    length: int = flax.struct.field(default=10, pytree_node=False)
+    length: int = field(default=10, pytree_node=False)
 
     def init(self) -> LossHistory:
         return LossHistory(jnp.zeros((self.bins, self.length)), jnp.zeros(self.bins, jnp.int32))
@@ -241,7 +241,7 @@ class MeanHistory(NamedTuple):
     seen: Array
 
 
-@flax.struct.dataclass
+@record
 class ScoreNorm(Importance):
     """p(t) proportional to the expected squared norm of the model's score, E ||score(x_t, t)||^2, a running mean in
     each bin.

@@ -19,6 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
+    {"record"},
     {"broadcast", "noise", "images"},
     {"process"},
     {"schedule"},

@@ -150,7 +150,7 @@ def test_a_finished_run_says_so(finished: Path, capsys: Any) -> None:
 
 def test_another_configuration_is_refused(finished: Path, capsys: Any) -> None:
     arguments = ["--workdir", str(finished), "--train.steps", "2", *TINY, "--optimizer.lr", "0.5"]
-    assert "optimizer.lr (0.001 there, 0.5 here)" in one_line(train.main, arguments, capsys)
+    assert "optimizer.lr (0.002 there, 0.5 here)" in one_line(train.main, arguments, capsys)
 
 
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path, repository: Path) -> None:

@@ -159,7 +159,7 @@ def test_what_cannot_be_stored_is_refused(digits: Config, value: Any) -> None:
 
 def test_differences_name_the_fields(digits: Config) -> None:
     other = parsed("--optimizer.lr", "3", "--seed", "1")
-    assert differences(to_json(digits), to_json(other)) == {"optimizer.lr": (1e-3, 3.0), "seed": (0, 1)}
+    assert differences(to_json(digits), to_json(other)) == {"optimizer.lr": (digits.optimizer.lr, 3.0), "seed": (0, 1)}
     assert digits != other and digits == load_config_file(CONFIGS / "digits_unet.py")
 
 
@@ -281,7 +281,7 @@ def test_folder_holds_the_configuration(claimed: Config) -> None:
 def test_folder_of_another_configuration_is_refused(claimed: Config) -> None:
     before = (Path(claimed.folder) / "config.json").read_text()
     other = dataclasses.replace(claimed, seed=3, optimizer=dataclasses.replace(claimed.optimizer, lr=5.0))
-    with pytest.raises(ConfigError, match=r"optimizer\.lr \(0\.001 there, 5\.0 here\), seed \(0 there, 3 here\)"):
+    with pytest.raises(ConfigError, match=r"optimizer\.lr \(0\.002 there, 5\.0 here\), seed \(0 there, 3 here\)"):
         claim_folder(other)
     assert (Path(claimed.folder) / "config.json").read_text() == before
 

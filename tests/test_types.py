@@ -13,13 +13,13 @@ Run = Callable[..., Done]
 
 MODULE = '''
 from __future__ import annotations
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxdiff.record import record
 from jaxtyping import Float
 
-@flax.struct.dataclass
+@record
 class Line:
     """
     >>> line = Line(jnp.ones(3))

@@ -14,18 +14,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-import flax.struct
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.denoiser import Denoise
 from jaxdiff.noise import Noise
+from jaxdiff.record import field, record
 from jaxdiff.sampling.base import Sampler, State
 from jaxdiff.variational import learned_log_variance
 
 
-@flax.struct.dataclass
+@record
 class DDIM(Sampler):
     """Equation (1). Order 1; one evaluation a step; any times, rising ones too at eta = 0 (DDIM inversion).
 
@@ -49,7 +49,7 @@ class DDIM(Sampler):
         return mean + sigma * self.eta * jnp.sqrt(1.0 - kept) * noise(t, s), state
 
 
-@flax.struct.dataclass
+@record
 class DDPM(Sampler):
     """Equation (1) at eta = 1. Weak order 1; one evaluation a step; falling times.
 
@@ -62,9 +62,7 @@ class DDPM(Sampler):
       ValueError: an unknown variance; "learned" with a denoiser that gives none.
     """
 
-    variance: Literal["fixed_small", "fixed_large", "learned"] = flax.struct.field(
-        default="fixed_small", pytree_node=False
-    )
+    variance: Literal["fixed_small", "fixed_large", "learned"] = field(default="fixed_small", pytree_node=False)
 
     def __post_init__(self) -> None:
         if self.variance not in ("fixed_small", "fixed_large", "learned"):

@@ -19,7 +19,6 @@ import abc
 from collections.abc import Callable
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,12 +29,13 @@ from jaxdiff.denoiser import Cond, Denoise, Denoiser
 from jaxdiff.noise import Noise, step_noise
 from jaxdiff.prediction import refuse_zero_alpha
 from jaxdiff.process import Process
+from jaxdiff.record import record
 
 State = Any
 """What a sampler remembers between steps: a pytree of arrays of fixed shapes."""
 
 
-@flax.struct.dataclass
+@record
 class Sampler(abc.ABC):
     """A way to step through the reverse process; abstract.
 

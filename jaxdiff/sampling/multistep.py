@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import flax.struct
 import jax.numpy as jnp
 from jax import Array
 
 from jaxdiff.denoiser import Denoise
 from jaxdiff.noise import Noise
+from jaxdiff.record import record
 from jaxdiff.sampling.base import Sampler
 
 
@@ -33,7 +33,7 @@ class History(NamedTuple):
     h: Array
 
 
-@flax.struct.dataclass
+@record
 class DPMpp2M(Sampler):
     """DPM-Solver++(2M), equation (2), its first step of first order (DDIM). Order 2; one evaluation a step; either
     direction."""

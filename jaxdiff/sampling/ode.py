@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import flax.struct
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -25,6 +24,7 @@ from jax.typing import ArrayLike
 from jaxdiff.denoiser import Denoise
 from jaxdiff.noise import Noise
 from jaxdiff.process import Process
+from jaxdiff.record import field, record
 from jaxdiff.sampling.base import Sampler, State, refuse_infinite_velocity, refuse_no_signal
 
 Variable = Literal["t", "rho"]
@@ -49,7 +49,7 @@ def _place(process: Process, variable: Variable, t: Array) -> tuple[Array, Array
     return alpha, process.sigma(t) / alpha
 
 
-@flax.struct.dataclass
+@record
 class Euler(Sampler):
     """Euler's method on equation (1). Order 1; one evaluation a step; either direction."""
 
@@ -60,7 +60,7 @@ class Euler(Sampler):
         return x + (s - t) * _slope(self.process, "t", denoise, x, t), state
 
 
-@flax.struct.dataclass
+@record
 class Heun(Sampler):
     """Heun's method, the explicit trapezoid. Order 2; two evaluations a step; either direction.
 
@@ -69,7 +69,7 @@ class Heun(Sampler):
       variable: "t", equation (1), or "rho", equation (2): Karras et al. 2022, algorithm 1; static.
     """
 
-    variable: Variable = flax.struct.field(default="t", pytree_node=False)
+    variable: Variable = field(default="t", pytree_node=False)
 
     def __post_init__(self) -> None:
         _check_variable(self.variable)

@@ -9,17 +9,17 @@ f and g^2 are infinite where alpha = 0: start at a t_max below 1 there.
 
 from __future__ import annotations
 
-import flax.struct
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.denoiser import Denoise
 from jaxdiff.noise import Noise
+from jaxdiff.record import record
 from jaxdiff.sampling.base import Sampler, State, refuse_no_signal
 
 
-@flax.struct.dataclass
+@record
 class EulerMaruyama(Sampler):
     """Euler-Maruyama on equation (1): weak order 1; one evaluation a step; falling times."""
 

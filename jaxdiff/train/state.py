@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
+
+from jaxdiff.record import record
 
 Params = Any  # a nested dict of arrays
 
@@ -38,7 +39,7 @@ class Loss(Protocol):
     def update(self, history: Any, draws: Any, terms: Any) -> Any: ...
 
 
-@struct.dataclass
+@record
 class TrainState:
     """The state of a run after `step` optimizer steps.
 

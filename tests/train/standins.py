@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
+
+from jaxdiff.record import field, record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +46,11 @@ class Terms(NamedTuple):
     score_norm2: jax.Array
 
 
-@struct.dataclass
+@record
 class Loss:
     """Denoising on a linear path; the history counts samples and sums errors per half of [0, 1]."""
 
-    poison: float = struct.field(default=float("inf"), pytree_node=False)
+    poison: float = field(default=float("inf"), pytree_node=False)
 
     def init(self) -> Any:
         return {"count": jnp.zeros(2, jnp.int32), "sum": jnp.zeros(2)}
