@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def state() -> Any:
 
 
 def _at(state: Any, step: int) -> Any:
-    return state.replace(step=jax.device_put(np.int32(step), state.step.sharding))
+    return dataclasses.replace(state, step=jax.device_put(np.int32(step), state.step.sharding))
 
 
 def _bits(tree: Any) -> list[np.ndarray]:
@@ -82,7 +83,7 @@ def test_the_latest_and_the_best_are_kept(tmp_path: Path, state: Any) -> None:
 
 
 def test_weights_alone_need_no_optimizer(tmp_path: Path, state: Any) -> None:
-    marked = state.replace(ema=jax.tree.map(lambda e: e + 1, state.ema))
+    marked = dataclasses.replace(state, ema=jax.tree.map(lambda e: e + 1, state.ema))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, marked)
     template = jax.eval_shape(Net().init, jax.random.key(0))
@@ -94,7 +95,9 @@ def test_weights_alone_need_no_optimizer(tmp_path: Path, state: Any) -> None:
 def test_a_saved_state_may_be_donated_at_once(tmp_path: Path) -> None:
     state = create_sharded_state(*_parts(width=512))
     before = _bits(state)
-    spoil = jax.jit(lambda s: s.replace(params=jax.tree.map(lambda p: p * 0 - 1, s.params)), donate_argnums=0)
+    spoil = jax.jit(
+        lambda s: dataclasses.replace(s, params=jax.tree.map(lambda p: p * 0 - 1, s.params)), donate_argnums=0
+    )
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state)
         spoil(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -27,7 +28,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 def _bits(state: Any) -> list[np.ndarray]:
-    state = state.replace(key=jax.random.key_data(state.key))
+    state = dataclasses.replace(state, key=jax.random.key_data(state.key))
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
