@@ -55,7 +55,7 @@ class CountingNet:
 @pytest.fixture
 def counting(run: Run) -> tuple[Run, CountingNet]:
     net = CountingNet(run.denoise.net)
-    return dataclasses.replace(run, denoise=dataclasses.replace(run.denoise, net=net)), net  # type: ignore[attr-defined]
+    return dataclasses.replace(run, denoise=dataclasses.replace(run.denoise, net=net)), net
 
 
 def test_training_leaves_what_it_says(folder: Path) -> None:
