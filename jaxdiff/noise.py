@@ -19,7 +19,10 @@ Noise = Callable[..., Array]
 """``noise(t, s, salt=0)``: standard normal, shaped like the samples, for the step from t to s; ``salt`` tells draws of
 one step apart."""
 
-PRIOR, STEP = 0x7072696F, 0x73746570  # "prio", "step"
+NoiseSource = Callable[[Array | None, Array], Noise]
+"""From the samples' keys and the samples to their noise: `step_noise`, `brownian_noise`."""
+
+PRIOR, STEP, PATH = 0x7072696F, 0x73746570, 0x70617468  # "prio", "step", "path"
 
 
 def sample_keys(key: Array, start: ArrayLike, n: int) -> Array:
@@ -59,6 +62,14 @@ def _fold_time(keys: Array, t: ArrayLike) -> Array:
     return keys
 
 
+def _one_a_sample(keys: Array | None, x: Array) -> Array:
+    if keys is None:
+        raise ValueError("this sampler draws noise: pass keys=sample_keys(key, 0, batch), got keys=None")
+    if keys.shape[:1] != x.shape[:1]:
+        raise ValueError(f"one key a sample is needed: {keys.shape[0]} keys came with samples of shape {x.shape}")
+    return keys
+
+
 def step_noise(keys: Array | None, x: Array) -> Noise:
     """The ``noise(t, s, salt=0)`` that `jaxdiff.sampling.integrate` hands to a sampler.
 
@@ -74,11 +85,86 @@ def step_noise(keys: Array | None, x: Array) -> Noise:
     """
 
     def noise(t: ArrayLike, s: ArrayLike, salt: ArrayLike = 0) -> Array:
-        if keys is None:
-            raise ValueError("this sampler draws noise: pass keys=sample_keys(key, 0, batch), got keys=None")
-        if keys.shape[:1] != x.shape[:1]:
-            raise ValueError(f"one key a sample is needed: {keys.shape[0]} keys came with samples of shape {x.shape}")
-        salted = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, STEP), salt))(keys)
+        keys_given = _one_a_sample(keys, x)
+        salted = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, STEP), salt))(keys_given)
         return white_noise(_fold_time(_fold_time(salted, t), s), x.shape[1:], x.dtype)
+
+    return noise
+
+
+def brownian_noise(keys: Array | None, x: Array, depth: int = 24) -> Noise:
+    """As `step_noise`, of one Brownian motion W on [0, 1] a sample: z(t, s) = (W(s) - W(t))/sqrt|s - t|.
+
+    Steps of any length then see the same path, z of a long step being made of those of the short ones within, so that
+    two step sizes can be compared path by path (strong convergence). Another salt is another motion.
+
+    W is a virtual Brownian tree: from W(0) = 0 and W(1) ~ N(0, I), the interval that holds the time is halved
+    ``depth`` times, each middle drawn from the Brownian bridge,
+
+        W((a + b)/2) ~ N((W(a) + W(b))/2, (b - a)/4),                                                (1)
+
+    by a key of its place in the tree; nothing is stored. Between the last two ends, 2^-depth apart, the bridge is drawn
+    at t itself, so that increments much shorter than that are still of the right size. A call costs 2 (depth + 1) draws
+    like x.
+
+    Args:
+      keys: ``(B,)`` keys of the samples.
+      x: the samples ``(B, ...)``, for their shape and dtype.
+      depth: halvings; static.
+
+    Raises:
+      ValueError: (when the noise is drawn) there are no keys, or not one a sample.
+
+    >>> x, keys = jnp.zeros((2, 3)), sample_keys(jax.random.key(0), 0, 2)
+    >>> noise = brownian_noise(keys, x)
+    >>> whole = noise(0.75, 0.25)
+    >>> halves = (noise(0.75, 0.5) + noise(0.5, 0.25)) / jnp.sqrt(2.0)
+    >>> bool(jnp.allclose(whole, halves, atol=1e-5))
+    True
+
+    Source: the virtual Brownian tree of Li et al. 2020, "Scalable Gradients for Stochastic Differential Equations",
+    section 4.
+    """
+
+    def path(keys: Array, t: Array) -> Array:
+        """W(t), ``(B, ...)``."""
+        float_type = t.dtype
+
+        def halve(level: Array, ends: tuple[Array, ...]) -> tuple[Array, ...]:
+            a, width, at_a, at_b, place = ends
+            middle_noise = white_noise(jax.vmap(lambda key: fold(key, level, place))(keys), x.shape[1:], x.dtype)
+            at_middle = 0.5 * (at_a + at_b) + (0.5 * jnp.sqrt(width)).astype(x.dtype) * middle_noise
+            right = t >= a + 0.5 * width
+            return (
+                jnp.where(right, a + 0.5 * width, a),
+                0.5 * width,
+                jnp.where(right, at_middle, at_a),
+                jnp.where(right, at_b, at_middle),
+                2 * place + right.astype(jnp.uint32),
+            )
+
+        def fold(key: Array, level: ArrayLike, place: ArrayLike) -> Array:
+            return jax.random.fold_in(jax.random.fold_in(key, level), place)
+
+        first = jax.vmap(lambda key: fold(key, depth + 1, 0))(keys)
+        begin = (
+            jnp.zeros((), float_type),
+            jnp.ones((), float_type),
+            jnp.zeros_like(x),
+            white_noise(first, x.shape[1:], x.dtype),
+            jnp.zeros((), jnp.uint32),
+        )
+        a, width, at_a, at_b, place = jax.lax.fori_loop(0, depth, halve, begin)
+        share = jnp.clip((t - a) / width, 0.0, 1.0)
+        bridge = white_noise(
+            _fold_time(jax.vmap(lambda key: fold(key, depth, place))(keys), t), x.shape[1:], x.dtype
+        )
+        spread = jnp.sqrt(width * share * (1.0 - share))
+        return at_a + share.astype(x.dtype) * (at_b - at_a) + spread.astype(x.dtype) * bridge
+
+    def noise(t: ArrayLike, s: ArrayLike, salt: ArrayLike = 0) -> Array:
+        salted = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, PATH), salt))(_one_a_sample(keys, x))
+        begin, end = (jnp.asarray(time, jnp.result_type(float)) for time in (t, s))
+        return (path(salted, end) - path(salted, begin)) / jnp.sqrt(jnp.abs(end - begin)).astype(x.dtype)
 
     return noise

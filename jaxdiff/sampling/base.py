@@ -17,20 +17,22 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.experimental import checkify
 from jax.typing import ArrayLike
 
 from jaxdiff.denoiser import Cond, Denoise, Denoiser
-from jaxdiff.noise import Noise, step_noise
-from jaxdiff.prediction import refuse_zero_alpha
+from jaxdiff.noise import Noise, NoiseSource, step_noise
+from jaxdiff.prediction import Prediction, refuse_zero_alpha
 from jaxdiff.process import Process
 from jaxdiff.record import record
 
+T = TypeVar("T")
 State = Any
 """What a sampler remembers between steps: a pytree of arrays of fixed shapes."""
 
@@ -73,7 +75,7 @@ def check_times(process: Process, ts: ArrayLike, *, falling: bool = True) -> Non
     ...
     ValueError: the last time is 0.0, where sigma = 0 for Flow: end the grid above it (the last denoising gives x0)
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((process, ts))):
+    if _traced(process, ts):
         return
     times = np.asarray(ts)
     if times.ndim != 1 or times.size == 0:
@@ -94,33 +96,98 @@ def check_times(process: Process, ts: ArrayLike, *, falling: bool = True) -> Non
         )
 
 
-def _bind(denoise: Denoiser, cond: Cond | None) -> Denoise:
-    return lambda x, t: denoise(x, t, cond)
+def _bind(denoise: Denoiser, cond: Cond | None, debug: bool = False) -> Denoise:
+    bound: Denoise = lambda x, t: denoise(x, t, cond)  # noqa: E731
+    return _watched(bound) if debug else bound
+
+
+def _watched(denoise: Denoise) -> Denoise:
+    """A denoiser whose predictions are checked by `jax.experimental.checkify`."""
+
+    def watched(x: Array, t: ArrayLike) -> Prediction:
+        prediction = denoise(x, t)
+        finite_in = jnp.isfinite(x).all()
+        for name in ("x0", "eps"):
+            per_sample = jnp.isfinite(getattr(prediction, name).reshape(x.shape[0], -1)).all(axis=1)
+            checkify.check(
+                per_sample.all(),
+                f"the denoiser's {name} is not finite at t = {{t}}, first in sample {{first}} of the batch "
+                "(the x it was given was finite: {finite_in})",
+                t=jnp.min(jnp.asarray(t)),
+                first=jnp.argmin(per_sample),
+                finite_in=finite_in,
+            )
+        return prediction
+
+    return watched
+
+
+def _run(call: Callable[[], T], debug: bool, traced: bool) -> T:
+    """Calls; in debug also raises what the checks found. Inside a trace the caller's own `checkify` raises it."""
+    if not debug or traced:
+        return call()
+    error, result = checkify.checkify(call)()
+    if error.get() is not None:
+        raise FloatingPointError(str(error.get()).split(" (`check` failed)")[0])
+    return result
 
 
 def _scan(
     sampler: Sampler,
     denoise: Denoise,
-    keys: Array | None,
+    noise: Noise,
     x: Array,
-    ts: ArrayLike,
-    keep: Callable[[Array], Any],
+    ts: Array,
+    state: State | None = None,
+    num_steps: ArrayLike | None = None,
+    keep: Callable[[Array], Any] = lambda x: None,
 ) -> tuple[tuple[Array, State], Any]:
-    noise, ts = step_noise(keys, x), jnp.asarray(ts, jnp.result_type(float))
+    begin = (x, sampler.init(x) if state is None else state)
 
     def body(carry: tuple[Array, State], times: tuple[Array, Array]) -> tuple[tuple[Array, State], Any]:
         x, state = carry
         x, state = sampler.step(denoise, noise, state, x, *times)
         return (x, state), keep(x)
 
-    return jax.lax.scan(body, (x, sampler.init(x)), (ts[:-1], ts[1:]))
+    if num_steps is None:
+        return jax.lax.scan(body, begin, (ts[:-1], ts[1:]))
+    return jax.lax.fori_loop(0, num_steps, lambda i, carry: body(carry, (ts[i], ts[i + 1]))[0], begin), None
+
+
+def _visited(ts: ArrayLike, num_steps: ArrayLike | None) -> ArrayLike:
+    """The times that are known to be visited: without the padding."""
+    if num_steps is None or _traced(ts):
+        return ts
+    times = np.asarray(ts)
+    if not _traced(num_steps):
+        if not 0 <= int(num_steps) < times.size:
+            raise ValueError(f"num_steps is to be from 0 to {times.size - 1}, one less than the times, got {num_steps}")
+        return times[: int(num_steps) + 1]
+    last = times.size - 1
+    while last > 0 and times[last] == times[last - 1]:
+        last -= 1
+    return times[: last + 1]
+
+
+def _traced(*values: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
 def integrate(
-    sampler: Sampler, denoise: Denoiser, keys: Array | None, x: Array, ts: ArrayLike, cond: Cond | None = None
+    sampler: Sampler,
+    denoise: Denoiser,
+    keys: Array | None,
+    x: Array,
+    ts: ArrayLike,
+    cond: Cond | None = None,
+    *,
+    state: State | None = None,
+    num_steps: ArrayLike | None = None,
+    noise: NoiseSource = step_noise,
+    debug: bool = False,
 ) -> tuple[Array, State]:
     """Steps x along ``ts``, in either direction, without a last denoising: for encoding (rising times, a deterministic
-    sampler), for stopping at a time above 0, for going on by hand.
+    sampler), for stopping at a time above 0, for going on from a ``state``, for what a sampler counts.
 
     Args:
       sampler: the method.
@@ -129,17 +196,32 @@ def integrate(
       x: the samples at ``ts[0]``, ``(B, ...)``.
       ts: ``(n,)`` times in [0, 1].
       cond: the condition, batch first.
+      state: the sampler's state to go on from; None begins anew.
+      num_steps, noise, debug: as `sample`.
 
     Returns:
-      The samples at ``ts[-1]`` and the sampler's last state.
+      The samples at ``ts[-1]`` (at ``ts[num_steps]``) and the sampler's last state.
     """
-    check_times(sampler.process, ts, falling=False)
-    sampler.check(ts)
-    return _scan(sampler, _bind(denoise, cond), keys, x, ts, lambda x: None)[0]
+    visited = _visited(ts, num_steps)
+    check_times(sampler.process, visited, falling=False)
+    sampler.check(visited)
+    bound, grid = _bind(denoise, cond, debug), jnp.asarray(ts, jnp.result_type(float))
+    return _run(
+        lambda: _scan(sampler, bound, noise(keys, x), x, grid, state, num_steps)[0], debug, _traced(x, ts, keys, cond)
+    )
 
 
 def sample(
-    sampler: Sampler, denoise: Denoiser, keys: Array | None, x: Array, ts: ArrayLike, cond: Cond | None = None
+    sampler: Sampler,
+    denoise: Denoiser,
+    keys: Array | None,
+    x: Array,
+    ts: ArrayLike,
+    cond: Cond | None = None,
+    *,
+    num_steps: ArrayLike | None = None,
+    noise: NoiseSource = step_noise,
+    debug: bool = False,
 ) -> Array:
     """Samples: steps from ``ts[0]`` to ``ts[-1]``, then one denoising. Nothing but the running x is kept.
 
@@ -152,6 +234,13 @@ def sample(
       x: noise to start from, ``sampler.process.prior_sample(keys, shape, ts[0])``, ``(B, ...)``.
       ts: ``(n,)`` falling times, `jaxdiff.grid`; sigma(ts[-1]) is positive.
       cond: the condition, batch first.
+      num_steps: take only this many steps, from 0 to n - 1, and the last denoising at ``ts[num_steps]``. It may be
+        traced: with ``ts`` padded to a bound (`pad_times`), one compilation serves every number of steps, and the
+        padding costs nothing. The loop then has no reverse-mode derivative.
+      noise: where a step's noise comes from: `step_noise`, or `jaxdiff.noise.brownian_noise` for one path of Brownian
+        motion whatever the steps.
+      debug: check each prediction, and raise FloatingPointError with its time and sample at the first that is not
+        finite. Slower. Inside a jit of your own the checks are `checkify`'s: functionalise them there.
 
     Returns:
       ``(B, ...)``, the expected x0 at the last time.
@@ -166,20 +255,43 @@ def sample(
     >>> sample(DDIM(process), GaussianDenoiser(process, 3.0, 0.1), keys, x, ts).shape
     (4, 2)
     """
-    start(sampler, denoise, x, ts, cond)
-    bound = _bind(denoise, cond)
-    (x, _), _ = _scan(sampler, bound, keys, x, ts, lambda x: None)
-    return bound(x, jnp.asarray(ts, jnp.result_type(float))[-1]).x0
+    start(sampler, denoise, x, _visited(ts, num_steps), cond)
+    bound, grid = _bind(denoise, cond, debug), jnp.asarray(ts, jnp.result_type(float))
+
+    def run() -> Array:
+        (last, _), _ = _scan(sampler, bound, noise(keys, x), x, grid, None, num_steps)
+        return bound(last, grid[-1 if num_steps is None else num_steps]).x0
+
+    return _run(run, debug, _traced(x, ts, keys, cond))
 
 
 def sample_path(
-    sampler: Sampler, denoise: Denoiser, keys: Array | None, x: Array, ts: ArrayLike, cond: Cond | None = None
+    sampler: Sampler,
+    denoise: Denoiser,
+    keys: Array | None,
+    x: Array,
+    ts: ArrayLike,
+    cond: Cond | None = None,
+    *,
+    noise: NoiseSource = step_noise,
 ) -> tuple[Array, Array]:
     """As `sample`, keeping the way: ``(xs, x0)`` with xs ``(n, B, ...)``, the samples at each of the n times."""
     start(sampler, denoise, x, ts, cond)
-    bound = _bind(denoise, cond)
-    (last, _), xs = _scan(sampler, bound, keys, x, ts, lambda x: x)
-    return jnp.concatenate([x[None], xs]), bound(last, jnp.asarray(ts, jnp.result_type(float))[-1]).x0
+    bound, grid = _bind(denoise, cond), jnp.asarray(ts, jnp.result_type(float))
+    (last, _), xs = _scan(sampler, bound, noise(keys, x), x, grid, keep=lambda x: x)
+    return jnp.concatenate([x[None], xs]), bound(last, grid[-1]).x0
+
+
+def pad_times(ts: ArrayLike, bound: int) -> Array:
+    """``ts`` filled up to ``bound`` times with its last, for `sample` with ``num_steps = len(ts) - 1``.
+
+    >>> pad_times(jnp.array([1.0, 0.5, 0.25]), 5).tolist()
+    [1.0, 0.5, 0.25, 0.25, 0.25]
+    """
+    ts = jnp.asarray(ts, jnp.result_type(float))
+    if ts.shape[0] > bound:
+        raise ValueError(f"{ts.shape[0]} times do not fit into {bound}")
+    return jnp.concatenate([ts, jnp.full(bound - ts.shape[0], ts[-1])])
 
 
 def start(sampler: Sampler, denoise: Denoiser, x: Array, ts: ArrayLike, cond: Cond | None = None) -> None:
@@ -191,7 +303,7 @@ def start(sampler: Sampler, denoise: Denoiser, x: Array, ts: ArrayLike, cond: Co
     """
     check_times(sampler.process, ts)
     sampler.check(ts)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((sampler.process, ts))):
+    if _traced(sampler.process, ts):
         return
     first = np.asarray(ts)[0]
     with jax.ensure_compile_time_eval():
@@ -202,7 +314,7 @@ def start(sampler: Sampler, denoise: Denoiser, x: Array, ts: ArrayLike, cond: Co
 
 def refuse_infinite_velocity(process: Process, ts: ArrayLike, name: str) -> None:
     """For methods in t, where alpha' or sigma' is infinite at a time that is known."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((process, ts))):
+    if _traced(process, ts):
         return
     with jax.ensure_compile_time_eval():
         finite = all(bool(jnp.isfinite(part).all()) for part in process.derivatives(np.asarray(ts)))
