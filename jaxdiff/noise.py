@@ -54,11 +54,16 @@ def white_noise(keys: Array, shape: tuple[int, ...], dtype: np.dtype | type | No
     return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
 
 
+def _fold(keys: Array, data: ArrayLike) -> Array:
+    """Folds an integer into every key; ``()``, or one a key."""
+    return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(jnp.asarray(data), keys.shape[:1]))
+
+
 def _fold_time(keys: Array, t: ArrayLike) -> Array:
     t = jnp.broadcast_to(jnp.asarray(t, jnp.result_type(float)), keys.shape[:1])
     words = jax.lax.bitcast_convert_type(t, jnp.uint32).reshape(t.shape[0], -1)  # (B, 1), or (B, 2) in float64
     for word in range(words.shape[1]):
-        keys = jax.vmap(jax.random.fold_in)(keys, words[:, word])
+        keys = _fold(keys, words[:, word])
     return keys
 
 
@@ -92,28 +97,29 @@ def step_noise(keys: Array | None, x: Array) -> Noise:
     return noise
 
 
-def brownian_noise(keys: Array | None, x: Array, depth: int = 24) -> Noise:
+def brownian_noise(keys: Array | None, x: Array, depth: int | None = None) -> Noise:
     """As `step_noise`, of one Brownian motion W on [0, 1] a sample: z(t, s) = (W(s) - W(t))/sqrt|s - t|.
 
     Steps of any length then see the same path, z of a long step being made of those of the short ones within, so that
-    two step sizes can be compared path by path (strong convergence). Another salt is another motion.
+    two step sizes can be compared path by path (strong convergence). Another salt is another motion. z(t, t) is 0.
 
     W is a virtual Brownian tree: from W(0) = 0 and W(1) ~ N(0, I), the interval that holds the time is halved
     ``depth`` times, each middle drawn from the Brownian bridge,
 
         W((a + b)/2) ~ N((W(a) + W(b))/2, (b - a)/4),                                                (1)
 
-    by a key of its place in the tree; nothing is stored. Between the last two ends, 2^-depth apart, the bridge is drawn
-    at t itself, so that increments much shorter than that are still of the right size. A call costs 2 (depth + 1) draws
-    like x.
+    by a key of its place in the tree, which is that of the interval above folded with the side taken; nothing is
+    stored. Between the last two ends, 2^-depth apart, the bridge is drawn at t itself. So increments have exactly the
+    law of Brownian motion where no two of the times visited share such an interval, as all steps longer than 2^-depth
+    do not; shorter ones get too much noise. A call costs 2 (depth + 2) draws like x.
 
     Args:
       keys: ``(B,)`` keys of the samples.
       x: the samples ``(B, ...)``, for their shape and dtype.
-      depth: halvings; static.
+      depth: halvings; static. None is the resolution of times below 1: 24 in float32, 53 in float64.
 
     Raises:
-      ValueError: (when the noise is drawn) there are no keys, or not one a sample.
+      ValueError: (when the noise is drawn) there are no keys, or not one a sample; at once, a depth below 1.
 
     >>> x, keys = jnp.zeros((2, 3)), sample_keys(jax.random.key(0), 0, 2)
     >>> noise = brownian_noise(keys, x)
@@ -125,46 +131,43 @@ def brownian_noise(keys: Array | None, x: Array, depth: int = 24) -> Noise:
     Source: the virtual Brownian tree of Li et al. 2020, "Scalable Gradients for Stochastic Differential Equations",
     section 4.
     """
+    if depth is not None and depth < 1:
+        raise ValueError(f"depth is to be at least 1, got {depth}")
+    expand = lambda t: t.reshape(t.shape + (1,) * (x.ndim - 1))  # noqa: E731
+    left, right, middle = 1, 2, 3  # what a node's key is folded with
 
-    def path(keys: Array, t: Array) -> Array:
-        """W(t), ``(B, ...)``."""
-        float_type = t.dtype
+    def draw(nodes: Array) -> Array:
+        return white_noise(_fold(nodes, middle), x.shape[1:], x.dtype)
 
-        def halve(level: Array, ends: tuple[Array, ...]) -> tuple[Array, ...]:
-            a, width, at_a, at_b, place = ends
-            middle_noise = white_noise(jax.vmap(lambda key: fold(key, level, place))(keys), x.shape[1:], x.dtype)
-            at_middle = 0.5 * (at_a + at_b) + (0.5 * jnp.sqrt(width)).astype(x.dtype) * middle_noise
-            right = t >= a + 0.5 * width
+    def path(nodes: Array, t: Array) -> Array:
+        """W(t), ``(B, ...)``, at the times ``(B,)``."""
+
+        def halve(_: int, interval: tuple[Array, ...]) -> tuple[Array, ...]:
+            nodes, a, width, at_a, at_b = interval
+            half = 0.5 * width
+            at_middle = 0.5 * (at_a + at_b) + (0.5 * jnp.sqrt(width)).astype(x.dtype) * draw(nodes)
+            later = t >= a + half
             return (
-                jnp.where(right, a + 0.5 * width, a),
-                0.5 * width,
-                jnp.where(right, at_middle, at_a),
-                jnp.where(right, at_b, at_middle),
-                2 * place + right.astype(jnp.uint32),
+                _fold(nodes, jnp.where(later, right, left)),
+                jnp.where(later, a + half, a),
+                half,
+                jnp.where(expand(later), at_middle, at_a),
+                jnp.where(expand(later), at_b, at_middle),
             )
 
-        def fold(key: Array, level: ArrayLike, place: ArrayLike) -> Array:
-            return jax.random.fold_in(jax.random.fold_in(key, level), place)
-
-        first = jax.vmap(lambda key: fold(key, depth + 1, 0))(keys)
-        begin = (
-            jnp.zeros((), float_type),
-            jnp.ones((), float_type),
-            jnp.zeros_like(x),
-            white_noise(first, x.shape[1:], x.dtype),
-            jnp.zeros((), jnp.uint32),
-        )
-        a, width, at_a, at_b, place = jax.lax.fori_loop(0, depth, halve, begin)
+        begin = (_fold(nodes, left), jnp.zeros_like(t), jnp.ones((), t.dtype), jnp.zeros_like(x), draw(nodes))
+        levels = jnp.finfo(t.dtype).nmant + 1 if depth is None else depth
+        nodes, a, width, at_a, at_b = jax.lax.fori_loop(0, levels, halve, begin)
         share = jnp.clip((t - a) / width, 0.0, 1.0)
-        bridge = white_noise(
-            _fold_time(jax.vmap(lambda key: fold(key, depth, place))(keys), t), x.shape[1:], x.dtype
-        )
+        bridge = draw(_fold_time(nodes, t))
         spread = jnp.sqrt(width * share * (1.0 - share))
-        return at_a + share.astype(x.dtype) * (at_b - at_a) + spread.astype(x.dtype) * bridge
+        return at_a + expand(share.astype(x.dtype)) * (at_b - at_a) + expand(spread.astype(x.dtype)) * bridge
 
     def noise(t: ArrayLike, s: ArrayLike, salt: ArrayLike = 0) -> Array:
-        salted = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, PATH), salt))(_one_a_sample(keys, x))
-        begin, end = (jnp.asarray(time, jnp.result_type(float)) for time in (t, s))
-        return (path(salted, end) - path(salted, begin)) / jnp.sqrt(jnp.abs(end - begin)).astype(x.dtype)
+        nodes = _fold(_fold(_one_a_sample(keys, x), PATH), salt)
+        begin, end = (jnp.broadcast_to(jnp.asarray(time, jnp.result_type(float)), x.shape[:1]) for time in (t, s))
+        length = jnp.abs(end - begin)
+        scale = jnp.where(length == 0, 0.0, jax.lax.rsqrt(jnp.where(length == 0, 1.0, length)))
+        return (path(nodes, end) - path(nodes, begin)) * expand(scale.astype(x.dtype))
 
     return noise

@@ -42,11 +42,62 @@ SAMPLERS: dict[str, Callable[[jd.Process], jd.Sampler]] = {
     "Euler": jd.Euler,
     "Heun": jd.Heun,
     "Heun_rho": lambda process: jd.Heun(process, "rho"),
-    "EulerMaruyama": jd.EulerMaruyama,
+    "DPM2": jd.DPM2,
+    "RK4": jd.RK4,
+    "Adaptive": lambda process: jd.Adaptive(process, rtol=1e-4, atol=1e-4),
+    "DPMSolver2": jd.DPMSolver,
+    "DPMSolver3": lambda process: jd.DPMSolver(process, 3),
+    "DPMpp2S": jd.DPMpp2S,
     "DPMpp2M": jd.DPMpp2M,
+    "DPMpp3M": jd.DPMpp3M,
+    "UniPC": jd.UniPC,
+    "DEIS": jd.DEIS,
+    "DEIS_log_rho": lambda process: jd.DEIS(process, 3, "log_rho"),
+    "LMS": jd.LMS,
+    "IPNDM": jd.IPNDM,
+    "EulerMaruyama": jd.EulerMaruyama,
+    "EulerMaruyama_half": lambda process: jd.EulerMaruyama(process, 0.5),
+    "ReverseDiffusion": jd.ReverseDiffusion,
+    "PredictorCorrector": lambda process: jd.PredictorCorrector(
+        jd.ReverseDiffusion(process), jd.AnnealedLangevin(0.16)
+    ),
+    "DPMppSDE": jd.DPMppSDE,
+    "DPMpp2MSDE": jd.DPMpp2MSDE,
+    "DPMpp3MSDE": jd.DPMpp3MSDE,
+    "SASolver": jd.SASolver,
+    "EulerAncestral": jd.EulerAncestral,
+    "EDMStochastic": jd.EDMStochastic,
+    "Restart": lambda process: jd.Restart(jd.DPMpp2M(process)),
 }
-STOCHASTIC = {"DDPM_small", "DDPM_large", "DDIM_half", "EulerMaruyama"}
-NEEDS_SIGNAL = {"Heun_rho", "EulerMaruyama"}  # cannot start where alpha = 0
+STOCHASTIC = {
+    "DDPM_small",
+    "DDPM_large",
+    "DDIM_half",
+    "EulerMaruyama",
+    "EulerMaruyama_half",
+    "ReverseDiffusion",
+    "PredictorCorrector",
+    "DPMppSDE",
+    "DPMpp2MSDE",
+    "DPMpp3MSDE",
+    "SASolver",
+    "EulerAncestral",
+    "EDMStochastic",
+    "Restart",
+}
+NEEDS_SIGNAL = {  # cannot start where alpha = 0
+    "Heun_rho",
+    "DPM2",
+    "DPMSolver2",
+    "DPMSolver3",
+    "DEIS",
+    "DEIS_log_rho",
+    "LMS",
+    "IPNDM",
+    "EulerMaruyama",
+    "EulerMaruyama_half",
+    "EDMStochastic",
+}
 
 MEANS = jnp.array([[1.0, 0.5], [-1.0, 0.3], [0.2, -1.2]])
 STDS = jnp.array([0.2, 0.3, 0.25])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 from collections.abc import Callable
 
@@ -9,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from jaxdiff.noise import sample_keys, step_noise, white_noise
+from jaxdiff.noise import brownian_noise, sample_keys, step_noise, white_noise
 
 
 def test_noise_of_a_sample_does_not_depend_on_its_batch() -> None:
@@ -52,6 +55,64 @@ def test_missing_keys_are_named() -> None:
         step_noise(None, jnp.zeros((2, 3)))(0.5, 0.4)
     with pytest.raises(ValueError, match="3 keys came with samples of shape"):
         step_noise(sample_keys(jax.random.key(0), 0, 3), jnp.zeros((2, 3)))(0.5, 0.4)
+
+
+PATH_X = jnp.zeros((1500, 2))
+PATH_KEYS = sample_keys(jax.random.key(0), 0, 1500)
+draw = jax.jit(lambda t, s, salt=0: brownian_noise(PATH_KEYS, PATH_X)(t, s, salt))
+draw_few = jax.jit(lambda t, s: brownian_noise(PATH_KEYS[:8], PATH_X[:8])(t, s))
+
+
+def test_brownian_increments_have_the_law_of_brownian_motion() -> None:
+    """Standard normal at any length, over the ends 0 and 1 too, independent where they do not overlap; where they do,
+    correlated as the overlap says; another salt is another motion."""
+    steps = [(1.0, 0.7), (0.7, 0.7 - 3e-4), (0.6997, 0.5), (0.5, 0.25), (0.25, 1e-3), (1e-3, 1e-3 - 2e-7), (9e-4, 0.0)]
+    draws = np.stack([np.asarray(draw(t, s)).ravel() for t, s in steps])
+    salted = np.stack([np.asarray(draw(t, s, 1)).ravel() for t, s in steps])
+    for one in (*draws, *salted):
+        assert kstest(one, "norm").pvalue > 1e-4
+    both = np.concatenate([draws, salted])
+    assert np.abs(np.corrcoef(both) - np.eye(len(both))).max() < 0.08  # 4.4 standard errors of 3,000
+    overlapping = np.asarray(draw(0.9, 0.4)).ravel(), np.asarray(draw(0.6, 0.2)).ravel()
+    assert np.corrcoef(*overlapping)[0, 1] == pytest.approx(0.2 / np.sqrt(0.5 * 0.4), abs=0.06)
+    assert float(jnp.abs(draw(0.5, 0.5)).max()) == 0.0
+    np.testing.assert_array_equal(draw(0.25, 0.75), -draw(0.75, 0.25))
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.lists(st.floats(0.0, 1.0, width=32), min_size=2, max_size=8, unique=True))
+def test_brownian_increments_add_up(times: list[float]) -> None:
+    """However an interval is cut, its parts make the whole: to float32's rounding of the path itself."""
+    ts = np.sort(np.array(times, np.float32))[::-1]
+    total = sum(np.sqrt(t - s) * np.asarray(draw_few(t, s)) for t, s in itertools.pairwise(ts))
+    np.testing.assert_allclose(total, np.sqrt(ts[0] - ts[-1]) * draw_few(ts[0], ts[-1]), atol=1e-5)
+
+
+def test_brownian_path_belongs_to_its_sample() -> None:
+    np.testing.assert_array_equal(
+        jax.jit(lambda t, s: brownian_noise(PATH_KEYS[3:8], PATH_X[3:8])(t, s))(0.7, 0.3), draw(0.7, 0.3)[3:8]
+    )
+    x, keys = jnp.zeros((3, 2)), PATH_KEYS[:3]
+    apart = jnp.array([0.7, 0.6, 0.5])  # times of each sample's own
+    mine = brownian_noise(keys, x)(apart, 0.3)
+    for i in range(3):
+        np.testing.assert_allclose(mine[i], draw(apart[i], 0.3)[i], rtol=1e-5)
+
+
+def test_brownian_path_in_float64() -> None:
+    """Steps far below float32's resolution still have the law, and a coarser tree would not."""
+    with jax.enable_x64(True):
+        keys, x = sample_keys(jax.random.key(0), 0, 2000), jnp.zeros((2000, 1))
+        z = brownian_noise(keys, x)(0.5 + 1e-11, 0.5 + 2e-11)
+        assert z.dtype == jnp.float64
+        assert kstest(np.asarray(z).ravel(), "norm").pvalue > 1e-4
+        assert float(jnp.std(brownian_noise(keys, x, depth=24)(0.5 + 1e-11, 0.5 + 2e-11))) > 1.5
+        rough, fine = (brownian_noise(keys, x, depth)(0.75, 0.25) for depth in (24, 53))
+        np.testing.assert_allclose(rough, fine, atol=1e-12)  # where both trees have the times, one path
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        brownian_noise(None, PATH_X, 0)
+    with pytest.raises(ValueError, match="this sampler draws noise"):
+        brownian_noise(None, PATH_X)(0.5, 0.4)
 
 
 SHARDED = """

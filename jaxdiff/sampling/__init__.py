@@ -1,21 +1,63 @@
-"""Samplers: the contract and the loops (`base`), and the methods."""
+"""Samplers: the contract and the loops (`base`), the methods, and the search for a grid (`grid_search`, `choose`)."""
 
-from jaxdiff.sampling.ancestral import DDIM, DDPM
-from jaxdiff.sampling.base import Sampler, check_times, integrate, sample, sample_path
-from jaxdiff.sampling.multistep import DPMpp2M
-from jaxdiff.sampling.ode import Euler, Heun
-from jaxdiff.sampling.sde import EulerMaruyama
+from jaxdiff.sampling.adams import DEIS, IPNDM, LMS
+from jaxdiff.sampling.adaptive import Adaptive
+from jaxdiff.sampling.ancestral import DDIM, DDPM, AnalyticDDPM, estimate_gamma
+from jaxdiff.sampling.base import Sampler, check_times, integrate, pad_times, sample, sample_path
+from jaxdiff.sampling.choose import Choice, choose
+from jaxdiff.sampling.exponential_sde import DPMpp2MSDE, DPMpp3MSDE, DPMppSDE, SASolver
+from jaxdiff.sampling.grid_search import ays_times, gits_times, interpolate_times, polish_times, teacher_path
+from jaxdiff.sampling.karras import EDMStochastic, EulerAncestral, Restart
+from jaxdiff.sampling.langevin import AnnealedLangevin, AnnealedLangevinDynamics, Langevin, PredictorCorrector
+from jaxdiff.sampling.multistep import DPMpp2M, DPMpp3M
+from jaxdiff.sampling.ode import DPM2, RK4, Euler, Heun, RungeKutta
+from jaxdiff.sampling.sde import EulerMaruyama, ReverseDiffusion
+from jaxdiff.sampling.singlestep import DPMpp2S, DPMSolver
+from jaxdiff.sampling.unipc import UniPC
 
 __all__ = [
     "DDIM",
     "DDPM",
+    "DEIS",
+    "DPM2",
+    "IPNDM",
+    "LMS",
+    "RK4",
+    "Adaptive",
+    "AnalyticDDPM",
+    "AnnealedLangevin",
+    "AnnealedLangevinDynamics",
+    "Choice",
+    "DPMSolver",
     "DPMpp2M",
+    "DPMpp2MSDE",
+    "DPMpp2S",
+    "DPMpp3M",
+    "DPMpp3MSDE",
+    "DPMppSDE",
+    "EDMStochastic",
     "Euler",
+    "EulerAncestral",
     "EulerMaruyama",
     "Heun",
+    "Langevin",
+    "PredictorCorrector",
+    "Restart",
+    "ReverseDiffusion",
+    "RungeKutta",
+    "SASolver",
     "Sampler",
+    "UniPC",
+    "ays_times",
     "check_times",
+    "choose",
+    "estimate_gamma",
+    "gits_times",
     "integrate",
+    "interpolate_times",
+    "pad_times",
+    "polish_times",
     "sample",
     "sample_path",
+    "teacher_path",
 ]

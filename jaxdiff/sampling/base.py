@@ -105,29 +105,31 @@ def _watched(denoise: Denoise) -> Denoise:
     """A denoiser whose predictions are checked by `jax.experimental.checkify`."""
 
     def watched(x: Array, t: ArrayLike) -> Prediction:
-        prediction = denoise(x, t)
-        finite_in = jnp.isfinite(x).all()
+        prediction, times = denoise(x, t), jnp.broadcast_to(jnp.asarray(t), x.shape[:1])
+        finite_in = jnp.isfinite(x.reshape(x.shape[0], -1)).all(axis=1)
         for name in ("x0", "eps"):
             per_sample = jnp.isfinite(getattr(prediction, name).reshape(x.shape[0], -1)).all(axis=1)
             checkify.check(
                 per_sample.all(),
                 f"the denoiser's {name} is not finite at t = {{t}}, first in sample {{first}} of the batch "
                 "(the x it was given was finite: {finite_in})",
-                t=jnp.min(jnp.asarray(t)),
+                t=times[jnp.argmin(per_sample)],
                 first=jnp.argmin(per_sample),
-                finite_in=finite_in,
+                finite_in=finite_in[jnp.argmin(per_sample)],
             )
         return prediction
 
     return watched
 
 
-def _run(call: Callable[[], T], debug: bool, traced: bool) -> T:
+def _run(call: Callable[[], T], debug: bool) -> T:
     """Calls; in debug also raises what the checks found. Inside a trace the caller's own `checkify` raises it."""
-    if not debug or traced:
+    if not debug:
         return call()
     error, result = checkify.checkify(call)()
-    if error.get() is not None:
+    if _traced(error):
+        checkify.check_error(error)
+    elif error.get() is not None:
         raise FloatingPointError(str(error.get()).split(" (`check` failed)")[0])
     return result
 
@@ -154,15 +156,26 @@ def _scan(
     return jax.lax.fori_loop(0, num_steps, lambda i, carry: body(carry, (ts[i], ts[i + 1]))[0], begin), None
 
 
+def _promoted(x: Array, ts: ArrayLike) -> tuple[Array, Array]:
+    """The samples, in the times' precision if theirs is less: the coefficients of a step have it."""
+    grid = jnp.asarray(ts, jnp.result_type(float))
+    return jnp.asarray(x, jnp.result_type(x, grid)), grid
+
+
 def _visited(ts: ArrayLike, num_steps: ArrayLike | None) -> ArrayLike:
     """The times that are known to be visited: without the padding."""
-    if num_steps is None or _traced(ts):
+    if num_steps is None:
+        return ts
+    if np.ndim(num_steps) != 0 or not jnp.issubdtype(jnp.result_type(num_steps), jnp.integer):
+        raise ValueError(f"num_steps is to be a whole number, got {num_steps}")
+    if _traced(ts):
         return ts
     times = np.asarray(ts)
     if not _traced(num_steps):
-        if not 0 <= int(num_steps) < times.size:
-            raise ValueError(f"num_steps is to be from 0 to {times.size - 1}, one less than the times, got {num_steps}")
-        return times[: int(num_steps) + 1]
+        count = int(np.asarray(num_steps))
+        if not 0 <= count < times.size:
+            raise ValueError(f"num_steps is to be from 0 to {times.size - 1}, one less than the times, got {count}")
+        return times[: count + 1]
     last = times.size - 1
     while last > 0 and times[last] == times[last - 1]:
         last -= 1
@@ -201,14 +214,17 @@ def integrate(
 
     Returns:
       The samples at ``ts[-1]`` (at ``ts[num_steps]``) and the sampler's last state.
+
+    Raises:
+      As `sample`, but the times may rise and may end at sigma = 0.
     """
     visited = _visited(ts, num_steps)
     check_times(sampler.process, visited, falling=False)
     sampler.check(visited)
-    bound, grid = _bind(denoise, cond, debug), jnp.asarray(ts, jnp.result_type(float))
-    return _run(
-        lambda: _scan(sampler, bound, noise(keys, x), x, grid, state, num_steps)[0], debug, _traced(x, ts, keys, cond)
-    )
+    if np.size(visited) > 1:
+        _refuse_eps_without_signal(sampler.process, denoise, x, visited, cond)
+    bound, (x, grid) = _bind(denoise, cond, debug), _promoted(x, ts)
+    return _run(lambda: _scan(sampler, bound, noise(keys, x), x, grid, state, num_steps)[0], debug)
 
 
 def sample(
@@ -236,17 +252,20 @@ def sample(
       cond: the condition, batch first.
       num_steps: take only this many steps, from 0 to n - 1, and the last denoising at ``ts[num_steps]``. It may be
         traced: with ``ts`` padded to a bound (`pad_times`), one compilation serves every number of steps, and the
-        padding costs nothing. The loop then has no reverse-mode derivative.
+        padding costs nothing. The loop then has no reverse-mode derivative, and the number is taken on trust.
       noise: where a step's noise comes from: `step_noise`, or `jaxdiff.noise.brownian_noise` for one path of Brownian
         motion whatever the steps.
-      debug: check each prediction, and raise FloatingPointError with its time and sample at the first that is not
-        finite. Slower. Inside a jit of your own the checks are `checkify`'s: functionalise them there.
+      debug: check each prediction, and raise FloatingPointError at the first that is not finite, with its time and
+        sample and with x0 or eps, whichever it is. Slower. Inside a jit of your own the checks are
+        `jax.experimental.checkify`'s: functionalise them there, ``jax.jit(checkify.checkify(f))``.
 
     Returns:
       ``(B, ...)``, the expected x0 at the last time.
 
     Raises:
-      ValueError: times that do not fall, lie outside [0, 1] or end at sigma = 0; a prediction of eps from alpha = 0.
+      ValueError: times that do not fall, lie outside [0, 1] or end at sigma = 0; a prediction of eps from alpha = 0;
+        a number of steps that is not whole or not within the times.
+      FloatingPointError: in debug, a prediction that is not finite.
 
     >>> from jaxdiff import DDIM, Flow, GaussianDenoiser, log_snr_times, sample_keys
     >>> process = Flow()
@@ -256,13 +275,13 @@ def sample(
     (4, 2)
     """
     start(sampler, denoise, x, _visited(ts, num_steps), cond)
-    bound, grid = _bind(denoise, cond, debug), jnp.asarray(ts, jnp.result_type(float))
+    bound, (x, grid) = _bind(denoise, cond, debug), _promoted(x, ts)
 
     def run() -> Array:
         (last, _), _ = _scan(sampler, bound, noise(keys, x), x, grid, None, num_steps)
         return bound(last, grid[-1 if num_steps is None else num_steps]).x0
 
-    return _run(run, debug, _traced(x, ts, keys, cond))
+    return _run(run, debug)
 
 
 def sample_path(
@@ -277,7 +296,7 @@ def sample_path(
 ) -> tuple[Array, Array]:
     """As `sample`, keeping the way: ``(xs, x0)`` with xs ``(n, B, ...)``, the samples at each of the n times."""
     start(sampler, denoise, x, ts, cond)
-    bound, grid = _bind(denoise, cond), jnp.asarray(ts, jnp.result_type(float))
+    bound, (x, grid) = _bind(denoise, cond), _promoted(x, ts)
     (last, _), xs = _scan(sampler, bound, noise(keys, x), x, grid, keep=lambda x: x)
     return jnp.concatenate([x[None], xs]), bound(last, grid[-1]).x0
 
@@ -303,12 +322,17 @@ def start(sampler: Sampler, denoise: Denoiser, x: Array, ts: ArrayLike, cond: Co
     """
     check_times(sampler.process, ts)
     sampler.check(ts)
-    if _traced(sampler.process, ts):
+    _refuse_eps_without_signal(sampler.process, denoise, x, ts, cond)
+
+
+def _refuse_eps_without_signal(process: Process, denoise: Denoiser, x: Array, ts: ArrayLike, cond: Cond | None) -> None:
+    """A denoiser made of eps refuses an alpha = 0 itself, when it is traced with the time that is known."""
+    if _traced(process, ts):
         return
     first = np.asarray(ts)[0]
     with jax.ensure_compile_time_eval():
-        no_signal = bool(sampler.process.alpha(first) == 0)
-    if no_signal:  # a denoiser made of eps refuses this t when it is traced with the time itself
+        no_signal = bool(process.alpha(first) == 0)
+    if no_signal:
         jax.eval_shape(lambda x: denoise(x, float(first), cond), x)
 
 
@@ -326,7 +350,5 @@ def refuse_infinite_velocity(process: Process, ts: ArrayLike, name: str) -> None
 
 
 def refuse_no_signal(process: Process, ts: ArrayLike, name: str) -> None:
-    """For methods whose drift or diffusion is infinite where alpha = 0."""
-    refuse_zero_alpha(
-        process, np.asarray(ts)[0] if not isinstance(ts, jax.core.Tracer) else ts, f"{name} has no finite step"
-    )
+    """For methods whose drift or diffusion is infinite where alpha = 0, at either end of known times."""
+    refuse_zero_alpha(process, ts if _traced(ts) else np.max(np.asarray(ts)), f"{name} has no finite step")
