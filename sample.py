@@ -4,6 +4,8 @@ python sample.py runs/digits                                       a grid of all
 python sample.py runs/digits --label 3 5 --num 20 --guidance 2     some classes
 python sample.py runs/digits --num 1000 --out samples.npz          arrays: images uint8 (N, H, W, C), labels
 python sample.py runs/digits --sampler dpmpp_2m --steps 20         another sampler
+
+Of a run on points, the picture is a scatter plot, and the arrays are points float32 (N, 2).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import tyro
 from jaxdiff.config import ConfigError, keep_compiled, one_line_errors, parse
 from jaxdiff.images import grid, save_png, to_uint8
 from jaxdiff.run import Run, rows_of_labels
+from jaxdiff.study import scatter
 from jaxdiff.train import CheckpointError
 
 
@@ -34,7 +37,7 @@ class Options:
     label: tuple[int, ...] = ()
     """Classes to sample, one or several; by default all (10 of them, where there are many)."""
     sampler: str | None = None
-    """ddpm, ddim, euler, heun, euler_maruyama or dpmpp_2m."""
+    """ddim, dpmpp_2m, unipc, heun, dpmpp_2m_sde, adaptive, ...: docs/samplers.md lists all."""
     steps: int | None = None
     """Times on the sampler's grid."""
     guidance: float | None = None
@@ -69,25 +72,26 @@ def sample(arguments: Sequence[str]) -> None:
     run = Run.load(options.run, step=options.step, trusted=("jaxdiff", *options.trust))
     cond, columns = rows_of_labels(run.num_classes, options.num, options.label)
     num = len(cond["label"]) if cond else options.num or 64
-    images = to_uint8(
-        run.sample(
-            jax.random.key(options.seed),
-            num,
-            cond,
-            sampler=options.sampler,
-            steps=options.steps,
-            guidance=options.guidance,
-            batch_size=options.batch_size,
-        )
+    drawn = run.sample(
+        jax.random.key(options.seed),
+        num,
+        cond,
+        sampler=options.sampler,
+        steps=options.steps,
+        guidance=options.guidance,
+        batch_size=options.batch_size,
     )
 
-    if out.suffix == ".png":
-        save_png(out, grid(images, columns))
+    points = len(run.shape) == 1
+    if points and out.suffix == ".png":
+        save_png(out, scatter(drawn))
+    elif out.suffix == ".png":
+        save_png(out, grid(to_uint8(drawn), columns))
     else:
         labels = cond["label"] if cond else np.full(num, -1, np.int32)
         with out.open("wb") as file:
-            np.savez_compressed(file, images=images, labels=labels)
-    print(f"{num} images from step {run.step} of {options.run}: {out}")
+            np.savez_compressed(file, **({"points": drawn} if points else {"images": to_uint8(drawn)}), labels=labels)
+    print(f"{num} {'points' if points else 'images'} from step {run.step} of {options.run}: {out}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -101,10 +101,13 @@ def train(arguments: Sequence[str]) -> None:
         with training.MetricsLog(folder, start=start, active=lead) as log:
 
             def draw(step: int, state: training.TrainState) -> None:
-                picture = run_of(state.ema, step).picture()
+                run = run_of(state.ema, step)
+                picture, measured = run.picture(), run.measure()
                 if lead:
                     save_png(folder / SAMPLES / f"step_{step:08d}.png", picture)
                     log.image(step, "samples", picture)
+                    if measured:
+                        log.write(step, measured)
 
             outcome = training.train_loop(
                 step_fn,
@@ -120,6 +123,9 @@ def train(arguments: Sequence[str]) -> None:
             )
 
     # --- Where to look
+    measured = run_of(outcome.state.ema, outcome.step).measure()
+    if lead and measured:
+        print("measured   " + "  ".join(f"{name} {value:.3g}" for name, value in measured.items()))
     if lead and not outcome.stopped:
         print(f"samples    {folder / SAMPLES}")
         print(f"metrics    {folder / 'metrics.jsonl'}; curves: tensorboard --logdir {folder}")

@@ -152,10 +152,10 @@ class Draws:
 
 
 @record
-class DenoisingLoss:
-    """Equation (1) in three pure pieces, `draw`, `terms` and `update`, so that a batch drawn once can be split for
-    gradient accumulation and the history of importance sampling sees the whole of it. `denoising_loss` composes the
-    first two.
+class Objective(abc.ABC):
+    """What training minimises, in pure pieces, `draw`, `terms` and `update`, so that a batch drawn once can be split
+    for gradient accumulation and the history of importance sampling sees the whole of it; abstract. A subclass defines
+    `terms`, of data made noisy by the process at drawn times.
 
     Args:
       process: the process.
@@ -164,7 +164,6 @@ class DenoisingLoss:
       time: how times are drawn.
       label_dropout: probability in [0, 1] that ``cond["label"]`` becomes the null label.
       null_label: the null label's id; static.
-      vlb_weight: factor of the variational term for a `LearnedVariance` network, 0 otherwise; static.
     """
 
     process: Process
@@ -173,14 +172,6 @@ class DenoisingLoss:
     time: TrainingTime = Uniform()
     label_dropout: float = 0.0
     null_label: int | None = field(default=None, pytree_node=False)
-    vlb_weight: float = field(default=0.0, pytree_node=False)
-
-    def __post_init__(self) -> None:
-        if self.vlb_weight and self.process.steps is None:
-            raise ValueError(
-                f"vlb_weight = {self.vlb_weight} needs a chain with steps, DiscreteVP; "
-                f"got {type(self.process).__name__}"
-            )
 
     def init(self) -> History:
         """The history of importance sampling before the first step."""
@@ -195,6 +186,33 @@ class DenoisingLoss:
             dropped = jax.random.uniform(label_key, x0.shape[:1]) < self.label_dropout
             cond["label"] = jnp.where(dropped, self.null_label, cond["label"])
         return Draws(x0, jax.random.normal(noise_key, x0.shape, x0.dtype), t, weight, cond)
+
+    @abc.abstractmethod
+    def terms(self, net: Net, params: Any, draws: Any, key: Array | None = None) -> Terms:
+        """What is minimised, for each sample; ``key`` turns the network's dropout on."""
+
+    def update(self, history: History, draws: Any, terms: Terms) -> History:
+        """The history after a step."""
+        return self.time.update(self.process, history, draws.t, draws.weight, terms)
+
+
+@record
+class DenoisingLoss(Objective):
+    """Equation (1). `denoising_loss` composes its `draw` and `terms`.
+
+    Args:
+      process, parameterization, weight, time, label_dropout, null_label: as `Objective`.
+      vlb_weight: factor of the variational term for a `LearnedVariance` network, 0 otherwise; static.
+    """
+
+    vlb_weight: float = field(default=0.0, pytree_node=False)
+
+    def __post_init__(self) -> None:
+        if self.vlb_weight and self.process.steps is None:
+            raise ValueError(
+                f"vlb_weight = {self.vlb_weight} needs a chain with steps, DiscreteVP; "
+                f"got {type(self.process).__name__}"
+            )
 
     def terms(self, net: Net, params: Any, draws: Draws, key: Array | None = None) -> Terms:
         """Equation (1) for each sample; ``key`` turns the network's dropout on."""
@@ -214,10 +232,6 @@ class DenoisingLoss:
             loss = loss + self.vlb_weight * self.process.steps * vlb_term(self.process, x0, eps, held, s, t)
         score = jax.lax.stop_gradient(prediction.score(self.process, t))
         return Terms(loss * draws.weight, mse, sum_features(jnp.square(score)))
-
-    def update(self, history: History, draws: Draws, terms: Terms) -> History:
-        """The history after a step."""
-        return self.time.update(self.process, history, draws.t, draws.weight, terms)
 
 
 def denoising_loss(

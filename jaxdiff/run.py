@@ -136,7 +136,7 @@ class Run:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(H, W, C) of one image."""
+        """(H, W, C) of one image, or (D,) of a point."""
         if self.config.data.image_shape is None:
             raise ConfigError(
                 "data.image_shape is not set: a run's saved configuration has it, filled in from the data"
@@ -164,10 +164,19 @@ class Run:
             jax.eval_shape(traced, self.denoise, sampler, sample_keys(jax.random.key(0), 0, 2), ts, cond, weight, null)
 
     def picture(self) -> NDArray[np.uint8]:
-        """A grid of ``config.sample.num`` samples, one class a row, uint8 ``(H', W', C)``. NaN is grey."""
+        """``config.picture``, or a grid of ``config.sample.num`` samples, one class a row, NaN grey: uint8 ``(H', W',
+        C)``."""
+        if self.config.picture is not None:
+            drawn: NDArray[np.uint8] = self.config.picture(self)
+            return drawn
         cond, columns = rows_of_labels(self.num_classes, self.config.sample.num)
         images = self.sample(self.config.seed, self.config.sample.num, cond)
         return grid(to_uint8(np.nan_to_num(images, posinf=1.0, neginf=-1.0)), columns)
+
+    def measure(self) -> dict[str, float]:
+        """What ``config.picture`` measures, by name; nothing where it is a grid of samples."""
+        measured: dict[str, float] = {} if self.config.picture is None else self.config.picture.measure(self)
+        return measured
 
     def sample(
         self,
@@ -191,7 +200,7 @@ class Run:
           key: a `jax.random.key`, or a seed.
           n: how many, at least 1.
           cond: ``{"label": l}``, one id or n ids in [0, num_classes], where num_classes means no class. None: no class.
-          sampler: a name (ddpm, ddim, euler, heun, euler_maruyama, dpmpp_2m) or a sampler of `jaxdiff.sampling`.
+          sampler: a name (ddim, dpmpp_2m, unipc, ...: docs/samplers.md) or a sampler of `jaxdiff.sampling`.
           steps: number of times on the grid.
           spacing: the grid's name (uniform, log_snr, karras, quadratic, trailing).
           guidance: weight of classifier-free guidance: 1 is the plain conditional model, more exaggerates the class.

@@ -150,6 +150,63 @@ class UniformLogSNR(TrainingTime):
         return _on_chain(process, process.time_of_log_snr(low + u * (high - low)))
 
 
+@record
+class GeometricLevels(TrainingTime):
+    """One of ``levels`` noise levels at random, sigma/alpha falling geometrically from the process's largest to its
+    least (Song & Ermon 2019, section 3.2; their L is 10). With the weight `SNR`, sigma^2 on the score, this is their
+    objective of NCSN (equations 5 and 6).
+
+    Args:
+      levels: L, at least 2; static.
+      low: the least log-SNR; where the process does not go so far, its own end stands.
+      high: the largest; the process's `min_time` stands where that is less.
+    """
+
+    levels: int = field(default=10, pytree_node=False)
+    low: float = -12.0
+    high: float = 12.0
+
+    def __post_init__(self) -> None:
+        if self.levels < 2:
+            raise ValueError(f"levels is at least 2, got {self.levels}; for one level take Uniform(t, t)")
+
+    def draw(self, process: Process, key: Array, n: int) -> Array:
+        low = jnp.maximum(self.low, process.log_snr(1.0))
+        high = jnp.minimum(self.high, process.log_snr(process.min_time()))
+        level = jax.random.randint(key, (n,), 0, self.levels)
+        return _on_chain(process, process.time_of_log_snr(low + level / (self.levels - 1) * (high - low)))
+
+
+@record
+class LikelihoodTime(TrainingTime):
+    """p(t) proportional to g^2/sigma^2, by which the score's error under the weight `Likelihood`, g^2/2, becomes one of
+    constant variance (Song et al. 2021b, section 4.2). Since g^2/sigma^2 = -d log_snr/dt, p(t) is uniform in log-SNR:
+
+        t = log_snr^-1(h + u (l - h)),   u ~ U(0, 1),   1/p(t) = (h - l) / (-log_snr'(t) (t_max - t_min)),       (2)
+
+    h and l the log-SNR at t_min and t_max.
+
+    Args:
+      t_min: the least time; None for the process's `min_time`.
+      t_max: the largest; below 1 for a process with alpha(1) = 0, whose log-SNR has no end there.
+    """
+
+    t_min: float | None = None
+    t_max: float = 1.0
+
+    def sample(self, process: Process, history: History, key: Array, n: int) -> tuple[Array, Array]:
+        if process.steps is not None:
+            raise ValueError(
+                f"LikelihoodTime is of processes in continuous time, got {type(process).__name__} of {process.steps} "
+                "steps: use LossSecondMoment"
+            )
+        t_min = process.min_time() if self.t_min is None else jnp.asarray(self.t_min)
+        high, low = process.log_snr(t_min), process.log_snr(self.t_max)
+        t = process.time_of_log_snr(high + jax.random.uniform(key, (n,)) * (low - high))
+        slope = process.diffusion_squared(t) / jnp.square(process.sigma(t))
+        return t, (high - low) / (slope * (self.t_max - t_min))
+
+
 def _on_chain(process: Process, t: Array) -> Array:
     return t if process.steps is None else jnp.clip(jnp.round(t * process.steps), 1.0, process.steps) / process.steps
 

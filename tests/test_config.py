@@ -55,7 +55,8 @@ def digits() -> Config:
 
 def test_all_are_here() -> None:
     names = "cifar10_edm cifar10_unet cifar10_vp_continuous digits_dit digits_flow digits_unet digits_ve"
-    assert [f.stem for f in FILES] == [*names.split(), "imagenet256_dit_xl2", "imagenet64_adm", "mnist_unet"]
+    more = "imagenet256_dit_xl2 imagenet64_adm mnist_unet study_2d"
+    assert [f.stem for f in FILES] == [*names.split(), *more.split()]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
@@ -77,11 +78,12 @@ def test_config_is_good_and_fits_by_shapes(file: Path) -> None:
     check(config)
     assert (config.__class__, file.read_text().count("Expected:")) == (Config, 1)
     size = getattr(config.network, "image_size", None) or config.data.image_size or 8
-    source = type(
-        "Source", (), {"image_shape": (size, size, config.network.in_channels), "num_classes": config.num_classes}
-    )()
+    channels = config.network.in_channels
+    shape = (channels,) if config.data.name.startswith("points:") else (size, size, channels)
+    source = type("Source", (), {"image_shape": shape, "num_classes": config.num_classes})()
     config = resolve(config, source)
-    net, loss, mesh = build_network(config), build_loss(config), make_mesh(data=1)
+    net, mesh = build_network(config), make_mesh(data=1)
+    loss: Any = build_loss(config)
     optimizer, _ = make_optimizer(steps=config.train.steps, **dataclasses.asdict(config.optimizer))
     template = state_template(net, optimizer, loss, jax.random.key(0), mesh)
     shardings = jax.tree.leaves(state_sharding(template, mesh))

@@ -3,6 +3,7 @@ and how the command line changes it (`command_line`)."""
 
 from jaxdiff.config.build import (
     GRIDS,
+    OBJECTIVES,
     SAMPLERS,
     SOURCES,
     batch_shapes,
@@ -40,6 +41,7 @@ from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dump
 
 __all__ = [
     "GRIDS",
+    "OBJECTIVES",
     "SAMPLERS",
     "SOURCES",
     "TRUSTED",

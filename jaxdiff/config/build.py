@@ -1,6 +1,7 @@
 """From a configuration to the objects of a run: the one place where names meet objects.
 
-Adding a name is adding a row to `SAMPLERS`, `GRIDS` or `SOURCES`; a configuration file may put rows there too.
+Adding a name is adding a row to `SAMPLERS`, `GRIDS`, `SOURCES` or `OBJECTIVES`; a configuration file may put rows there
+too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxdiff.config.schema import Config, ConfigError, SampleConfig, check_ranges, suggestion
+from jaxdiff.config.schema import (
+    Config,
+    ConfigError,
+    LossConfig,
+    SampleConfig,
+    as_config_error,
+    check_ranges,
+    suggestion,
+)
 from jaxdiff.data import (
     Pipeline,
     Record,
@@ -24,13 +33,44 @@ from jaxdiff.data import (
     open_mnist,
     open_npz,
     open_parquet,
+    open_points,
     open_tfds,
 )
 from jaxdiff.grid import karras_times, log_snr_times, quadratic_times, trailing_times, uniform_times
-from jaxdiff.loss import DenoisingLoss
+from jaxdiff.loss import SNR, DenoisingLoss, Likelihood, Objective
 from jaxdiff.networks import Functional, functional
 from jaxdiff.process import Process
-from jaxdiff.sampling import DDIM, DDPM, DPMpp2M, Euler, EulerMaruyama, Heun
+from jaxdiff.sampling import (
+    DDIM,
+    DDPM,
+    DEIS,
+    DPM2,
+    IPNDM,
+    LMS,
+    RK4,
+    Adaptive,
+    AnnealedLangevinDynamics,
+    DPMpp2M,
+    DPMpp2MSDE,
+    DPMpp2S,
+    DPMpp3M,
+    DPMpp3MSDE,
+    DPMppSDE,
+    DPMSolver,
+    EDMStochastic,
+    Euler,
+    EulerAncestral,
+    EulerMaruyama,
+    Heun,
+    Langevin,
+    PredictorCorrector,
+    Restart,
+    ReverseDiffusion,
+    SASolver,
+    UniPC,
+)
+from jaxdiff.score_matching import FiniteDifference, FokkerPlanck, HighOrder, Implicit, SecondOrder, Sliced
+from jaxdiff.times import GeometricLevels, LikelihoodTime
 
 Row = TypeVar("Row")
 
@@ -39,9 +79,46 @@ SAMPLERS: dict[str, Callable[[Process, SampleConfig], Any]] = {
     "ddim": lambda process, options: DDIM(process, eta=options.eta),
     "euler": lambda process, options: Euler(process),
     "heun": lambda process, options: Heun(process),
-    "euler_maruyama": lambda process, options: EulerMaruyama(process),
+    "dpm2": lambda process, options: DPM2(process),
+    "rk4": lambda process, options: RK4(process),
+    "adaptive": lambda process, options: Adaptive(process, rtol=options.tolerance, atol=options.tolerance),
+    "dpm_solver": lambda process, options: DPMSolver(process, **_order(options)),
+    "dpmpp_2s": lambda process, options: DPMpp2S(process),
     "dpmpp_2m": lambda process, options: DPMpp2M(process),
+    "dpmpp_3m": lambda process, options: DPMpp3M(process),
+    "unipc": lambda process, options: UniPC(process, **_order(options)),
+    "deis": lambda process, options: DEIS(process, **_order(options)),
+    "lms": lambda process, options: LMS(process, **_order(options)),
+    "ipndm": lambda process, options: IPNDM(process, **_order(options)),
+    "euler_maruyama": lambda process, options: EulerMaruyama(process, options.tau),
+    "reverse_diffusion": lambda process, options: ReverseDiffusion(process, options.tau),
+    "predictor_corrector": lambda process, options: PredictorCorrector(
+        ReverseDiffusion(process, options.tau),
+        Langevin(options.snr, 1 if options.langevin_steps is None else options.langevin_steps),
+    ),
+    "annealed_langevin": lambda process, options: AnnealedLangevinDynamics(
+        process, **({} if options.langevin_steps is None else {"steps": options.langevin_steps})
+    ),
+    "dpmpp_sde": lambda process, options: DPMppSDE(process, options.tau),
+    "dpmpp_2m_sde": lambda process, options: DPMpp2MSDE(process, options.tau),
+    "dpmpp_3m_sde": lambda process, options: DPMpp3MSDE(process, options.tau),
+    "sa_solver": lambda process, options: SASolver(process, **_orders(options), tau=options.tau),
+    "euler_ancestral": lambda process, options: EulerAncestral(process, options.tau),
+    "edm_stochastic": lambda process, options: EDMStochastic(process, options.churn),
+    "restart": lambda process, options: Restart(DPMpp2M(process)),
 }
+WHOLE_INTERVAL = {"adaptive"}
+"""Samplers that choose their steps themselves: of the grid only the ends are theirs."""
+
+
+def _order(options: SampleConfig) -> dict[str, Any]:
+    return {} if options.order is None else {"order": options.order}
+
+
+def _orders(options: SampleConfig) -> dict[str, Any]:
+    return {} if options.order is None else {"predictor_order": options.order, "corrector_order": options.order + 1}
+
+
 GRIDS: dict[str, Callable[..., Array]] = {
     "uniform": uniform_times,
     "log_snr": log_snr_times,
@@ -57,7 +134,23 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "folder": open_folder,
     "npz": open_npz,
     "tfds": open_tfds,
+    "points": open_points,
 }
+NAMED_SETS = ("tfds", "points")
+"""The sources of many sets, which take a name after a colon."""
+OBJECTIVES: dict[str, Callable[[dict[str, Any], LossConfig], Objective]] = {
+    "denoising": lambda parts, loss: DenoisingLoss(**parts, vlb_weight=loss.vlb_weight),
+    "ncsn": lambda parts, loss: DenoisingLoss(**parts | {"weight": SNR(), "time": GeometricLevels()}),
+    "likelihood": lambda parts, loss: DenoisingLoss(**parts | {"weight": Likelihood(), "time": LikelihoodTime()}),
+    "implicit": lambda parts, loss: Implicit(**parts),
+    "sliced": lambda parts, loss: Sliced(**parts, projections=loss.projections),
+    "sliced_vr": lambda parts, loss: Sliced(**parts, projections=loss.projections, variance_reduced=True),
+    "finite_difference": lambda parts, loss: FiniteDifference(**parts, projections=loss.projections),
+    "second_order": lambda parts, loss: SecondOrder(**parts, factor=loss.hessian_weight),
+    "high_order": lambda parts, loss: HighOrder(**parts, factor=loss.hessian_weight),
+}
+"""Objectives by name, of the parts that all have (the fields of `Objective`) and of options of their own. Two names
+stand for a weight and times too."""
 
 
 def look_up(table: Mapping[str, Row], name: str, what: str) -> Row:
@@ -85,6 +178,9 @@ def check(config: Config) -> None:
     check_ranges(config)
     look_up(SAMPLERS, config.sample.sampler, "sample.sampler")
     look_up(GRIDS, config.sample.grid, "sample.grid")
+    look_up(OBJECTIVES, config.loss.objective, "loss.objective")
+    if config.loss.vlb_weight and config.loss.objective != "denoising":
+        raise ConfigError(f"loss.vlb_weight is of the objective denoising, not of {config.loss.objective}")
     if config.loss.label_dropout > 0 and not _has_null(config):
         raise ConfigError(
             "loss.label_dropout: the network has no null label; set network.num_classes and network.null_class"
@@ -120,17 +216,18 @@ def build_network(config: Config) -> Functional:
     return functional(config.network)
 
 
-def build_loss(config: Config) -> DenoisingLoss:
+def build_loss(config: Config) -> Objective | FokkerPlanck:
     """What training minimises."""
-    return DenoisingLoss(
-        process=config.process,
-        parameterization=config.parameterization,
-        weight=config.loss.weight,
-        time=config.loss.time,
-        label_dropout=config.loss.label_dropout,
-        null_label=config.num_classes if _has_null(config) else None,
-        vlb_weight=config.loss.vlb_weight,
-    )
+    parts = {
+        "process": config.process,
+        "parameterization": config.parameterization,
+        "weight": config.loss.weight,
+        "time": config.loss.time,
+        "label_dropout": config.loss.label_dropout,
+        "null_label": config.num_classes if _has_null(config) else None,
+    }
+    objective = look_up(OBJECTIVES, config.loss.objective, "loss.objective")(parts, config.loss)
+    return FokkerPlanck(objective, config.loss.fokker_planck) if config.loss.fokker_planck else objective
 
 
 def build_sampler(process: Process, options: SampleConfig) -> tuple[Any, Array]:
@@ -146,8 +243,11 @@ def build_sampler(process: Process, options: SampleConfig) -> tuple[Any, Array]:
     """
     if options.steps < 1 or options.batch_size < 1:
         raise ConfigError(f"steps and batch_size must be at least 1, got {options.steps} and {options.batch_size}")
-    sampler = look_up(SAMPLERS, options.sampler, "sampler")(process, options)
-    return sampler, look_up(GRIDS, options.grid, "grid")(process, options.steps)
+    make = look_up(SAMPLERS, options.sampler, "sampler")
+    with as_config_error("sampler"):
+        sampler = make(process, options)
+    ts = look_up(GRIDS, options.grid, "grid")(process, options.steps)
+    return sampler, ts[jnp.array([0, -1])] if options.sampler in WHOLE_INTERVAL and options.steps > 1 else ts
 
 
 def build_source(config: Config) -> Source:
@@ -159,11 +259,13 @@ def build_source(config: Config) -> Source:
     """
     data = config.data
     name, _, dataset = data.name.partition(":")
-    if name == "tfds" and not dataset:
-        raise ConfigError("data.name: tfds needs the name of a dataset, for instance tfds:cifar10")
-    if dataset and name != "tfds":
+    if name in NAMED_SETS and not dataset:
+        example = {"tfds": "cifar10", "points": "moons"}[name]
+        raise ConfigError(f"data.name: {name} needs the name of a dataset, for instance {name}:{example}")
+    if dataset and name not in NAMED_SETS:
         raise ConfigError(
-            f"data.name: {data.name!r} is no name; only tfds takes a dataset after a colon, as in tfds:cifar10"
+            f"data.name: {data.name!r} is no name; only {' and '.join(NAMED_SETS)} take a dataset after a colon, "
+            "as in tfds:cifar10"
         )
     opener = look_up(SOURCES, name, "data.name")
     channels = getattr(config.network, "in_channels", None) if data.channels is None else data.channels
@@ -191,7 +293,7 @@ class Unlabelled:
         return self.source.name
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, ...]:
         return self.source.image_shape
 
     @property
@@ -207,8 +309,7 @@ class Unlabelled:
 
 def resolve(config: Config, source: Source) -> Config:
     """The configuration with what only the data know: the shape of an image."""
-    height, width, channels = source.image_shape
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, image_shape=(height, width, channels)))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, image_shape=tuple(source.image_shape)))
 
 
 def build_pipeline(config: Config, source: Source) -> Pipeline:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -15,7 +16,17 @@ CONFIG, CHECKPOINTS, SAMPLES = "config.json", "checkpoints", "samples"
 
 # What may change when a run goes on: where it stands, how it is watched and spread, and how its pictures are made. None
 # of these changes what is learned.
-FREE = ("workdir", "train.log_every", "train.sample_every", "checkpoint", "sample", "mesh", "data.path", "data.workers")
+FREE = (
+    "workdir",
+    "train.log_every",
+    "train.sample_every",
+    "checkpoint",
+    "sample",
+    "mesh",
+    "data.path",
+    "data.workers",
+    "picture",
+)
 
 
 def read_config(folder: str | os.PathLike[str], trusted: Sequence[str] = TRUSTED) -> Config:
@@ -85,7 +96,7 @@ def _refuse_other(folder: Path, saved: Any, config: Config) -> None:
         free = (*free, "train.steps")
     changed = {
         name: values
-        for name, values in differences(saved, to_json(config)).items()
+        for name, values in differences(_as_of_now(saved, config), to_json(config)).items()
         if not any(name == allowed or name.startswith(f"{allowed}.") for allowed in free)
     }
     if changed:
@@ -95,6 +106,15 @@ def _refuse_other(folder: Path, saved: Any, config: Config) -> None:
         raise ConfigError(
             f"{folder} holds another configuration: {named}; choose another --workdir, or repeat its options"
         )
+
+
+def _as_of_now(saved: Any, config: Config) -> Any:
+    """A saved configuration with what this version has added at its defaults, where it can be read."""
+    modules = {type(item).__module__.split(".")[0] for item in vars(config).values() if dataclasses.is_dataclass(item)}
+    try:
+        return to_json(from_json(saved, (*TRUSTED, *sorted(modules))))
+    except StoredTypeError:  # compared as it stands: its unreadable part is then what differs
+        return saved
 
 
 def _short(value: Any) -> str:

@@ -59,7 +59,7 @@ class DataConfig:
     """Where images come from."""
 
     name: str = "digits"
-    """digits, parquet, mnist, cifar10, folder, npz, or tfds:NAME."""
+    """digits, parquet, mnist, cifar10, folder, npz, tfds:NAME, or points:NAME (jaxdiff.data.points)."""
     path: str | None = None
     """File or folder of the data; digits need none."""
     split: str = "train"
@@ -70,8 +70,8 @@ class DataConfig:
     """Channels of the images; others are refused. None: as they are."""
     resize: bool = False
     """Crop and resize images of other sizes to image_size."""
-    image_shape: tuple[int, int, int] | None = None
-    """Height, width and channels, found in the data; a run's saved configuration has them."""
+    image_shape: tuple[int, ...] | None = None
+    """Height, width and channels, found in the data; a run's saved configuration has them. Points: coordinates."""
     flip: bool = False
     """Mirror half of the images left to right."""
     workers: int = 0
@@ -82,6 +82,8 @@ class DataConfig:
 class LossConfig:
     """What is minimised."""
 
+    objective: str = "denoising"
+    """denoising, ncsn, likelihood, implicit, sliced, sliced_vr, finite_difference, second_order or high_order."""
     weight: Weight = Simple()
     """Weight of the noise levels (jaxdiff.loss)."""
     time: TrainingTime = Uniform()
@@ -90,6 +92,12 @@ class LossConfig:
     """Share of labels replaced by the null label, for classifier-free guidance."""
     vlb_weight: float = 0.0
     """Weight of the variational term, for a learned variance (0.001 in the papers)."""
+    projections: int = 1
+    """Random directions a sample (sliced, sliced_vr, finite_difference)."""
+    hessian_weight: float = 1.0
+    """Weight of the Hessian's term (second_order, high_order)."""
+    fokker_planck: float = 0.0
+    """Weight of the score Fokker-Planck regulariser."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,9 +157,11 @@ class SampleConfig:
     """How images are made, during training and by default afterwards."""
 
     sampler: str = "ddim"
-    """ddpm, ddim, euler, heun, euler_maruyama or dpmpp_2m."""
+    """ddpm, ddim, euler, heun, dpm2, rk4, adaptive, dpm_solver, dpmpp_2s, dpmpp_2m, dpmpp_3m, unipc, deis, lms, ipndm,
+    euler_maruyama, reverse_diffusion, predictor_corrector, annealed_langevin, dpmpp_sde, dpmpp_2m_sde, dpmpp_3m_sde,
+    sa_solver, euler_ancestral, edm_stochastic or restart: docs/samplers.md."""
     steps: int = 50
-    """Times on the grid: the network runs once at each (Heun: twice at all but the last)."""
+    """Times on the grid: the network runs once at each (two-stage methods such as heun: twice at all but the last)."""
     grid: str = "uniform"
     """uniform, log_snr, karras, quadratic or trailing."""
     guidance: float | None = None
@@ -160,6 +170,18 @@ class SampleConfig:
     """Noise of ddim: 0 none, 1 as much as ddpm."""
     variance: Literal["fixed_small", "fixed_large", "learned"] = "fixed_large"
     """Variance of ddpm's steps."""
+    tau: float = 1.0
+    """Noise of the methods on the reverse SDE, euler_ancestral among them: 0 none, 1 the reverse of the process."""
+    order: int | None = None
+    """Order of dpm_solver (to 3), unipc, deis, lms, ipndm, sa_solver (to 4); None: each one's default."""
+    tolerance: float = 1e-3
+    """Of adaptive, relative and absolute: which chooses its own steps between the grid's ends."""
+    snr: float = 0.16
+    """Size of predictor_corrector's Langevin steps."""
+    langevin_steps: int | None = None
+    """Langevin steps at each time; None: 1 for predictor_corrector, 100 for annealed_langevin."""
+    churn: float = 0.15625
+    """Share by which a step of edm_stochastic raises the noise first."""
     clip: bool = True
     """Clip predicted images to [-1, 1] at every step."""
     batch_size: int = 128
@@ -187,6 +209,7 @@ class Config:
     Args:
       process, parameterization, network, loss, ema: objects, see their modules. `network` is a callable from `nnx.Rngs`
         to a module (`jaxdiff.networks.UNet`), `ema` a rule of `jaxdiff.train.ema`.
+      picture: what is drawn and measured during training, such as `jaxdiff.study.ScoreField`; None: a grid of samples.
     """
 
     name: str
@@ -206,6 +229,7 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
     sample: SampleConfig = SampleConfig()
     mesh: MeshConfig = MeshConfig()
+    picture: Any = None
 
     @property
     def folder(self) -> str:
@@ -232,6 +256,9 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "data.workers": (0, _INF, True),
     "loss.label_dropout": (0, 1, True),
     "loss.vlb_weight": (0, _INF, True),
+    "loss.projections": (1, _INF, True),
+    "loss.hessian_weight": (0, _INF, True),
+    "loss.fokker_planck": (0, _INF, True),
     "optimizer.lr": (0, _INF, False),
     "optimizer.warmup": (0, _INF, True),
     "optimizer.final_fraction": (0, 1, True),
@@ -251,6 +278,12 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "sample.steps": (1, _INF, True),
     "sample.guidance": (-_INF, _INF, True),
     "sample.eta": (0, _INF, True),
+    "sample.tau": (0, _INF, True),
+    "sample.order": (1, 4, True),
+    "sample.tolerance": (0, 1, False),
+    "sample.snr": (0, _INF, False),
+    "sample.langevin_steps": (0, _INF, True),
+    "sample.churn": (0, _INF, True),
     "sample.batch_size": (1, _INF, True),
     "sample.num": (1, _INF, True),
 }

@@ -82,7 +82,11 @@ class _Stream:
         batch = _read(self.source, self.records(places))
         if self.flip:
             batch["image"] = horizontal_flip(batch["image"], self.seed, places)
-        return {**batch, "image": to_model_range(batch["image"])}
+        return {**batch, "image": _model_range(batch["image"])}
+
+
+def _model_range(images: NDArray[Any]) -> NDArray[np.float32]:
+    return images if images.dtype == np.float32 else to_model_range(images)
 
 
 def _read(source: Source, indices: NDArray[np.int64]) -> Batch:
@@ -116,8 +120,8 @@ class Pipeline:
     """Endless batches for training, read ahead in the background, exactly resumable.
 
     An iterator of ``{"image": float32 (B/P, H, W, C) in [-1, 1], "label": int32 (B/P,)}``, NumPy; no "label" for a
-    source without labels. A failed read raises its DataError and leaves the position where it was. Close it, or use it
-    in a `with`.
+    source without labels. Records of float32 pass as they are. A failed read raises its DataError and leaves the
+    position where it was. Close it, or use it in a `with`.
 
     Args:
       source: where records come from.
@@ -182,6 +186,8 @@ class Pipeline:
             )
         if len(source) == 0:
             raise DataError(f"{source.name}: the set is empty, expected at least one image")
+        if flip and len(source.image_shape) != 3:
+            raise DataError(f"{source.name}: flip mirrors images, and records have shape {source.image_shape}")
         local = batch_size // process_count
         rows = slice(process_index * local, (process_index + 1) * local)
         self._stream = _Stream(source, batch_size, rows, seed, shuffle, flip, drop_remainder)
@@ -290,4 +296,4 @@ def batches(source: Source, batch_size: int) -> Iterator[Batch]:
         raise DataError(f"batch_size is at least 1, got {batch_size}")
     for start in range(0, len(source), batch_size):
         batch = _read(source, np.arange(start, min(start + batch_size, len(source))))
-        yield {**batch, "image": to_model_range(batch["image"])}
+        yield {**batch, "image": _model_range(batch["image"])}

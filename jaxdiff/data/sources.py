@@ -30,9 +30,10 @@ class DataError(ValueError):
 
 
 class Record(TypedDict):
-    """One record: `image` uint8 (H, W, C); `label`, where the set has labels."""
+    """One record: `image` uint8 (H, W, C), or float32 of any shape that is in the model's range already; `label`, where
+    the set has labels."""
 
-    image: NDArray[np.uint8]
+    image: NDArray[np.uint8] | NDArray[np.float32]
     label: NotRequired[int]
 
 
@@ -41,7 +42,7 @@ class Source(Protocol):
 
     Attributes:
         name: for messages.
-        image_shape: (H, W, C).
+        image_shape: (H, W, C); (D,) of points.
         num_classes: labels lie in [0, num_classes); None: no labels.
         fingerprint: equal for equal sets of records in equal order, whatever path they lie under.
     """
@@ -50,7 +51,7 @@ class Source(Protocol):
     def name(self) -> str: ...
 
     @property
-    def image_shape(self) -> tuple[int, int, int]: ...
+    def image_shape(self) -> tuple[int, ...]: ...
 
     @property
     def num_classes(self) -> int | None: ...
@@ -143,7 +144,7 @@ class Images:
                 f"{reader.where(0)}: images have {_channels(channels)}, expected {_channels(expected.channels or 0)}; "
                 f"set channels={channels} or convert the files"
             )
-        self.image_shape: tuple[int, int, int] = (probed[0].shape[0], probed[0].shape[1], channels)
+        self.image_shape: tuple[int, ...] = (probed[0].shape[0], probed[0].shape[1], channels)
         text = repr((len(reader), self.image_shape, self.num_classes, reader.identity))
         self.fingerprint = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
         for index in range(len(probed)):

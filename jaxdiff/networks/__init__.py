@@ -9,9 +9,11 @@
 
 from jaxdiff.networks.dit import DiT, dit
 from jaxdiff.networks.functional import Functional, Params, functional
+from jaxdiff.networks.mlp import MLP
 from jaxdiff.networks.unet import UNet, adm, ddpm_256, ddpm_cifar10, iddpm_cifar10
 
 __all__ = [
+    "MLP",
     "DiT",
     "Functional",
     "Params",

@@ -20,7 +20,7 @@ def test_digits_are_scikit_learns() -> None:
 
     truth = load_digits()
     everything = data.open_digits(split="all")
-    images = np.stack([everything[i]["image"][:, :, 0] for i in range(1797)])
+    images = np.stack([everything[i]["image"][:, :, 0] for i in range(1797)]).astype(np.float64)
     assert images.min() == 0
     assert images.max() == 255
     assert (np.rint(images * (16 / 255)) == truth.images).all()
