@@ -28,18 +28,34 @@ from jaxdiff.prediction import Prediction
 from jaxdiff.process import Process
 
 
-def learned_log_variance(process: Process, s: ArrayLike, t: ArrayLike, output: Array) -> Array:
+def learned_log_variance(
+    process: Process, s: ArrayLike, t: ArrayLike, output: Array, before: ArrayLike | None = None
+) -> Array:
     """Equation (1): ln of the learned variance of the step from t to s, like ``output``.
 
-    At s = 0, where the posterior's variance vanishes, that of the step from 2 t to t stands for it, as in the papers'
-    code (there t = 1/T). Both bounds are those of the step asked for, so a strided chain has its own.
+    Where sigma(s) = 0 the posterior's variance vanishes; that of the chain's step before, which came to t, stands for
+    it, as in the papers' code. Both bounds are those of the step asked for, so a strided chain has its own.
+
+    Args:
+      process: the process.
+      s: where the step ends.
+      t: where it begins, after s.
+      output: the network's, in [-1, 1].
+      before: where the step before this one began; 2 t by default, as in a chain of equal steps.
     """
     s, t = jnp.asarray(s), jnp.asarray(t)
     largest = process.transition(s, t)[1]
-    at_end = process.posterior(t, jnp.minimum(2.0 * t, 1.0))[2]
-    least = jnp.where(s == 0.0, at_end, process.posterior(jnp.where(s == 0.0, 0.5 * t, s), t)[2])
+    clean = process.sigma(s) == 0.0
+    at_end = process.posterior(t, jnp.minimum(2.0 * t, 1.0) if before is None else before)[2]
+    least = jnp.where(clean, at_end, process.posterior(jnp.where(clean, 0.5 * t, s), t)[2])
+    return between_bounds(output, jnp.log(least), jnp.log(largest))
+
+
+def between_bounds(output: Array, low: Array, high: Array) -> Array:
+    """Equation (1): ln of the variance at u = ``output`` between logarithms low (ln w) and high (ln v), ``()`` or
+    ``(B,)``."""
     fraction = 0.5 * (output + 1.0)
-    return fraction * expand(jnp.log(largest), output) + (1.0 - fraction) * expand(jnp.log(least), output)
+    return fraction * expand(high, output) + (1.0 - fraction) * expand(low, output)
 
 
 def gaussian_kl(mean: Array, log_variance: Array, other_mean: Array, other_log_variance: Array) -> Array:
@@ -86,9 +102,9 @@ def vlb_term(process: Process, x0: Array, eps: Array, prediction: Prediction, s:
     if prediction.variance is None:
         raise ValueError("vlb_term needs a learned variance: use LearnedVariance and a network of twice the channels")
     a, b, variance = (
-        expand(part, x0) for part in process.posterior(jnp.where(jnp.asarray(s) == 0.0, 0.5 * jnp.asarray(t), s), t)
+        expand(part, x0) for part in process.posterior(jnp.where(process.sigma(s) == 0.0, 0.5 * jnp.asarray(t), s), t)
     )
-    last = expand(jnp.asarray(s) == 0.0, x0)
+    last = expand(process.sigma(s) == 0.0, x0)
     a, b = jnp.where(last, 1.0, a), jnp.where(last, 0.0, b)
     log_variance = learned_log_variance(process, s, t, prediction.variance)
     mean = a * prediction.x0 + b * prediction.eps

@@ -32,12 +32,15 @@ LAYERS = [
     {"grid"},
     {"times", "variational"},
     {"loss"},
+    {"score_matching"},
     {"sampling"},
+    {"likelihood"},
     {"networks"},
     {"data"},
     {"config"},
     {"train"},
     {"run"},
+    {"study", "evaluate"},
 ]
 LINES_PER_FILE = 400
 LONGER_WITH_REASON: dict[str, str] = {}  # path -> why this file may pass LINES_PER_FILE

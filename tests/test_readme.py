@@ -64,8 +64,8 @@ def test_the_parts_table_names_public_things() -> None:
 
 
 def options_of(line: str) -> Iterator[tuple[str, str]]:
-    """(program, option) of each --option on a line that runs train.py or sample.py."""
-    if match := re.search(r"(train|sample)\.py(.*)", line):
+    """(program, option) of each --option on a line that runs train.py, sample.py or evaluate.py."""
+    if match := re.search(r"(train|sample|evaluate)\.py(.*)", line):
         for option in re.findall(r"--([\w.]+)", match[2]):
             yield match[1], option
 
@@ -78,8 +78,8 @@ def test_options_exist(run_python: Run) -> None:
         for line in block.splitlines()
         for pair in options_of(line)
     }
-    assert {program for program, _ in used} == {"train", "sample"}
-    for program in ("train", "sample"):
+    assert {program for program, _ in used} == {"train", "sample", "evaluate"}
+    for program in ("train", "sample", "evaluate"):
         text = run_python(f"{program}.py", "--help").stdout
         known = set(re.findall(r"--([\w.-]+)", text))
         assert {option.replace("_", "-") for name, option in used if name == program} <= {

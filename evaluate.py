@@ -1,0 +1,111 @@
+"""Evaluates a trained run.
+
+python evaluate.py runs/digits                                        bits per dimension of the test split
+python evaluate.py runs/digits --estimator rademacher gaussian        by the probability flow, with both estimators
+python evaluate.py runs/digits --method ode elbo vlb --num 100        and by the variational bounds; 100 images
+python evaluate.py runs/digits --split train --out results.json       another split; figures as JSON
+
+Ctrl-C ends it with the figures of the images done so far.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from jaxdiff import config as cfg
+from jaxdiff.config import ConfigError
+from jaxdiff.config.build import look_up
+from jaxdiff.data import DataError
+from jaxdiff.evaluate import METRIC_ERRORS, METRICS, EvaluateOptions, Measured
+from jaxdiff.evaluate.measured import ProgressLine
+from jaxdiff.run import Run
+from jaxdiff.train import CheckpointError
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(EvaluateOptions):
+    """Evaluate a trained run on real images."""
+
+    run: tyro.conf.Positional[Path | None] = None
+    """Folder of the run, such as runs/digits."""
+    metrics: tuple[str, ...] = ("bpd",)
+    """What to measure: bpd (bits per dimension)."""
+    split: str = "test"
+    """Which part of the run's data."""
+    path: str | None = None
+    """Where the data are, if not where the run found them."""
+    out: Path | None = None
+    """results.json: the figures, image by image too."""
+    step: int | None = None
+    """Checkpoint to evaluate; by default the newest."""
+    trust: tuple[str, ...] = ()
+    """Modules of your own that the run's configuration uses."""
+
+
+def evaluate(arguments: Sequence[str]) -> bool:
+    """Whether it came to the end."""
+    options = cfg.parse(Options, arguments, program="evaluate.py", positional=1)
+    if options.run is None:
+        raise ConfigError("the folder of a run is missing, for instance: evaluate.py runs/digits")
+    if options.out is not None and (options.out.suffix != ".json" or not options.out.parent.is_dir()):
+        raise ConfigError(f"--out: {str(options.out)!r} must end in .json, in a folder that is there")
+    if not 0 <= options.seed < 2**32:
+        raise ConfigError(f"--seed: {options.seed} is out of range, it must be from 0 to {2**32 - 1}")
+    metrics = {name: look_up(METRICS, name, "--metrics") for name in options.metrics}
+
+    # --- The run, and its data
+    cfg.keep_compiled()
+    run = Run.load(options.run, step=options.step, trusted=("jaxdiff", *options.trust))
+    data = dataclasses.replace(run.config.data, split=options.split)
+    data = data if options.path is None else dataclasses.replace(data, path=options.path)
+    source = cfg.build_source(dataclasses.replace(run.config, data=data))
+
+    # --- Measuring: the last answer of each name is its result
+    results: dict[str, Measured] = {}
+    progress, interrupted = ProgressLine(), False
+    try:
+        for metric in metrics.values():
+            for measured in metric(run, source, options):
+                results[measured.name] = measured
+                progress.show(measured)
+    except KeyboardInterrupt:
+        interrupted = True
+    progress.clear()
+
+    # --- What came of it
+    print(f"step {run.step} of {options.run}, {options.split} split of {source.name}")
+    for measured in results.values():
+        print(measured.line())
+    if interrupted:
+        print("interrupted: these are the images done so far" if results else "interrupted before the first figures")
+    if options.out is not None:
+        content = {
+            "run": str(options.run),
+            "step": run.step,
+            "split": options.split,
+            "interrupted": interrupted,
+            "options": {f.name: getattr(options, f.name) for f in dataclasses.fields(EvaluateOptions)},
+            "results": [dataclasses.asdict(measured) for measured in results.values()],
+        }
+        partial = options.out.with_suffix(".partial")
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        partial.replace(options.out)  # there whole or not at all
+    return not interrupted
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs with the command line's arguments, or with those given. An interrupted run ends with status 130."""
+    with cfg.one_line_errors("evaluate.py", DataError, CheckpointError, *METRIC_ERRORS):
+        finished = evaluate(sys.argv[1:] if arguments is None else arguments)
+    if not finished:
+        raise SystemExit(130)
+
+
+if __name__ == "__main__":
+    main()
