@@ -66,7 +66,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--sample.sampler dddim", "did you mean 'ddim'"),
         ("--data.name digitz", "did you mean 'digits'"),
         ("--data.name tfds", "for instance tfds:cifar10"),
-        ("--data.name npz:x", "only tfds takes a dataset"),
+        ("--data.name npz:x", "only tfds and points take a dataset"),
         ("--data.name npz --data.path /nowhere/x.npz", "/nowhere/x.npz"),
         ("--data.split nothing", "nothing"),
         ("--data.channels 3", "channel"),

@@ -261,7 +261,8 @@ def test_every_name_makes_a_sampler_and_a_grid() -> None:
         for grid in GRIDS:
             made, ts = build_sampler(process, SampleConfig(sampler=sampler, grid=grid, steps=5))
             jaxdiff.check_times(process, ts)
-            assert isinstance(made, jaxdiff.Sampler) and ts.shape == (5,)
+            assert isinstance(made, jaxdiff.Sampler)
+            assert ts.shape == ((2,) if sampler == "adaptive" else (5,))  # which chooses its own steps in between
 
 
 # --- A run's folder

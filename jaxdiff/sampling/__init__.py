@@ -11,18 +11,25 @@ from jaxdiff.sampling.karras import EDMStochastic, EulerAncestral, Restart
 from jaxdiff.sampling.langevin import AnnealedLangevin, AnnealedLangevinDynamics, Langevin, PredictorCorrector
 from jaxdiff.sampling.multistep import DPMpp2M, DPMpp3M
 from jaxdiff.sampling.ode import DPM2, RK4, Euler, Heun, RungeKutta
+from jaxdiff.sampling.recommended import recommended, recommended_times
 from jaxdiff.sampling.sde import EulerMaruyama, ReverseDiffusion
 from jaxdiff.sampling.singlestep import DPMpp2S, DPMSolver
+from jaxdiff.sampling.tableau import BOGACKI_SHAMPINE, DORMAND_PRINCE, TABLEAUX, Tableau
+from jaxdiff.sampling.tabulated import Tabulated
 from jaxdiff.sampling.unipc import UniPC
+from jaxdiff.sampling.widened import Widened, WidenedDenoiser
 
 __all__ = [
+    "BOGACKI_SHAMPINE",
     "DDIM",
     "DDPM",
     "DEIS",
+    "DORMAND_PRINCE",
     "DPM2",
     "IPNDM",
     "LMS",
     "RK4",
+    "TABLEAUX",
     "Adaptive",
     "AnalyticDDPM",
     "AnnealedLangevin",
@@ -47,7 +54,11 @@ __all__ = [
     "RungeKutta",
     "SASolver",
     "Sampler",
+    "Tableau",
+    "Tabulated",
     "UniPC",
+    "Widened",
+    "WidenedDenoiser",
     "ays_times",
     "check_times",
     "choose",
@@ -57,6 +68,8 @@ __all__ = [
     "interpolate_times",
     "pad_times",
     "polish_times",
+    "recommended",
+    "recommended_times",
     "sample",
     "sample_path",
     "teacher_path",

@@ -208,7 +208,7 @@ def test_fields_are_checked() -> None:
         process = jd.VP()
         keys = jd.sample_keys(jax.random.key(0), 0, 1)
         jd.sample(jd.DDPM(process, "learned"), gaussian(process), keys, jnp.zeros((1, 2)), jnp.array([1.0, 0.5]))
-    with pytest.raises(ValueError, match='"t" or "rho"'):
+    with pytest.raises(ValueError, match='"t", "rho", "log_rho" or "angle"'):
         jd.Heun(jd.VP(), "sigma")  # type: ignore[arg-type]
 
 

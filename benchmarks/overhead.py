@@ -1,0 +1,257 @@
+"""What a sampler costs beyond its evaluations of the network.
+
+    python benchmarks/overhead.py --out results.json
+
+Three parts, for every row of `jaxdiff.config.build.SAMPLERS`, new ones by themselves:
+
+- *U-Net of the digits run* (`configs/digits_unet.py`, untrained parameters), at several batch sizes: the time of jitted
+  `sample` over that of its evaluations alone, which are as many calls of the same denoiser in a jitted loop, each fed
+  with the mean of the x0 and eps before it. The evaluations are counted by the program itself (a callback in the
+  denoiser), not assumed. Sampler and evaluations are timed in turns in one process; the ratio is the median over the
+  turns, and its quartiles are the spread.
+- *A tiny MLP* (two layers of 64): the same difference in microseconds a step.
+- *Memory*: growth of the compiled program's temporary memory from 10 to 1,000 steps, as a share of what the path
+  between would take. A sampler that kept the path would show 100%.
+
+Time it on an idle machine. Exits with 1 when a bound is missed. `--quick` only shows that it runs: few steps and turns,
+one batch size, no verdict on times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from benchmarks.report import PACKAGES, Line, say, table
+from configs.digits_unet import config as digits
+from jaxdiff import (
+    Denoiser,
+    GaussianDenoiser,
+    NetworkDenoiser,
+    Prediction,
+    Sampler,
+    __version__,
+    log_snr_times,
+    sample,
+    sample_keys,
+)
+from jaxdiff.config import SampleConfig, keep_compiled
+from jaxdiff.config.build import SAMPLERS, build_network
+from jaxdiff.denoiser import Cond
+from jaxdiff.prediction import from_v
+from jaxdiff.process import Process
+from jaxdiff.record import record
+
+SHAPE = (8, 8, 1)
+MOST = 1.03  # times the evaluations alone
+PATH_SHARE = 0.01  # of the path's memory
+
+
+@record
+class Perceptron:
+    """A tiny v-network: two layers, for samples of any shape."""
+
+    process: Process
+    into: Array
+    out: Array
+
+    @classmethod
+    def drawn(cls, process: Process, size: int, width: int = 64) -> Perceptron:
+        a, b = jax.random.split(jax.random.key(0))
+        return cls(process, 0.1 * jax.random.normal(a, (size + 1, width)), 0.1 * jax.random.normal(b, (width, size)))
+
+    def __call__(self, x: Array, t: ArrayLike, cond: Cond | None = None) -> Prediction:
+        times = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])[:, None]
+        hidden = jax.nn.silu(jnp.concatenate([x.reshape(x.shape[0], -1), times], axis=1) @ self.into)
+        return from_v(self.process, x, t, (hidden @ self.out).reshape(x.shape))
+
+
+@record
+class Counted:
+    """A denoiser that tells a host of each call."""
+
+    denoise: Denoiser
+
+    def __call__(self, x: Array, t: ArrayLike, cond: Cond | None = None) -> Prediction:
+        jax.debug.callback(_count_call)
+        return self.denoise(x, t, cond)
+
+
+CALLS = [0]
+
+
+def _count_call() -> None:
+    CALLS[0] += 1
+
+
+@jax.jit
+def sampled(sampler: Sampler, denoise: Denoiser, keys: Array, x: Array, ts: Array) -> Array:
+    return sample(sampler, denoise, keys, x, ts)
+
+
+@jax.jit
+def evaluated(denoise: Denoiser, x: Array, ends: Array, calls: ArrayLike) -> Array:
+    """The evaluations alone: the number of them is data, so that one program serves all samplers."""
+
+    def body(i: Array, x: Array) -> Array:
+        given = denoise(x, ends[0] + (ends[1] - ends[0]) * i / calls)
+        return 0.5 * (given.x0 + given.eps)
+
+    return jax.lax.fori_loop(0, calls, body, x)
+
+
+class Cost(NamedTuple):
+    """Seconds of each turn."""
+
+    calls: int
+    steps: int
+    sampler: np.ndarray
+    alone: np.ndarray
+
+    @property
+    def ratio(self) -> np.ndarray:
+        return self.sampler / self.alone
+
+    @property
+    def microseconds(self) -> np.ndarray:
+        return 1e6 * (self.sampler - self.alone) / self.steps
+
+
+def seconds(call: Callable[[], Array]) -> float:
+    begin = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - begin
+
+
+def cost(sampler: Sampler, denoise: Denoiser, batch: int, steps: int, turns: int) -> Cost:
+    """Times a sampler and its evaluations in turns, each leading every other time."""
+    keys, ts = sample_keys(jax.random.key(0), 0, batch), log_snr_times(sampler.process, steps + 1)
+    x = sampler.process.prior_sample(keys, SHAPE, ts[0])
+    CALLS[0] = 0
+    jax.block_until_ready(sampled(sampler, Counted(denoise), keys, x, ts))
+    jax.effects_barrier()
+    calls = CALLS[0]
+    runs = [
+        lambda: sampled(sampler, denoise, keys, x, ts),
+        lambda: evaluated(denoise, x, jnp.stack([ts[0], ts[-1]]), calls),
+    ]
+    for run in runs:
+        jax.block_until_ready(run())
+    times = np.empty((turns, 2))
+    for turn in range(turns):
+        for which in (0, 1) if turn % 2 == 0 else (1, 0):
+            times[turn, which] = seconds(runs[which])
+    return Cost(calls, steps, times[:, 0], times[:, 1])
+
+
+def temporary_bytes(sampler: Sampler, steps: int, batch: int) -> int:
+    """Temporary memory of the compiled `sample`, over as many steps."""
+    keys, ts = sample_keys(jax.random.key(0), 0, batch), log_snr_times(sampler.process, steps + 1)
+    x = jnp.zeros((batch, *SHAPE))
+    exact = GaussianDenoiser(sampler.process, 0.0, 0.5)
+    analysis = sampled.lower(sampler, exact, keys, x, ts).compile().memory_analysis()
+    if analysis is None:
+        raise RuntimeError(f"{jax.default_backend()} does not tell a program's memory: measure on another")
+    return int(analysis.temp_size_in_bytes)
+
+
+def spread(values: np.ndarray) -> dict[str, float]:
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return {"quartile_1": float(low), "median": float(middle), "quartile_3": float(high)}
+
+
+def measure(options: argparse.Namespace) -> int:
+    keep_compiled()
+    process = digits.process
+    network = build_network(digits)
+    unet = NetworkDenoiser(network, network.init(jax.random.key(0)), process, digits.parameterization)
+    mlp = Perceptron.drawn(process, int(np.prod(SHAPE)))
+    lines: list[Line] = []
+    details: dict[str, Any] = {"unet": {}, "mlp": {}, "memory": {}}
+
+    print(f"{'sampler':<24}{'batch':>6}{'calls':>7}{'ratio':>8}  quartiles        ms an evaluation")
+    for name in options.samplers:
+        sampler = SAMPLERS[name](process, SampleConfig(sampler=name))
+        for batch in options.batches:
+            say(f"{name}: U-Net, batch of {batch}")
+            found = cost(sampler, unet, batch, options.steps, options.turns)
+            ratio, each = spread(found.ratio), 1e3 * float(np.median(found.alone)) / found.calls
+            print(
+                f"{name:<24}{batch:>6}{found.calls:>7}{ratio['median']:>8.3f}  "
+                f"{ratio['quartile_1']:.3f} to {ratio['quartile_3']:.3f}   {each:.2f}",
+                flush=True,
+            )
+            details["unet"][f"{name}, {batch}"] = {"calls": found.calls, "ratio": ratio, "ms_an_evaluation": each}
+            bound = None if options.quick else MOST
+            lines.append(Line(f"{name}: time over evaluations' alone, batch of {batch}", ratio["median"], high=bound))
+        say(f"{name}: MLP and memory")
+        found = cost(sampler, mlp, 64, options.steps if options.quick else 200, options.turns)
+        extra = spread(found.microseconds)
+        details["mlp"][name] = {"calls": found.calls, "steps": found.steps, "microseconds_a_step": extra}
+        lines.append(Line(f"{name}: microseconds a step beyond a tiny MLP's evaluations", extra["median"]))
+        few, many = (temporary_bytes(sampler, steps, 16) for steps in (10, 1000))
+        path = 990 * 16 * int(np.prod(SHAPE)) * 4
+        details["memory"][name] = {"steps_10": few, "steps_1000": many, "path": path}
+        lines.append(
+            Line(
+                f"{name}: memory gained over 990 steps, share of the path", (many - few) / path, None, PATH_SHARE, True
+            )
+        )
+
+    failed = [line.name for line in lines if line.passed is False]
+    print(f"\n{table(lines)}\n\n{'FAILED: ' + '; '.join(failed) if failed else 'every bound is met'}")
+    if options.out is not None:
+        written = {
+            "steps": options.steps,
+            "turns": options.turns,
+            "quick": options.quick,
+            "passed": not failed,
+            "lines": [dataclasses.asdict(line) | {"passed": line.passed} for line in lines],
+            **details,
+            "versions": {"python": platform.python_version(), "jaxdiff": __version__}
+            | {name: importlib.metadata.version(name) for name in PACKAGES},
+            "hardware": {
+                "machine": platform.machine(),
+                "cores": os.cpu_count(),
+                "devices": [device.device_kind for device in jax.local_devices()],
+            },
+        }
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+        print(f"written to {options.out}")
+    return 1 if failed else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Measures what samplers cost beyond their evaluations.")
+    parser.add_argument("--samplers", nargs="+", choices=sorted(SAMPLERS), default=list(SAMPLERS), metavar="NAME")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16, 64], help="batch sizes of the U-Net")
+    parser.add_argument("--steps", type=int, default=20, help="of the U-Net's samplers")
+    parser.add_argument("--turns", type=int, default=11, help="timings of each")
+    parser.add_argument("--quick", action="store_true", help="see that it runs; the times mean nothing")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
+    options = parser.parse_args(arguments)
+    if min([options.steps, options.turns, *options.batches]) < 1:
+        parser.error("steps, turns and batches are to be at least 1")
+    if options.quick:
+        options.steps, options.turns, options.batches = 3, 2, [1]
+    return measure(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
