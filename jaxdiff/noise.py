@@ -142,7 +142,7 @@ def brownian_noise(keys: Array | None, x: Array, depth: int | None = None) -> No
     def path(nodes: Array, t: Array) -> Array:
         """W(t), ``(B, ...)``, at the times ``(B,)``."""
 
-        def halve(_: int, interval: tuple[Array, ...]) -> tuple[Array, ...]:
+        def halve(_: ArrayLike, interval: tuple[Array, ...]) -> tuple[Array, ...]:
             nodes, a, width, at_a, at_b = interval
             half = 0.5 * width
             at_middle = 0.5 * (at_a + at_b) + (0.5 * jnp.sqrt(width)).astype(x.dtype) * draw(nodes)

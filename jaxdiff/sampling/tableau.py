@@ -23,10 +23,11 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from jaxdiff.record import field, record
 
-Tree = tuple["Tree", ...]
+Tree = tuple[Any, ...]
 """A rooted tree: the subtrees of its root."""
 
 
