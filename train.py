@@ -123,10 +123,12 @@ def train(arguments: Sequence[str]) -> None:
             )
 
     # --- Where to look
+    if outcome.stopped:
+        return
     measured = run_of(outcome.state.ema, outcome.step).measure()
-    if lead and measured:
-        print("measured   " + "  ".join(f"{name} {value:.3g}" for name, value in measured.items()))
-    if lead and not outcome.stopped:
+    if lead:
+        if measured:
+            print("measured   " + "  ".join(f"{name} {value:.3g}" for name, value in measured.items()))
         print(f"samples    {folder / SAMPLES}")
         print(f"metrics    {folder / 'metrics.jsonl'}; curves: tensorboard --logdir {folder}")
         print(f"to sample  {sample_command}")

@@ -21,12 +21,9 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import importlib.metadata
 import json
 import math
 import multiprocessing
-import os
-import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -36,10 +33,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks import report
 from benchmarks.report import say
 from benchmarks.samplers.order_measures import measure, measure_adaptive, measure_strong, measure_weak
 from benchmarks.samplers.order_rows import ADAPTIVE, QUICK, STOCHASTIC, deterministic
-from jaxdiff import __version__
 from tests.tables import PROCESSES
 
 SLACK = 0.15
@@ -227,12 +224,8 @@ def write(found: Found, file: Path, quick: bool) -> None:
         "quick": quick,
         "slack": SLACK,
         "processes": found,
-        "versions": {"python": platform.python_version(), "jaxdiff": __version__}
-        | {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy")},
-        "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    report.write(file, record, ("jax", "jaxlib", "numpy"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

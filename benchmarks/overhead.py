@@ -21,10 +21,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.metadata
-import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -37,7 +33,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from benchmarks.report import PACKAGES, Line, say, table
+from benchmarks.report import Line, say, table, write
 from configs.digits_unet import config as digits
 from jaxdiff import (
     Denoiser,
@@ -45,7 +41,6 @@ from jaxdiff import (
     NetworkDenoiser,
     Prediction,
     Sampler,
-    __version__,
     log_snr_times,
     sample,
     sample_keys,
@@ -223,17 +218,8 @@ def measure(options: argparse.Namespace) -> int:
             "passed": not failed,
             "lines": [dataclasses.asdict(line) | {"passed": line.passed} for line in lines],
             **details,
-            "versions": {"python": platform.python_version(), "jaxdiff": __version__}
-            | {name: importlib.metadata.version(name) for name in PACKAGES},
-            "hardware": {
-                "machine": platform.machine(),
-                "cores": os.cpu_count(),
-                "devices": [device.device_kind for device in jax.local_devices()],
-            },
         }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-        print(f"written to {options.out}")
+        write(options.out, written)
     return 1 if failed else 0
 
 

@@ -119,18 +119,25 @@ def finish(run: Run, lines: Sequence[Line], details: Mapping[str, Any], argument
             "passed": not failed,
             "lines": [dataclasses.asdict(line) | {"passed": line.passed} for line in lines],
             **details,
-            "versions": {"python": platform.python_version(), "jaxdiff": __version__}
-            | {name: importlib.metadata.version(name) for name in PACKAGES},
-            "hardware": {
-                "machine": platform.machine(),
-                "cores": os.cpu_count(),
-                "devices": [device.device_kind for device in jax.local_devices()],
-            },
         }
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(record, indent=2, default=_plain) + "\n", encoding="utf-8")
-        print(f"written to {arguments.out}")
+        write(arguments.out, record)
     return 1 if failed else 0
+
+
+def write(file: Path, record: Mapping[str, Any], packages: Sequence[str] = PACKAGES) -> None:
+    """Writes the JSON of a benchmark, with the versions and the hardware that its figures are of."""
+    origin = {
+        "versions": {"python": platform.python_version(), "jaxdiff": __version__}
+        | {name: importlib.metadata.version(name) for name in packages},
+        "hardware": {
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "devices": [device.device_kind for device in jax.local_devices()],
+        },
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({**record, **origin}, indent=2, default=_plain) + "\n", encoding="utf-8")
+    print(f"written to {file}")
 
 
 def _plain(value: Any) -> Any:

@@ -25,10 +25,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.metadata
-import json
-import os
-import platform
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.report import say
+from benchmarks.report import say, write
 from benchmarks.samplers.problems import KINDS, WIDTH, Problem, load, scaled_space
 from benchmarks.samplers.schedulers import Candidate, on_grid, own_grids, quiet, sampled
 from benchmarks.samplers.twins import twins
@@ -274,13 +270,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "twins": pairs,
             "diffusers": everything,
             "grids": {budget: ratios(budget).tolist() for budget in options.budgets},
-            "versions": {"python": platform.python_version(), "jaxdiff": importlib.metadata.version("jaxdiff")}
-            | {name: importlib.metadata.version(name) for name in PACKAGES},
-            "hardware": {"machine": platform.machine(), "cores": os.cpu_count()},
         }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        print(f"written to {options.out}")
+        write(options.out, record, PACKAGES)
     if options.plot is not None:
         plot(rows, everything, options.plot, options.test)
     return 1 if lost or wrong else 0

@@ -15,6 +15,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxdiff.broadcast import expand
+
 Noise = Callable[..., Array]
 """``noise(t, s, salt=0)``: standard normal, shaped like the samples, for the step from t to s; ``salt`` tells draws of
 one step apart."""
@@ -133,7 +135,6 @@ def brownian_noise(keys: Array | None, x: Array, depth: int | None = None) -> No
     """
     if depth is not None and depth < 1:
         raise ValueError(f"depth is to be at least 1, got {depth}")
-    expand = lambda t: t.reshape(t.shape + (1,) * (x.ndim - 1))  # noqa: E731
     left, right, middle = 1, 2, 3  # what a node's key is folded with
 
     def draw(nodes: Array) -> Array:
@@ -151,8 +152,8 @@ def brownian_noise(keys: Array | None, x: Array, depth: int | None = None) -> No
                 _fold(nodes, jnp.where(later, right, left)),
                 jnp.where(later, a + half, a),
                 half,
-                jnp.where(expand(later), at_middle, at_a),
-                jnp.where(expand(later), at_b, at_middle),
+                jnp.where(expand(later, x), at_middle, at_a),
+                jnp.where(expand(later, x), at_b, at_middle),
             )
 
         begin = (_fold(nodes, left), jnp.zeros_like(t), jnp.ones((), t.dtype), jnp.zeros_like(x), draw(nodes))
@@ -161,13 +162,13 @@ def brownian_noise(keys: Array | None, x: Array, depth: int | None = None) -> No
         share = jnp.clip((t - a) / width, 0.0, 1.0)
         bridge = draw(_fold_time(nodes, t))
         spread = jnp.sqrt(width * share * (1.0 - share))
-        return at_a + expand(share.astype(x.dtype)) * (at_b - at_a) + expand(spread.astype(x.dtype)) * bridge
+        return at_a + expand(share.astype(x.dtype), x) * (at_b - at_a) + expand(spread.astype(x.dtype), x) * bridge
 
     def noise(t: ArrayLike, s: ArrayLike, salt: ArrayLike = 0) -> Array:
         nodes = _fold(_fold(_one_a_sample(keys, x), PATH), salt)
         begin, end = (jnp.broadcast_to(jnp.asarray(time, jnp.result_type(float)), x.shape[:1]) for time in (t, s))
         length = jnp.abs(end - begin)
         scale = jnp.where(length == 0, 0.0, jax.lax.rsqrt(jnp.where(length == 0, 1.0, length)))
-        return (path(nodes, end) - path(nodes, begin)) * expand(scale.astype(x.dtype))
+        return (path(nodes, end) - path(nodes, begin)) * expand(scale.astype(x.dtype), x)
 
     return noise

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
     {"record"},
-    {"broadcast", "noise", "images"},
+    {"broadcast", "images"},
+    {"noise"},
     {"process"},
     {"schedule"},
     {"discrete"},

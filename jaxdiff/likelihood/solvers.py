@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 
 from jaxdiff.broadcast import expand, mean_features
 from jaxdiff.record import field, record
+from jaxdiff.sampling.adaptive import LEAST_ERROR, step_factor
 from jaxdiff.sampling.tableau import CLASSIC4, DORMAND_PRINCE, Tableau
 
 Field = Callable[[Array, Array], tuple[Array, Array]]
@@ -99,12 +100,8 @@ class AdaptiveSteps(Solver):
     """An embedded pair, step by step for each sample, its order and stages those of the tableau.
 
     A step is taken where the root mean square of the error of z against atol + rtol |z|, and the error of the integral
-    a dimension against atol + rtol, are both at most 1. The next is longer by
-
-        0.9 e_k^(-0.7/q) e_(k-1)^(0.4/q),   q the order of the embedded weights plus 1,
-
-    limited to [1/5, 5]: PI control (Gustafsson 1991; Hairer & Wanner 1996, section IV.2). Samples that have arrived
-    stand still, in their place in the batch.
+    a dimension against atol + rtol, are both at most 1. The next step's length follows from these by equation (2) of
+    `jaxdiff.sampling.adaptive`. Samples that have arrived stand still, in their place in the batch.
 
     Args:
       rtol, atol: tolerances, positive; data.
@@ -130,7 +127,6 @@ class AdaptiveSteps(Solver):
         cost = len(tableau.b) - reused
         assert tableau.embedded is not None
         difference = [b - low for b, low in zip(tableau.b, tableau.embedded, strict=True)]
-        exponent = 1.0 / (tableau.embedded_order + 1)
 
         def going(walk: _Walk) -> Array:
             return (walk.phi < last) & (walk.spent + cost <= self.max_evaluations)
@@ -145,11 +141,9 @@ class AdaptiveSteps(Solver):
             of_z = jnp.sqrt(mean_features(jnp.square(wrong.z / scale)))
             of_integral = jnp.abs(wrong.integral) / (size * (jnp.asarray(self.atol) + self.rtol))
             error = jnp.maximum(of_z, of_integral).astype(h.dtype)
-            error = jnp.where(jnp.isfinite(error), jnp.maximum(error, 1e-8), jnp.inf)
+            error = jnp.where(jnp.isfinite(error), error, jnp.inf)
             taken = active & (error <= 1.0)
-            longer = 0.9 * jnp.power(error, -0.7 * exponent) * jnp.power(walk.error, 0.4 * exponent)
-            shorter = jnp.minimum(0.9 * jnp.power(error, -exponent), 0.9)
-            factor = jnp.clip(jnp.where(taken, longer, shorter), 0.2, 5.0)
+            factor = step_factor(tableau, error, walk.error)
 
             def chosen(new: Array, old: Array) -> Array:
                 return jnp.where(expand(taken, new), new, old)
@@ -159,7 +153,7 @@ class AdaptiveSteps(Solver):
                 jax.tree.map(chosen, slopes[-1], walk.slope) if reused else None,
                 chosen(jnp.where(h >= left, last, walk.phi + h), walk.phi),
                 jnp.where(active, h * factor, walk.h),
-                chosen(error, walk.error),
+                chosen(jnp.maximum(error, LEAST_ERROR), walk.error),
                 walk.spent + jnp.where(active, cost, 0),
             )
 

@@ -175,7 +175,7 @@ class Adaptive(Sampler):
         error = jnp.where(jnp.isfinite(error), error, jnp.inf)
 
         accepted, rejected = walk.running & (error <= 1.0), walk.running & (error > 1.0)
-        length = jnp.abs(h) * self._factor(error, progress.error)
+        length = jnp.abs(h) * step_factor(tableau, error, progress.error)
         length = jnp.where(last & accepted, jnp.maximum(length, progress.h), length)  # cut short by the interval's end
         progress = Progress(
             jnp.where(walk.running, length, progress.h),
@@ -207,13 +207,6 @@ class Adaptive(Sampler):
         """Whether one more attempt is allowed after so many."""
         return evaluations + len(self.tableau.c) - 1 <= self.max_evaluations
 
-    def _factor(self, error: Array, before: Array) -> Array:
-        """Equation (2)."""
-        k = self.tableau.embedded_order + 1
-        error = jnp.maximum(error, 1e-10)
-        accepted = jnp.clip(SAFETY * error ** (-0.7 / k) * before ** (0.4 / k), SHRINK, GROW)
-        return jnp.where(error <= 1.0, accepted, jnp.maximum(SAFETY * error ** (-1.0 / k), SHRINK))
-
     def _first_length(self, denoise: Denoise, y: Array, first: Array, t: Array, start: Array, interval: Array) -> Array:
         """Equation (3)."""
         process, scale, whole = self.process, place(self.process, self.variable, t)[0], jnp.abs(interval)
@@ -234,6 +227,14 @@ class Adaptive(Sampler):
         """Equation (1)'s, of each sample: ``(B,)``."""
         scaled = part / (jnp.asarray(self.atol, part.dtype) + jnp.asarray(self.rtol, part.dtype) * size)
         return jnp.sqrt(jnp.mean(jnp.square(scaled.reshape(part.shape[0], -1)), axis=1))
+
+
+def step_factor(tableau: Tableau, error: Array, before: Array) -> Array:
+    """Equation (2): what the next step's length is of this one's, whose error was ``error``."""
+    k = tableau.embedded_order + 1
+    error = jnp.maximum(error, 1e-10)
+    accepted = jnp.clip(SAFETY * error ** (-0.7 / k) * before ** (0.4 / k), SHRINK, GROW)
+    return jnp.where(error <= 1.0, accepted, jnp.maximum(SAFETY * error ** (-1.0 / k), SHRINK))
 
 
 def _per_unit(process: Process, x: Array, t: Array) -> Array:
