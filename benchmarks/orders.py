@@ -202,22 +202,6 @@ def plot(found: Found, process: str, file: Path) -> None:
     say(f"plot written to {file}")
 
 
-BEGIN, END = "<!-- orders: generated -->", "<!-- end of orders -->"
-
-
-def fill(page: str, text: str) -> str:
-    """The page with ``text`` between its marks.
-
-    >>> fill(f"a {BEGIN} b {END} c", "d")
-    'a <!-- orders: generated -->\\nd\\n<!-- end of orders --> c'
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no {BEGIN} followed by {END}")
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
-
-
 def write(found: Found, file: Path, quick: bool) -> None:
     """The JSON."""
     record = {
@@ -272,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     print(f"\n{'MISSED: ' + '; '.join(missed) if missed else 'every order is met'}")
     if options.page is not None:
-        page = fill(options.page.read_text(encoding="utf-8"), "\n".join(tables(found, True)))
+        page = report.fill(options.page.read_text(encoding="utf-8"), "orders", "\n".join(tables(found, True)))
         options.page.write_text(page, encoding="utf-8")
         say(f"tables written into {options.page}")
     if options.plot is not None:

@@ -13,8 +13,9 @@ Three parts, for every row of `jaxdiff.config.build.SAMPLERS`, new ones by thems
 - *Memory*: growth of the compiled program's temporary memory from 10 to 1,000 steps, as a share of what the path
   between would take. A sampler that kept the path would show 100%.
 
-Time it on an idle machine. Exits with 1 when a bound is missed. `--quick` only shows that it runs: few steps and turns,
-one batch size, no verdict on times.
+Turns go on until the median ratio is known within 1% (its 95% interval), or 40 seconds. Time it on an idle machine.
+Exits with 1 when a bound is missed. `--quick` only shows that it runs: few steps and turns, one batch size, no verdict
+on times.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from benchmarks.report import Line, say, table, write
+from benchmarks.report import Line, fill, say, table, write
 from configs.digits_unet import config as digits
 from jaxdiff import (
     Denoiser,
@@ -54,7 +55,9 @@ from jaxdiff.record import record
 
 SHAPE = (8, 8, 1)
 MOST = 1.03  # times the evaluations alone
+DOUBT = 0.01  # half the width of the ratio's 95% interval at which no more turns are needed
 PATH_SHARE = 0.01  # of the path's memory
+LANGEVIN = 1  # steps at each level: annealed Langevin dynamics takes 100, which cost the same each
 
 
 @record
@@ -133,8 +136,23 @@ def seconds(call: Callable[[], Array]) -> float:
     return time.perf_counter() - begin
 
 
-def cost(sampler: Sampler, denoise: Denoiser, batch: int, steps: int, turns: int) -> Cost:
-    """Times a sampler and its evaluations in turns, each leading every other time."""
+def doubt(values: np.ndarray) -> float:
+    """Half the width of the median's 95% interval by order statistics; infinite for fewer than six values.
+
+    >>> doubt(np.arange(100.0)), doubt(np.arange(5.0))
+    (9.5, inf)
+    """
+    n = len(values)
+    below = int(np.floor(0.5 * n - 0.98 * np.sqrt(n)))
+    if below < 0 or n < 6:
+        return float("inf")
+    ordered = np.sort(values)
+    return float(0.5 * (ordered[n - 1 - below] - ordered[below]))
+
+
+def cost(sampler: Sampler, denoise: Denoiser, batch: int, steps: int, turns: int, longest: float) -> Cost:
+    """Times a sampler and its evaluations in turns, each leading every other time: ``turns`` of them, and more until
+    the median ratio is known to `DOUBT` or they have taken ``longest`` seconds."""
     keys, ts = sample_keys(jax.random.key(0), 0, batch), log_snr_times(sampler.process, steps + 1)
     x = sampler.process.prior_sample(keys, SHAPE, ts[0])
     CALLS[0] = 0
@@ -147,11 +165,13 @@ def cost(sampler: Sampler, denoise: Denoiser, batch: int, steps: int, turns: int
     ]
     for run in runs:
         jax.block_until_ready(run())
-    times = np.empty((turns, 2))
-    for turn in range(turns):
-        for which in (0, 1) if turn % 2 == 0 else (1, 0):
-            times[turn, which] = seconds(runs[which])
-    return Cost(calls, steps, times[:, 0], times[:, 1])
+    taken: tuple[list[float], list[float]] = ([], [])
+    while len(taken[0]) < turns or (
+        sum(taken[0]) + sum(taken[1]) < longest and doubt(np.divide(taken[0], taken[1])) > DOUBT
+    ):
+        for which in (0, 1) if len(taken[0]) % 2 == 0 else (1, 0):
+            taken[which].append(seconds(runs[which]))
+    return Cost(calls, steps, np.array(taken[0]), np.array(taken[1]))
 
 
 def temporary_bytes(sampler: Sampler, steps: int, batch: int) -> int:
@@ -170,6 +190,18 @@ def spread(values: np.ndarray) -> dict[str, float]:
     return {"quartile_1": float(low), "median": float(middle), "quartile_3": float(high)}
 
 
+def page_table(details: Mapping[str, Any], batches: Sequence[int]) -> str:
+    """A line for each sampler: the ratios with half their 95% interval, and the microseconds."""
+    heads = ["sampler", "evaluations", *(f"ratio, batch of {batch}" for batch in batches), "us a step, tiny MLP"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name, small in details["mlp"].items():
+        cells = [details["unet"][f"{name}, {batch}"] for batch in batches]
+        ratios = [f"{cell['ratio']['median']:.3f} +- {cell['doubt']:.3f}" for cell in cells]
+        extra = f"{small['microseconds_a_step']['median']:.0f}"
+        lines.append("| " + " | ".join([f"`{name}`", str(cells[0]["calls"]), *ratios, extra]) + " |")
+    return "\n".join(lines)
+
+
 def measure(options: argparse.Namespace) -> int:
     keep_compiled()
     process = digits.process
@@ -179,23 +211,29 @@ def measure(options: argparse.Namespace) -> int:
     lines: list[Line] = []
     details: dict[str, Any] = {"unet": {}, "mlp": {}, "memory": {}}
 
-    print(f"{'sampler':<24}{'batch':>6}{'calls':>7}{'ratio':>8}  quartiles        ms an evaluation")
+    print(f"{'sampler':<24}{'batch':>6}{'calls':>7}{'ratio':>8}  +-     quartiles        ms an evaluation")
     for name in options.samplers:
-        sampler = SAMPLERS[name](process, SampleConfig(sampler=name))
+        sampler = SAMPLERS[name](process, SampleConfig(sampler=name, langevin_steps=LANGEVIN))
         for batch in options.batches:
             say(f"{name}: U-Net, batch of {batch}")
-            found = cost(sampler, unet, batch, options.steps, options.turns)
+            found = cost(sampler, unet, batch, options.steps, options.turns, options.longest)
             ratio, each = spread(found.ratio), 1e3 * float(np.median(found.alone)) / found.calls
             print(
-                f"{name:<24}{batch:>6}{found.calls:>7}{ratio['median']:>8.3f}  "
+                f"{name:<24}{batch:>6}{found.calls:>7}{ratio['median']:>8.3f}  {doubt(found.ratio):.3f}  "
                 f"{ratio['quartile_1']:.3f} to {ratio['quartile_3']:.3f}   {each:.2f}",
                 flush=True,
             )
-            details["unet"][f"{name}, {batch}"] = {"calls": found.calls, "ratio": ratio, "ms_an_evaluation": each}
+            details["unet"][f"{name}, {batch}"] = {
+                "calls": found.calls,
+                "turns": len(found.alone),
+                "ratio": ratio,
+                "doubt": doubt(found.ratio),
+                "ms_an_evaluation": each,
+            }
             bound = None if options.quick else MOST
             lines.append(Line(f"{name}: time over evaluations' alone, batch of {batch}", ratio["median"], high=bound))
         say(f"{name}: MLP and memory")
-        found = cost(sampler, mlp, 64, options.steps if options.quick else 200, options.turns)
+        found = cost(sampler, mlp, 64, options.steps if options.quick else 200, options.turns, options.longest)
         extra = spread(found.microseconds)
         details["mlp"][name] = {"calls": found.calls, "steps": found.steps, "microseconds_a_step": extra}
         lines.append(Line(f"{name}: microseconds a step beyond a tiny MLP's evaluations", extra["median"]))
@@ -220,6 +258,9 @@ def measure(options: argparse.Namespace) -> int:
             **details,
         }
         write(options.out, written)
+    if options.page is not None:
+        page = fill(options.page.read_text(encoding="utf-8"), "overhead", page_table(details, options.batches))
+        options.page.write_text(page, encoding="utf-8")
     return 1 if failed else 0
 
 
@@ -228,14 +269,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--samplers", nargs="+", choices=sorted(SAMPLERS), default=list(SAMPLERS), metavar="NAME")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16, 64], help="batch sizes of the U-Net")
     parser.add_argument("--steps", type=int, default=20, help="of the U-Net's samplers")
-    parser.add_argument("--turns", type=int, default=11, help="timings of each")
+    parser.add_argument("--turns", type=int, default=15, help="timings of each, at least")
+    parser.add_argument("--longest", type=float, default=40.0, help="seconds after which no more turns are taken")
     parser.add_argument("--quick", action="store_true", help="see that it runs; the times mean nothing")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
+    parser.add_argument("--page", type=Path, default=None, help="Markdown file whose marked part gets the table")
     options = parser.parse_args(arguments)
     if min([options.steps, options.turns, *options.batches]) < 1:
         parser.error("steps, turns and batches are to be at least 1")
     if options.quick:
-        options.steps, options.turns, options.batches = 3, 2, [1]
+        options.steps, options.turns, options.longest, options.batches = 3, 2, 0.0, [1]
     return measure(options)
 
 

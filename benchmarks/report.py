@@ -140,6 +140,20 @@ def write(file: Path, record: Mapping[str, Any], packages: Sequence[str] = PACKA
     print(f"written to {file}")
 
 
+def fill(page: str, name: str, text: str) -> str:
+    """The page with ``text`` between the marks of that name.
+
+    >>> fill("a <!-- NAME: generated --> b <!-- end of NAME --> c".replace("NAME", "orders"), "orders", "d")
+    'a <!-- orders: generated -->\\nd\\n<!-- end of orders --> c'
+    """
+    begin, end = f"<!-- {name}: generated -->", f"<!-- end of {name} -->"
+    before, first, rest = page.partition(begin)
+    _, last, after = rest.partition(end)
+    if not first or not last:
+        raise ValueError(f"the page has no {begin} followed by {end}")
+    return f"{before}{begin}\n{text}\n{end}{after}"
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()

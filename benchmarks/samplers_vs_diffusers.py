@@ -12,19 +12,21 @@ in float64, in x/alpha.
   against the best of all deterministic schedulers with all their options, on their own grids and on jaxdiff's. The
   recommended grids were fixed on the ``--dev`` problems; ``--test`` has other mixtures, images and noise. diffusers'
   best is chosen with the test's own answers in hand.
-- *Twins.* Each shared method on the same grid, as a ratio (`samplers/twins.py`).
+- *Twins.* Each shared method on the same grid, as a ratio, and where the twin has a fault, the ratio to the twin with
+  it mended too (`samplers/twins.py`).
 
 On CIFAR-10 only the schedulers that do best on 1,000 of its images are tried, `SCREENED` a budget and process;
 ``--full`` tries all. ``--quick`` is for a look: few budgets, no CIFAR-10.
 
-Exits with 1 when a recommended sampler is not below diffusers' best, or a twin's ratio is above 1.02 and no fault of
-the twin's explains it.
+Exits with 1 when a recommended sampler is not below diffusers' best, or a twin's ratio is above 1.02, also
+once its fault is mended.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,35 +37,25 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.report import say, write
+from benchmarks.report import fill, say, write
+from benchmarks.samplers.candidates import on_grid, own_grids
 from benchmarks.samplers.problems import KINDS, WIDTH, Problem, load, scaled_space
-from benchmarks.samplers.schedulers import Candidate, on_grid, own_grids, quiet, sampled
+from benchmarks.samplers.results import Row, plot, rows_table, shown, twins_table
+from benchmarks.samplers.schedulers import Candidate, quiet, sampled
 from benchmarks.samplers.twins import twins
-from jaxdiff import VP, Flow, Process, integrate
+from jaxdiff import VP, Flow, Process, integrate, sample
 from jaxdiff.sampling.base import pad_times
 from jaxdiff.sampling.recommended import recommended, recommended_times
+from jaxdiff.sampling.unipc import UniPC
 
 BUDGETS = (5, 8, 10, 15, 20, 50, 100)
 PROCESSES: dict[str, Process] = {"VP": VP(), "EDM": scaled_space(), "Flow": Flow()}
+UNSEEN = {budget: 4000 if budget < 50 else 5000 for budget in BUDGETS}
+"""Seeds of the test problems: for each budget one that was not looked at before its last choice was made. On 2000 and
+3000 the tests of earlier tables were seen, on 4000 that of an earlier grid of 50 points."""
 SCREENED = 12
 TWIN_BOUND = 1.02
 PACKAGES = ("jax", "torch", "diffusers", "numpy", "scipy")
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One cell: a problem, a process, a budget."""
-
-    problem: str
-    process: str
-    budget: int
-    jaxdiff: float
-    own: tuple[float, str]
-    shared: tuple[float, str]
-
-    @property
-    def ratio(self) -> float:
-        return self.jaxdiff / min(self.own[0], self.shared[0])
 
 
 @jax.jit
@@ -76,6 +68,21 @@ def ours(problem: Problem, process: Process, budget: int) -> float:
     sampler, wide, ts = recommended(process, problem.build(process, jnp.float32), budget, WIDTH)
     x = (process.sigma(ts[0]) * problem.noise).astype(jnp.float32)
     return problem.error(np.asarray(_run(sampler, wide, x, pad_times(ts, max(BUDGETS) + 1), len(ts) - 1)))
+
+
+@jax.jit
+def _run_plain(sampler: Any, exact: Any, x: jax.Array, ts: jax.Array, steps: int) -> jax.Array:
+    return sample(sampler, exact, None, x, ts, num_steps=steps)
+
+
+def plain(problem: Problem, process: Process, budget: int) -> float:
+    """The error of UniPC-3 on the recommended grid, not told the width; its last evaluation is the last denoising."""
+    ts = recommended_times(process, budget)[:-1]
+    x = (process.sigma(ts[0]) * problem.noise).astype(jnp.float32)
+    exact = problem.build(process, jnp.float32)
+    return problem.error(
+        np.asarray(_run_plain(UniPC(process, order=3), exact, x, pad_times(ts, max(BUDGETS) + 1), len(ts) - 1))
+    )
 
 
 def ratios(budget: int) -> NDArray[np.float64]:
@@ -124,25 +131,13 @@ def compare(problem: Problem, budget: int, pool: Sequence[Candidate]) -> tuple[l
             name,
             budget,
             ours(problem, process, budget),
+            plain(problem, process, budget),
             best(found, name, True),
             best(found, name, False),
         )
         say(shown(row))
         rows.append(row)
     return rows, sorted((e, f"{c.process}: {c.name}") for e, c in found)
-
-
-def shown(row: Row) -> str:
-    """A line of the table.
-
-    >>> shown(Row("digits", "VP", 5, 0.1, (0.2, "DDIM() on karras"), (0.4, "none")))
-    'digits    VP       5   0.1000     0.2000     0.4000   0.50   DDIM() on karras'
-    """
-    name = min(row.own, row.shared)[1]
-    values = "  ".join(
-        f"{value:9.4g}" if value < 1e-3 else f"{value:9.4f}" for value in (row.jaxdiff, row.own[0], row.shared[0])
-    )
-    return f"{row.problem:<9} {row.process:<5} {row.budget:>4}{values}  {row.ratio:5.2f}   {name}"
 
 
 def pool(problem: Problem, screen: Problem | None, budget: int) -> list[Candidate]:
@@ -173,52 +168,15 @@ def compare_twins(problem: Problem, budgets: Sequence[int]) -> list[dict[str, An
                 continue
             mine, other = twin.error(problem, budget), problem.error(x)
             line = {"problem": problem.name, "method": twin.name, "budget": budget, "jaxdiff": mine, "diffusers": other}
-            lines.append(line | {"ratio": mine / other, "fault": twin.fault})
+            line |= {"ratio": mine / other, "fault": None if twin.mend is None else twin.mend.__name__}
+            if twin.mend is not None:
+                mended, _ = sampled(twin.candidate(grids[1]), exact, z, budget, twin.mend)
+                assert mended is not None  # the bare one was not
+                line["ratio_mended"] = mine / problem.error(mended)
+            lines.append(line)
         done = [line for line in lines if line["method"] == twin.name]
         say(f"{problem.name:<9} {twin.name:<18}" + "  ".join(f"{line['budget']}: {line['ratio']:.3f}" for line in done))
     return lines
-
-
-def plot(rows: Sequence[Row], everything: dict[str, Any], file: Path, test: bool) -> None:
-    """One panel a problem: error against evaluations."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names = list(dict.fromkeys(row.problem for row in rows))
-    figure, axes = plt.subplots(
-        1, len(names), figsize=(4.0 * len(names), 3.9), layout="constrained", dpi=110, squeeze=False
-    )
-    known = {
-        "EDM: EulerDiscrete() on karras, wide chain": ("Euler, Karras", ":"),
-        "EDM: HeunDiscrete() on karras, wide chain": ("Heun, Karras", "-."),
-        "VP: DPMSolverMultistep(solver_order=2, solver_type=midpoint, lower_order_final=True) on karras, wide chain":
-            ("DPM++ 2M, Karras", "--"),
-        "VP: UniPCMultistep(solver_order=3, solver_type=bh2) on karras, wide chain":
-            ("UniPC-3, Karras", (0, (5, 1, 1, 1))),
-    }  # fmt: skip
-    for axis, name in zip(axes[0], names, strict=True):
-        budgets = sorted({row.budget for row in rows if row.problem == name})
-        for key, (label, style) in known.items():
-            line = [{n: e for e, n in everything.get(f"{name} {b}", [])}.get(key) for b in budgets]
-            if any(e is not None for e in line):
-                axis.plot(budgets, [e or np.nan for e in line], ls=style, c="0.55", lw=1.2, label=f"diffusers {label}")
-        cells = {b: [row for row in rows if row.problem == name and row.budget == b] for b in budgets}
-        envelope = [min(min(r.own[0], r.shared[0]) for r in cells[b]) for b in budgets]
-        axis.plot(budgets, envelope, "s-", c="tab:orange", ms=4, label="diffusers, best of all")
-        worst = [max(r.jaxdiff for r in cells[b]) for b in budgets]
-        axis.plot(budgets, worst, "o-", c="tab:blue", ms=4, label="jaxdiff recommended")
-        axis.set(xscale="log", yscale="log", xlabel="evaluations", title=name)
-        axis.set_xticks(budgets, [str(b) for b in budgets])
-        axis.minorticks_off()
-        axis.grid(alpha=0.25, which="major")
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylabel("mean RMS error at sigma = 0")
-    axes[0, 0].legend(frameon=False, fontsize=7)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file)
-    say(f"plot written to {file}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -228,13 +186,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     which.add_argument("--test", action="store_true", help="the problems it is judged by")
     parser.add_argument("--data", type=Path, default=None, help="folder of CIFAR-10's Parquet files")
     parser.add_argument("--problems", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
+    parser.add_argument("--budgets", nargs="+", type=int, choices=BUDGETS, default=list(BUDGETS))
     parser.add_argument("--quick", action="store_true", help="mixture and digits at 5, 10 and 20 evaluations")
     parser.add_argument("--full", action="store_true", help="try every scheduler on CIFAR-10 too")
     parser.add_argument("--twins", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--cache", type=Path, default=Path(".cache/samplers"), help="folder for reference solutions")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
     parser.add_argument("--plot", type=Path, default=None, help="PNG file")
+    parser.add_argument("--page", type=Path, default=None, help="Markdown file whose marked parts get the tables")
     options = parser.parse_args(arguments)
     if options.quick:
         options.problems, options.budgets = ["mixture", "digits"], [5, 10, 20]
@@ -244,10 +203,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     everything: dict[str, Any] = {}
     pairs: list[dict[str, Any]] = []
     for kind in options.problems:
-        problem = load(kind, options.test, options.data, options.cache)
         screened = kind == "cifar10" and not options.full
-        screen = load(kind, options.test, options.data, options.cache, screen=True) if screened else None
         for budget in options.budgets:
+            take = functools.partial(load, kind, options.test, options.data, options.cache, unseen=UNSEEN[budget])
+            problem, screen = take(), take(screen=True) if screened else None
             more, errors = compare(problem, budget, pool(problem, screen, budget))
             rows += more
             everything[f"{problem.name} {budget}"] = errors
@@ -260,9 +219,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     over = [
         f"{p['problem']} {p['method']} {p['budget']} ({p['ratio']:.3f})" for p in pairs if not p["ratio"] <= TWIN_BOUND
     ]
-    wrong = [p for p in pairs if not p["ratio"] <= TWIN_BOUND and not p["fault"]]
+    wrong = [
+        f"{p['problem']} {p['method']} {p['budget']} ({p['ratio']:.3f}, {p.get('ratio_mended', p['ratio']):.3f})"
+        for p in pairs
+        if not p["ratio"] <= TWIN_BOUND and not p.get("ratio_mended", p["ratio"]) <= TWIN_BOUND
+    ]
     print(f"\nnot below diffusers' best: {', '.join(lost) or 'none'}")
     print(f"above {TWIN_BOUND} times the twin: {', '.join(over) or 'none'}")
+    print(f"and no fault of the twin's explains it (the ratio, mended): {', '.join(wrong) or 'none'}")
     if options.out is not None:
         record = {
             "problems": "test" if options.test else "dev",
@@ -273,7 +237,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         write(options.out, record, PACKAGES)
     if options.plot is not None:
-        plot(rows, everything, options.plot, options.test)
+        plot(rows, everything, options.plot)
+    if options.page is not None:
+        page = options.page.read_text(encoding="utf-8")
+        page = fill(fill(page, "results", rows_table(rows)), "twins", twins_table(pairs))
+        options.page.write_text(page, encoding="utf-8")
+        say(f"tables written into {options.page}")
     return 1 if lost or wrong else 0
 
 

@@ -93,7 +93,7 @@ def _solve(build: Callable[[Process, Any], Any], noise: NDArray[np.float64]) -> 
     return np.asarray(solved.y[:, -1]).reshape(noise.shape)
 
 
-def _images(source: Any, begin: int, end: int) -> NDArray[np.float64]:
+def images(source: Any, begin: int, end: int) -> NDArray[np.float64]:
     return next(batches(source, end))["image"][begin:].astype(np.float64)
 
 
@@ -116,7 +116,14 @@ def empirical(images: NDArray[np.float64]) -> Callable[[Process, Any], Empirical
 
 
 def load(
-    kind: str, test: bool, data: str | Path | None, cache: Path, variant: int = 0, screen: bool = False
+    kind: str,
+    test: bool,
+    data: str | Path | None,
+    cache: Path,
+    variant: int = 0,
+    screen: bool = False,
+    samples: int | None = None,
+    unseen: int = 4000,
 ) -> Problem:
     """A problem with its reference, which is kept in ``cache``.
 
@@ -127,28 +134,35 @@ def load(
       cache: folder for references.
       variant: another mixture, other noise.
       screen: the first 1,000 images only, 12 samples: to find out what is worth trying on all.
+      samples: how many, None for `SAMPLES`.
+      unseen: the seed of the version to judge by, one that no choice was made after.
     """
-    seed = (4000 if test else 1000) + variant  # 2000 and 3000 were tests seen before the last choice
+    seed = (unseen if test else 1000) + variant
     shape: tuple[int, ...]
     if kind == "mixture":
         build: Callable[[Process, Any], Any] = mixture(seed)
         shape = (2,)
     elif kind == "digits":
-        halves = [_images(open_digits(split=split), 0, 1797) for split in ("train", "test")]
+        halves = [images(open_digits(split=split), 0, 1797) for split in ("train", "test")]
         build, shape = empirical(np.concatenate(halves)[int(test) :: 2]), (8, 8, 1)
     else:
         begin, many = 20_000 * test, 1000 if screen else 5000
-        build, shape = empirical(_images(open_cifar10(data, split="train"), begin, begin + many)), (32, 32, 3)
-    count = 12 if screen else SAMPLES[kind]
+        build, shape = empirical(images(open_cifar10(data, split="train"), begin, begin + many)), (32, 32, 3)
+    count = 12 if screen else samples or SAMPLES[kind]
     noise = np.random.default_rng([seed, KINDS.index(kind)]).standard_normal((count, *shape))
-    key = hashlib.sha256(
-        f"{kind} {test} {variant} {noise.shape} DOP853 1e-9 0.1 {WIDTH} {seed}{' of 1000' * screen}".encode()
-    ).hexdigest()[:16]
-    file = cache / f"reference_{kind}_{key}.npy"
+    key = f"{kind} {test} {variant} {noise.shape} DOP853 1e-9 0.1 {WIDTH} {seed}{' of 1000' * screen}"
+    return referenced(kind if variant == 0 else f"{kind} {variant}", build, noise, cache, key)
+
+
+def referenced(
+    name: str, build: Callable[[Process, Any], Any], noise: NDArray[np.float64], cache: Path, key: str
+) -> Problem:
+    """A problem with its reference, from the cache where it holds one by that key."""
+    file = cache / f"reference_{key.split()[0]}_{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
     if file.exists():
         reference = np.load(file, allow_pickle=False)
     else:
         reference = _solve(build, noise)
         file.parent.mkdir(parents=True, exist_ok=True)
         np.save(file, reference)
-    return Problem(kind if variant == 0 else f"{kind} {variant}", build, noise, reference)
+    return Problem(name, build, noise, reference)

@@ -6,15 +6,25 @@ those on eps, LMS and iPNDM by a last step to a small sigma/alpha, both in jaxdi
 a last step to 0 diffusers' is first to lower its order towards the end, and is not the same method (without, it divides
 by zero, and with B1 in any case).
 
-A fault of a twin. diffusers' third-order DPM-Solver++ (multistep) adds half of the quadratic term: its D2 is the second
-divided difference where its weight is made for the second derivative, twice that. It is of order 2. On a model that is
-a square in lambda one of its steps is wrong in the first digits, jaxdiff's is exact (`third_order_fault`).
+Faults of the twins. Each is a function that mends it in the scheduler at hand; that the mended twin then agrees with
+jaxdiff, and the bare one does not, shows that the fault is all there is between them.
+
+- `half_the_second_difference`: diffusers' third-order DPM-Solver++ (multistep) puts the second divided difference where
+  its weight is made for the second derivative, twice that. It is of order 2. On a model that is a square in lambda one
+  of its steps is wrong in the first digits, jaxdiff's is exact (`third_order_fault`).
+- `inner_stage`: diffusers' third-order singlestep DPM-Solver takes for its second inner point DPM-Solver-2's midpoint
+  rule, with weight (e^H - 1)/2, where the paper (Lu et al. 2022a, algorithm 2) has (e^H - 1)/H - 1, exact for an eps
+  linear in lambda.
+- `single_precision`: its coefficients come from sigmas kept in float32. DEIS's, differences of near integrals over
+  squares of small steps in log rho, and LMS's, over products of differences, are then wrong in their leading digits on
+  fine grids; iPNDM's alpha = sqrt(1 - sigma^2) at its start by 2e-4.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -51,7 +61,7 @@ class Twin:
         ``inner``, else makes them fewer.
       inner: diffusers' further evaluations are at points of its grid.
       end: "denoise", or "small" for a last step to `SMALL` in place of it.
-      fault: a known fault of the twin, shown beside its ratio.
+      mend: what mends the twin's known fault.
     """
 
     name: str
@@ -63,7 +73,7 @@ class Twin:
     stages: int = 1
     inner: bool = False
     end: str = "denoise"
-    fault: str = ""
+    mend: Callable[[Any], None] | None = None
 
     def grids(self, budget: int) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
         """jaxdiff's times and diffusers' steps, in sigma/alpha; None where the budget does not suit the method."""
@@ -126,8 +136,9 @@ def twins() -> Iterator[Twin]:
     yield Twin("DPM2", DPM2, "KDPM2Discrete", "epsilon", {}, stages=2)
     options: dict[str, Any] = {"solver_order": 2, "solver_type": "midpoint"}
     yield Twin("DPMpp2M", DPMpp2M, "DPMSolverMultistep", "sample", options | last)
-    half = "half of the quadratic term"
-    yield Twin("DPMpp3M", DPMpp3M, "DPMSolverMultistep", "sample", {"solver_order": 3} | last, fault=half)
+    yield Twin(
+        "DPMpp3M", DPMpp3M, "DPMSolverMultistep", "sample", {"solver_order": 3} | last, mend=half_the_second_difference
+    )
     single = options | {"lower_order_final": True}
     yield Twin("DPMpp2S", DPMpp2S, "DPMSolverSinglestep", "sample", single, stages=2, inner=True)
     noise = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min", "lower_order_final": False}
@@ -135,6 +146,7 @@ def twins() -> Iterator[Twin]:
         yield Twin(
             f"DPMSolver({order})", functools.partial(DPMSolver, order=order), "DPMSolverSinglestep", "epsilon",
             noise | {"solver_order": order}, stages=order, inner=True, end="small",
+            mend=inner_stage if order == 3 else None,
         )  # fmt: skip
     small = last | {"final_sigmas_type": "sigma_min"}
     for order in (2, 3):
@@ -156,13 +168,65 @@ def twins() -> Iterator[Twin]:
             "epsilon",
             {"solver_order": order} | last,
             end="small",
+            mend=single_precision,
         )
     for order in (2, 3, 4):
-        options = {"order": order}
         yield Twin(
-            f"LMS({order})", functools.partial(LMS, order=order), "LMSDiscrete", "sample", {}, options, end="small"
+            f"LMS({order})",
+            functools.partial(LMS, order=order),
+            "LMSDiscrete",
+            "sample",
+            {},
+            {"order": order},
+            end="small",
+            mend=single_precision,
         )
-    yield Twin("IPNDM(4)", functools.partial(IPNDM, order=4), "IPNDM", "v_prediction", {}, end="small")
+    yield Twin(
+        "IPNDM(4)", functools.partial(IPNDM, order=4), "IPNDM", "v_prediction", {}, end="small", mend=single_precision
+    )
+
+
+def half_the_second_difference(scheduler: Any) -> None:
+    """Gives the third-order multistep step the other half of its quadratic term."""
+    bare = scheduler.multistep_dpm_solver_third_order_update
+
+    def whole(outputs: list[torch.Tensor], *, sample: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        at = scheduler.step_index
+        ahead, *past = (-math.log(float(sigma)) for sigma in scheduler.sigmas[[at + 1, at, at - 1, at - 2]])
+        h, newer, older = ahead - past[0], past[0] - past[1], past[1] - past[2]
+        first, second = (outputs[-1] - outputs[-2]) / newer, (outputs[-2] - outputs[-3]) / older
+        divided = (first - second) / (newer + older)
+        sigma = float(scheduler.sigmas[at + 1])
+        alpha = 1.0 / math.sqrt(1.0 + sigma * sigma)
+        # alpha_s e^{-lambda_s} int e^lambda (lambda - lambda_t)^2 / 2 dlambda, of the second derivative 2 f[,,]
+        weight = alpha * (h * h / 2.0 - h - math.expm1(-h))
+        return bare(outputs, sample=sample, noise=noise) + weight * divided
+
+    scheduler.multistep_dpm_solver_third_order_update = whole
+
+
+def inner_stage(scheduler: Any) -> None:
+    """Gives the singlestep solver's inner point of order 2 the paper's weight, which is that of its "heun" form."""
+    bare = scheduler.singlestep_dpm_solver_second_order_update
+
+    def exact(*args: Any, **kwargs: Any) -> torch.Tensor:
+        kind = scheduler.config.solver_type
+        scheduler.register_to_config(solver_type="heun")
+        try:
+            return bare(*args, **kwargs)
+        finally:
+            scheduler.register_to_config(solver_type=kind)
+
+    scheduler.singlestep_dpm_solver_second_order_update = exact
+
+
+def single_precision(scheduler: Any) -> None:
+    """Keeps the scheduler's sigmas in float64; to iPNDM, whose sigmas were rounded, it gives those of its ratios."""
+    if isinstance(scheduler, diffusers.IPNDMScheduler):
+        scheduler.betas = torch.tensor(scheduler.config.trained_betas, dtype=torch.float64)
+        scheduler.alphas = torch.sqrt((1.0 - scheduler.betas) * (1.0 + scheduler.betas))
+    else:
+        scheduler.sigmas = scheduler.sigmas.double()
 
 
 def third_order_fault() -> tuple[float, float]:

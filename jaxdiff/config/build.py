@@ -76,7 +76,7 @@ Row = TypeVar("Row")
 
 SAMPLERS: dict[str, Callable[[Process, SampleConfig], Any]] = {
     "ddpm": lambda process, options: DDPM(process, variance=options.variance),
-    "ddim": lambda process, options: DDIM(process, eta=options.eta),
+    "ddim": lambda process, options: DDIM(process, eta=options.eta or None),  # without noise, none is drawn
     "euler": lambda process, options: Euler(process),
     "heun": lambda process, options: Heun(process),
     "dpm2": lambda process, options: DPM2(process),

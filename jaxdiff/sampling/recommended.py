@@ -1,10 +1,11 @@
 """A sampler and a grid for a budget of evaluations.
 
 A multistep method on x0, told the data's width (`jaxdiff.sampling.widened`), on one of the grids below: with few
-evaluations by a table of weights (`jaxdiff.sampling.tabulated`), else UniPC of order 3 with its corrector
-(`jaxdiff.sampling.unipc`). Grids and weights were found by gradient descent through the sampler, by the error against
-fine solutions, on development problems of the kinds of `benchmarks/samplers_vs_diffusers.py` (2-D mixtures, smoothed
-digits and CIFAR-10 images), all of them at once. What they give on other problems: docs/samplers_vs_diffusers.md.
+evaluations by a table of weights (`jaxdiff.sampling.tabulated`), else UniPC with its corrector, of order 3 and from
+`FOURTH` evaluations on of order 4 (`jaxdiff.sampling.unipc`). Grids and weights were found by descent through the
+sampler, by the error against fine solutions, on development problems of the kinds of
+`benchmarks/samplers_vs_diffusers.py` (2-D mixtures, smoothed digits and CIFAR-10 images), all of them at once:
+`benchmarks/samplers/fit.py`. What they give on other problems: docs/samplers_vs_diffusers.md.
 
 They are in sigma/alpha, so they serve every process, and suit data scaled to [-1, 1]: about half of the points stand
 above 1, where an image of a large set is decided; the others follow its detail down. After the last point comes t = 0:
@@ -29,6 +30,9 @@ from jaxdiff.sampling.widened import Widened, WidenedDenoiser
 
 WIDTH = 0.15
 """The width the grids were found with."""
+
+FOURTH = 50
+"""Evaluations from which the order is 4."""
 
 GRIDS: dict[int, tuple[float, ...]] = {
     5: (31.2, 7.887, 4.02, 1.012, 0.3107),
@@ -59,55 +63,55 @@ GRIDS: dict[int, tuple[float, ...]] = {
     ),
     50: (
         80,
-        55.25,
-        38.16,
-        26.49,
-        18.47,
-        12.88,
-        9.791,
-        7.441,
-        5.986,
-        5.099,
-        4.343,
-        3.645,
-        3.059,
-        2.572,
-        2.167,
-        1.825,
-        1.721,
-        1.622,
-        1.513,
-        1.398,
-        1.291,
-        1.179,
-        1.076,
-        0.9869,
-        0.9092,
-        0.8372,
-        0.7588,
-        0.6872,
-        0.6409,
-        0.6159,
-        0.5917,
-        0.53,
-        0.4738,
-        0.4342,
-        0.4083,
-        0.3836,
-        0.3484,
-        0.3154,
-        0.2875,
+        59.93,
+        44.89,
+        33.66,
+        25.29,
+        19.12,
+        14.77,
+        11.96,
+        10.12,
+        8.787,
+        7.766,
+        6.952,
+        6.276,
+        5.696,
+        5.179,
+        4.7,
+        4.239,
+        3.787,
+        3.34,
+        2.902,
+        2.481,
+        2.104,
+        1.836,
+        1.655,
+        1.507,
+        1.372,
+        1.247,
+        1.135,
+        1.038,
+        0.9519,
+        0.8747,
+        0.8028,
+        0.7365,
+        0.6782,
+        0.6268,
+        0.5771,
+        0.5235,
+        0.4686,
+        0.4212,
+        0.3793,
+        0.3381,
+        0.2988,
         0.2641,
-        0.2418,
-        0.2182,
-        0.1954,
-        0.173,
-        0.1504,
-        0.1279,
-        0.1041,
-        0.07819,
-        0.05613,
-        0.03904,
+        0.2321,
+        0.2011,
+        0.1708,
+        0.1406,
+        0.1095,
+        0.07627,
+        0.04681,
     ),
 }
 """Evaluations to the grid's points, in sigma/alpha."""
@@ -200,7 +204,7 @@ def recommended(
     (4, 2)
     """
     wide = Widened(process, width)
-    sampler: Sampler = UniPC(wide, order=3)
+    sampler: Sampler = UniPC(wide, order=3 if n < FOURTH else 4)
     if n in WEIGHTS:
         weights = np.zeros((n, n))
         for i, row in enumerate(WEIGHTS[n]):
