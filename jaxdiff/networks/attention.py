@@ -1,6 +1,11 @@
-"""Attention, the one that every network here uses (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762)."""
+"""Attention, the one that every network here uses (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762).
+
+One function in several forms, which `jaxdiff.networks.backend` chooses between by machine, shapes and dtype.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +13,9 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
+from jaxdiff.networks.backend import AttentionForm, choose_attention, present_machine
+from jaxdiff.networks.chunked import chunked_attention
+from jaxdiff.networks.kernels import cudnn_attention, flash_attention
 from jaxdiff.networks.layers import DType, Init, Linear, fan_average
 
 
@@ -18,8 +26,7 @@ def attention(
 ) -> Float[Array, "batch heads queries width"]:
     """``softmax(q k^T / sqrt(depth)) v``, with logits and softmax in float32.
 
-    Heads stand before tokens: each head's products are then plain matrix products on contiguous data, which on a CPU is
-    over twice as fast as the (batch, tokens, heads, depth) order of `jax.nn.dot_product_attention`.
+    Forward, reverse and second derivatives hold in every form, under `jax.vmap` too.
 
     Args:
       query: ``(batch, heads, queries, depth)``.
@@ -33,9 +40,27 @@ def attention(
     >>> attention(q, k, jnp.array([0.0, 1.0]).reshape(1, 1, 2, 1)).ravel().tolist()
     [0.5, 0.5]
     """
-    logits = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
+    return FORMS[choose_attention(present_machine(), query, key, value)](query, key, value)
+
+
+def plain_attention(query: Array, key: Array, value: Array) -> Array:
+    """`attention` with all logits at once.
+
+    Heads stand before tokens: each head's products are then plain matrix products on contiguous data, which on a CPU is
+    over twice as fast as the (batch, tokens, heads, depth) order of `jax.nn.dot_product_attention`.
+    """
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    logits = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=wide)
     weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5, axis=-1).astype(value.dtype)
     return jnp.einsum("bhqk,bhkd->bhqd", weights, value)
+
+
+FORMS: dict[AttentionForm, Callable[[Array, Array, Array], Array]] = {
+    "plain": plain_attention,
+    "chunked": chunked_attention,
+    "cudnn": cudnn_attention,
+    "flash": flash_attention,
+}
 
 
 class SelfAttention(nnx.Module):

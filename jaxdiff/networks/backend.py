@@ -1,0 +1,195 @@
+"""What depends on the machine, chosen in one place: the form in which attention is computed.
+
+`choose_attention` reads the table `ATTENTION` from the top and takes the first row that holds. It is a pure function of
+the machine, the shapes and the dtype; `jaxdiff.networks.attention.attention` asks it while JAX traces. Every form has
+every derivative, so a row is a matter of speed and memory only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+
+AttentionForm = Literal["plain", "chunked", "cudnn", "flash"]
+Portable = Literal["portable"]
+
+LOGITS_BYTES = {"cpu": 2**28, "other": 2**28}
+"""The float32 logits of one attention above which they are not held at once, by platform. The plain form keeps about
+two arrays of this size for its gradient, at each of a network's attentions. On an accelerator it is a matter of memory;
+on a CPU also of speed, for the chunked form's blocks stay in the cache: `benchmarks/attention.py` measures from which
+size that pays."""
+
+FLASH_KEYS = 1024
+"""Fewest keys for the TPU kernel: a row of fewer logits stays on the chip in XLA's own softmax. Not measured."""
+
+_asked = jax.make_user_context(default_value=None)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a program will run.
+
+    Args:
+      platform: "cpu", "cuda" (an NVIDIA GPU of compute capability 8.0 or more, as cuDNN's kernel needs), "tpu", or any
+        other name, for which nothing is assumed.
+      devices: how many of them.
+    """
+
+    platform: str
+    devices: int = 1
+
+
+class Call(NamedTuple):
+    """The shapes of one attention: ``(batch, heads, queries | keys, depth)``, values of ``width``, and the dtype."""
+
+    batch: int
+    heads: int
+    queries: int
+    keys: int
+    depth: int
+    width: int
+    dtype: Any
+
+    @classmethod
+    def of(cls, query: Any, key: Any, value: Any) -> Call:
+        """From the arrays, or anything with their shape and dtype."""
+        batch, heads, queries, depth = query.shape
+        return cls(batch, heads, queries, key.shape[2], depth, value.shape[3], jnp.result_type(query, key, value))
+
+    @property
+    def known(self) -> bool:
+        """Whether all sizes are numbers, not the symbols of `jax.export`."""
+        return all(isinstance(size, int) for size in self[:-1])
+
+    @property
+    def half(self) -> bool:
+        """Whether the numbers have 16 bits."""
+        return self.dtype in (jnp.bfloat16, jnp.float16)
+
+    @property
+    def logits_bytes(self) -> int:
+        """Of the float32 logits. A size that is not known counts as one."""
+        return 4 * math.prod(size for size in self[:4] if isinstance(size, int))
+
+
+class Row(NamedTuple):
+    """A form, where it is taken, and why."""
+
+    form: AttentionForm
+    holds: Callable[[Machine, Call], bool]
+    why: str
+
+
+ATTENTION: tuple[Row, ...] = (
+    Row(
+        "cudnn",
+        lambda machine, call: (
+            machine.platform == "cuda"
+            and call.known
+            and call.half
+            and call.depth == call.width
+            and call.depth % 8 == 0
+            and call.depth <= 128
+            and min(call.queries, call.keys) >= 64
+        ),
+        "the logits stay in the GPU's shared memory. cuDNN's kernel has 16-bit numbers only, and on every such GPU "
+        "heads of at most 128 in steps of 8; under one tile of 64 tokens there is nothing to save",
+    ),
+    Row(
+        "flash",
+        lambda machine, call: (
+            machine.platform == "tpu"
+            and machine.devices == 1
+            and call.known
+            and call.dtype in (jnp.bfloat16, jnp.float32)
+            and call.depth == call.width
+            and (call.depth <= 128 or call.depth % 128 == 0)
+            and call.queries % 128 == 0
+            and call.keys % 128 == 0
+            and call.keys >= FLASH_KEYS
+        ),
+        "the logits stay in the TPU's vector memory. The Pallas kernel works on blocks of 128 tokens; and XLA does not "
+        "divide it between devices by itself, so it is for one device",
+    ),
+    Row(
+        "chunked",
+        lambda machine, call: (
+            isinstance(call.queries, int)
+            and isinstance(call.keys, int)
+            and call.logits_bytes > LOGITS_BYTES.get(machine.platform, LOGITS_BYTES["other"])
+        ),
+        "memory: logits of more than LOGITS_BYTES are made a block at a time, and again for the gradient",
+    ),
+    Row(
+        "plain",
+        lambda machine, call: True,
+        "two matrix products a head on contiguous data with XLA's softmax between: on a CPU over twice as fast as "
+        "jax.nn.dot_product_attention, whose order puts tokens before heads",
+    ),
+)
+
+
+def present_machine() -> Machine:
+    """Where JAX runs what is traced now: its default device."""
+    config: Any = jax.config
+    device = config.jax_default_device  # None, a device or the name of a platform
+    if device is None or isinstance(device, str):
+        device = jax.devices(device)[0]
+    platform = device.platform
+    if platform == "gpu":
+        major = str(getattr(device, "compute_capability", "")).split(".")[0]  # AMD's are names such as gfx942
+        platform = "cuda" if major.isdigit() and int(major) >= 8 else "gpu"
+    return Machine(platform, len(jax.devices(device.platform)))
+
+
+def choose_attention(machine: Machine, query: Any, key: Any, value: Any) -> AttentionForm:
+    """The form of `ATTENTION`'s first row that holds.
+
+    Args:
+      machine: where it will run.
+      query, key, value: arrays ``(batch, heads, tokens, depth)``, or anything with their shape and dtype.
+
+    Returns:
+      "plain", "chunked", "cudnn" or "flash"; inside `attention_form`, what that asked for.
+
+    >>> short, long = (jax.ShapeDtypeStruct((8, 6, tokens, 64), jnp.bfloat16) for tokens in (256, 16384))
+    >>> [choose_attention(Machine("cpu"), x, x, x) for x in (short, long)]
+    ['plain', 'chunked']
+    >>> choose_attention(Machine("cuda", 8), short, short, short), choose_attention(Machine("tpu"), long, long, long)
+    ('cudnn', 'flash')
+    """
+    asked = _asked.value
+    if asked in get_args(AttentionForm):
+        return asked
+    rows = (row for row in ATTENTION if asked is None or row.form in ("plain", "chunked"))
+    call = Call.of(query, key, value)
+    return next(row.form for row in rows if row.holds(machine, call))
+
+
+@contextmanager
+def attention_form(form: AttentionForm | Portable) -> Iterator[None]:
+    """Within it, attention has this form; a jitted function is traced for each form on its own.
+
+    Args:
+      form: one of `AttentionForm`, to compare them; or "portable": what the table says without the kernels of one
+        machine, for a program that `jax.export` makes on one platform for others.
+
+    Raises:
+      ValueError: another name.
+
+    >>> x = jax.ShapeDtypeStruct((8, 6, 256, 64), jnp.bfloat16)
+    >>> with attention_form("portable"):
+    ...     choose_attention(Machine("cuda"), x, x, x)
+    'plain'
+    """
+    names = (*get_args(AttentionForm), *get_args(Portable))
+    if form not in names:
+        raise ValueError(f"attention has the forms {', '.join(names)}, got {form!r}")
+    with _asked(form):
+        yield
