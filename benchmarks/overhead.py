@@ -34,7 +34,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from benchmarks.report import Line, fill, say, table, write
+from benchmarks.report import Line, doubt, fill, say, spread, table, write
 from configs.digits_unet import config as digits
 from jaxdiff import (
     Denoiser,
@@ -136,20 +136,6 @@ def seconds(call: Callable[[], Array]) -> float:
     return time.perf_counter() - begin
 
 
-def doubt(values: np.ndarray) -> float:
-    """Half the width of the median's 95% interval by order statistics; infinite for fewer than six values.
-
-    >>> doubt(np.arange(100.0)), doubt(np.arange(5.0))
-    (9.5, inf)
-    """
-    n = len(values)
-    below = int(np.floor(0.5 * n - 0.98 * np.sqrt(n)))
-    if below < 0 or n < 6:
-        return float("inf")
-    ordered = np.sort(values)
-    return float(0.5 * (ordered[n - 1 - below] - ordered[below]))
-
-
 def cost(sampler: Sampler, denoise: Denoiser, batch: int, steps: int, turns: int, longest: float) -> Cost:
     """Times a sampler and its evaluations in turns, each leading every other time: ``turns`` of them, and more until
     the median ratio is known to `DOUBT` or they have taken ``longest`` seconds."""
@@ -183,11 +169,6 @@ def temporary_bytes(sampler: Sampler, steps: int, batch: int) -> int:
     if analysis is None:
         raise RuntimeError(f"{jax.default_backend()} does not tell a program's memory: measure on another")
     return int(analysis.temp_size_in_bytes)
-
-
-def spread(values: np.ndarray) -> dict[str, float]:
-    low, middle, high = np.percentile(values, [25, 50, 75])
-    return {"quartile_1": float(low), "median": float(middle), "quartile_3": float(high)}
 
 
 def page_table(details: Mapping[str, Any], batches: Sequence[int]) -> str:

@@ -154,6 +154,30 @@ def fill(page: str, name: str, text: str) -> str:
     return f"{before}{begin}\n{text}\n{end}{after}"
 
 
+def spread(values: NDArray[np.float64]) -> dict[str, float]:
+    """Median and quartiles.
+
+    >>> spread(np.arange(5.0))
+    {'quartile_1': 1.0, 'median': 2.0, 'quartile_3': 3.0}
+    """
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return {"quartile_1": float(low), "median": float(middle), "quartile_3": float(high)}
+
+
+def doubt(values: NDArray[np.float64]) -> float:
+    """Half the width of the median's 95% interval by order statistics; infinite for fewer than six values.
+
+    >>> doubt(np.arange(100.0)), doubt(np.arange(5.0))
+    (9.5, inf)
+    """
+    n = len(values)
+    below = int(np.floor(0.5 * n - 0.98 * np.sqrt(n)))
+    if below < 0 or n < 6:
+        return float("inf")
+    ordered = np.sort(values)
+    return float(0.5 * (ordered[n - 1 - below] - ordered[below]))
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
