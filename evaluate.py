@@ -29,7 +29,7 @@ from jaxdiff.train import CheckpointError
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(EvaluateOptions):
+class Options(EvaluateOptions, cfg.StartOptions):
     """Evaluate a trained run on real images."""
 
     run: tyro.conf.Positional[Path | None] = None
@@ -60,7 +60,7 @@ def evaluate(arguments: Sequence[str]) -> bool:
     metrics = {name: look_up(METRICS, name, "--metrics") for name in options.metrics}
 
     # --- The run, and its data
-    cfg.keep_compiled()
+    kept = cfg.keep_compiled(options.cache)
     run = Run.load(options.run, step=options.step, trusted=("jaxdiff", *options.trust))
     data = dataclasses.replace(run.config.data, split=options.split)
     data = data if options.path is None else dataclasses.replace(data, path=options.path)
@@ -72,6 +72,8 @@ def evaluate(arguments: Sequence[str]) -> bool:
     try:
         for metric in metrics.values():
             for measured in metric(run, source, options):
+                if not results:
+                    print(cfg.first_line(kept))  # not before: a mistake is one line
                 results[measured.name] = measured
                 progress.show(measured)
     except KeyboardInterrupt:
@@ -100,8 +102,11 @@ def evaluate(arguments: Sequence[str]) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs with the command line's arguments, or with those given. An interrupted run ends with status 130."""
+    """Runs with the command line's arguments, or with those given (from Python, where no flag of XLA is set). An
+    interrupted run ends with status 130."""
     with cfg.one_line_errors("evaluate.py", DataError, CheckpointError, *METRIC_ERRORS):
+        if arguments is None:
+            cfg.set_xla_flags(sys.argv[1:])
         finished = evaluate(sys.argv[1:] if arguments is None else arguments)
     if not finished:
         raise SystemExit(130)

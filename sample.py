@@ -19,7 +19,8 @@ import jax
 import numpy as np
 import tyro
 
-from jaxdiff.config import ConfigError, keep_compiled, one_line_errors, parse
+from jaxdiff import config as cfg
+from jaxdiff.config import ConfigError
 from jaxdiff.images import grid, save_png, to_uint8
 from jaxdiff.run import Run, rows_of_labels
 from jaxdiff.study import scatter
@@ -27,7 +28,7 @@ from jaxdiff.train import CheckpointError
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(cfg.StartOptions):
     """Sample from a trained run. What is left out is as the run's configuration says."""
 
     run: tyro.conf.Positional[Path | None] = None
@@ -55,7 +56,7 @@ class Options:
 
 
 def sample(arguments: Sequence[str]) -> None:
-    options = parse(Options, arguments, program="sample.py", positional=1)
+    options = cfg.parse(Options, arguments, program="sample.py", positional=1)
     if options.run is None:
         raise ConfigError("the folder of a run is missing, for instance: sample.py runs/digits")
     out = options.run / "samples.png" if options.out is None else options.out
@@ -68,8 +69,9 @@ def sample(arguments: Sequence[str]) -> None:
     if not 0 <= options.seed < 2**32:
         raise ConfigError(f"--seed: {options.seed} is out of range, it must be from 0 to {2**32 - 1}")
 
-    keep_compiled()
+    kept = cfg.keep_compiled(options.cache)
     run = Run.load(options.run, step=options.step, trusted=("jaxdiff", *options.trust))
+    print(cfg.first_line(kept))
     cond, columns = rows_of_labels(run.num_classes, options.num, options.label)
     num = len(cond["label"]) if cond else options.num or 64
     drawn = run.sample(
@@ -95,7 +97,10 @@ def sample(arguments: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    with one_line_errors("sample.py", CheckpointError):
+    """Runs with the command line's arguments, or with those given (from Python, where no flag of XLA is set)."""
+    with cfg.one_line_errors("sample.py", CheckpointError):
+        if arguments is None:
+            cfg.set_xla_flags(sys.argv[1:])
         sample(sys.argv[1:] if arguments is None else arguments)
 
 

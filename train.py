@@ -34,7 +34,7 @@ def train(arguments: Sequence[str]) -> None:
     config = options.config
     if options.distributed:
         jax.distributed.initialize()
-    cfg.keep_compiled()
+    kept = cfg.keep_compiled(options.cache)
     cfg.check(config)
     lead = jax.process_index() == 0
 
@@ -73,6 +73,7 @@ def train(arguments: Sequence[str]) -> None:
     run_of(template.ema, 0).check()
     folder = cfg.claim_folder(config, write=lead and not options.dry_run)
     if lead:
+        print(cfg.first_line(kept))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(template.params))
         print(f"{config.name}: {parameters:,} parameters, {len(source):,} images, {mesh.size} device(s), in {folder}")
     if options.dry_run:
@@ -135,8 +136,10 @@ def train(arguments: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs with the command line's arguments, or with those given."""
+    """Runs with the command line's arguments, or with those given (from Python, where no flag of XLA is set)."""
     with cfg.one_line_errors("train.py", DataError, training.CheckpointError, training.DivergedError):
+        if arguments is None:
+            cfg.set_xla_flags(sys.argv[1:])
         train(sys.argv[1:] if arguments is None else arguments)
 
 

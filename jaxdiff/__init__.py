@@ -3,7 +3,7 @@
 A reader's way in: `jaxdiff.process`, `jaxdiff.sampling.base`, `jaxdiff.sampling.ode`, then the repository's `train.py`.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jaxdiff.denoiser import Denoiser, NetworkDenoiser
 from jaxdiff.discrete import (
@@ -17,6 +17,7 @@ from jaxdiff.discrete import (
 from jaxdiff.exact import EmpiricalDenoiser, FullGaussianDenoiser, GaussianDenoiser, MixtureDenoiser
 from jaxdiff.grid import karras_times, log_snr_times, quadratic_times, trailing_times, uniform_times
 from jaxdiff.guidance import ClassifierFree, Clipped
+from jaxdiff.lazy import lazily
 from jaxdiff.likelihood import bits_per_dim, continuous_elbo, discrete_vlb, log_likelihood
 from jaxdiff.loss import (
     P2,
@@ -132,15 +133,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-
-def __getattr__(name: str) -> Any:
-    # Checkpoints and data pipelines take seconds to import; a notebook that only samples pays when it asks for a run.
-    if name == "Run":
-        from jaxdiff.run import Run
-
-        return Run
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
+# Checkpoints and configurations take longer to import than JAX: who only samples pays when asking for a run.
+__getattr__ = lazily(__name__, {"Run": "run"})
 
 __all__ = [
     "BOGACKI_SHAMPINE",

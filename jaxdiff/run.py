@@ -24,10 +24,11 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import ArrayLike, NDArray
 
+from jaxdiff.compiled import Kept
 from jaxdiff.config import TRUSTED, Config, ConfigError, as_config_error, build_network, build_sampler, read_config
 from jaxdiff.config.folder import CHECKPOINTS
-from jaxdiff.denoiser import NetworkDenoiser
-from jaxdiff.guidance import ClassifierFree, Clipped
+from jaxdiff.denoiser import NetCache, NetworkDenoiser
+from jaxdiff.guidance import ClassifierFree, Clipped, SparseGuidance
 from jaxdiff.images import grid, to_uint8
 from jaxdiff.noise import sample_keys
 from jaxdiff.process import Process
@@ -45,6 +46,7 @@ def generate(
     cond: Mapping[str, Array] | None,
     weight: Array | None,
     null: Mapping[str, Array] | None,
+    sparse: tuple[Array | None, Array, Array] | None = None,
     *,
     shape: tuple[int, ...],
     clip: bool,
@@ -60,6 +62,7 @@ def generate(
       cond: leaves ``(B,)``.
       weight: of guidance, ``()``; None: no guidance.
       null: what stands for no condition, where guided.
+      sparse: ``every``, ``rho_min`` and ``rho_max`` of `SparseGuidance`; None: guidance everywhere.
       shape: of one sample.
       clip: limit the predicted image to [-1, 1] at every step.
       sharding: of the batch; None: not split.
@@ -67,7 +70,10 @@ def generate(
     if sharding is not None:
         keys, cond = jax.lax.with_sharding_constraint((keys, cond), sharding)
     process = denoise.process
-    guided: Any = denoise if weight is None or null is None else ClassifierFree(denoise, weight, null)
+    guided: Any = denoise
+    if weight is not None and null is not None:
+        guided = ClassifierFree(denoise, weight, null, sequential=sparse is not None and denoise.cache is not None)
+        guided = guided if sparse is None else SparseGuidance(guided, process, *sparse)
     if clip:
         guided = Clipped(guided, process)
     images = sample(sampler, guided, keys, process.prior_sample(keys, shape, ts[0]), ts, cond)
@@ -190,6 +196,10 @@ class Run:
         guidance: float | None = None,
         batch_size: int | None = None,
         start: int = 0,
+        cache: NetCache | None = None,
+        null_every: int | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        compiled: str | os.PathLike[str] | None = None,
     ) -> NDArray[np.float32]:
         """Draws samples. What is left out is as the run's configuration says.
 
@@ -206,6 +216,10 @@ class Run:
           guidance: weight of classifier-free guidance: 1 is the plain conditional model, more exaggerates the class.
           batch_size: most samples at once; the last batch is filled up, so that it does not compile again.
           start: index of the first sample: ``sample(key, 8, start=8)`` goes on where ``sample(key, 8)`` ended.
+          cache: features to reuse between evaluations: `jaxdiff.networks.DeepCache`, `FirstBlock` or `TaylorSeer`.
+          null_every: evaluate guidance's unconditional branch only so often: `SparseGuidance`.
+          guidance_interval: the sigma/alpha, from and to, between which there is guidance: `SparseGuidance`.
+          compiled: folder that keeps the compiled program for other processes: `jaxdiff.compiled`.
 
         Returns:
           ``(n, H, W, C)`` float32, about in [-1, 1].
@@ -222,6 +236,9 @@ class Run:
         if guidance is not None and (cond is None or self.num_classes is None):
             raise ConfigError("guidance needs labels to guide towards: pass cond={'label': ...}")
         weight, null = self._guidance(options.guidance if cond is not None else None)
+        sparse = self._sparse(null_every, guidance_interval, guided=weight is not None)
+        denoise = self.denoise if cache is None else dataclasses.replace(self.denoise, cache=cache)
+        run = generate if compiled is None else functools.partial(_generate_kept, _kept(os.path.abspath(compiled)))
         size = min(n, options.batch_size)
         with as_config_error("sampling"):
             made, ts = build_sampler(self.process, options)
@@ -232,20 +249,33 @@ class Run:
         images = []
         for first in range(0, n, size):
             part = {name: jnp.asarray(_filled(value[first : first + size], size)) for name, value in arrays.items()}
-            batch = generate(
-                self.denoise,
+            batch = run(
+                denoise,
                 made,
                 sample_keys(key, start + first, size),
                 ts,
                 part or None,
                 weight,
                 null,
+                sparse,
                 shape=self.shape,
                 clip=options.clip,
                 sharding=None if size % self.mesh.size else sharding,
             )
             images.append(np.asarray(batch)[: n - first])
         return np.concatenate(images)
+
+    def _sparse(
+        self, every: int | None, interval: tuple[float, float] | None, guided: bool
+    ) -> tuple[Array | None, Array, Array] | None:
+        if every is None and interval is None:
+            return None
+        if not guided:
+            raise ConfigError("null_every and guidance_interval are of guidance, which is not asked for")
+        low, high = (0.0, np.inf) if interval is None else interval
+        with as_config_error("guidance"):
+            SparseGuidance(ClassifierFree(self.denoise, 1.0, {}), self.process, every, low, high)
+        return None if every is None else jnp.int32(every), jnp.float32(low), jnp.float32(high)
 
     def _check_times(self, sampler: Any, ts: Array, cond: Mapping[str, NDArray[Any]]) -> None:
         # May trace the network, so once for the same sampler and times.
@@ -289,6 +319,16 @@ class Run:
         if not np.isfinite(weight):
             raise ConfigError(f"guidance must be a finite number, got {weight}")
         return jnp.float32(weight), {"label": jnp.int32(self._null_label("guidance"))}
+
+
+@functools.lru_cache(maxsize=8)
+def _kept(folder: str) -> Kept:
+    return Kept(folder)
+
+
+def _generate_kept(kept: Kept, *arguments: Any, **static: Any) -> Array:
+    images: Array = kept(generate, arguments, static)
+    return images
 
 
 def rows_of_labels(

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
-    {"record"},
+    {"record", "lazy"},
     {"broadcast", "images"},
     {"noise"},
     {"process"},
@@ -40,6 +40,7 @@ LAYERS = [
     {"data"},
     {"config"},
     {"train"},
+    {"compiled"},
     {"run"},
     {"study", "evaluate"},
 ]

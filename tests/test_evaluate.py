@@ -189,8 +189,8 @@ def test_evaluate_prints_and_writes(folder: Path, tmp_path: Path, capsys: Any) -
     out = tmp_path / "results.json"
     options = [*QUICK, "--method", "ode", "elbo", "--draws", "2", "--time", "log_snr", "--out", str(out)]
     evaluate.main([str(folder), "--metrics", "bpd", "--split", "test", *options])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"step 2 of {folder}, test split of ")
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.startswith("JAX ") and lines[0].startswith(f"step 2 of {folder}, test split of ")
     assert lines[1].startswith("bpd ode rademacher  ") and "+-" in lines[1] and lines[1].endswith("(6 images)")
     content = json.loads(out.read_text())
     assert (content["step"], content["split"], content["interrupted"]) == (2, "test", False)

@@ -1,7 +1,7 @@
 """Finds the grids and weights of `jaxdiff.sampling.recommended`, on the ``--dev`` problems.
 
     python -m benchmarks.samplers.fit 5 8 10 --data DIR --out fit.json
-    python -m benchmarks.samplers.fit 5 8 10 15 20 50 --data DIR --check
+    python -m benchmarks.samplers.fit 5 8 10 15 20 --data DIR --check
 
 in the environment of `benchmarks/samplers_vs_diffusers.py`, with `cma`. For n evaluations the unknowns are the grid
 rho_0 > ... > rho_{n-1} in sigma/alpha, followed by 0, and for n up to `TABULATED` the weights B of
@@ -64,7 +64,6 @@ TARGETS = {
     10: (0.018, 0.028, 0.08),
     15: (0.006, 0.008, 0.03),
     20: (0.0025, 0.003, 0.015),
-    50: (1.1e-4, 1.6e-4, 4e-5),
 }
 """T_k: the error of diffusers' best on each kind, about."""
 

@@ -1,5 +1,7 @@
 """A run's configuration: what it is (`schema`), what is made of it (`build`), how it is stored (`serialize`, `folder`),
-and how the command line changes it (`command_line`)."""
+how the command line changes it (`command_line`), and what a program sets up before JAX starts (`start`)."""
+
+from typing import TYPE_CHECKING
 
 from jaxdiff.config.build import (
     GRIDS,
@@ -15,15 +17,6 @@ from jaxdiff.config.build import (
     check,
     resolve,
 )
-from jaxdiff.config.command_line import (
-    TrainOptions,
-    command,
-    keep_compiled,
-    load_config_file,
-    one_line_errors,
-    parse,
-    parse_config,
-)
 from jaxdiff.config.folder import claim_folder, read_config
 from jaxdiff.config.schema import (
     CheckpointConfig,
@@ -38,6 +31,21 @@ from jaxdiff.config.schema import (
     as_config_error,
 )
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, to_json
+from jaxdiff.config.start import StartOptions, first_line, keep_compiled, set_xla_flags
+from jaxdiff.lazy import lazily
+
+if TYPE_CHECKING:
+    from jaxdiff.config.command_line import (
+        TrainOptions,
+        command,
+        load_config_file,
+        one_line_errors,
+        parse,
+        parse_config,
+    )
+
+_COMMAND_LINE = ("TrainOptions", "command", "load_config_file", "one_line_errors", "parse", "parse_config")
+__getattr__ = lazily(__name__, dict.fromkeys(_COMMAND_LINE, "command_line"))
 
 __all__ = [
     "GRIDS",
@@ -53,6 +61,7 @@ __all__ = [
     "MeshConfig",
     "OptimizerConfig",
     "SampleConfig",
+    "StartOptions",
     "StoredTypeError",
     "TrainConfig",
     "TrainOptions",
@@ -68,6 +77,7 @@ __all__ = [
     "command",
     "differences",
     "dumps",
+    "first_line",
     "from_json",
     "keep_compiled",
     "load_config_file",
@@ -76,5 +86,6 @@ __all__ = [
     "parse_config",
     "read_config",
     "resolve",
+    "set_xla_flags",
     "to_json",
 ]

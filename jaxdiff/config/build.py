@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+import jaxdiff.data
 from jaxdiff.config.schema import (
     Config,
     ConfigError,
@@ -23,19 +24,7 @@ from jaxdiff.config.schema import (
     check_ranges,
     suggestion,
 )
-from jaxdiff.data import (
-    Pipeline,
-    Record,
-    Source,
-    open_cifar10,
-    open_digits,
-    open_folder,
-    open_mnist,
-    open_npz,
-    open_parquet,
-    open_points,
-    open_tfds,
-)
+from jaxdiff.data import Record, Source
 from jaxdiff.grid import karras_times, log_snr_times, quadratic_times, trailing_times, uniform_times
 from jaxdiff.loss import SNR, DenoisingLoss, Likelihood, Objective
 from jaxdiff.networks import Functional, functional
@@ -126,15 +115,20 @@ GRIDS: dict[str, Callable[..., Array]] = {
     "quadratic": quadratic_times,
     "trailing": trailing_times,
 }
+
+
+def _opener(name: str) -> Callable[..., Source]:
+    # Found when it is called: a run on digits does not wait for Parquet to be imported.
+    def opened(*arguments: Any, **options: Any) -> Source:
+        source: Source = getattr(jaxdiff.data, name)(*arguments, **options)
+        return source
+
+    return opened
+
+
 SOURCES: dict[str, Callable[..., Source]] = {
-    "digits": open_digits,
-    "mnist": open_mnist,
-    "cifar10": open_cifar10,
-    "parquet": open_parquet,
-    "folder": open_folder,
-    "npz": open_npz,
-    "tfds": open_tfds,
-    "points": open_points,
+    name: _opener(f"open_{name}")
+    for name in ("digits", "mnist", "cifar10", "parquet", "folder", "npz", "tfds", "points")
 }
 NAMED_SETS = ("tfds", "points")
 """The sources of many sets, which take a name after a colon."""
@@ -197,13 +191,18 @@ def _has_null(config: Config) -> bool:
 
 
 def _check_process(process: Process) -> None:
-    t = jnp.linspace(0.0, 1.0, 65)
-    alpha, sigma, log_snr = process.alpha(t), process.sigma(t), process.log_snr(t)
-    finite = bool(jnp.isfinite(alpha).all() & jnp.isfinite(sigma).all() & ~jnp.isnan(log_snr).any())
-    if not finite or bool((log_snr[1:] >= log_snr[:-1]).any()) or bool((sigma < 0).any()):
+    if not bool(_falls(process)):
         raise ConfigError(
             f"process: {_brief(process)} does not go from data to noise: its signal-to-noise ratio must fall with t"
         )
+
+
+@jax.jit  # one small program; by itself each line would be several
+def _falls(process: Process) -> Array:
+    t = jnp.linspace(0.0, 1.0, 65)
+    alpha, sigma, log_snr = process.alpha(t), process.sigma(t), process.log_snr(t)
+    finite = jnp.isfinite(alpha).all() & jnp.isfinite(sigma).all() & ~jnp.isnan(log_snr).any()
+    return finite & (log_snr[1:] < log_snr[:-1]).all() & (sigma >= 0).all()
 
 
 def _brief(value: Any) -> str:
@@ -312,9 +311,9 @@ def resolve(config: Config, source: Source) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, image_shape=tuple(source.image_shape)))
 
 
-def build_pipeline(config: Config, source: Source) -> Pipeline:
+def build_pipeline(config: Config, source: Source) -> jaxdiff.data.Pipeline:
     """This process's part of the training batches."""
-    return Pipeline(
+    return jaxdiff.data.Pipeline(
         source,
         batch_size=config.train.batch_size,
         seed=config.seed,

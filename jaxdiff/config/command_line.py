@@ -26,6 +26,7 @@ import jax
 import tyro
 
 from jaxdiff.config.schema import Config, ConfigError, as_config_error, suggestion
+from jaxdiff.config.start import StartOptions
 
 Options = TypeVar("Options")
 
@@ -128,7 +129,7 @@ def parse_config(arguments: Sequence[str], *, program: str, default_file: Path) 
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(StartOptions):
     """Train a diffusion model. Values shown are those of the configuration file, by default configs/digits_unet.py."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
@@ -136,18 +137,6 @@ class TrainOptions:
     """Check configuration, data and shapes, and stop."""
     distributed: bool = False
     """One of several processes (Slurm, MPI, TPU pods): start jax.distributed from the environment."""
-
-
-def keep_compiled() -> None:
-    """Keeps what jax compiles in the user's cache folder, so that a second run starts faster.
-
-    JAX_COMPILATION_CACHE_DIR, where it is set, says which folder instead.
-    """
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        base = os.environ.get("LOCALAPPDATA") if os.name == "nt" else os.environ.get("XDG_CACHE_HOME")
-        jax.config.update("jax_compilation_cache_dir", str(Path(base or Path.home() / ".cache") / "jaxdiff" / "jax"))
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def command(program: str | Path, *arguments: str) -> str:

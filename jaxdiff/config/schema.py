@@ -124,6 +124,8 @@ class OptimizerConfig:
     """Decoupled weight decay of matrices and kernels."""
     clip_norm: float | None = 1.0
     """Largest global norm of a gradient; None: no clipping."""
+    state_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Numbers that Adam's two moments are kept in: 8, 4 or about 2 bytes a parameter."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,14 +5,32 @@ A source is opened by one function a kind of storage; all take the same options.
 endless stream that training reads, `batches` into one pass in order.
 """
 
-from jaxdiff.data.arrays import from_arrays, open_digits, open_npz
-from jaxdiff.data.files import open_folder
-from jaxdiff.data.parquet import open_cifar10, open_mnist, open_parquet
-from jaxdiff.data.pipeline import Pipeline, batches
-from jaxdiff.data.points import POINTS, PointMixture, PointSource, open_points, point_mixture
+from typing import TYPE_CHECKING
+
 from jaxdiff.data.sources import DataError, Record, Source, verify
-from jaxdiff.data.tfds import open_tfds
-from jaxdiff.data.transforms import center_crop_resize, horizontal_flip, to_model_range
+from jaxdiff.lazy import lazily
+
+if TYPE_CHECKING:
+    from jaxdiff.data.arrays import from_arrays, open_digits, open_npz
+    from jaxdiff.data.files import open_folder
+    from jaxdiff.data.parquet import open_cifar10, open_mnist, open_parquet
+    from jaxdiff.data.pipeline import Pipeline, batches
+    from jaxdiff.data.points import POINTS, PointMixture, PointSource, open_points, point_mixture
+    from jaxdiff.data.tfds import open_tfds
+    from jaxdiff.data.transforms import center_crop_resize, horizontal_flip, to_model_range
+
+__getattr__ = lazily(
+    __name__,
+    {
+        **dict.fromkeys(("from_arrays", "open_digits", "open_npz"), "arrays"),
+        "open_folder": "files",
+        **dict.fromkeys(("open_cifar10", "open_mnist", "open_parquet"), "parquet"),
+        **dict.fromkeys(("Pipeline", "batches"), "pipeline"),
+        **dict.fromkeys(("POINTS", "PointMixture", "PointSource", "open_points", "point_mixture"), "points"),
+        "open_tfds": "tfds",
+        **dict.fromkeys(("center_crop_resize", "horizontal_flip", "to_model_range"), "transforms"),
+    },
+)
 
 __all__ = [
     "POINTS",

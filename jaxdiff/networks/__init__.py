@@ -7,6 +7,7 @@
 (4, 8, 8, 1)
 """
 
+from jaxdiff.networks.caching import DeepCache, FirstBlock, TaylorSeer
 from jaxdiff.networks.dit import DiT, dit
 from jaxdiff.networks.functional import Functional, Params, functional
 from jaxdiff.networks.mlp import MLP
@@ -14,9 +15,12 @@ from jaxdiff.networks.unet import UNet, adm, ddpm_256, ddpm_cifar10, iddpm_cifar
 
 __all__ = [
     "MLP",
+    "DeepCache",
     "DiT",
+    "FirstBlock",
     "Functional",
     "Params",
+    "TaylorSeer",
     "UNet",
     "adm",
     "ddpm_256",

@@ -29,10 +29,9 @@ from jax.typing import ArrayLike
 from jaxdiff.networks.attention import SelfAttention
 from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, check_cond, position_embedding
 from jaxdiff.networks.layers import DType, Linear, check_images, draw, dropout, layer_norm, normal, zeros
+from jaxdiff.networks.remat import Remat, check_remat, recomputed
 
 small = normal(0.02)
-
-Remat = Literal["none", "full", "dots"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,7 @@ class DiT:
             raise ValueError(f"depth={self.depth} and patch={self.patch} must be at least 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be in [0, 1)")
+        check_remat(self.remat)
 
     def __call__(self, rngs: nnx.Rngs) -> DiTModule:
         """The module, with fresh parameters."""
@@ -119,15 +119,26 @@ class DiTBlock(nnx.Module):
 
     def __call__(self, x: Array, c: Array, key: Array | None) -> Array:
         """``(B, L, C)`` tokens and ``(B, C)`` conditioning -> ``(B, L, C)``."""
+        return self.traced(x, c, key)[0]
+
+    def traced(self, x: Array, c: Array, key: Array | None) -> tuple[Array, tuple[Array, Array]]:
+        """Also what attention and perceptron gave, before the gates."""
         keys = (None, None) if key is None else jax.random.split(key)
         eps, rate = self.config.norm_eps, self.config.dropout
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(self.modulation(c), 6, axis=-1)  # (B, C) each
 
-        h = self.attention(modulate(layer_norm(x, eps), shift1, scale1).astype(x.dtype))
-        x = x + gate1[:, None, :].astype(x.dtype) * dropout(h, rate, keys[0])
+        attended = self.attention(modulate(layer_norm(x, eps), shift1, scale1).astype(x.dtype))
+        x = x + gate1[:, None, :].astype(x.dtype) * dropout(attended, rate, keys[0])
         h = self.expand(modulate(layer_norm(x, eps), shift2, scale2).astype(x.dtype))
         h = self.contract(jax.nn.gelu(h, approximate=True))
-        return x + gate2[:, None, :].astype(x.dtype) * dropout(h, rate, keys[1])
+        return x + gate2[:, None, :].astype(x.dtype) * dropout(h, rate, keys[1]), (attended, h)
+
+    def joined(self, x: Array, c: Array, given: tuple[Array, Array]) -> Array:
+        """The block with what attention and perceptron give given: of equations (1) to (3) the gates and the sums."""
+        _, _, gate1, _, _, gate2 = jnp.split(self.modulation(c), 6, axis=-1)
+        for gate, part in zip((gate1, gate2), given, strict=True):
+            x = x + gate[:, None, :].astype(x.dtype) * part
+        return x
 
 
 class DiTModule(nnx.Module):
@@ -148,6 +159,11 @@ class DiTModule(nnx.Module):
         self.out = Linear(config.width, outputs, init=zeros)
 
     def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Array] | None, key: Array | None) -> Array:
+        tokens, c = self.enter(x, t, cond)
+        return self.leave(self._blocks(tokens, c, key), c, x)
+
+    def enter(self, x: Array, t: ArrayLike, cond: Mapping[str, Array] | None) -> tuple[Array, Array]:
+        """The tokens ``(B, L, width)`` and the conditioning ``(B, width)`` that the first block takes."""
         patch = self.config.patch
         check_images(x, self.config.in_channels, patch, "DiT")
         batch, height, width, channels = x.shape
@@ -161,10 +177,14 @@ class DiTModule(nnx.Module):
         c = jax.nn.silu(c)
 
         tokens = x.reshape(batch, rows, patch, columns, patch, channels).transpose(0, 1, 3, 2, 4, 5)
-        tokens = self.patches(tokens.reshape(batch, rows * columns, patch * patch * channels))  # (B, L, width)
-        tokens = tokens + jnp.asarray(position_embedding(rows, columns, self.config.width), tokens.dtype)[None]
-        tokens = self._blocks(tokens, c, key)
+        tokens = self.patches(tokens.reshape(batch, rows * columns, patch * patch * channels))
+        return tokens + jnp.asarray(position_embedding(rows, columns, self.config.width), tokens.dtype)[None], c
 
+    def leave(self, tokens: Array, c: Array, x: Array) -> Array:
+        """The output, shaped by the input x, of the last block's tokens."""
+        patch = self.config.patch
+        batch, height, width, _ = x.shape
+        rows, columns = height // patch, width // patch
         shift, scale = jnp.split(self.modulation(c), 2, axis=-1)
         tokens = self.out(modulate(layer_norm(tokens, self.config.norm_eps), shift, scale))
         tokens = tokens.reshape(batch, rows, columns, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
@@ -178,9 +198,7 @@ class DiTModule(nnx.Module):
             params, key = layer
             return nnx.merge(graphdef, params)(tokens, c, key), None
 
-        if self.config.remat != "none":
-            saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.config.remat == "dots" else None
-            block = jax.checkpoint(block, prevent_cse=False, policy=saved)
+        block = recomputed(block, self.config.remat, scanned=True)
         return jax.lax.scan(block, tokens, (stacked, keys))[0]
 
 

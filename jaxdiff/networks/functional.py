@@ -77,9 +77,17 @@ class Functional:
         Raises:
           ValueError: at trace time, where shapes or keys do not fit the network.
         """
+        output: Array = self.module(params)(x, t, cond, key)
+        return output.astype(jnp.float32)
+
+    def module(self, params: Mapping[str, Any]) -> Any:
+        """The module with these parameters, for what needs a part of the network (`jaxdiff.networks.caching`).
+
+        Raises:
+          ValueError: parameters of another network.
+        """
         graphdef, shapes = _skeleton(self.build)
-        module = nnx.merge(graphdef, _original_keys(shapes, params, ()))
-        return module(x, t, cond, key).astype(jnp.float32)
+        return nnx.merge(graphdef, _original_keys(shapes, params, ()))
 
 
 def functional(build: Callable[[nnx.Rngs], Any]) -> Functional:

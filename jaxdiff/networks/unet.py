@@ -44,6 +44,7 @@ from jaxdiff.networks.layers import (
     upsample,
     zeros,
 )
+from jaxdiff.networks.remat import Remat, check_remat, convolved, recomputed
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class UNet:
       groups: most groups of the normalisations, which have at least 4 channels each.
       norm_eps: of the normalisations.
       dtype: what convolutions and matrix products compute in; parameters and output are float32.
+      remat: what the backward pass computes again to save memory: nothing, a whole block at a time ("full"), or all but
+        the results of convolutions and of matrix products with weights ("dots").
 
     Raises:
       ValueError: values that do not fit each other.
@@ -104,6 +107,7 @@ class UNet:
     groups: int = 32
     norm_eps: float = 1e-6
     dtype: DType = "float32"
+    remat: Remat = "none"
 
     def __post_init__(self) -> None:
         levels = [self.image_size // 2**level for level in range(len(self.multipliers))]
@@ -123,6 +127,7 @@ class UNet:
                 raise ValueError(f"attention over {channels} channels: they do not divide by {heads}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be in [0, 1)")
+        check_remat(self.remat)
 
     def channels(self, level: int) -> int:
         """Channels of a level, 0 being the full resolution."""
@@ -158,14 +163,14 @@ class ResidualBlock(nnx.Module):
         if self.resample is not None:
             change = upsample if self.resample == "up" else downsample
             h, x = change(h), change(x)
-        h = self.conv1(h)
+        h = convolved(self.conv1(h))
         told = self.embed(embedding)  # (B, outputs) or (B, 2 outputs)
         if self.scale_shift:
             h = self.norm2(h, *jnp.split(told, 2, axis=1))
         else:
             h = self.norm2(h + told[:, None, None, :].astype(h.dtype))
         h = dropout(jax.nn.silu(h), self.rate, None if key is None else jax.random.fold_in(key, self.site))
-        return self.conv2(h) + (x if self.skip is None else self.skip(x))
+        return convolved(self.conv2(h) + (x if self.skip is None else self.skip(x)))
 
 
 class AttentionBlock(nnx.Module):
@@ -263,29 +268,45 @@ class UNetModule(nnx.Module):
         self.conv_out = Conv3x3(now, config.out_channels or config.in_channels, init=zeros)
 
     def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Array] | None, key: Array | None) -> Array:
+        embedding = self.embed(x, t, cond)
+
+        def run(block: Stage | ResidualBlock | Resample, *inputs: Array) -> Array:
+            # The inputs are joined within, so that the backward pass keeps the skips, not copies of them.
+            def call(*inputs: Array) -> Array:
+                joined = inputs[0] if len(inputs) == 1 else jnp.concatenate(inputs, axis=-1)
+                return block(joined, embedding, key)
+
+            return recomputed(call, self.config.remat)(*inputs)
+
+        h = self.conv_in(x)
+        skips = [h]
+        for level in self.down:
+            for stage in level.stages:
+                h = run(stage, h)
+                skips.append(h)
+            if level.resample is not None:
+                h = run(level.resample, h)
+                skips.append(h)
+        h = run(self.middle_out, run(self.middle_in, h))
+        for level in self.up:
+            for stage in level.stages:
+                h = run(stage, h, skips.pop())
+            if level.resample is not None:
+                h = run(level.resample, h)
+        return self.leave(h)
+
+    def embed(self, x: Array, t: ArrayLike, cond: Mapping[str, Array] | None) -> Array:
+        """The embedding of time and class ``(B, 4 width)``, as each block's linear map takes it."""
         check_images(x, self.config.in_channels, 2 ** (len(self.config.multipliers) - 1), "UNet")
         embedding = self.time(t, x.shape[0])
         if self.label is None:
             check_cond(cond, ())
         else:
             embedding = embedding + self.label(cond, x.shape[0])
-        embedding = jax.nn.silu(embedding)  # (B, 4 width), as each block's linear map takes it
+        return jax.nn.silu(embedding)
 
-        h = self.conv_in(x)
-        skips = [h]
-        for level in self.down:
-            for stage in level.stages:
-                h = stage(h, embedding, key)
-                skips.append(h)
-            if level.resample is not None:
-                h = level.resample(h, embedding, key)
-                skips.append(h)
-        h = self.middle_out(self.middle_in(h, embedding, key), embedding, key)
-        for level in self.up:
-            for stage in level.stages:
-                h = stage(jnp.concatenate([h, skips.pop()], axis=-1), embedding, key)
-            if level.resample is not None:
-                h = level.resample(h, embedding, key)
+    def leave(self, h: Array) -> Array:
+        """The output of the last stage's features."""
         return self.conv_out(jax.nn.silu(self.norm_out(h.astype(jnp.float32))))
 
 

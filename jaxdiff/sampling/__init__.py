@@ -11,6 +11,7 @@ from jaxdiff.sampling.karras import EDMStochastic, EulerAncestral, Restart
 from jaxdiff.sampling.langevin import AnnealedLangevin, AnnealedLangevinDynamics, Langevin, PredictorCorrector
 from jaxdiff.sampling.multistep import DPMpp2M, DPMpp3M
 from jaxdiff.sampling.ode import DPM2, RK4, Euler, Heun, RungeKutta
+from jaxdiff.sampling.parallel import sample_parallel
 from jaxdiff.sampling.recommended import recommended, recommended_times
 from jaxdiff.sampling.sde import EulerMaruyama, ReverseDiffusion
 from jaxdiff.sampling.singlestep import DPMpp2S, DPMSolver
@@ -71,6 +72,7 @@ __all__ = [
     "recommended",
     "recommended_times",
     "sample",
+    "sample_parallel",
     "sample_path",
     "teacher_path",
 ]

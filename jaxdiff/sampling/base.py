@@ -26,7 +26,8 @@ from jax import Array
 from jax.experimental import checkify
 from jax.typing import ArrayLike
 
-from jaxdiff.denoiser import Cond, Denoise, Denoiser
+from jaxdiff.denoiser import Bound, Cond, Denoise, Denoiser, Memory
+from jaxdiff.denoiser import begin as begin_memory
 from jaxdiff.noise import Noise, NoiseSource, step_noise
 from jaxdiff.prediction import Prediction, refuse_zero_alpha
 from jaxdiff.process import Process
@@ -96,30 +97,24 @@ def check_times(process: Process, ts: ArrayLike, *, falling: bool = True) -> Non
         )
 
 
-def _bind(denoise: Denoiser, cond: Cond | None, debug: bool = False) -> Denoise:
-    bound: Denoise = lambda x, t: denoise(x, t, cond)  # noqa: E731
-    return _watched(bound) if debug else bound
+def _bind(denoise: Denoiser, cond: Cond | None, x: Array, debug: bool = False) -> Bound:
+    return Bound(denoise, cond, begin_memory(denoise, x, cond), _refuse_not_finite if debug else None)
 
 
-def _watched(denoise: Denoise) -> Denoise:
-    """A denoiser whose predictions are checked by `jax.experimental.checkify`."""
-
-    def watched(x: Array, t: ArrayLike) -> Prediction:
-        prediction, times = denoise(x, t), jnp.broadcast_to(jnp.asarray(t), x.shape[:1])
-        finite_in = jnp.isfinite(x.reshape(x.shape[0], -1)).all(axis=1)
-        for name in ("x0", "eps"):
-            per_sample = jnp.isfinite(getattr(prediction, name).reshape(x.shape[0], -1)).all(axis=1)
-            checkify.check(
-                per_sample.all(),
-                f"the denoiser's {name} is not finite at t = {{t}}, first in sample {{first}} of the batch "
-                "(the x it was given was finite: {finite_in})",
-                t=times[jnp.argmin(per_sample)],
-                first=jnp.argmin(per_sample),
-                finite_in=finite_in[jnp.argmin(per_sample)],
-            )
-        return prediction
-
-    return watched
+def _refuse_not_finite(x: Array, t: ArrayLike, prediction: Prediction) -> None:
+    """Checks a prediction by `jax.experimental.checkify`."""
+    times = jnp.broadcast_to(jnp.asarray(t), x.shape[:1])
+    finite_in = jnp.isfinite(x.reshape(x.shape[0], -1)).all(axis=1)
+    for name in ("x0", "eps"):
+        per_sample = jnp.isfinite(getattr(prediction, name).reshape(x.shape[0], -1)).all(axis=1)
+        checkify.check(
+            per_sample.all(),
+            f"the denoiser's {name} is not finite at t = {{t}}, first in sample {{first}} of the batch "
+            "(the x it was given was finite: {finite_in})",
+            t=times[jnp.argmin(per_sample)],
+            first=jnp.argmin(per_sample),
+            finite_in=finite_in[jnp.argmin(per_sample)],
+        )
 
 
 def _run(call: Callable[[], T], debug: bool) -> T:
@@ -134,22 +129,26 @@ def _run(call: Callable[[], T], debug: bool) -> T:
     return result
 
 
+_Carry = tuple[Array, State, Memory]
+
+
 def _scan(
     sampler: Sampler,
-    denoise: Denoise,
+    denoise: Bound,
     noise: Noise,
     x: Array,
     ts: Array,
     state: State | None = None,
     num_steps: ArrayLike | None = None,
     keep: Callable[[Array], Any] = lambda x: None,
-) -> tuple[tuple[Array, State], Any]:
-    begin = (x, sampler.init(x) if state is None else state)
+) -> tuple[_Carry, Any]:
+    begin = (x, sampler.init(x) if state is None else state, denoise.memory)
 
-    def body(carry: tuple[Array, State], times: tuple[Array, Array]) -> tuple[tuple[Array, State], Any]:
-        x, state = carry
-        x, state = sampler.step(denoise, noise, state, x, *times)
-        return (x, state), keep(x)
+    def body(carry: _Carry, times: tuple[Array, Array]) -> tuple[_Carry, Any]:
+        x, state, memory = carry
+        given = denoise.holding(memory)
+        x, state = sampler.step(given, noise, state, x, *times)
+        return (x, state, given.memory), keep(x)
 
     if num_steps is None:
         return jax.lax.scan(body, begin, (ts[:-1], ts[1:]))
@@ -209,7 +208,7 @@ def integrate(
       x: the samples at ``ts[0]``, ``(B, ...)``.
       ts: ``(n,)`` times in [0, 1].
       cond: the condition, batch first.
-      state: the sampler's state to go on from; None begins anew.
+      state: the sampler's state to go on from; None begins anew. What a denoiser remembers (its cache) begins anew.
       num_steps, noise, debug: as `sample`.
 
     Returns:
@@ -223,8 +222,13 @@ def integrate(
     sampler.check(visited)
     if np.size(visited) > 1:
         _refuse_eps_without_signal(sampler.process, denoise, x, visited, cond)
-    bound, (x, grid) = _bind(denoise, cond, debug), _promoted(x, ts)
-    return _run(lambda: _scan(sampler, bound, noise(keys, x), x, grid, state, num_steps)[0], debug)
+    x, grid = _promoted(x, ts)
+
+    def run() -> tuple[Array, State]:
+        bound = _bind(denoise, cond, x, debug)
+        return _scan(sampler, bound, noise(keys, x), x, grid, state, num_steps)[0][:2]
+
+    return _run(run, debug)
 
 
 def sample(
@@ -275,11 +279,12 @@ def sample(
     (4, 2)
     """
     start(sampler, denoise, x, _visited(ts, num_steps), cond)
-    bound, (x, grid) = _bind(denoise, cond, debug), _promoted(x, ts)
+    x, grid = _promoted(x, ts)
 
     def run() -> Array:
-        (last, _), _ = _scan(sampler, bound, noise(keys, x), x, grid, None, num_steps)
-        return bound(last, grid[-1 if num_steps is None else num_steps]).x0
+        bound = _bind(denoise, cond, x, debug)
+        (last, _, memory), _ = _scan(sampler, bound, noise(keys, x), x, grid, None, num_steps)
+        return bound.holding(memory)(last, grid[-1 if num_steps is None else num_steps]).x0
 
     return _run(run, debug)
 
@@ -296,9 +301,10 @@ def sample_path(
 ) -> tuple[Array, Array]:
     """As `sample`, keeping the way: ``(xs, x0)`` with xs ``(n, B, ...)``, the samples at each of the n times."""
     start(sampler, denoise, x, ts, cond)
-    bound, (x, grid) = _bind(denoise, cond), _promoted(x, ts)
-    (last, _), xs = _scan(sampler, bound, noise(keys, x), x, grid, keep=lambda x: x)
-    return jnp.concatenate([x[None], xs]), bound(last, grid[-1]).x0
+    x, grid = _promoted(x, ts)
+    bound = _bind(denoise, cond, x)
+    (last, _, memory), xs = _scan(sampler, bound, noise(keys, x), x, grid, keep=lambda x: x)
+    return jnp.concatenate([x[None], xs]), bound.holding(memory)(last, grid[-1]).x0
 
 
 def pad_times(ts: ArrayLike, bound: int) -> Array:

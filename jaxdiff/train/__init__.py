@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from jaxdiff.train.checkpoint import CheckpointError, Checkpoints, StructureError
+from typing import TYPE_CHECKING
+
+from jaxdiff.lazy import lazily
 from jaxdiff.train.ema import Ema, EmaRule, HalfLifeEma, update_ema
-from jaxdiff.train.loop import DivergedError, Outcome, Stop, train_loop
+from jaxdiff.train.low_precision import scale_by_short_adam
 from jaxdiff.train.metrics import MetricsLog, Progress, summarize
 from jaxdiff.train.optimizer import decays, make_optimizer, make_schedule
 from jaxdiff.train.sharding import (
@@ -19,6 +21,18 @@ from jaxdiff.train.sharding import (
 )
 from jaxdiff.train.state import TrainState, create_state
 from jaxdiff.train.step import compile_step, loss_by_noise, train_step
+
+if TYPE_CHECKING:
+    from jaxdiff.train.checkpoint import CheckpointError, Checkpoints, StructureError
+    from jaxdiff.train.loop import DivergedError, Outcome, Stop, train_loop
+
+__getattr__ = lazily(  # Orbax takes longer to import than JAX
+    __name__,
+    {
+        **dict.fromkeys(("CheckpointError", "Checkpoints", "StructureError"), "checkpoint"),
+        **dict.fromkeys(("DivergedError", "Outcome", "Stop", "train_loop"), "loop"),
+    },
+)
 
 __all__ = [
     "CheckpointError",
@@ -45,6 +59,7 @@ __all__ = [
     "make_optimizer",
     "make_schedule",
     "put_batch",
+    "scale_by_short_adam",
     "state_sharding",
     "state_template",
     "summarize",

@@ -9,15 +9,19 @@ With n the steps done, w the warm-up, N the run's length, and f the share of the
 
 Weight decay is AdamW's (Loshchilov and Hutter 2019): decoupled, times the learning rate. It acts on matrices and
 convolution kernels only; biases, norm scales and leaves of one axis or none are left alone (`decays`).
+
+Adam keeps two numbers a parameter, the moments; in 16 or 8 bits they are `jaxdiff.train.low_precision`'s.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from jaxdiff.train.low_precision import StateDtype, scale_by_short_adam
 
 ScheduleName = Literal["constant", "cosine", "inverse_sqrt"]
 _NEVER_DECAYED = ("bias", "scale")
@@ -110,6 +114,7 @@ def make_optimizer(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     clip_norm: float | None = 1.0,
+    state_dtype: StateDtype = "float32",
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Clip, then AdamW at a scheduled rate. Any other optax transformation can stand in its place.
 
@@ -119,6 +124,8 @@ def make_optimizer(
         eps: Adam's epsilon, above 0.
         weight_decay: decoupled weight decay, at least 0; 0 is plain Adam.
         clip_norm: largest global norm of a gradient, above 0; None: no clipping.
+        state_dtype: of Adam's moments: "float32", 8 bytes a parameter; "bfloat16", 4; "int8", about 2
+            (`jaxdiff.train.low_precision`).
 
     Returns:
         The transformation, and the schedule (for the log).
@@ -141,8 +148,17 @@ def make_optimizer(
         raise ValueError(f"eps is {eps}; it must be above 0")
     if clip_norm is not None and clip_norm <= 0:
         raise ValueError(f"clip_norm is {clip_norm}; it must be above 0, or None for no clipping")
+    if state_dtype not in get_args(StateDtype):
+        raise ValueError(f"state_dtype is {state_dtype!r}; expected {', '.join(map(repr, get_args(StateDtype)))}")
     rate = make_schedule(
         lr, steps=steps, schedule=schedule, warmup=warmup, final_fraction=final_fraction, decay_start=decay_start
     )
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-    return optax.chain(clip, optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=decays)), rate
+    if state_dtype == "float32":
+        return optax.chain(clip, optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=decays)), rate
+    adamw = optax.chain(
+        scale_by_short_adam(b1, b2, eps, state_dtype=state_dtype),
+        optax.add_decayed_weights(weight_decay, decays),
+        optax.scale_by_learning_rate(rate),
+    )
+    return optax.chain(clip, adamw), rate

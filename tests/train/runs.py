@@ -44,11 +44,15 @@ def go(
     hang: float = 0.0,
     accumulate: int = 1,
     poison: float = float("inf"),
+    width: int = 16,
+    state_dtype: Any = "float32",
     **kwargs: Any,
 ) -> Outcome:
     """Start or resume the run in `folder`."""
-    net, loss = Net(dropout=0.1), Loss(poison)
-    optimizer, schedule = make_optimizer(lr=1e-2, steps=1000, schedule="cosine", warmup=3, weight_decay=0.01)
+    net, loss = Net(width, dropout=0.1), Loss(poison)
+    optimizer, schedule = make_optimizer(
+        lr=1e-2, steps=1000, schedule="cosine", warmup=3, weight_decay=0.01, state_dtype=state_dtype
+    )
     parts = (net, optimizer, loss, jax.random.key(0), make_mesh(data=1))
     template = state_template(*parts)
     step = compile_step(

@@ -92,6 +92,7 @@ def test_clipping_is_by_global_norm() -> None:
         {"eps": 0.0},
         {"weight_decay": -1.0},
         {"clip_norm": 0.0},
+        {"state_dtype": "float16"},
     ],
 )
 def test_out_of_range_is_refused_by_name(wrong: dict[str, Any]) -> None:

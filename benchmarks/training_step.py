@@ -1,0 +1,75 @@
+"""What the benchmarks of training share: the step of a configuration, made from shapes alone as `train.py` makes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxdiff.config import Config, build_loss, build_network
+from jaxdiff.train import compile_step, create_sharded_state, make_mesh, make_optimizer, state_template
+from jaxdiff.train.sharding import batch_sharding
+
+
+class Prepared(NamedTuple):
+    """A training step before it is compiled.
+
+    Args:
+      step: jitted ``(state, batch) -> (state, metrics)``.
+      template: of the state: shapes and shardings.
+      batch: of a batch, likewise.
+      make_state: makes the state of step 0.
+    """
+
+    step: Any
+    template: Any
+    batch: dict[str, jax.ShapeDtypeStruct]
+    make_state: Any
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.template.params))
+
+    def make_batch(self) -> dict[str, jax.Array]:
+        """Noise in the place of images; labels 0."""
+
+        def filled(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+            noise = jnp.issubdtype(leaf.dtype, jnp.floating)
+            made = jax.random.uniform(jax.random.key(1), leaf.shape, minval=-1.0) if noise else jnp.zeros(leaf.shape)
+            return jax.device_put(made.astype(leaf.dtype), leaf.sharding)
+
+        return jax.tree.map(filled, self.batch)
+
+
+def prepared(config: Config) -> Prepared:
+    """The step of a configuration on one device; the data are noise of the shape that its network takes."""
+    net, loss, key, mesh = build_network(config), build_loss(config), jax.random.key(config.seed), make_mesh(data=1)
+    optimizer, schedule = make_optimizer(steps=config.train.steps, **dataclasses.asdict(config.optimizer))
+    template = state_template(net, optimizer, loss, key, mesh)
+    step = compile_step(
+        net=net,
+        loss=loss,
+        optimizer=optimizer,
+        ema=config.ema,
+        schedule=schedule,
+        accumulate=config.train.accumulate,
+        template=template,
+    )
+    size = config.train.batch_size
+    shapes = {"image": ((size, *image_shape(config)), jnp.float32)}
+    shapes |= {} if config.num_classes is None else {"label": ((size,), jnp.int32)}
+    spread = batch_sharding(mesh)
+    batch = {name: jax.ShapeDtypeStruct(*shape, sharding=spread) for name, shape in shapes.items()}
+    return Prepared(step, template, batch, lambda: create_sharded_state(net, optimizer, loss, key, mesh))
+
+
+def image_shape(config: Config) -> tuple[int, ...]:
+    """Of one sample: as the data have it, told without reading them."""
+    channels = config.network.in_channels
+    if config.data.name.startswith("points:"):
+        return (channels,)
+    side = getattr(config.network, "image_size", None) or config.data.image_size or 8  # digits are 8 pixels wide
+    return (side, side, channels)
