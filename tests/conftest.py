@@ -1,16 +1,26 @@
-"""What every test stands on: strict broadcasting, a compilation cache, simulated devices, the real data where it is."""
+"""What every test stands on: strict broadcasting, a compilation cache, simulated devices, the real data where it is.
+
+Most of the suite's time goes into compiling thousands of small programs, each run a few times, so XLA is told to spend
+little on them (`QUICK_COMPILATION`): half the time in all. Programs as users compile them are run by the doctests, the
+notebooks, the README's commands and the wheel, all in CI.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+QUICK_COMPILATION = (  # known to jaxlib 0.10 to 0.12; a flag that XLA does not know ends the process
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -20,8 +30,18 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # simulated devices and tight tolerances are about the CPU
     os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+    if importlib.metadata.version("jaxlib").startswith(("0.10.", "0.11.", "0.12.")):
+        os.environ.setdefault("XLA_FLAGS", QUICK_COMPILATION)
     if "jax" in sys.modules:
         raise pytest.UsageError("jax was imported before tests/conftest.py could configure it (a plugin, or -p?)")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_are_let_go() -> Iterator[None]:
+    # Each compiled program holds some memory mappings, and Linux allows a process 65,530: beyond, jaxlib crashes.
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")
