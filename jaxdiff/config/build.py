@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from numpy.typing import NDArray
 
 import jaxdiff.data
 from jaxdiff.config.schema import (
@@ -24,7 +26,7 @@ from jaxdiff.config.schema import (
     check_ranges,
     suggestion,
 )
-from jaxdiff.data import Record, Source
+from jaxdiff.data.sources import Record, Records, Source, records_at
 from jaxdiff.grid import karras_times, log_snr_times, quadratic_times, trailing_times, uniform_times
 from jaxdiff.loss import SNR, DenoisingLoss, Likelihood, Objective
 from jaxdiff.networks import Functional, functional
@@ -305,23 +307,47 @@ class Unlabelled:
     def __getitem__(self, index: int, /) -> Record:
         return {"image": self.source[index]["image"]}
 
+    def take(self, indices: NDArray[np.int64], /) -> Records:
+        return {"image": records_at(self.source, indices)["image"]}
+
 
 def resolve(config: Config, source: Source) -> Config:
     """The configuration with what only the data know: the shape of an image."""
     return dataclasses.replace(config, data=dataclasses.replace(config.data, image_shape=tuple(source.image_shape)))
 
 
-def build_pipeline(config: Config, source: Source) -> jaxdiff.data.Pipeline:
-    """This process's part of the training batches."""
+def build_pipeline(config: Config, source: Source, *, cache: bool = True) -> jaxdiff.data.Pipeline:
+    """This process's part of the training batches.
+
+    A run that reads every image at least once reads them decoded (`jaxdiff.data.decode_once`), as ``data.decoded_mb``
+    allows; then there is nothing left for ``data.workers`` to decode, and threads are faster.
+
+    Args:
+      config: the configuration.
+      source: from `build_source`.
+      cache: False keeps no decoded images, and reads none kept.
+
+    Raises:
+      DataError: an image that cannot be decoded, where they are decoded now.
+    """
+    whole_pass = config.train.steps * config.train.batch_size >= len(source)
+    chosen = _decoded(source, config.data.decoded_mb * 10**6) if cache and whole_pass else source
     return jaxdiff.data.Pipeline(
-        source,
+        chosen,
         batch_size=config.train.batch_size,
         seed=config.seed,
         flip=config.data.flip,
-        workers=config.data.workers,
+        workers=config.data.workers if chosen is source else 0,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+
+
+def _decoded(source: Source, limit: int) -> Source:
+    if isinstance(source, Unlabelled):
+        inner = _decoded(source.source, limit)
+        return source if inner is source.source else Unlabelled(inner)
+    return jaxdiff.data.decode_once(source, limit=limit)
 
 
 def batch_shapes(config: Config, source: Source) -> dict[str, jax.ShapeDtypeStruct]:

@@ -25,6 +25,7 @@ FREE = (
     "mesh",
     "data.path",
     "data.workers",
+    "data.decoded_mb",
     "picture",
 )
 

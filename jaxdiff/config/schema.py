@@ -76,6 +76,9 @@ class DataConfig:
     """Mirror half of the images left to right."""
     workers: int = 0
     """Processes that decode images; 0: threads of this one."""
+    decoded_mb: int = 1000
+    """Sets of at most so many megabytes of pixels are decoded once, into the user's cache folder, and read without
+    workers; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,6 +259,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "data.image_size": (1, _INF, True),
     "data.channels": (1, _INF, True),
     "data.workers": (0, _INF, True),
+    "data.decoded_mb": (0, _INF, True),
     "loss.label_dropout": (0, 1, True),
     "loss.vlb_weight": (0, _INF, True),
     "loss.projections": (1, _INF, True),

@@ -2,7 +2,8 @@
 of the plane too.
 
 A source is opened by one function a kind of storage; all take the same options. `Pipeline` turns any source into the
-endless stream that training reads, `batches` into one pass in order.
+endless stream that training reads, `batches` into one pass in order. `decode_once` keeps the pixels of a small set, so
+that images are decoded in the first epoch only.
 """
 
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from jaxdiff.lazy import lazily
 
 if TYPE_CHECKING:
     from jaxdiff.data.arrays import from_arrays, open_digits, open_npz
+    from jaxdiff.data.decoded import decode_once
     from jaxdiff.data.files import open_folder
     from jaxdiff.data.parquet import open_cifar10, open_mnist, open_parquet
     from jaxdiff.data.pipeline import Pipeline, batches
@@ -23,6 +25,7 @@ __getattr__ = lazily(
     __name__,
     {
         **dict.fromkeys(("from_arrays", "open_digits", "open_npz"), "arrays"),
+        "decode_once": "decoded",
         "open_folder": "files",
         **dict.fromkeys(("open_cifar10", "open_mnist", "open_parquet"), "parquet"),
         **dict.fromkeys(("Pipeline", "batches"), "pipeline"),
@@ -42,6 +45,7 @@ __all__ = [
     "Source",
     "batches",
     "center_crop_resize",
+    "decode_once",
     "from_arrays",
     "horizontal_flip",
     "open_cifar10",

@@ -72,6 +72,9 @@ class ArrayReader:
     def read(self, index: int, /) -> tuple[NDArray[np.uint8], int | None]:
         return np.array(self._images[index]), None if self._labels is None else int(self._labels[index])
 
+    def read_many(self, indices: NDArray[np.int64], /) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
+        return np.ascontiguousarray(self._images[indices]), None if self._labels is None else self._labels[indices]
+
     def where(self, index: int, /) -> str:
         return f"{self.name} row {index}"
 

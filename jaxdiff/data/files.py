@@ -84,6 +84,11 @@ class FolderReader:
             self._labels = np.repeat(np.arange(len(classes)), [len(files) for files in found])
         self.identity = digest(np.array(self._files, dtype=str)) + str(self.num_classes)
 
+    @property
+    def files(self) -> list[Path]:
+        """Of each record, in their order."""
+        return [self._root / name for name in self._files]
+
     def __len__(self) -> int:
         return len(self._files)
 

@@ -33,7 +33,7 @@ class ParquetReader:
 
     def __init__(self, files: list[Path], name: str, expected: int | None) -> None:
         self.name = name
-        self._files = files
+        self.files = files
         self._groups: list[tuple[int, int]] = []  # of each row group: its file, its number there
         first_of_group, first_of_file, sizes = [0], [0], list[int]()
         labels: list[NDArray[Any]] = []
@@ -96,7 +96,7 @@ class ParquetReader:
 
     def where(self, index: int, /) -> str:
         file = int(np.searchsorted(self._first_of_file, index, side="right")) - 1
-        return f"{self._files[file]} row {index - int(self._first_of_file[file])}"
+        return f"{self.files[file]} row {index - int(self._first_of_file[file])}"
 
     def _group(self, group: int) -> Any:
         """The encoded images of a row group, from the cache or the file."""
@@ -105,7 +105,7 @@ class ParquetReader:
                 self._cache.move_to_end(group)
                 return self._cache[group]
             file_number, number = self._groups[group]
-            path = self._files[file_number]
+            path = self.files[file_number]
             try:
                 with _opened(path) as file:
                     column = file.read_row_group(number, columns=[self._column], use_threads=False).column(0)

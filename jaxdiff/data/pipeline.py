@@ -32,7 +32,7 @@ import numpy as np
 from absl import flags
 from numpy.typing import NDArray
 
-from jaxdiff.data.sources import DataError, Source
+from jaxdiff.data.sources import DataError, Records, Source, records_at
 from jaxdiff.data.transforms import horizontal_flip, to_model_range
 
 Batch = dict[str, NDArray[Any]]
@@ -79,22 +79,16 @@ class _Stream:
 
     def __call__(self, k: int) -> Batch:
         places = self.places(int(k))
-        batch = _read(self.source, self.records(places))
+        records = records_at(self.source, self.records(places))
         if self.flip:
-            batch["image"] = horizontal_flip(batch["image"], self.seed, places)
-        return {**batch, "image": _model_range(batch["image"])}
+            records["image"] = horizontal_flip(records["image"], self.seed, places)
+        return _in_model_range(records)
 
 
-def _model_range(images: NDArray[Any]) -> NDArray[np.float32]:
-    return images if images.dtype == np.float32 else to_model_range(images)
-
-
-def _read(source: Source, indices: NDArray[np.int64]) -> Batch:
-    records = [source[int(index)] for index in indices]
-    batch: Batch = {"image": np.stack([record["image"] for record in records])}
-    if source.num_classes is not None:
-        batch["label"] = np.array([record["label"] for record in records], np.int32)
-    return batch
+def _in_model_range(records: Records) -> Batch:
+    images = records["image"]
+    batch: Batch = {"image": images if images.dtype == np.float32 else to_model_range(images)}
+    return batch | {"label": records["label"]} if "label" in records else batch
 
 
 def _start_worker(worker: int, workers: int) -> None:
@@ -295,5 +289,4 @@ def batches(source: Source, batch_size: int) -> Iterator[Batch]:
     if batch_size < 1:
         raise DataError(f"batch_size is at least 1, got {batch_size}")
     for start in range(0, len(source), batch_size):
-        batch = _read(source, np.arange(start, min(start + batch_size, len(source))))
-        yield {**batch, "image": _model_range(batch["image"])}
+        yield _in_model_range(records_at(source, np.arange(start, min(start + batch_size, len(source)))))

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdiff.data.sources import DataError, Record, digest
+from jaxdiff.data.sources import DataError, Record, Records, digest
 
 SIZES = {"train": 65_536, "test": 8_192}
 
@@ -131,6 +131,9 @@ class PointSource:
 
     def __getitem__(self, index: int, /) -> Record:
         return {"image": self._points[index]}
+
+    def take(self, indices: NDArray[np.int64], /) -> Records:
+        return {"image": self._points[indices]}
 
 
 def open_points(

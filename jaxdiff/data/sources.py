@@ -2,6 +2,9 @@
 
 Storage is read by a `Reader` (one class a kind of storage: arrays, Parquet, folder, TFDS); `Images` makes a `Source` of
 any reader and refuses what does not fit. So a new kind of storage is one reader and one function that opens it.
+
+A source is read record by record, by `source[i]`. One whose records lie in an array may also have `take`, which gives a
+whole batch in one NumPy call; `records_at` uses it where it is there.
 """
 
 from __future__ import annotations
@@ -9,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired, Protocol, TypedDict
+from pathlib import Path
+from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +40,13 @@ class Record(TypedDict):
 
     image: NDArray[np.uint8] | NDArray[np.float32]
     label: NotRequired[int]
+
+
+class Records(TypedDict):
+    """Several records: `image` (B, H, W, C), and `label` int32 (B,) where the set has labels."""
+
+    image: NDArray[Any]
+    label: NotRequired[NDArray[np.int32]]
 
 
 class Source(Protocol):
@@ -64,8 +76,18 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Record: ...
 
 
+@runtime_checkable
+class TakesMany(Protocol):
+    """What a `Source` may have besides: several records at once, the same as one by one."""
+
+    def take(self, indices: NDArray[np.int64], /) -> Records: ...
+
+
 class Reader(Protocol):
     """One kind of storage: what it holds, as it lies there.
+
+    A reader that decodes files at each read names them in an attribute `files`; then the set can be decoded once
+    (`jaxdiff.data.decoded`).
 
     Attributes:
         name: for messages.
@@ -85,6 +107,15 @@ class Reader(Protocol):
 
     def where(self, index: int, /) -> str:
         """The file and row of a record, for messages."""
+        ...
+
+
+@runtime_checkable
+class ReadsMany(Protocol):
+    """What a `Reader` may have besides: several records at once, the same as one by one."""
+
+    def read_many(self, indices: NDArray[np.int64], /) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
+        """Images (B, H, W, C), a new array, and labels (B,)."""
         ...
 
 
@@ -173,6 +204,29 @@ class Images:
             raise DataError(f"{self._reader.where(index)}: label {label}, expected 0..{self.num_classes - 1}")
         return {"image": image, "label": label}
 
+    def take(self, indices: NDArray[np.int64], /) -> Records:
+        """Several records, checked as each one is; at once where the reader can."""
+        count = len(self)
+        if isinstance(self._reader, ReadsMany) and ((indices >= -count) & (indices < count)).all():
+            images, labels = self._reader.read_many(indices)
+            fit = images.dtype == np.uint8 and images.shape[1:] == self.image_shape
+            if labels is None and fit:
+                return {"image": images}
+            if labels is not None and fit and ((labels >= 0) & (labels < (self.num_classes or 0))).all():
+                return {"image": images, "label": labels.astype(np.int32)}
+        return one_by_one(self, indices)  # decoded or resized each by itself, or refused by name
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files that are decoded at each access; none of a reader over arrays."""
+        files: Sequence[Path] = getattr(self._reader, "files", ())
+        return files
+
+    @property
+    def request(self) -> Expected:
+        """What was asked for."""
+        return self._expected
+
     def _image(self, index: int) -> NDArray[np.uint8]:
         return self._fit(self._reader.read(index)[0], index)
 
@@ -189,6 +243,30 @@ class Images:
             f"{where(index)}: image is {image.shape[0]}x{image.shape[1]}, expected {size}x{size}; "
             "set resize=True to crop and resize (transforms.center_crop_resize), or leave image_size out"
         )
+
+
+def records_at(source: Source, indices: NDArray[np.int64]) -> Records:
+    """Several records, at once where the source can.
+
+    Args:
+      source: where they come from.
+      indices: (B,), at least one.
+
+    >>> from jaxdiff.data import open_digits
+    >>> records = records_at(open_digits(), np.array([4, 2, 4]))
+    >>> records["image"].shape, records["label"].shape
+    ((3, 8, 8, 1), (3,))
+    """
+    return source.take(indices) if isinstance(source, TakesMany) else one_by_one(source, indices)
+
+
+def one_by_one(source: Source, indices: NDArray[np.int64]) -> Records:
+    """Several records, each read by itself."""
+    records = [source[int(index)] for index in indices]
+    together: Records = {"image": np.stack([record["image"] for record in records])}
+    if source.num_classes is not None:
+        together["label"] = np.array([record["label"] for record in records], np.int32)
+    return together
 
 
 def verify(source: Source, limit: int = 10) -> None:

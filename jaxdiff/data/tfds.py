@@ -20,9 +20,17 @@ class TFDSReader:
     """Records of a prepared TFDS split."""
 
     def __init__(
-        self, data: Any, name: str, identity: str, image: str, label: str | None, num_classes: int | None
+        self,
+        data: Any,
+        name: str,
+        identity: str,
+        image: str,
+        label: str | None,
+        num_classes: int | None,
+        files: list[Path],
     ) -> None:
         self.name = name
+        self.files = files
         self.num_classes = num_classes
         self.identity = identity
         self._data, self._image, self._label = data, image, label
@@ -103,7 +111,9 @@ def open_tfds(
     label, classes = _label_feature(shown, features, num_classes)
     lengths = {key: info.shard_lengths for key, info in builder.info.splits.items()}
     identity = digest(np.array([builder.info.full_name, split, str(lengths)]))
-    return Images(TFDSReader(data, f"{shown} ({split})", identity, image, label, classes), expected)
+    prepared = Path(builder.data_path)
+    files = sorted(prepared.iterdir()) if prepared.is_dir() else []
+    return Images(TFDSReader(data, f"{shown} ({split})", identity, image, label, classes, files), expected)
 
 
 def _label_feature(shown: str, features: Any, expected: int | None) -> tuple[str | None, int | None]:

@@ -2,9 +2,10 @@
 
 What it takes care of, so that `train.py` reads as a story:
 
-- The device is never left waiting for the host, nor the host running far ahead: after dispatching step n it waits for
-  step n - 2 (for step n itself on several simulated CPU devices, whose queued collectives can deadlock). Metrics stay
-  on the device until a step is logged.
+- The device is never left waiting for the host, nor the host running far ahead: while step n computes, a thread reads
+  batch n + 1 and puts it on the devices (`jaxdiff.train.prefetch`); after dispatching step n the loop waits for step
+  n - 2 (for step n itself on several simulated CPU devices, whose queued collectives can deadlock). Metrics stay on the
+  device until a step is logged.
 - The loop runs under `jax.transfer_guard("disallow")`: a transfer nobody asked for is an error, not a slow run.
   Callbacks, checkpoints and logging are outside of the guard.
 - A first SIGINT or SIGTERM ends the run after the step in progress with a checkpoint; a second ends the process at
@@ -22,10 +23,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,21 +34,11 @@ from jax.sharding import NamedSharding
 
 from jaxdiff.train.checkpoint import Checkpoints
 from jaxdiff.train.metrics import MetricsLog, Progress, summarize
-from jaxdiff.train.sharding import batch_sharding, put_batch
+from jaxdiff.train.prefetch import Data, Prefetch
+from jaxdiff.train.sharding import batch_sharding
 from jaxdiff.train.state import TrainState
 
 Callback = Callable[[int, TrainState], None]
-
-
-class Data(Protocol):
-    """An endless iterator over batches that knows where it stands; `jaxdiff.data.Pipeline` is one."""
-
-    @property
-    def position(self) -> Any: ...
-
-    def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]: ...
-
-    def __next__(self) -> Mapping[str, np.ndarray]: ...
 
 
 class DivergedError(Exception):
@@ -139,7 +130,8 @@ def train_loop(
     Args:
         step_fn: from `compile_step`.
         state: where to start; its buffers are donated.
-        data: gives batches of this process's part; its `position` is saved with each checkpoint.
+        data: gives batches of this process's part. With each checkpoint goes the `position` after the last batch that
+            a step has used; when a signal or an error ends the loop, `data` itself may stand one batch further.
         steps: steps of the whole run, those done before included.
         log: where logged steps go.
         checkpoints: where checkpoints go; the last step is always saved.
@@ -185,22 +177,28 @@ def train_loop(
     def save() -> None:
         flush()
         numbers = {name: value for name, value in record.items() if isinstance(value, float)}
-        checkpoints.save(step, state, data.position, numbers)
+        checkpoints.save(step, state, batches.position, numbers)
 
-    with Progress(steps, start, active=lead) as progress, Stop() as stop, ThreadPoolExecutor(1) as compiler:
+    with (
+        Progress(steps, start, active=lead) as progress,
+        Stop() as stop,
+        ThreadPoolExecutor(1) as compiler,
+        Prefetch(data, sharding) as batches,
+    ):
         while step < steps and not stop.requested:
             clock.run()
             with jax.transfer_guard("disallow"):
                 begun = time.perf_counter()
-                host_batch = next(data)
+                batch = batches.take()
                 clock.waited += time.perf_counter() - begun
-                batch = put_batch(host_batch, sharding)
                 if compiled is None:
                     # In a thread, so that signals are answered meanwhile: Python runs handlers in the main thread only,
                     # between two of its bytecodes.
                     compiled = compiler.submit(_compile, step_fn, state, batch, progress).result()
                     clock = _Clock()
                     clock.run()
+                if step + 1 < steps:
+                    batches.begin()
                 state, metrics = compiled(state, batch)
                 pending.append(metrics)
                 if len(pending) > ahead:

@@ -13,7 +13,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxdiff.data import DataError, Pipeline, open_tfds
+from jaxdiff.data import DataError, Pipeline, Source, decode_once, open_tfds
+from jaxdiff.data.decoded import Decoded
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
 
@@ -66,6 +67,18 @@ def test_prepared_set_in_a_pipeline(prepared: Path) -> None:
     assert sorted(image.tobytes() for image in np.rint((seen + 1) * 127.5).astype(np.uint8)) == sorted(
         image.tobytes() for image in PIXELS
     )
+
+
+def test_each_split_is_decoded_once(prepared: Path, tmp_path: Path) -> None:
+    def decoded(split: str) -> Source:
+        source = open_tfds("tiny_colours", prepared, split=split)
+        found = decode_once(source, limit=10**6, folder=tmp_path, say=lambda text: None)
+        assert isinstance(found, Decoded)
+        assert all((found[i]["image"] == source[i]["image"]).all() for i in range(len(source)))
+        return found
+
+    assert [len(decoded(split)) for split in ("train[:4]", "train[4:8]", "train[:4]")] == [4, 4, 4]
+    assert len(list(tmp_path.glob("*.npy"))) == 2  # neither takes the other's place
 
 
 def test_refusals(prepared: Path) -> None:

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.train import Checkpoints, DivergedError, Stop
+from jaxdiff.train import Checkpoints, DivergedError, Stop, compile_step, prefetch, put_batch
+from tests.train import runs
 from tests.train.runs import go
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -101,6 +102,50 @@ def test_logs_callbacks_and_checkpoints_come_when_due(tmp_path: Path, capsys: py
     assert "compiled the training step in" in printed
     assert "step 9/10  loss " in printed
     assert "trained steps 0 to 10: " in printed and "peak memory" in printed
+
+
+def test_the_next_batch_is_on_its_way_while_a_step_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step n ends only when batch n + 1 has been put on the device, although every step is logged and saved."""
+    steps, waits, placed = 5, list[bool](), [threading.Event() for _ in range(6)]
+    made = iter(placed)
+
+    def note_put(*arguments: Any) -> Any:
+        batch = put_batch(*arguments)
+        next(made).set()
+        return batch
+
+    def wait_for_the_next(step: Any) -> np.ndarray:
+        waits.append(int(step) + 1 == steps or placed[int(step) + 1].wait(timeout=10))
+        return np.zeros((), np.float32)
+
+    def waiting(**parts: Any) -> Any:
+        step = compile_step(**parts)
+
+        def both(state: Any, batch: Any) -> Any:
+            new, metrics = step(state, batch)
+            waited = jax.pure_callback(wait_for_the_next, metrics["loss"], state.step)
+            return new, metrics | {"loss": metrics["loss"] + waited}
+
+        return jax.jit(both)
+
+    monkeypatch.setattr(prefetch, "put_batch", note_put)
+    monkeypatch.setattr(runs, "compile_step", waiting)
+    go(tmp_path, steps, log_every=1, save_every=1)
+    assert waits == [True] * steps
+    assert [event.is_set() for event in placed] == [True] * steps + [False]  # none is read in vain
+
+
+def test_a_failed_read_comes_after_the_step_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(data: Any, whole: Any = runs.SlowData.__next__) -> Any:
+        if data.position["batches"] == 3:
+            raise OSError("batch 4 cannot be read")
+        return whole(data)
+
+    monkeypatch.setattr(runs.SlowData, "__next__", read)
+    with pytest.raises(OSError, match="batch 4"):
+        go(tmp_path, 5, log_every=1, save_every=1)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == 3
 
 
 def test_figures_are_means_over_the_logged_steps(tmp_path: Path, unbroken: tuple[Path, Any]) -> None:

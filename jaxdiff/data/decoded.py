@@ -1,0 +1,258 @@
+"""A set decoded once: its pixels in one memory-mapped file of the user's cache folder.
+
+To decode a small PNG or JPEG takes tens of times as long as to copy its pixels, and training reads each image hundreds
+of times. So `decode_once` writes the records of a small set, in their order, to a NumPy file of
+
+    {image: uint8 (H, W, C), label: int64}     (without label, where there are none)
+
+and reads batches from there in one call. The file is NAME-PLACE-STATE.npy: PLACE is a hash of what was asked for (the
+files' paths, the split, size, channels, classes), STATE of what the files hold (the source's fingerprint, and each
+file's size and times). A file that changes is thus met under another STATE, and what was kept of that PLACE is removed.
+
+A file is there whole or not at all: it is written under a name that nobody reads, synced, and renamed. Processes that
+want the same one take turns by a lock, which ends with its holder; where the file system has no locks, each writes its
+own and the last one stays, which is the same. Where there is no room or no folder, the source stays as it is, and one
+line says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxdiff.data.sources import DataError, Images, Record, Records, Source, one_line
+
+_VERSION = 1  # of what the file holds; another one is another PLACE
+_CHUNK_BYTES = 2**20  # decoded at a time by each thread
+_SPARE = 100 * 10**6  # bytes that are left free on the disk
+
+Say = Callable[[str], None]
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def cache_folder() -> Path:
+    """Where decoded sets are kept: ``jaxdiff/decoded`` in the user's cache folder, beside the compiled programs.
+
+    Raises:
+      OSError: the user has no home.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdiff" / "decoded"
+    except RuntimeError as error:
+        raise FileNotFoundError(str(error)) from error
+
+
+def decode_once(
+    source: Source, *, limit: int, folder: str | os.PathLike[str] | None = None, say: Say = _to_stderr
+) -> Source:
+    """The same records, decoded now or before; or the source itself, where that does not pay or cannot be kept.
+
+    Args:
+      source: one that decodes files; any other is returned as it is.
+      limit: most bytes of decoded records; a larger set is returned as it is.
+      folder: where they are kept; None: `cache_folder`.
+      say: gets one line when a set is decoded, and when it cannot be kept.
+
+    Raises:
+      DataError: an image that cannot be decoded, as reading it would say.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> from jaxdiff.data import open_folder
+    >>> with tempfile.TemporaryDirectory() as data, tempfile.TemporaryDirectory() as kept:
+    ...     for name in ("1.png", "2.png"):
+    ...         Image.new("RGB", (8, 8)).save(Path(data, name))
+    ...     source = open_folder(data)
+    ...     decoded = decode_once(source, limit=10**6, folder=kept, say=lambda text: None)
+    >>> type(decoded).__name__, decoded.fingerprint == source.fingerprint, len(decoded), decoded[1]["image"].shape
+    ('Decoded', True, 2, (8, 8, 3))
+    """
+    if not isinstance(source, Images) or not source.files:
+        return source
+    kind = _kind(source)
+    if len(source) * kind.itemsize > limit:
+        return source
+    try:
+        folder = cache_folder() if folder is None else Path(folder)
+        place, state = _hashes(source)
+        name = re.sub(r"\W+", "_", Path(source.name).name)[:50]
+        file = folder / f"{name}-{place}-{state}.npy"
+        rows = _mapped(file, kind, len(source))
+        if rows is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / f"{name}-{place}.lock", "w") as lock:
+                locked = _locked(lock, source, say)
+                rows = _mapped(file, kind, len(source))  # another process may have written it meanwhile
+                if rows is None:
+                    _write(file, f"{name}-{place}-", source, kind, locked, say)
+                    rows = _mapped(file, kind, len(source))
+            if rows is None:
+                raise OSError(errno.EIO, "what was written does not read back")
+    except OSError as error:
+        where = "" if folder is None else f" in {folder}"
+        say(f"{source.name}: decoded images cannot be kept{where} ({one_line(error)}); each access decodes anew")
+        return source
+    return Decoded(source, file, rows)
+
+
+class Decoded:
+    """A `Source` over a file of decoded records; made by `decode_once`. Fields as `Source`."""
+
+    def __init__(self, source: Source, file: Path, rows: NDArray[Any]) -> None:
+        self.name = source.name
+        self.image_shape = source.image_shape
+        self.num_classes = source.num_classes
+        self.fingerprint = source.fingerprint
+        self._file, self._count, self._kind = file, len(source), rows.dtype
+        self._hold(rows)
+
+    def _hold(self, rows: NDArray[Any]) -> None:
+        # As plain bytes, a row a record: NumPy copies these whole, and structured records field by field.
+        self._bytes = np.asarray(rows).view(np.uint8).reshape(self._count, self._kind.itemsize)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For worker processes: a mapped array would be copied whole, so each opens the file again.
+        return {**self.__dict__, "_bytes": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        rows = _mapped(self._file, self._kind, self._count)
+        if rows is None:
+            raise DataError(f"{self.name}: {self._file} is gone, though this run reads from it; start the run again")
+        self._hold(rows)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int, /) -> Record:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.name}: no record {index}, there are {len(self)}")
+        row = self._bytes[index].view(self._kind)[0]
+        image = np.array(row["image"])
+        return {"image": image} if self.num_classes is None else {"image": image, "label": int(row["label"])}
+
+    def take(self, indices: NDArray[np.int64], /) -> Records:
+        """Several records: one copy of their bytes."""
+        rows = self._bytes.take(indices, axis=0).view(self._kind)[:, 0]
+        image = rows["image"]
+        return {"image": image} if self.num_classes is None else {"image": image, "label": rows["label"].astype("i4")}
+
+
+def _kind(source: Source) -> np.dtype[Any]:
+    label = [] if source.num_classes is None else [("label", "<i8")]
+    return np.dtype([("image", "u1", source.image_shape), *label])
+
+
+def _hashes(source: Images) -> tuple[str, str]:
+    """PLACE and STATE."""
+    where = os.path.abspath(source.name) if os.path.exists(source.name) else source.name
+    paths = [os.path.abspath(file) for file in source.files]
+    asked = (_VERSION, where, paths, source.request, source.image_shape, source.num_classes)
+    found = [os.stat(path) for path in paths]
+    held = (source.fingerprint, [(file.st_size, file.st_mtime_ns, file.st_ctime_ns) for file in found])
+    place, state = (hashlib.blake2b(repr(text).encode(), digest_size=8).hexdigest() for text in (asked, held))
+    return place, state
+
+
+def _mapped(file: Path, kind: np.dtype[Any], count: int) -> NDArray[Any] | None:
+    """The records of a file, mapped; None where it is not there, or not what it should be."""
+    try:
+        rows = np.lib.format.open_memmap(file, mode="r")
+        size = file.stat().st_size
+    except (OSError, ValueError, EOFError):
+        return None
+    whole = rows.dtype == kind and rows.shape == (count,) and size == rows.offset + rows.nbytes
+    return rows if whole else None
+
+
+def _locked(lock: IO[str], source: Source, say: Say) -> bool:
+    """Waits for its turn; whether the file system has locks. Closing the file gives the lock back."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say(f"{source.name}: waiting for another process that decodes it")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
+
+
+def _write(file: Path, prefix: str, source: Source, kind: np.dtype[Any], locked: bool, say: Say) -> None:
+    """Decodes all records into ``file``, and removes what was kept before under the same prefix."""
+    folder, size = file.parent, len(source) * kind.itemsize
+    if locked:  # whoever left these was killed
+        _remove(folder.glob(f"{prefix}*.partial"))
+    free = shutil.disk_usage(folder).free
+    if free < size + _SPARE:
+        raise OSError(errno.ENOSPC, f"{size / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free")
+    say(f"{source.name}: decoding {len(source):,} images once; their {size / 1e6:,.0f} MB are kept in {folder}")
+    handle, partial = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=".partial")
+    try:
+        with open(handle, "wb") as out, contextlib.closing(_decode(source, kind)) as chunks:
+            header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (len(source),)}
+            np.lib.format.write_array_header_1_0(out, header)
+            for rows in chunks:
+                out.write(rows.view(np.uint8).data)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(partial, file)
+    except BaseException:
+        _remove([Path(partial)])
+        raise
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    _remove(old for old in folder.glob(f"{prefix}*.npy") if old != file)
+
+
+def _remove(files: Iterable[Path]) -> None:
+    for file in files:
+        with contextlib.suppress(OSError):  # what cannot be removed only takes room
+            file.unlink()
+
+
+def _decode(source: Source, kind: np.dtype[Any]) -> Generator[NDArray[Any]]:
+    """The records in their order, some at a time; decoded in threads, since Pillow lets others run meanwhile."""
+    each = max(1, _CHUNK_BYTES // kind.itemsize)
+    threads = min(4, os.cpu_count() or 1)
+
+    def chunk(start: int) -> NDArray[Any]:
+        rows = np.empty(min(each, len(source) - start), kind)
+        for place in range(len(rows)):
+            record = source[start + place]
+            rows["image"][place] = record["image"]
+            if "label" in record:
+                rows["label"][place] = record["label"]
+        return rows
+
+    pending: deque[Future[NDArray[Any]]] = deque()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for start in range(0, len(source), each):
+            pending.append(pool.submit(chunk, start))
+            if len(pending) > 2 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
