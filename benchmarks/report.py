@@ -11,13 +11,16 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jaxdiff import Run, __version__
+from jaxdiff import __version__
+
+if TYPE_CHECKING:
+    from jaxdiff import Run  # only quality's benchmarks have one
 
 PACKAGES = ("jax", "flax", "optax", "numpy", "scikit-learn")
 

@@ -10,6 +10,7 @@ in an environment with jaxdiff, torch 2.13 and a C++ compiler (for `torch.compil
 - *sample*: one evaluation of the network, no gradient.
 - *ddim*: a whole DDIM sampler of 10 evaluations, at the smallest batch only. jaxdiff: `jaxdiff.run.generate`.
 
+jaxdiff's process is set up as `train.py` is: XLA's flags, and on a CPU freed memory is kept (`jaxdiff.config.start`).
 Two processes, one a library, each with all cores; each computes only when it is asked, and the other waits. They are
 timed in turns, each leading every other time, until the median of the ratio is known within 1% (its 95% interval) or
 ``--longest`` seconds have gone. PyTorch stands with its best form: eager and `torch.compile` (sampling also with
@@ -41,7 +42,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Line, fill, say, table, write
-from benchmarks.speed.cases import CASES
+from benchmarks.speed.cases import AS_IT_COMES, CASES
 from benchmarks.speed.pipes import Worker
 from benchmarks.speed.turns import Timed, choose, compared, in_turns, repeats, spread
 
@@ -77,25 +78,28 @@ def apart(ours: Any, theirs: Any) -> float:
     return max(abs(a - b) / abs(a) for a, b in pairs)
 
 
+def parity_distances(jax: Worker, torch: Worker, dtype: str) -> dict[str, tuple[float, float]]:
+    """How far the forms are apart and how far they may be, by name."""
+    ours, theirs = jax.ask("parity", dtype=dtype), torch.ask("parity", dtype=dtype)
+    found = {"plain Flax: output": ours.pop("plain_output")}
+    for name, value in theirs.items():
+        found[f"PyTorch: {name}"] = apart(ours[name], value) if name in ours else value
+    rounded = dtype != "float32"
+    return {name: (value, ROUNDED if rounded else TOLERANCE[name.split(": ")[1]]) for name, value in found.items()}
+
+
 def check_parity(jax: Worker, torch: Worker, dtype: str) -> dict[str, float]:
     """How far the forms are apart, by name.
 
     Raises:
       SystemExit: further than they may be.
     """
-    ours, theirs = jax.ask("parity", dtype=dtype), torch.ask("parity", dtype=dtype)
-    found = {"plain Flax: output": ours.pop("plain_output")}
-    for name, value in theirs.items():
-        found[f"PyTorch: {name}"] = apart(ours[name], value) if name in ours else value
-    wrong = []
-    for name, value in found.items():
-        most = TOLERANCE[name.split(": ")[1]] if dtype == "float32" else ROUNDED
+    found = parity_distances(jax, torch, dtype)
+    for name, (value, most) in found.items():
         print(f"  parity in {dtype}, {name}: {value:.1e} apart, at most {most:g}", flush=True)
-        if not value <= most:
-            wrong.append(name)
-    if wrong:
+    if wrong := [name for name, (value, most) in found.items() if not value <= most]:
         raise SystemExit(f"the forms are not the same network ({', '.join(wrong)}): nothing is timed")
-    return found
+    return {name: value for name, (value, _) in found.items()}
 
 
 def forms_of(case: str, mode: str, allowed: Sequence[str]) -> list[str]:
@@ -268,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--plain-defaults",
         action="store_true",
-        help="the plain Flax form in a process of its own, without --xla-flags and --cpu-devices",
+        help="the plain Flax form in a process of its own, as JAX comes: without what jaxdiff's programs set up",
     )
     parser.add_argument("--full", action="store_true", help="diffusers' U-Net too, where it is installed")
     parser.add_argument("--dropout", type=float, default=None, help="another rate than the networks' own")
@@ -296,7 +300,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch = stack.enter_context(Worker("benchmarks.speed.torch_side", {}))
         plain = jax
         if options.plain and options.plain_defaults:
-            usual = environment | {"JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
+            usual = environment | {"JAX_NUM_CPU_DEVICES": "1", AS_IT_COMES: "1"}
+            usual["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "")
             plain = stack.enter_context(Worker("benchmarks.speed.jax_side", usual))
         return measure(jax, torch, plain, options)
 

@@ -8,14 +8,15 @@ is the jitted ``net.apply``, and its sampler the jitted `jaxdiff.run.generate`.
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import importlib.metadata
 import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks.speed.cases import CASES, CHAIN, CLIP, DECAY, EVALUATIONS, LR, PARITY_BATCH, PARITY_STEPS
+from benchmarks.speed.cases import AS_IT_COMES, CASES, CHAIN, CLIP, DECAY, EVALUATIONS, LR, PARITY_BATCH, PARITY_STEPS
 from benchmarks.speed.parameters import named
 from benchmarks.speed.pipes import serve
 from benchmarks.speed.plain_flax import load, plain_step
@@ -39,14 +40,12 @@ from jaxdiff import (
     sample_keys,
     uniform_times,
 )
-from jaxdiff.config import keep_compiled
 from jaxdiff.networks import DiT, Functional, UNet, functional
-from jaxdiff.run import generate
 from jaxdiff.train import (
     TrainState,
     batch_sharding,
     compile_step,
-    create_sharded_state,
+    create_state,
     make_mesh,
     make_optimizer,
     state_template,
@@ -63,6 +62,8 @@ class JaxSide:
     """What the parent may ask; each method's arguments and result are plain values."""
 
     def __init__(self) -> None:
+        from jaxdiff.config import keep_compiled  # here, as below: `device_jax` does without the imports of a run
+
         keep_compiled()
         self.mesh = make_mesh()
         self.calls: dict[str, Call] = {}
@@ -109,6 +110,11 @@ class JaxSide:
 
     def parity(self, dtype: str) -> dict[str, Any]:
         """Writes what an evaluation, a sampler and a few steps come to, at a small batch without dropout."""
+        on_cpu = jax.default_backend() == "cpu"  # elsewhere products of float32 numbers are rounded by default
+        with nullcontext() if on_cpu else jax.default_matmul_precision("highest"):
+            return self._parity(dtype)
+
+    def _parity(self, dtype: str) -> dict[str, Any]:
         net = self.network(dtype, dropout=0.0)
         image, cond = self.images(PARITY_BATCH)
         output = jax.jit(net.apply)(self.params, jnp.asarray(image), self.times(PARITY_BATCH), cond or None)
@@ -152,15 +158,15 @@ class JaxSide:
         step = compile_step(
             net=net, loss=loss, optimizer=optimizer, ema=Ema(DECAY), schedule=schedule, template=template
         )
-        state = create_sharded_state(net, optimizer, loss, key, self.mesh)
-        copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=state.step.sharding)
-        state = dataclasses.replace(state, params=copied(self.params), ema=copied(self.params))
+        state = started(optimizer, loss, key, self.params, template)
         return state, step, put_batch({"image": image, **cond}, batch_sharding(self.mesh)), loss
 
     def sampling(self, batch: int) -> tuple[jax.Array, jax.Array]:
         return sample_keys(jax.random.key(0), 0, batch), uniform_times(PROCESS, EVALUATIONS)
 
     def sampler(self, net: Functional, batch: int) -> Call:
+        from jaxdiff.run import generate
+
         keys, ts = self.sampling(batch)
         cond = jax.tree.map(jnp.asarray, self.images(batch)[1]) or None
         sharding = None if batch % self.mesh.size else batch_sharding(self.mesh)
@@ -220,11 +226,13 @@ class JaxSide:
         return time.perf_counter() - begin
 
     def time(self, form: str, calls: int) -> float:
-        """Seconds of one call, the mean of so many, each waited for."""
-        call = self.calls[form]
+        """Seconds of one call, the mean of so many: on a CPU each is waited for, elsewhere the last, as in PyTorch."""
+        call, each = self.calls[form], jax.default_backend() == "cpu"
         begin = time.perf_counter()
-        for _ in range(calls):
-            jax.block_until_ready(call())
+        for n in range(calls):
+            result = call()
+            if each or n == calls - 1:
+                jax.block_until_ready(result)
         return (time.perf_counter() - begin) / calls
 
     def drop(self) -> None:
@@ -239,9 +247,23 @@ class JaxSide:
         return longest_operations(lambda: jax.block_until_ready(call()), calls, most)
 
 
+def started(optimizer: Any, loss: DenoisingLoss, key: jax.Array, params: Any, template: TrainState) -> TrainState:
+    """The state of step 0 with parameters that are there already."""
+
+    def make(key: jax.Array, params: Any) -> TrainState:
+        copied = SimpleNamespace(init=lambda _: jax.tree.map(jnp.copy, params))  # for the state will be donated
+        return create_state(copied, optimizer, loss, key)
+
+    return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, template))(key, params)
+
+
 def _relative(a: Any, b: Any) -> float:
     return float(np.linalg.norm(np.asarray(a - b)) / np.linalg.norm(np.asarray(b)))
 
 
 if __name__ == "__main__":
+    if AS_IT_COMES not in os.environ:
+        from jaxdiff.config import set_up
+
+        set_up([])
     serve(JaxSide())

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -47,9 +50,13 @@ class Worker:
     Args:
       module: its dotted name.
       environment: variables to add.
+
+    Attributes:
+      deadline: by `time.monotonic`, when a question that is still unanswered ends the process; None: never.
     """
 
     def __init__(self, module: str, environment: Mapping[str, str]):
+        self.deadline: float | None = None
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self.module = module
         self.process = subprocess.Popen(
@@ -67,10 +74,17 @@ class Worker:
         Raises:
           WorkerError: it raised an exception.
           RuntimeError: the process ended.
+          TimeoutError: it was ended, at the deadline.
         """
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
         self.process.stdin.flush()
+        if self.deadline is not None:
+            left = max(0.0, self.deadline - time.monotonic())
+            if not select.select([self.process.stdout], [], [], left)[0]:
+                self.process.kill()
+                self.process.wait()
+                raise TimeoutError(f"{self.module} was still asked to {do} when its time was over")
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"{self.module} ended while asked to {do}: exit status {self.process.wait()}")
@@ -88,7 +102,8 @@ class Worker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):  # it has ended with a question unread
+            self.process.stdin.close()
         try:
             self.process.wait(timeout=30 if kind is None else 2)
         except subprocess.TimeoutExpired:

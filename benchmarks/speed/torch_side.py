@@ -11,12 +11,13 @@ foreach operation; bfloat16 is autocast's.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.util
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,10 @@ class TorchSide:
 
     def parity(self, dtype: str) -> dict[str, Any]:
         """The same evaluation, sampler and steps as the other process made, and how far they are apart."""
+        with exact_products():
+            return self._parity(dtype)
+
+    def _parity(self, dtype: str) -> dict[str, Any]:
         given = np.load(self.folder / "parity.npz")
         network = self.network(dropout=0.0).eval()
         label = self._given(given["label"]).long() if "label" in given else None
@@ -214,10 +219,7 @@ class TorchSide:
             network = network.to(memory_format=torch.channels_last)
             image = image.contiguous(memory_format=torch.channels_last)
         network.train(mode == "train")
-        run: Any = network
-        if "compile" in words:
-            options: Any = {"freezing": True} if "freezing" in words else None
-            run = torch.compile(network, fullgraph="diffusers" not in words, dynamic=False, options=options)
+        run = self.compiled(network, words)
         if mode == "train":
             step = Training(run, self.faster_optimizer(network), self.autocast(dtype), self.alphas, self.sigmas)
             self.calls[form] = lambda: step(image, label)
@@ -231,6 +233,12 @@ class TorchSide:
             self.calls[form]()
         self.synchronise()
         return time.perf_counter() - begin
+
+    def compiled(self, network: nn.Module, words: list[str]) -> Any:
+        if "compile" not in words:
+            return network
+        options: Any = {"freezing": True} if "freezing" in words else None
+        return torch.compile(network, fullgraph="diffusers" not in words, dynamic=False, options=options)
 
     def evaluate(self, network: nn.Module, x: Tensor, t: Tensor, label: Tensor | None, dtype: str) -> Tensor:
         with torch.inference_mode(), self.autocast(dtype)():
@@ -287,6 +295,19 @@ class TorchSide:
         else:
             self.calls.pop(form, None)
         gc.collect()
+
+
+@contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """Within it, products and convolutions of float32 numbers are not rounded to TF32 on a GPU."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 class _Diffusers(nn.Module):
