@@ -4,6 +4,9 @@ python sample.py runs/digits                                       a grid of all
 python sample.py runs/digits --label 3 5 --num 20 --guidance 2     some classes
 python sample.py runs/digits --num 1000 --out samples.npz          arrays: images uint8 (N, H, W, C), labels
 python sample.py runs/digits --sampler dpmpp_2m --steps 20         another sampler
+python sample.py runs/digits --sampler sa_solver --tau 0.5         one with a number of its own
+python sample.py runs/digits --feature-cache deepcache:3           faster, at a price: features reused
+python sample.py runs/digits --compiled kept                       faster to start from the second time on
 
 Of a run on points, the picture is a scatter plot, and the arrays are points float32 (N, 2).
 """
@@ -14,17 +17,27 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import tyro
 
 from jaxdiff import config as cfg
-from jaxdiff.config import ConfigError
+from jaxdiff.config import ConfigError, SampleConfig
+from jaxdiff.config.build import SAMPLERS, look_up
+from jaxdiff.config.schema import check_ranges
 from jaxdiff.images import grid, save_png, to_uint8
+from jaxdiff.networks import DeepCache, FirstBlock, TaylorSeer
+from jaxdiff.networks.caching import FeatureCache
+from jaxdiff.process import Process
 from jaxdiff.run import Run, rows_of_labels
 from jaxdiff.study import scatter
 from jaxdiff.train import CheckpointError
+
+CACHES: dict[str, type[FeatureCache]] = {"deepcache": DeepCache, "taylorseer": TaylorSeer, "firstblock": FirstBlock}
+NUMBERS = ("order", "eta", "tau", "tolerance", "churn", "snr", "langevin_steps")
+"""Options that some samplers have, named as in a configuration's `sample`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +54,33 @@ class Options(cfg.StartOptions):
     """ddim, dpmpp_2m, unipc, heun, dpmpp_2m_sde, adaptive, ...: docs/samplers.md lists all."""
     steps: int | None = None
     """Times on the sampler's grid."""
+    spacing: str | None = None
+    """Of these times: uniform, log_snr, karras, quadratic or trailing."""
+    order: int | None = None
+    """Order of dpm_solver, unipc, deis, lms, ipndm or sa_solver."""
+    eta: float | None = None
+    """Noise of ddim: 0 none, 1 as much as ddpm."""
+    tau: float | None = None
+    """Noise of the samplers on the reverse SDE: 0 none, 1 the reverse of the process."""
+    tolerance: float | None = None
+    """Of adaptive, relative and absolute."""
+    churn: float | None = None
+    """Share by which a step of edm_stochastic raises the noise first."""
+    snr: float | None = None
+    """Size of predictor_corrector's Langevin steps."""
+    langevin_steps: int | None = None
+    """Langevin steps at each time, of predictor_corrector or annealed_langevin."""
     guidance: float | None = None
     """Weight of classifier-free guidance; 1 is the plain conditional model."""
+    guidance_interval: tuple[float, float] | None = None
+    """The sigma/alpha, from and to, between which there is guidance; by default everywhere."""
+    null_every: int | None = None
+    """Evaluate guidance's unconditional branch only so often, and reuse its difference between."""
+    feature_cache: str | None = None
+    """Reuse the network's features: deepcache:EVERY of a U-Net, taylorseer:EVERY or firstblock:THRESHOLD of a
+    transformer; more by name, taylorseer:4,order=2,whole."""
+    compiled: Path | None = None
+    """Folder that keeps the compiled sampler, for a faster start from the second time on."""
     seed: int = 0
     """The same seed gives the same images."""
     out: Path | None = None
@@ -68,9 +106,14 @@ def sample(arguments: Sequence[str]) -> None:
         raise ConfigError(f"--num: {options.num} is out of range, it must be at least 1")
     if not 0 <= options.seed < 2**32:
         raise ConfigError(f"--seed: {options.seed} is out of range, it must be from 0 to {2**32 - 1}")
+    if options.compiled is not None and options.compiled.exists() and not options.compiled.is_dir():
+        raise ConfigError(f"--compiled: {str(options.compiled)!r} is a file, it must be a folder")
+    if options.compiled is not None and not options.cache:
+        raise ConfigError("--compiled keeps a compiled program and --no-cache keeps none: leave one of them out")
+    cache = None if options.feature_cache is None else feature_cache(options.feature_cache)
 
     kept = cfg.keep_compiled(options.cache)
-    run = Run.load(options.run, step=options.step, trusted=("jaxdiff", *options.trust))
+    run = with_numbers(Run.load(options.run, step=options.step, trusted=("jaxdiff", *options.trust)), options)
     print(cfg.first_line(kept))
     cond, columns = rows_of_labels(run.num_classes, options.num, options.label)
     num = len(cond["label"]) if cond else options.num or 64
@@ -78,10 +121,14 @@ def sample(arguments: Sequence[str]) -> None:
         jax.random.key(options.seed),
         num,
         cond,
-        sampler=options.sampler,
         steps=options.steps,
+        spacing=options.spacing,
         guidance=options.guidance,
         batch_size=options.batch_size,
+        cache=cache,
+        null_every=options.null_every,
+        guidance_interval=options.guidance_interval,
+        compiled=options.compiled,
     )
 
     points = len(run.shape) == 1
@@ -96,11 +143,74 @@ def sample(arguments: Sequence[str]) -> None:
     print(f"{num} {'points' if points else 'images'} from step {run.step} of {options.run}: {out}")
 
 
+def with_numbers(run: Run, options: Options) -> Run:
+    """The run with the sampler and the numbers that the command line gives in its configuration.
+
+    Raises:
+      ConfigError: an unknown sampler, a number that it does not have, or one out of its range.
+    """
+    given = {name: getattr(options, name) for name in NUMBERS if getattr(options, name) is not None}
+    name = run.config.sample.sampler if options.sampler is None else options.sampler
+    look_up(SAMPLERS, name, "--sampler")
+    for other in sorted(given.keys() - numbers_of(name, run.process)):
+        having = ", ".join(row for row in SAMPLERS if other in numbers_of(row, run.process))
+        raise ConfigError(f"--{other.replace('_', '-')}: {name} has no such number; these have it: {having}")
+    config = dataclasses.replace(run.config, sample=dataclasses.replace(run.config.sample, sampler=name, **given))
+    if given:
+        check_ranges(config)
+    return dataclasses.replace(run, config=config)
+
+
+def numbers_of(sampler: str, process: Process) -> set[str]:
+    """The options of a configuration's `sample` that a sampler is made of.
+
+    >>> from jaxdiff import VP
+    >>> sorted(numbers_of("sa_solver", VP())), numbers_of("heun", VP())
+    (['order', 'tau'], set())
+    """
+    asked: set[str] = set()
+
+    class Asked(SampleConfig):
+        def __getattribute__(self, name: str) -> Any:
+            asked.add(name)
+            return super().__getattribute__(name)
+
+    SAMPLERS[sampler](process, Asked())
+    return asked & {field.name for field in dataclasses.fields(SampleConfig)}
+
+
+def feature_cache(text: str) -> FeatureCache:
+    """A cache by its name and settings, ``NAME:FIRST,NAME=VALUE,SWITCH``.
+
+    Raises:
+      ConfigError: a name or a setting that does not exist, or a value out of its range.
+
+    >>> feature_cache("taylorseer:4,order=2,whole")
+    TaylorSeer(every=4, order=2, newton=False, whole=True)
+    """
+    name, _, settings = text.partition(":")
+    kind = look_up(CACHES, name, "--feature-cache")
+    defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(kind)}
+    given: dict[str, Any] = {}
+    for setting in settings.split(",") if settings else []:
+        key, equals, value = setting.partition("=")
+        if not (equals or given or key in defaults):
+            key, value = next(iter(defaults)), key  # the first, without its name
+        default = defaults.get(key)
+        try:
+            given[key] = True if default is False and not equals else {int: int, float: float}[type(default)](value)
+        except (KeyError, ValueError):
+            known = ", ".join(row if default is False else f"{row}={default}" for row, default in defaults.items())
+            raise ConfigError(f"--feature-cache: {setting!r} is no setting of {name}, which has {known}") from None
+    with cfg.as_config_error("--feature-cache"):
+        return kind(**given)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs with the command line's arguments, or with those given (from Python, where no flag of XLA is set)."""
     with cfg.one_line_errors("sample.py", CheckpointError):
         if arguments is None:
-            cfg.set_xla_flags(sys.argv[1:])
+            cfg.set_up(sys.argv[1:])
         sample(sys.argv[1:] if arguments is None else arguments)
 
 

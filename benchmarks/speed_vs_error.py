@@ -7,7 +7,7 @@ error. The choices:
 
 - *samplers*: DDIM, DPM++(2M), UniPC and Heun at 5 to 50 evaluations;
 - *features*: DPM++(2M) with a cache of the network's features, DeepCache for a U-Net, the first-block cache and
-  TaylorSeer for a transformer (`jaxdiff.networks.caching`);
+  TaylorSeer for a transformer (`jaxdiff.networks.caching`), the former with one decision for the batch;
 - *guidance*, for a run with labels: the null branch reused, or left out where there is little or much noise
   (`jaxdiff.guidance.SparseGuidance`);
 - *parallel*: DDIM by Picard iteration (`jaxdiff.sampling.sample_parallel`), whose gain is for devices with room for
@@ -91,7 +91,7 @@ class Choice:
 
     Args:
       family, name, setting: what it is; ``name`` has one line in the plot.
-      evaluations: times on the grid, or what an adaptive method took.
+      evaluations: of the denoiser one after the other, at most; of parallel steps, those that they stand for.
       draw: the images.
       alone: the name and evaluations of the choice without what this one adds; None: it adds nothing.
       count: iterations or evaluations of each image, if it counts them.
@@ -138,8 +138,9 @@ def choices(problem: Problem, network: Any, quick: bool) -> Iterator[Choice]:
     cached = (MOST,) if quick else (10, 20, MOST)
     for name, sampler in samplers.items():
         for budget in budgets:
-            times = (budget - 1) // 2 + 1 if name == "Heun" else budget
-            yield Choice("samplers", name, "", budget, stepped(problem, sampler, plain, times))
+            steps = (budget - 1) // 2 if name == "Heun" else budget - 1  # the last denoising is an evaluation too
+            taken = 2 * steps + 1 if name == "Heun" else budget
+            yield Choice("samplers", name, "", taken, stepped(problem, sampler, plain, steps + 1))
 
     base = samplers[BASE]
     for name, setting, cache in caches(network, quick):
@@ -196,8 +197,8 @@ def caches(network: Any, quick: bool) -> Iterator[tuple[str, str, FeatureCache]]
     """Name, setting and cache, of those that suit the network."""
     intervals = (3,) if quick else (2, 3, 5)
     if isinstance(network, UNet):
-        level = network.blocks + 1
-        for outer in (1,) if quick else (1, level):
+        level = network.blocks + 1  # of the outermost level's stages: all where there is one level
+        for outer in (1,) if quick or len(network.multipliers) == 1 else (1, level):
             for every in intervals:
                 yield f"DeepCache, {outer} outer", f"every {every}", DeepCache(jnp.int32(every), outer)
     if isinstance(network, DiT):
@@ -206,7 +207,8 @@ def caches(network: Any, quick: bool) -> Iterator[tuple[str, str, FeatureCache]]
                 yield f"TaylorSeer, order {order}", f"every {every}", TaylorSeer(jnp.int32(every), order)
         for threshold in (0.1,) if quick else (0.03, 0.1, 0.2):
             if network.depth > 1:
-                yield "first block", f"above {threshold:g}", FirstBlock(jnp.float32(threshold), together=True)
+                cache = FirstBlock(jnp.float32(threshold), together=True)
+                yield "first block, as one", f"threshold {threshold:g}", cache
 
 
 def problem_of(run: Run, num: int, guidance: float | None, seed: int) -> Problem:

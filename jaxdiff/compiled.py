@@ -5,9 +5,11 @@
 Of a call on new arguments a process traces the function, lowers it to StableHLO and compiles that. The first two are
 kept by `jax.export` (which needs the package flatbuffers), in a file of this module's; the last by JAX's persistent
 compilation cache, which is the process's own where one is set, else the folder ``xla`` beside these files. A kept
-function is found by everything that its program depends on but the numbers: the structure, shapes and types of its
-arguments, its static ones, the code of this library and of the modules whose classes are among the arguments, and the
-versions, settings and devices of JAX.
+function is found by everything that its program depends on but the numbers: the structure, shapes, types and places of
+its arguments, its static ones, the code of this library and of the modules whose classes are among the arguments (with
+those that they import), and the versions, settings and devices of JAX. What cannot be told apart that way is not kept:
+a function or class without a name of its own (a lambda, a partial, one made in another function or in a notebook), or
+one outside of this library whose file has changed since the process began: the code that runs may not be that on disk.
 
 Nothing that is read is executed by Python: a file is one line of JSON, then StableHLO in a flatbuffer. What XLA
 compiled is machine code, as in every compilation cache: keep the folder where only those may write whom you would let
@@ -25,7 +27,9 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +40,29 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding
 
 from jaxdiff.config.serialize import StoredTypeError, to_json
+from jaxdiff.networks import backend
 
 FORMAT = "jaxdiff compiled function 1"
 SETTINGS = (
-    "jax_enable_x64",
+    "jax_allow_f16_reductions",
+    "jax_debug_infs",
+    "jax_debug_nans",
+    "jax_default_device",
     "jax_default_matmul_precision",
     "jax_default_prng_impl",
-    "jax_threefry_partitionable",
+    "jax_disable_jit",
+    "jax_enable_x64",
+    "jax_explicit_x64_dtypes",
     "jax_numpy_dtype_promotion",
-    "jax_debug_nans",
+    "jax_random_seed_offset",
+    "jax_softmax_custom_jvp",
+    "jax_threefry_gpu_kernel_lowering",
+    "jax_threefry_partitionable",
+    "jax_use_shardy_partitioner",
 )
-"""Settings of JAX that change what is traced."""
+"""Settings of JAX that change what is traced; None where a release has not one of them."""
+
+_BEGAN = time.time_ns()
 
 
 class Kept:
@@ -81,6 +97,9 @@ class Kept:
 
         Returns:
           A pytree of arrays of the kinds that `jax.export` knows (tuples, lists, dicts).
+
+        Raises:
+          What the function raises about its arguments.
         """
         static = static or {}
         try:
@@ -104,6 +123,7 @@ class Kept:
         exported = self._read(path, text)
         if exported is None:
             flat, shapes = _flat(function, arguments, static)
+            flat.trace(*shapes)  # raises what is wrong with the arguments, which is not about keeping
             try:
                 exported = _export(flat, shapes)
                 self._write(path, text, bytes(exported.serialize()))
@@ -111,8 +131,8 @@ class Kept:
                 why = " ".join(str(error).split())[:300]
                 self._say(f"{_name(function)} is compiled once, but traced anew in each process: {why}")
         with _compilations_kept(self.folder / "xla"):
-            call = flat if exported is None else exported.call
-            return jax.jit(call).lower(*map(_plain, jax.tree.leaves(arguments))).compile()
+            call = flat if exported is None else jax.jit(exported.call)
+            return call.lower(*map(_plain, jax.tree.leaves(arguments))).compile()
 
     def _read(self, path: Path, text: str) -> jax.export.Exported | None:
         try:
@@ -134,12 +154,16 @@ class Kept:
 
     def _write(self, path: Path, text: str, blob: bytes) -> None:
         head = {"format": FORMAT, "sha256": hashlib.sha256(blob).hexdigest(), "facts": json.loads(text)}
+        partial = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".", delete=False) as file:
+                partial = Path(file.name)
                 file.write(json.dumps(head, sort_keys=True).encode() + b"\n" + blob)
-            os.replace(file.name, path)
+            os.replace(partial, path)  # there whole or not at all, whoever else writes it
         except OSError as error:
+            if partial is not None:
+                partial.unlink(missing_ok=True)
             self._say(f"{path} cannot be written ({error.strerror}): it will be compiled again next time")
 
 
@@ -157,7 +181,7 @@ def _fault(head: bytes, blob: bytes, text: str) -> str | None:
 
 
 def _setting(name: str) -> Any:
-    return getattr(jax.config, name)
+    return getattr(jax.config, name, None)
 
 
 @contextlib.contextmanager
@@ -180,8 +204,8 @@ def _compilations_kept(folder: Path) -> Iterator[None]:
 
 def _flat(
     function: Callable[..., Any], arguments: Sequence[Any], static: Mapping[str, Any]
-) -> tuple[Callable[..., Any], list[jax.ShapeDtypeStruct]]:
-    """The call as a function of its leaves, without classes of ours and without keys, and their shapes."""
+) -> tuple[Any, list[jax.ShapeDtypeStruct]]:
+    """The call as a jitted function of its leaves, without classes of ours and without keys, and their shapes."""
     leaves, structure = jax.tree.flatten(tuple(arguments))
     restored = [_restoring(leaf) for leaf in leaves]
 
@@ -189,19 +213,19 @@ def _flat(
         given = [restore(leaf) for restore, leaf in zip(restored, plain, strict=True)]
         return function(*jax.tree.unflatten(structure, given), **static)
 
-    return flat, [_shape(leaf) for leaf in leaves]
+    return jax.jit(flat), [_shape(leaf) for leaf in leaves]
 
 
-def _export(flat: Callable[..., Any], shapes: Sequence[jax.ShapeDtypeStruct]) -> jax.export.Exported:
+def _export(flat: Any, shapes: Sequence[jax.ShapeDtypeStruct]) -> jax.export.Exported:
     try:
-        return jax.export.export(jax.jit(flat))(*shapes)
+        return jax.export.export(flat)(*shapes)
     except ValueError as error:
         # A library's kernel, whose name alone jax.export does not vouch for over versions: a file is for one version.
-        kernels = set(re.findall(r"custom_call @([\w$.]+)", jax.jit(flat).lower(*shapes).as_text()))
+        kernels = set(re.findall(r"custom_call @([\w$.]+)", flat.lower(*shapes).as_text()))
         if not kernels or any("callback" in name for name in kernels):
             raise error
         allowed = [jax.export.DisabledSafetyCheck.custom_call(name) for name in sorted(kernels)]
-        return jax.export.export(jax.jit(flat), disabled_checks=allowed)(*shapes)
+        return jax.export.export(flat, disabled_checks=allowed)(*shapes)
 
 
 def _is_key(leaf: Any) -> bool:
@@ -220,6 +244,8 @@ def _restoring(leaf: Any) -> Callable[[Any], Any]:
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    if isinstance(leaf, jax.Array) and not _is_key(leaf):  # nearly all are, and `jax.eval_shape` takes 0.1 ms
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=jax.typeof(leaf).weak_type)
     shape: jax.ShapeDtypeStruct = jax.eval_shape(_plain, leaf)
     return shape
 
@@ -235,28 +261,43 @@ def facts_of(function: Callable[..., Any], arguments: Sequence[Any], static: Map
     """Everything that the program of a call depends on but its numbers, as JSON.
 
     Raises:
-      StoredTypeError: an argument holds, as a static part, something without a name of its own, such as a function.
+      StoredTypeError: the function, or something static in an argument, has no name by which its code can be found; or
+        that code has changed on disk since this process began.
     """
+    name = _qualified(function)
     structure = _structure(jax.tree.structure(tuple(arguments)))
-    described = {name: _described(value) for name, value in static.items()}
-    devices = next((s.mesh.devices.flat for s in static.values() if isinstance(s, NamedSharding)), jax.devices()[:1])
+    described = {key: [type(value).__name__, _described(value)] for key, value in static.items()}
+    meshes = [value.mesh for value in static.values() if isinstance(value, NamedSharding)]
+    devices = list(meshes[0].devices.flat) if meshes else jax.devices()[:1]
+    places: dict[Any, int] = {}
     leaves = []
     for leaf in jax.tree.leaves(arguments):
         shape = _shape(leaf)
         impl = str(jax.random.key_impl(leaf)) if _is_key(leaf) else None
-        leaves.append([list(shape.shape), shape.dtype.name, bool(shape.weak_type), impl])
-    module = getattr(function, "__module__", None)
+        placed = leaf.sharding if isinstance(leaf, jax.Array) and leaf.committed else None
+        place = places.setdefault(placed, len(places))
+        leaves.append([list(shape.shape), shape.dtype.name, bool(shape.weak_type), impl, place])
     return {
-        "function": f"{module}.{getattr(function, '__qualname__', _name(function))}",
+        "function": name,
         "arguments": structure,
         "leaves": leaves,
+        "places": [p and f"{p} of {sorted(device.id for device in p.device_set)}" for p in places],
         "static": described,
-        "code": _code({module} | set(_modules([structure, described]))),
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy")},
-        "settings": {name: str(_setting(name)) for name in SETTINGS},
-        "backend": jax.default_backend(),
+        "code": _code([name, *_types([structure, described])]),
+        "versions": _versions(),
+        "settings": {setting: str(_setting(setting)) for setting in SETTINGS},
+        "attention": [backend._asked.value, to_json(backend.present_machine())],
+        "backend": [jax.default_backend(), devices[0].client.platform_version],
         "devices": [f"{device.id}: {device.device_kind}" for device in devices],
     }
+
+
+def _qualified(function: Callable[..., Any]) -> str:
+    """Where the function is defined."""
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    if module is None or name is None or "<" in name or getattr(function, "__self__", None) is not None:
+        raise StoredTypeError(f"{_name(function)} is no function at the top level of a module")
+    return f"{module}.{name}"
 
 
 def _described(value: Any) -> Any:
@@ -278,31 +319,76 @@ def _structure(tree: Any) -> Any:
     return [{"type": f"{kind.__module__}.{kind.__qualname__}"}, aux, *children]
 
 
-def _modules(described: Any) -> Iterator[str]:
-    """The modules of the classes that a description names."""
+def _types(described: Any) -> Iterator[str]:
+    """The classes that a description names."""
     if isinstance(described, dict):
         if isinstance(described.get("type"), str):
-            yield described["type"].rpartition(".")[0]
-        for item in described.values():
-            yield from _modules(item)
-    elif isinstance(described, list):
+            yield described["type"]
+        described = list(described.values())
+    if isinstance(described, list):
         for item in described:
-            yield from _modules(item)
+            yield from _types(item)
 
 
 @functools.cache
-def _library() -> str:
-    files = sorted(Path(__file__).parent.rglob("*.py"))
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
+def _versions() -> dict[str, str]:
+    packages = {name: importlib.metadata.version(name) for name in ("flax", "jax", "jaxlib", "numpy")}
+    return packages | {"python": sys.version.split()[0]}
 
 
-def _code(modules: set[str | None]) -> dict[str, str]:
-    """Digests of this library's source, and of the files of other modules."""
-    digests = {"jaxdiff": _library()}
-    for name in sorted(filter(None, modules)):
-        if name.split(".")[0] in ("jaxdiff", "jax", "jaxlib", "numpy", "builtins"):
+# --- code
+
+VERSIONED = frozenset({"jaxdiff", "flax", "jax", "jaxlib", "numpy"} | sys.stdlib_module_names)
+"""Packages told by a version, or (this one) by all of its source."""
+
+
+def _code(names: Iterable[str]) -> dict[str, str]:
+    """Digests of this library's source, and of the modules in which these functions and classes are defined with those
+    that they import; of an installed package no further than its own."""
+    digests = {"jaxdiff": _LIBRARY}
+    waiting = [(_home(name), name) for name in names]
+    while waiting:
+        module, name = waiting.pop()
+        top = (module or name).split(".")[0]
+        if top in VERSIONED or module in digests:
             continue
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if file is not None and os.path.exists(file):
-            digests[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        file = getattr(sys.modules.get(module or ""), "__file__", None)
+        if module is None or file is None or not os.path.exists(file):
+            raise StoredTypeError(f"the code of {name} is in no file")
+        digests[module] = _digest(file, _unchanged(file))
+        installed = not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
+        for other in _imported(sys.modules[module]):
+            if not installed or other.split(".")[0] == top:
+                waiting.append((other, other))
     return digests
+
+
+def _home(name: str) -> str | None:
+    """The module of a function or class, which may stand in another class."""
+    parts = name.split(".")
+    return next((m for n in range(len(parts) - 1, 0, -1) if (m := ".".join(parts[:n])) in sys.modules), None)
+
+
+def _imported(module: types.ModuleType) -> set[str]:
+    """The modules with a file that a module's names lead to."""
+    values = list(vars(module).values())
+    named = (v.__name__ if isinstance(v, types.ModuleType) else getattr(v, "__module__", None) for v in values)
+    return {n for n in named if isinstance(n, str) and getattr(sys.modules.get(n), "__file__", None)}
+
+
+def _unchanged(file: str) -> int:
+    """When the file was written, which was before this process."""
+    changed = os.stat(file).st_mtime_ns
+    if changed > _BEGAN:
+        raise StoredTypeError(f"{file} has changed since this process began: start it again")
+    return changed
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest(file: str, changed: int) -> str:
+    del changed  # another time, another digest
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+_LIBRARY = hashlib.sha256(b"\0".join(f.read_bytes() for f in sorted(Path(__file__).parent.rglob("*.py")))).hexdigest()
+"""Of the source as it is when this module is imported, so that a library edited later is not taken for the new one."""

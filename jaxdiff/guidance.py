@@ -132,7 +132,7 @@ class Difference(NamedTuple):
     Attributes:
       branches: of the guided denoiser.
       kept: D of equation (3).
-      age: evaluations since the null branch's, counted where there is guidance.
+      age: evaluations since the interval was entered; 0 outside of it, so that D is computed anew on entering.
       computed: of the null branch, so far.
     """
 
@@ -170,7 +170,7 @@ class SparseGuidance:
         if len(known) < 3:
             return
         every = np.asarray(1 if self.every is None else self.every)
-        if every.dtype.kind not in "iu" or not np.all(every >= 1):
+        if every.dtype.kind not in "iu" or every.ndim or every < 1:
             raise ValueError(f"every is to be a whole number, 1 or more (1 reuses nothing), got {self.every!r}")
         low, high = float(np.asarray(self.rho_min)), float(np.asarray(self.rho_max))
         if not 0 <= low < high:

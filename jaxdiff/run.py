@@ -249,19 +249,12 @@ class Run:
         images = []
         for first in range(0, n, size):
             part = {name: jnp.asarray(_filled(value[first : first + size], size)) for name, value in arrays.items()}
-            batch = run(
-                denoise,
-                made,
-                sample_keys(key, start + first, size),
-                ts,
-                part or None,
-                weight,
-                null,
-                sparse,
-                shape=self.shape,
-                clip=options.clip,
-                sharding=None if size % self.mesh.size else sharding,
-            )
+            keys, split = sample_keys(key, start + first, size), None if size % self.mesh.size else sharding
+            data = (denoise, made, keys, ts, part or None, weight, null, sparse)
+            try:
+                batch = run(*data, shape=self.shape, clip=options.clip, sharding=split)
+            except ValueError as error:  # of tracing: a cache, a sampler or a network that do not fit each other
+                raise ConfigError(f"sampling: {error}") from error
             images.append(np.asarray(batch)[: n - first])
         return np.concatenate(images)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ import jaxdiff as jd
 from jaxdiff.compiled import Kept, facts_of
 from jaxdiff.config import StoredTypeError
 from jaxdiff.networks import MLP, functional
+from jaxdiff.networks.backend import attention_form
 from jaxdiff.record import field, record
 
 PROCESS = jd.Flow()
@@ -112,6 +117,8 @@ def test_numbers_are_data_and_all_else_is_not(tmp_path: Path) -> None:
         (arguments(jd.DDIM(PROCESS)), {"size": 2}),
         (arguments(jd.Euler(PROCESS)), {"size": 2}),
         (arguments(jd.DPMpp2M(PROCESS)), {"size": 2}),
+        (arguments(jd.UniPC(PROCESS, order=1)), {"size": 2}),
+        (arguments(jd.UniPC(PROCESS, order=2)), {"size": 2}),
         (arguments(n=6), {"size": 2}),
         (arguments(), {"size": 3}),
     ]
@@ -119,8 +126,101 @@ def test_numbers_are_data_and_all_else_is_not(tmp_path: Path) -> None:
     assert all(a != b for i, a in enumerate(different) for b in [facts, *different[:i]])
     assert facts == facts_of(draw, arguments(jd.DDIM(PROCESS, 0.9), seed=1), {"size": 2})
     assert "tests.test_compiled" in facts["code"] and facts["versions"]["jax"] == jax.__version__
-    with jax.default_matmul_precision("highest"):
-        assert facts_of(draw, arguments(), {"size": 2}) != facts
+    for setting in (jax.default_matmul_precision("highest"), attention_form("chunked")):
+        with setting:
+            assert facts_of(draw, arguments(), {"size": 2}) != facts
+    assert facts_of(draw, arguments(), {"size": 2}) == facts
+    assert facts_of(draw, arguments(), {"size": np.int32(2)}) != facts  # of a type of its own where it is used
+    placed = jax.device_put(arguments(), jax.devices()[0])
+    assert facts_of(draw, placed, {"size": 2}) != facts  # a compiled program takes its arguments where they were
+
+
+def scale(x: jax.Array, *, by: int) -> jax.Array:
+    return by * x
+
+
+class Scaled:
+    """A callable with state."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+    def by_two(self, x: jax.Array) -> jax.Array:
+        return 2 * x
+
+
+def test_functions_that_hide_something_are_not_kept(tmp_path: Path) -> None:
+    """Two of the same name could be taken for each other; all the same they are run."""
+
+    def inner(x: jax.Array) -> jax.Array:
+        return 2 * x
+
+    hidden: tuple[Callable[..., Any], ...] = (functools.partial(scale, by=2), inner, Scaled(), Scaled().by_two)
+    for function in hidden:
+        said: list[str] = []
+        found = Kept(tmp_path, said.append)(function, (jnp.ones(2),))
+        np.testing.assert_array_equal(found, function(jnp.ones(2)))
+        assert len(said) == 1 and "no function at the top level of a module" in said[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_function_raises_is_raised(tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(ValueError, match="one key a sample"):
+        denoise, sampler, keys, ts = arguments()
+        Kept(tmp_path, said.append)(jitted, (denoise, sampler, keys, ts), {"size": 2, "keyless": True})
+    assert said == [] and list(tmp_path.iterdir()) == []
+
+
+def jitted(
+    denoise: jd.NetworkDenoiser, sampler: jd.Sampler, keys: jax.Array, ts: jax.Array, *, size: int, keyless: bool
+) -> jax.Array:
+    return jd.sample(sampler, denoise, keys[:1] if keyless else keys, jnp.ones((3, size)), ts)
+
+
+def test_the_code_is_that_of_all_that_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class's own module, also of a class within a class, and what that imports; what was edited meanwhile is not
+    kept."""
+    monkeypatch.syspath_prepend(tmp_path)
+    layers, network = tmp_path / "own_layers.py", tmp_path / "own_network.py"
+    layers.write_text("def activation(x):\n    return x\n")
+    network.write_text(
+        "from jaxdiff.record import record\nfrom own_layers import activation\n\n\n"
+        "class Home:\n    @record\n    class Net:\n        gain: float\n\n\n"
+        "def apply(net):\n    return activation(net.gain)\n"
+    )
+    for file in (layers, network):
+        os.utime(file, (1e9, 1e9))
+    module = importlib.import_module("own_network")
+    try:
+        call = module.apply, (module.Home.Net(2.0),)
+        code = facts_of(*call, {})["code"]
+        assert set(code) == {"jaxdiff", "own_network", "own_layers"}
+        assert set(facts_of(scale, call[1], {})["code"]) > {"own_network", "own_layers", "tests.test_compiled"}
+        layers.write_text("def activation(x):\n    return 2 * x\n")
+        with pytest.raises(StoredTypeError, match=r"own_layers\.py has changed since this process began"):
+            facts_of(*call, {})
+        os.utime(layers, (1e9 + 1, 1e9 + 1))  # as a process that begins now finds it
+        assert facts_of(*call, {})["code"]["own_layers"] != code["own_layers"]
+        del module.__file__  # as in a notebook
+        with pytest.raises(StoredTypeError, match=r"the code of own_network.* is in no file"):
+            facts_of(*call, {})
+    finally:
+        for name in ("own_network", "own_layers"):
+            sys.modules.pop(name, None)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    said: list[str] = []
+    (tmp_path / "file").write_text("")
+    found = Kept(tmp_path / "file", said.append)(scale, (jnp.ones(2),), {"by": 3})
+    assert found.tolist() == [3.0, 3.0] and "cannot be written" in said[-1]
+    kept = Kept(tmp_path / "folder", said.append)
+    place = kept.path(json.dumps(facts_of(scale, (jnp.ones(2),), {"by": 3}), sort_keys=True), scale)
+    place.mkdir(parents=True)  # where the file belongs
+    assert kept(scale, (jnp.ones(2),), {"by": 3}).tolist() == [3.0, 3.0]
+    assert "cannot be read" in said[-2] and "cannot be written" in said[-1]
+    assert [p for p in (tmp_path / "folder").iterdir() if p.name.startswith(".")] == []  # nothing half written
 
 
 @record

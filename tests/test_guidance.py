@@ -144,6 +144,10 @@ def test_the_null_branch_is_reused() -> None:
             assert calls == [row for i in range(9) for row in (one if i % every else both)]
             errors.append(float(jnp.abs(samples - plain).max()))
         assert errors[0] < 1e-6 and 0.1 < errors[1] < errors[2], errors
+    rho = PROCESS.sigma(TIMES) / PROCESS.alpha(TIMES)
+    within = {"rho_min": float(rho[6]) * 1.001, "rho_max": float(rho[2]) * 1.001}
+    together = jd.ClassifierFree(Labelled(PROCESS), 3.0, {"label": 10})
+    assert rows(SparseGuidance(together, PROCESS, 3, **within))[1] == [3, 3, 6, 3, 3, 6, 3, 3, 3]  # counted from within
     sparse = SparseGuidance(guided, PROCESS, 2)
     memory = sparse.begin(START, COND)
     for t in TIMES[:2]:
@@ -154,7 +158,8 @@ def test_the_null_branch_is_reused() -> None:
 
 def test_sparse_guidance_refuses_what_means_nothing() -> None:
     guided = jd.ClassifierFree(by_label, 2.0, {"label": 10})
-    with pytest.raises(ValueError, match="every is to be a whole number, 1 or more"):
-        SparseGuidance(guided, PROCESS, 0)
+    for every in (0, 1.5, jnp.array([1, 2])):
+        with pytest.raises(ValueError, match="every is to be a whole number, 1 or more"):
+            SparseGuidance(guided, PROCESS, every)
     with pytest.raises(ValueError, match=r"0 <= rho_min < rho_max, got 2\.0 and 1\.0"):
         SparseGuidance(guided, PROCESS, rho_min=2.0, rho_max=1.0)

@@ -66,7 +66,7 @@ def test_the_parts_table_names_public_things() -> None:
 def options_of(line: str) -> Iterator[tuple[str, str]]:
     """(program, option) of each --option on a line that runs train.py, sample.py or evaluate.py."""
     if match := re.search(r"(train|sample|evaluate)\.py(.*)", line):
-        for option in re.findall(r"--([\w.]+)", match[2]):
+        for option in re.findall(r"--([\w.-]+)", match[2]):
             yield match[1], option
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import train
-from jaxdiff import DDIM, CosineVP, NetworkDenoiser, Prediction
+from jaxdiff import DDIM, DDPM, CosineVP, NetworkDenoiser, Prediction
 from jaxdiff.config import ConfigError, build_network, parse_config
-from jaxdiff.networks import DeepCache
+from jaxdiff.networks import DeepCache, TaylorSeer
 from jaxdiff.run import Run, rows_of_labels
 from jaxdiff.train import CheckpointError, make_mesh
 
@@ -130,9 +130,12 @@ def test_the_same_images_on_eight_devices(
     code = (
         "import sys, numpy as np; from jaxdiff.run import Run\n"
         "run = Run.load(sys.argv[1]); assert run.mesh.size == 8\n"
-        "np.save(sys.argv[2], np.concatenate([run.sample(7, 16, {'label': 3}), run.sample(7, 3, {'label': 3})]))"
+        "plain = np.concatenate([run.sample(7, 16, {'label': 3}), run.sample(7, 3, {'label': 3})])\n"
+        "kept = [run.sample(7, n, {'label': 3}, compiled=sys.argv[3]) for n in (16, 3)]\n"
+        "np.testing.assert_allclose(np.concatenate(kept), plain, atol=1e-5); np.save(sys.argv[2], plain)"
     )
-    run_python("-c", code, folder, tmp_path / "images.npy", devices=8)
+    done = run_python("-c", code, folder, tmp_path / "images.npy", tmp_path / "kept", devices=8)
+    assert done.stderr == ""
     images = np.load(tmp_path / "images.npy")
     ours = run.sample(7, 16, {"label": 3})
     np.testing.assert_allclose(images[:16], ours, atol=1e-4)
@@ -244,6 +247,8 @@ def test_ways_to_sample_faster(run: Run, tmp_path: Path) -> None:
         ({"null_every": 2}, "of guidance, which is not asked for"),
         ({"guidance": 2.0, "null_every": 0}, "every is to be a whole number"),
         ({"guidance": 2.0, "guidance_interval": (2.0, 1.0)}, "rho_min < rho_max"),
+        ({"cache": TaylorSeer(2)}, "a cache of a diffusion transformer"),
+        ({"sampler": DDPM(run.process, "learned")}, "learned"),
     ):
         with pytest.raises(ConfigError, match=message):
             run.sample(0, 3, label, **wrong)

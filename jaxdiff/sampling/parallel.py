@@ -11,10 +11,10 @@ whose terms need no one another: all S_i are evaluated at once. After k iteratio
 others mostly converge sooner. The iteration runs over a window of W points (their algorithm 1): a point is done when
 all before it have moved by no more than the tolerance,
 
-    rms(z_i^{k+1} - z_i^k) <= tolerance,     i <= j,                                                 (2)
+    rms(z_i^{k+1} - z_i^k) <= tolerance,     i < j,                                                  (2)
 
-at least the first is; the window then slides on by as many, and begins its new points at its last. Here each sample has
-a window of its own, so that what it becomes depends on no other.
+for then its increments were taken where they belong; the first always is. The window slides on by as many, and begins
+its new points at its last. Here each sample has a window of its own, so that what it becomes depends on no other.
 
 In z, as on the adaptive sampler's, a sample has the data's size from noise to data, so one tolerance means the same
 everywhere (the paper scales it by the noise of a DDPM step); for data of unit variance z is constant along the flow, so
@@ -76,7 +76,7 @@ def sample_parallel(
     Args:
       sampler: a one-step method: `DDIM`, `Euler`, `DDPM`, `Heun`, ...; what it evaluates within a step it still does
         one after the other.
-      denoise: the denoiser; a cache is not used.
+      denoise: the denoiser; what it could remember (a cache, a branch of guidance) is not reused.
       keys, x, ts, cond, noise: as `sample`.
       window: W, how many steps are evaluated at once, at least 1; static. More than there are is taken as all.
       tolerance: equation (2), in units of the data, 0 or more; data, ``()`` or ``(B,)``. 0 iterates until nothing

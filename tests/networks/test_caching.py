@@ -83,6 +83,63 @@ def test_reusing_nothing_is_exact(kind: str) -> None:
         np.testing.assert_array_equal(heun, samples(denoiser(kind), start(), 5, COND, jd.Heun))
 
 
+def test_a_first_block_that_adds_nothing_says_nothing() -> None:
+    """Its part never changes, while the others' do: a threshold of 0 reuses nothing, and no threshold everything."""
+    params = jax.tree.map(np.copy, params_of(NETS["dit"]))
+    for leaf in jax.tree.leaves(params["blocks"]["modulation"]):
+        leaf[0] = 0.0  # gates and all
+    plain = dataclasses.replace(denoiser("dit"), params=params)
+    expected = samples(plain, start(), 8, COND)
+    for threshold in (0.0, 0.5):
+        cached = dataclasses.replace(plain, cache=FirstBlock(threshold))
+        np.testing.assert_array_equal(samples(cached, start(), 8, COND), expected)
+
+
+def test_every_loop_carries_the_memory() -> None:
+    """`sample_path` and `integrate` reuse as `sample` does."""
+
+    @jax.jit
+    def loops(denoise: jd.NetworkDenoiser, x: jax.Array) -> tuple[jax.Array, ...]:
+        sampler, ts = jd.DPMpp2M(PROCESS), jnp.linspace(0.9, 0.3, 8)
+        xs, x0 = jd.sample_path(sampler, denoise, None, x, ts, COND)
+        last, _ = jd.integrate(sampler, denoise, None, x, ts, COND)
+        return jd.sample(sampler, denoise, None, x, ts, COND), x0, last, xs[-1]
+
+    found = loops(denoiser("dit", TaylorSeer(3)), start())
+    for one, other in (found[:2], found[2:]):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+    for one, other in zip(found, loops(denoiser("dit", TaylorSeer(1)), start()), strict=True):
+        assert np.abs(one - other).max() > 1e-4  # the cache was there
+
+
+def test_half_precision_is_kept() -> None:
+    """Features have the network's type from one evaluation to the next, as a loop's carry must."""
+    caches: dict[str, list[FeatureCache]] = {
+        "unet": [DeepCache(2, outer=3)],
+        "dit": [FirstBlock(0.1), TaylorSeer(2, order=2, newton=True), TaylorSeer(2, whole=True)],
+    }
+    for kind, these in caches.items():
+        half: Any = functional(dataclasses.replace(NETS[kind].build, dtype="bfloat16"))  # type: ignore[type-var]
+        for cache in these:
+            denoise = dataclasses.replace(denoiser(kind, cache), net=half)
+            types = {leaf.dtype.name for leaf in jax.tree.leaves(denoise.begin(start(), COND).features)}
+            assert types == {"bfloat16"}
+            ts = jnp.linspace(0.9, 0.3, 5)
+            jax.eval_shape(lambda d, x, ts=ts: jd.sample(jd.DDIM(PROCESS), d, None, x, ts, COND), denoise, start())
+
+
+def test_weights_are_not_copied() -> None:
+    """A part of the blocks runs on the stacked weights where they are: other memory is less than theirs."""
+    net = functional(DiT(in_channels=1, width=32, depth=12, heads=1, frequencies=16))
+    denoise = jd.NetworkDenoiser(net, params_of(net), PROCESS, SMOOTH, FirstBlock(0.1))
+    x = start(1)
+    memory = denoise.begin(x)
+    compiled = jax.jit(lambda d, x, memory: d.recall(x, 0.5, None, memory)).lower(denoise, x, memory).compile()
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params_of(net)["blocks"]))
+    used = compiled.memory_analysis()
+    assert used is not None and used.temp_size_in_bytes < weights / 2
+
+
 @pytest.mark.parametrize(
     ("kind", "cache", "order"),
     [
@@ -198,6 +255,19 @@ def test_newton_forecasts_polynomials() -> None:
         differences = tuple(jnp.array(row[0]) for row in rows)
         for u in (0.25, 0.5, 1.0):
             np.testing.assert_allclose(forecast_of(differences, u, newton), polynomial(u), rtol=1e-5)
+
+
+def test_differences_grow_with_what_is_known() -> None:
+    """Equation (3): after i + 1 values those of order i; Newton's forecast is then exact for their degree."""
+    cache, square = TaylorSeer(order=2, newton=True), np.poly1d([1.0, -3.0, 2.0])
+    features: tuple[Any, ...] = (jnp.zeros(()),) * 3
+    found = []
+    for known in range(4):
+        features = cache._differences(jnp.float32(square(known)), features, jnp.int32(known))
+        found.append([float(leaf) for leaf in features])
+        if known >= 2:
+            np.testing.assert_allclose(forecast_of(features, 0.5, True), square(known + 0.5), rtol=1e-6)
+    assert found == [[2.0, 0.0, 0.0], [0.0, -2.0, 0.0], [0.0, 0.0, 2.0], [2.0, 2.0, 2.0]]
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,39 @@ def test_tolerance_trades_error_for_iterations() -> None:
     np.testing.assert_array_equal(mixed[32:], run(jnp.full(64, 1e-1))[0][32:])
 
 
+def windowed(step: Callable[[int, Any], Any], z: Any, steps: int, window: int, tolerance: float) -> tuple[Any, int]:
+    """Algorithm 1 of the paper for one sample, in its own words: the last point and the iterations."""
+    points, begin, iterations = [z] * (window + 1), 0, 0
+    while begin < steps:
+        within = min(window, steps - begin)
+        moved = [step(begin + j, points[j]) - points[j] for j in range(within)]
+        new = [points[0] + sum(moved[:j], 0 * z) for j in range(within + 1)]
+        error = [float(np.sqrt(np.mean((new[j] - points[j]) ** 2))) for j in range(within)]
+        stride = next((j for j in range(1, within) if error[j] > tolerance), within)
+        points = (new[stride:] + [new[-1]] * stride)[: window + 1] + [new[-1]] * (window - within)
+        begin, iterations = begin + stride, iterations + 1
+    return points[0], iterations
+
+
+@pytest.mark.parametrize(("window", "tolerance"), [(4, 3e-2), (STEPS, 1e-2)])
+def test_it_is_the_papers_algorithm(window: int, tolerance: float) -> None:
+    """The same window slides as far in each iteration."""
+    _, x, ts = problem(3)
+    exact = mixture(PROCESS)
+    size = np.asarray(jnp.sqrt(PROCESS.alpha(ts) ** 2 + PROCESS.sigma(ts) ** 2))
+    euler = jax.jit(lambda x, t, s: jd.DDIM(PROCESS).step(exact, jd.step_noise(None, x), (), x, t, s)[0])
+
+    def step(i: int, z: Any) -> Any:
+        return np.asarray(euler(size[i] * z[None], ts[i], ts[i + 1]))[0] / size[i + 1]
+
+    found, iterations = sample_parallel(jd.DDIM(PROCESS), exact, None, x, ts, window=window, tolerance=tolerance)
+    for i in range(3):
+        z, taken = windowed(step, np.asarray(x[i]) / size[0], STEPS, window, tolerance)
+        assert int(iterations[i]) == taken < STEPS
+        expected = exact(size[-1] * jnp.asarray(z)[None], ts[-1]).x0[0]
+        np.testing.assert_allclose(found[i], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_sample_depends_on_no_other() -> None:
     keys, x, ts = problem()
     exact = mixture(PROCESS)
