@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     interrupted run ends with status 130."""
     with cfg.one_line_errors("evaluate.py", DataError, CheckpointError, *METRIC_ERRORS):
         if arguments is None:
-            cfg.set_xla_flags(sys.argv[1:])
+            cfg.set_up(sys.argv[1:])
         finished = evaluate(sys.argv[1:] if arguments is None else arguments)
     if not finished:
         raise SystemExit(130)

@@ -82,7 +82,7 @@ def train(arguments: Sequence[str]) -> None:
 
     with (
         training.Checkpoints(folder / CHECKPOINTS, keep=config.checkpoint.keep, best="loss") as checkpoints,
-        cfg.build_pipeline(config, source) as data,
+        cfg.build_pipeline(config, source, cache=options.cache) as data,
     ):
         # --- State: new, or as the last checkpoint has it
         if checkpoints.latest() is None:
@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs with the command line's arguments, or with those given (from Python, where no flag of XLA is set)."""
     with cfg.one_line_errors("train.py", DataError, training.CheckpointError, training.DivergedError):
         if arguments is None:
-            cfg.set_xla_flags(sys.argv[1:])
+            cfg.set_up(sys.argv[1:])
         train(sys.argv[1:] if arguments is None else arguments)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,32 @@ def test_the_backend_is_told_without_jax(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_module_does_not_need_jax(run_python: Callable[..., Any], repository: Path) -> None:
     code = "import runpy, sys; runpy.run_path('jaxdiff/config/start.py'); assert 'jax' not in sys.modules"
     run_python("-c", code)
+
+
+# --- memory
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from jaxdiff.config import start
+print(start.keep_memory(sys.argv[1:]))
+def fill():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(16 * 2**20, np.float32)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+fill()
+print(max(fill() for _ in range(3)))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's heap")
+def test_freed_memory_is_kept(run_python: Callable[..., Any]) -> None:
+    """A block of 64 MiB, asked for again, has its 16,384 pages still; without, or with huge ones, they are new."""
+    kept, faults = run_python("-c", FAULTS).stdout.split()
+    assert kept == "True" and int(faults) < 200, faults
+    for arguments, env in ((["--no-xla-flags"], {}), ([], {"MALLOC_ARENA_MAX": "2"}), ([], {"JAX_PLATFORMS": "cuda"})):
+        kept, faults = run_python("-c", FAULTS, *arguments, env=env).stdout.split()
+        assert kept == "False" and int(faults) >= 30, faults
 
 
 # --- compilations, in real processes
@@ -137,7 +164,10 @@ def test_the_first_line_tells_what_was_set_up(
     assert line.startswith("JAX ") and "compiled programs are not kept" in line and "no XLA flags set" in line
     assert not cache.exists()
     line = run_python("sample.py", path, *options, env=environment).stdout.splitlines()[0]
-    assert f"kept in {cache}" in line and f"XLA runs with {CPU_FLAG} (--no-xla-flags: without)" in line
+    assert (
+        f"kept in {cache}" in line
+        and f"XLA runs with {CPU_FLAG} and freed memory kept (--no-xla-flags: without)" in line
+    )
     assert any(cache.iterdir())
 
 

@@ -31,7 +31,7 @@ from jaxdiff.config.schema import (
     as_config_error,
 )
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, to_json
-from jaxdiff.config.start import StartOptions, first_line, keep_compiled, set_xla_flags
+from jaxdiff.config.start import StartOptions, first_line, keep_compiled, set_up
 from jaxdiff.lazy import lazily
 
 if TYPE_CHECKING:
@@ -86,6 +86,6 @@ __all__ = [
     "parse_config",
     "read_config",
     "resolve",
-    "set_xla_flags",
+    "set_up",
     "to_json",
 ]

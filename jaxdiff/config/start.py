@@ -1,17 +1,23 @@
-"""What a program sets up before JAX starts: XLA's flags, and where compiled programs are kept.
+"""What a program sets up before JAX starts: XLA's flags, the heap, and where compiled programs are kept.
 
 XLA reads the environment variable XLA_FLAGS once, when JAX makes its first device or array; importing JAX does not
 count. A flag that it does not know ends the process. So `FLAGS` says of each flag which releases of jaxlib are known to
 take it, and nothing else is ever set. Only the programs set flags (`train.py`, `sample.py`, `evaluate.py`, from a
 command line); importing jaxdiff sets nothing. What the user has put in XLA_FLAGS stays and wins.
+
+On a CPU, XLA asks for the memory of a call's intermediate values at each call and frees it after. glibc hands blocks of
+that size straight back to the system, which must find, zero and map every page again at the next call: of a U-Net's
+training step a quarter of all its work. `keep_memory` has glibc keep what was freed.
 """
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import re
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
@@ -56,9 +62,9 @@ class StartOptions:
     """Options that all programs have."""
 
     cache: bool = True
-    """Keep compiled programs on disk, so that the next start is faster."""
+    """Keep compiled programs and decoded images on disk, so that the next start is faster."""
     xla_flags: bool = True
-    """Set the flags of XLA that pay on this backend."""
+    """Set the flags of XLA that pay on this backend; on a CPU, keep the memory that XLA frees."""
 
 
 def flags_for(backend: str, jaxlib: str) -> list[str]:
@@ -99,7 +105,7 @@ def set_xla_flags(arguments: Sequence[str], environ: MutableMapping[str, str] | 
     >>> environ["XLA_FLAGS"]
     '--mine'
     """
-    if "--no-xla-flags" in {argument.replace("_", "-") for argument in arguments}:
+    if _declined(arguments):
         return
     environ = os.environ if environ is None else environ
     given = environ.get("XLA_FLAGS", "").split()
@@ -107,6 +113,53 @@ def set_xla_flags(arguments: Sequence[str], environ: MutableMapping[str, str] | 
     more = flags_for(likely_backend(environ), importlib.metadata.version("jaxlib"))
     if more := [flag for flag in more if flag.split("=")[0] not in named]:
         environ["XLA_FLAGS"] = " ".join([*given, *more])
+
+
+_MALLOPT = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1), "M_ARENA_MAX": (-8, 1)}
+"""mallopt's parameters and values: nothing mapped by itself, nothing given back, and one heap, for only the first heap
+can grow to any size."""
+_memory_is_kept = False
+
+
+def keep_memory(arguments: Sequence[str], environ: MutableMapping[str, str] | None = None) -> bool:
+    """Has glibc keep the memory that this process frees, where that pays: on a CPU, under Linux.
+
+    The process then stays at its greatest size until it ends. Left alone are other C libraries, other allocators loaded
+    by LD_PRELOAD (tcmalloc's is faster still), the user's own settings (MALLOC_*, GLIBC_TUNABLES), and a command line
+    with ``--no-xla-flags``.
+
+    Args:
+      arguments: of the command line.
+      environ: what tells of the backend and of the user's settings; None: the environment of this process.
+
+    Returns:
+      Whether it is kept from now on.
+
+    >>> keep_memory(["--no-xla-flags"]), keep_memory([], {"JAX_PLATFORMS": "cuda"})
+    (False, False)
+    """
+    global _memory_is_kept
+    environ = os.environ if environ is None else environ
+    theirs = any(name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD") for name in environ)
+    if _declined(arguments) or theirs or likely_backend(environ) != "cpu" or platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    _memory_is_kept = all(mallopt(parameter, value) == 1 for parameter, value in _MALLOPT.values())
+    return _memory_is_kept
+
+
+def set_up(arguments: Sequence[str]) -> None:
+    """`set_xla_flags` and `keep_memory`, for a program's first line.
+
+    Args:
+      arguments: of the command line.
+    """
+    set_xla_flags(arguments)
+    keep_memory(arguments)
+
+
+def _declined(arguments: Sequence[str]) -> bool:
+    return "--no-xla-flags" in {argument.replace("_", "-") for argument in arguments}
 
 
 def keep_compiled(cache: bool = True) -> Path | None:
@@ -136,7 +189,7 @@ def keep_compiled(cache: bool = True) -> Path | None:
 
 
 def first_line(kept: Path | None) -> str:
-    """What a program says first: JAX and its devices, the folder of compiled programs, the flags set.
+    """What a program says first: JAX and its devices, the folder of compiled programs, the flags set, memory kept.
 
     Args:
       kept: from `keep_compiled`.
@@ -147,5 +200,7 @@ def first_line(kept: Path | None) -> str:
     cache = "not kept" if kept is None else f"kept in {kept} (--no-cache: not)"
     ours = {row.flag for row in FLAGS}
     flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag in ours]
+    if _memory_is_kept:
+        flags.append("and freed memory kept" if flags else "freed memory kept")
     said = f"XLA runs with {' '.join(flags)} (--no-xla-flags: without)" if flags else "no XLA flags set"
     return f"JAX {jax.__version__} on {devices}; compiled programs are {cache}; {said}"
