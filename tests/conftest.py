@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICK_COMPILATION = (  # for jaxlib 0.10 only: a flag that XLA does not know ends the process, and 0.12 does not know all
+QUICK_COMPILATION = (  # for jaxlib 0.10: a flag that XLA does not know ends the process, and 0.12 does not know all
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
