@@ -24,7 +24,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks.speed.cases import AS_IT_COMES, CASES, CHAIN, CLIP, DECAY, EVALUATIONS, LR, PARITY_BATCH, PARITY_STEPS
+from benchmarks.speed.cases import (
+    AS_IT_COMES,
+    CASES,
+    CHAIN,
+    CLIP,
+    DECAY,
+    EVALUATIONS,
+    LR,
+    PARITY_BATCH,
+    PARITY_STEPS,
+    TRAINS,
+)
 from benchmarks.speed.parameters import named
 from benchmarks.speed.pipes import serve
 from benchmarks.speed.plain_flax import load, plain_step
@@ -265,5 +276,5 @@ if __name__ == "__main__":
     if AS_IT_COMES not in os.environ:
         from jaxdiff.config import set_up
 
-        set_up([])
+        set_up([], training=TRAINS in os.environ)
     serve(JaxSide())

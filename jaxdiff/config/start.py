@@ -7,7 +7,9 @@ command line); importing jaxdiff sets nothing. What the user has put in XLA_FLAG
 
 On a CPU, XLA asks for the memory of a call's intermediate values at each call and frees it after. glibc hands blocks of
 that size straight back to the system, which must find, zero and map every page again at the next call: of a U-Net's
-training step a quarter of all its work. `keep_memory` has glibc keep what was freed.
+training step a quarter of all its work. `keep_memory` has glibc keep what was freed, from one heap that all threads
+share. Sampling's values are few and small enough to be kept anyway, and it would only pay for the sharing (a tenth of
+its speed), so it is for training.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ class StartOptions:
     cache: bool = True
     """Keep compiled programs and decoded images on disk, so that the next start is faster."""
     xla_flags: bool = True
-    """Set the flags of XLA that pay on this backend; on a CPU, keep the memory that XLA frees."""
+    """Set the flags of XLA that pay on this backend; training on a CPU, keep the memory that XLA frees."""
 
 
 def flags_for(backend: str, jaxlib: str) -> list[str]:
@@ -148,14 +150,16 @@ def keep_memory(arguments: Sequence[str], environ: MutableMapping[str, str] | No
     return _memory_is_kept
 
 
-def set_up(arguments: Sequence[str]) -> None:
-    """`set_xla_flags` and `keep_memory`, for a program's first line.
+def set_up(arguments: Sequence[str], *, training: bool = False) -> None:
+    """`set_xla_flags` and, for training, `keep_memory`: a program's first line.
 
     Args:
       arguments: of the command line.
+      training: whether the program trains.
     """
     set_xla_flags(arguments)
-    keep_memory(arguments)
+    if training:
+        keep_memory(arguments)
 
 
 def _declined(arguments: Sequence[str]) -> bool:
