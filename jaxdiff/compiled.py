@@ -286,7 +286,7 @@ def facts_of(function: Callable[..., Any], arguments: Sequence[Any], static: Map
         "code": _code([name, *_types([structure, described])]),
         "versions": _versions(),
         "settings": {setting: str(_setting(setting)) for setting in SETTINGS},
-        "attention": [backend._asked.value, to_json(backend.present_machine())],
+        "attention": [backend.asked_form(), to_json(backend.present_machine())],
         "backend": [jax.default_backend(), devices[0].client.platform_version],
         "devices": [f"{device.id}: {device.device_kind}" for device in devices],
     }

@@ -164,7 +164,7 @@ def choose_attention(machine: Machine, query: Any, key: Any, value: Any) -> Atte
     >>> choose_attention(Machine("cuda", 8), short, short, short), choose_attention(Machine("tpu"), long, long, long)
     ('cudnn', 'flash')
     """
-    asked = _asked.value
+    asked = asked_form()
     if asked in get_args(AttentionForm):
         return asked
     rows = (row for row in ATTENTION if asked is None or row.form in ("plain", "chunked"))
@@ -193,3 +193,14 @@ def attention_form(form: AttentionForm | Portable) -> Iterator[None]:
         raise ValueError(f"attention has the forms {', '.join(names)}, got {form!r}")
     with _asked(form):
         yield
+
+
+def asked_form() -> AttentionForm | Portable | None:
+    """What `attention_form` asks for here; None outside of one.
+
+    >>> with attention_form("chunked"):
+    ...     asked_form()
+    'chunked'
+    """
+    asked: AttentionForm | Portable | None = _asked.value
+    return asked
