@@ -164,9 +164,10 @@ def choose_attention(machine: Machine, query: Any, key: Any, value: Any) -> Atte
     >>> choose_attention(Machine("cuda", 8), short, short, short), choose_attention(Machine("tpu"), long, long, long)
     ('cudnn', 'flash')
     """
-    asked = asked_form()
+    asked: Any = asked_form()
     if asked in get_args(AttentionForm):
-        return asked
+        form: AttentionForm = asked
+        return form
     rows = (row for row in ATTENTION if asked is None or row.form in ("plain", "chunked"))
     call = Call.of(query, key, value)
     return next(row.form for row in rows if row.holds(machine, call))
