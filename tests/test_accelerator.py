@@ -106,7 +106,8 @@ def test_what_hangs_dies_or_fails_costs_only_itself(tmp_path: Path, monkeypatch:
 def test_a_batch_is_halved_until_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
-    def measured(session: Any, options: Any, name: str, mode: str, batch: int, *rest: Any) -> dict[str, int]:
+    def measured(session: Any, options: Any, wanted: accelerator_parts.Wanted) -> dict[str, int]:
+        batch = wanted.batch
         tried.append(batch)
         if batch > 16:
             raise WorkerError("JaxRuntimeError: RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.")
@@ -116,10 +117,11 @@ def test_a_batch_is_halved_until_it_fits(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(accelerator_parts, "measured", measured)
     here = types.SimpleNamespace(record={"rows": []})
-    accelerator_parts.fitting(here, argparse.Namespace(), "dit_xl2", "train", 64, ())  # type: ignore[arg-type]
+    wanted = accelerator_parts.Wanted("dit_xl2", "train", 64, ())
+    accelerator_parts.fitting(here, argparse.Namespace(), wanted)  # type: ignore[arg-type]
     assert tried == [64, 32, 16] and here.record["rows"] == [{"batch": 16}]
     with pytest.raises(WorkerError, match="another fault"):
-        accelerator_parts.fitting(here, argparse.Namespace(), "dit_xl2", "train", 8, ())  # type: ignore[arg-type]
+        accelerator_parts.fitting(here, argparse.Namespace(), wanted._replace(batch=8))  # type: ignore[arg-type]
 
 
 class Answers:
@@ -168,7 +170,8 @@ def test_what_a_kernel_or_a_compiler_breaks_is_measured_without_it(monkeypatch: 
     monkeypatch.setattr(accelerator_parts, "choose", choose)
     options = argparse.Namespace(quick=True, dropout=None, portable=False, torch_forms=None, turns=1, longest=0.0)
     here: Any = Answers()
-    row = accelerator_parts.measured(here, options, "unet", "train", 8, ("compile channels_last",), False)
+    wanted = accelerator_parts.Wanted("unet", "train", 8, ("compile channels_last",))
+    row = accelerator_parts.measured(here, options, wanted)
     assert row["form"] == "ours portable" and row["torch"]["form"] == "eager"
     assert tried == ["compile channels_last", "eager"] and [late for _, late in here.pieces] == [False, True]
     # 3 x 2 operations at 4 a second, and 3 x 1 bytes with 36 for the one parameter at 2 a second, in steps of 0.5 s.

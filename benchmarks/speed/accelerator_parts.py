@@ -8,7 +8,7 @@ import functools
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -100,50 +100,47 @@ def train(session: Session, options: argparse.Namespace) -> None:
     for name in options.cases:
         large = LARGE[name]
         batch = options.batch or (QUICK_BATCH if options.quick else large.batch)
-        session.attempt(f"train {name}", lambda: fitting(session, options, name, "train", batch, large.forms))  # noqa: B023
+        session.attempt(f"train {name}", lambda: fitting(session, options, Wanted(name, "train", batch, large.forms)))  # noqa: B023
         if options.profile and any(row["case"] == name and row["mode"] == "train" for row in session.record["rows"]):
             session.attempt(f"profile {name}", lambda: profile(session, options, name))  # noqa: B023
 
 
-def fitting(
-    session: Session,
-    options: argparse.Namespace,
-    name: str,
-    mode: str,
-    batch: int,
-    forms: Sequence[str],
-    each: bool = False,
-) -> None:
+class Wanted(NamedTuple):
+    """What a row is to be of.
+
+    Args:
+      name: of the case.
+      mode: "train", or "ddim" for a whole sampler, whose evaluations alone are timed too.
+      batch: images a call.
+      forms: of PyTorch, the best first.
+      each: wait for each call (latency) rather than for the last of many (throughput).
+    """
+
+    name: str
+    mode: str
+    batch: int
+    forms: Sequence[str]
+    each: bool = False
+
+
+def fitting(session: Session, options: argparse.Namespace, wanted: Wanted) -> None:
     """A row at the largest of the batch, its half and so on that the device's memory holds."""
     while True:
         try:
-            row = measured(session, options, name, mode, batch, forms, each)
+            row = measured(session, options, wanted)
         except RuntimeError as error:
-            if batch < 8 or not out_of_memory(error):
+            if wanted.batch < 8 or not out_of_memory(error):
                 raise
-            say(f"  {name}: a batch of {batch} does not fit")
-            batch //= 2
+            say(f"  {wanted.name}: a batch of {wanted.batch} does not fit")
+            wanted = wanted._replace(batch=wanted.batch // 2)
         else:
             session.record["rows"].append(row)
             return
 
 
-def measured(
-    session: Session,
-    options: argparse.Namespace,
-    name: str,
-    mode: str,
-    batch: int,
-    forms: Sequence[str],
-    each: bool,
-) -> dict[str, Any]:
-    """One row: both libraries' forms built and timed in turns.
-
-    Args:
-      mode: "train", or "ddim" for a whole sampler, whose evaluations alone are timed too.
-      forms: of PyTorch.
-      each: wait for each call (latency) rather than for the last of many (throughput).
-    """
+def measured(session: Session, options: argparse.Namespace, wanted: Wanted) -> dict[str, Any]:
+    """One row: both libraries' forms built and timed in turns."""
+    name, mode, batch, _, each = wanted
     say(f"  {name}, {mode}, batch of {batch}{', each call waited for' if each else ''}")
     session.bury()
     session.drop()
@@ -168,7 +165,7 @@ def measured(
     for side, form, what, times in more:
         built[side] = build(session, form, what, batch)
         sides[side] = (session.worker("jax"), form, times)
-    best = theirs(session, options, name, mode, batch, forms, asked)
+    best = theirs(session, options, wanted, asked)
     if best is not None:
         sides["torch"] = (session.worker("torch"), best["form"], 1)
     other = next(side for side in ("torch", "evaluations", "jaxdiff") if side in sides)
@@ -229,16 +226,11 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def theirs(
-    session: Session,
-    options: argparse.Namespace,
-    name: str,
-    mode: str,
-    batch: int,
-    forms: Sequence[str],
-    asked: dict[str, Any],
+    session: Session, options: argparse.Namespace, wanted: Wanted, asked: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """PyTorch's form, built: the best of those asked for; else the first of ``forms``, then of safer ones, that can be
-    had in time. None where none can, which is recorded."""
+    """PyTorch's form, built: the best of those asked for; else the first of those wanted, then of safer ones, that can
+    be had in time. None where none can, which is recorded."""
+    name, mode, batch, forms, _ = wanted
     if not session.with_torch:
         return None
     trials = [options.torch_forms] if options.torch_forms else [[form] for form in (*forms, "compile", "eager")]
@@ -297,7 +289,8 @@ def sample(session: Session, options: argparse.Namespace) -> None:
         large = LARGE[name]
         batch = QUICK_BATCH if options.quick else large.throughput
         for images, forms, each in ((batch, large.forms, False), (1, (GRAPHS,), True))[: 1 if options.quick else None]:
-            run: Callable[[], None] = functools.partial(fitting, session, options, name, "ddim", images, forms, each)
+            wanted = Wanted(name, "ddim", images, forms, each)
+            run: Callable[[], None] = functools.partial(fitting, session, options, wanted)
             session.attempt(f"sample {name}, batch of {images}", run)
 
 
