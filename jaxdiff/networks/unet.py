@@ -160,10 +160,13 @@ class ResidualBlock(nnx.Module):
 
     def __call__(self, x: Array, embedding: Array, key: Array | None) -> Array:
         h = jax.nn.silu(self.norm1(x))
-        if self.resample is not None:
-            change = upsample if self.resample == "up" else downsample
-            h, x = change(h), change(x)
-        h = convolved(self.conv1(h))
+        if self.resample == "up":
+            h, x = self.conv1.on_upsampled(h), upsample(x)
+        elif self.resample == "down":
+            h, x = self.conv1(downsample(h)), downsample(x)
+        else:
+            h = self.conv1(h)
+        h = convolved(h)
         told = self.embed(embedding)  # (B, outputs) or (B, 2 outputs)
         if self.scale_shift:
             h = self.norm2(h, *jnp.split(told, 2, axis=1))
@@ -210,7 +213,7 @@ class Resample(nnx.Module):
             self.conv = Conv3x3(channels, channels, dtype=config.dtype)
 
     def __call__(self, x: Array, embedding: Array, key: Array | None) -> Array:
-        return self.conv(upsample(x) if self.direction == "up" else x)
+        return self.conv.on_upsampled(x) if self.direction == "up" else self.conv(x)
 
 
 class Level(nnx.Module):
