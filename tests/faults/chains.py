@@ -143,9 +143,10 @@ def chain(training: Training, blows: Sequence[Blow], expected: Reference) -> lis
     with training.start() as life:
         problems = [] if life.end() == 0 else [f"the last process failed: {life}"]
     problems += _resumption(life, there)[1]
-    judged += [Outcome(old.blow, old.problems + problems, old.half_written) for old in waiting]
+    if problems:  # the blows before those have been survived
+        return judged + [Outcome(old.blow, old.problems + problems, old.half_written) for old in waiting]
     at_the_end = _end_problems(training.folder, expected)
-    return [Outcome(one.blow, one.problems + at_the_end, one.half_written) for one in judged]
+    return [Outcome(one.blow, one.problems + at_the_end, one.half_written) for one in (*judged, *waiting)]
 
 
 def _end_problems(folder: Path, expected: Reference) -> list[str]:

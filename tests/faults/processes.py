@@ -35,13 +35,22 @@ class Life:
         command: what to run, in the repository's root.
         log: where its output goes: `log`.out and `log`.err.
         environment: all of it.
+        limits: called in the new process before it becomes the program.
     """
 
-    def __init__(self, command: list[str], log: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        log: Path,
+        environment: Mapping[str, str],
+        limits: Callable[[], None] | None = None,
+    ) -> None:
         self.begun = time.monotonic()
         self._out, self._err = log.with_suffix(".out"), log.with_suffix(".err")
         with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=err)
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=out, stderr=err, preexec_fn=limits
+            )
 
     @property
     def out(self) -> str:
@@ -114,7 +123,7 @@ class Training:
         return self.cache or self.folder.parent / "compiled"
 
     def start(
-        self, *more: str, killed_at: tuple[int, str] | None = None, environment: Mapping[str, str] | None = None
+        self, *more: str, killed_at: tuple[int, str] | None = None, limits: Callable[[], None] | None = None
     ) -> Life:
         """A new process on the run.
 
@@ -122,21 +131,15 @@ class Training:
             more: options of this process.
             killed_at: (n, pattern): it dies before the n-th change of a file whose path matches
                 (`tests.faults.killed_at`).
-            environment: variables to add.
+            limits: as for `Life`.
         """
         home = self.folder.parent
         home.mkdir(parents=True, exist_ok=True)
         program = ["train.py", str(self.config), "--workdir", str(self.folder), *self.options, *more]
         before = [] if killed_at is None else ["-m", "tests.faults.killed_at", *map(str, killed_at)]
-        log = home / f"{self.folder.name}.{len(list(home.glob(f'{self.folder.name}.*.out')))}"
-        return Life([sys.executable, *before, *program], log, {**self._environment(), **(environment or {})})
-
-    def run(self, *more: str, **how: Any) -> Life:
-        """A process that is to end well by itself; what it said is in the error where it does not."""
-        with self.start(*more, **how) as life:
-            if life.end(600) != 0:
-                raise AssertionError(f"{' '.join(map(str, life.process.args))} failed: {life}")  # type: ignore[arg-type]
-            return life
+        number = len(list(home.glob(f"{self.folder.name}.*.out")))
+        log = home / f"{self.folder.name}.{number:03}.log"
+        return Life([sys.executable, *before, *program], log, self._environment(), limits)
 
     def _environment(self) -> dict[str, str]:
         new = {
@@ -147,6 +150,7 @@ class Training:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPYCACHEPREFIX": str(self.compiled / "python"),
             "PYTHONUNBUFFERED": "1",
+            "XDG_CACHE_HOME": str(self.compiled / "cache"),
         }
         old = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         return old | new
@@ -185,21 +189,35 @@ def log_problems(folder: Path, reference: list[dict[str, Any]]) -> list[str]:
     return [f"step {line['step']}: {name} differs" for line, expected, name in pairs if line[name] != expected[name]]
 
 
-def saved(folder: Path, step: int | None = None) -> dict[str, np.ndarray]:
-    """Every leaf of a checkpoint by its path, and the position in the data: all that a restart starts from.
-
-    Args:
-        folder: of the run.
-        step: which; None: the newest.
-    """
+def template(folder: Path) -> Any:
+    """The shapes of the state that a run's checkpoints hold, as `train.py` asks for them."""
     config = read_config(folder)
     optimizer, _ = make_optimizer(steps=config.train.steps, **dataclasses.asdict(config.optimizer))
-    parts = build_network(config), optimizer, build_loss(config), jax.random.key(0), make_mesh(data=1)
-    with Checkpoints(folder / "checkpoints", readonly=True) as checkpoints:
-        state, position = checkpoints.restore(state_template(*parts), step)
+    return state_template(
+        build_network(config), optimizer, build_loss(config), jax.random.key(config.seed), make_mesh(data=1)
+    )
+
+
+def leaves(state: Any, position: Any) -> dict[str, np.ndarray]:
+    """Every leaf of a state by its path, and the position in the data: all that a restart starts from."""
     state = dataclasses.replace(state, key=jax.random.key_data(state.key))
-    leaves = {jax.tree_util.keystr(path): np.asarray(a) for path, a in jax.tree_util.tree_leaves_with_path(state)}
-    return leaves | {"position": np.frombuffer(json.dumps(position, sort_keys=True).encode(), np.uint8)}
+    found = {jax.tree_util.keystr(path): np.asarray(a) for path, a in jax.tree_util.tree_leaves_with_path(state)}
+    return found | {"position": np.frombuffer(json.dumps(position, sort_keys=True).encode(), np.uint8)}
+
+
+def saved(folder: Path, step: int | None = None) -> dict[str, np.ndarray]:
+    """The leaves of a run's checkpoint: the newest, or of a step."""
+    with Checkpoints(folder / "checkpoints", readonly=True) as checkpoints:
+        return leaves(*checkpoints.restore(template(folder), step))
+
+
+def refusal_problems(life: Life, *mentions: str) -> list[str]:
+    """What is wrong with how a process refused: exit 2, one line that says the given things, warnings before it."""
+    status = life.end()
+    *before, last = life.err.splitlines() or [""]
+    spoken = ".py: error: " in last and all(mention in last for mention in mentions)
+    good = status == 2 and spoken and all(line.startswith("WARNING: ") for line in before)
+    return [] if good else [f"not refused in one line that says {', '.join(mentions)}: {life}"]
 
 
 def differing(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> list[str]:
