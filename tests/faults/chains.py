@@ -102,7 +102,7 @@ def kill_moments(count: int, seed: int) -> list[Blow]:
     """SIGKILLs of one chain: the first before the first checkpoint, half of the others during a save.
 
     >>> [blow.moment for blow in kill_moments(4, seed=0)]
-    ['early', 'stepping', 'saving', 'writing']
+    ['early', 'saving', 'stepping', 'writing']
     """
     draw = random.Random(seed)
     kinds = [_HALF_WHILE_SAVING[n % len(_HALF_WHILE_SAVING)] for n in range(count - 1)]

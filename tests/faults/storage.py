@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import resource
 import shutil
@@ -187,6 +188,20 @@ def _stopped_amid(training: Training) -> Life:
     return life
 
 
+def torn_programs(stand: Stand) -> Tally:
+    """Compiled programs kept on disk, cut short as by a kill while they were written: compiled anew."""
+    tally = Tally("compiled programs on disk that are cut short do no harm")
+    with stand.copy("torn") as training:
+        cache = stand.home / "compiled_torn"
+        shutil.copytree(training.compiled, cache)
+        for path in (cache / "jax").iterdir():
+            os.truncate(path, path.stat().st_size // 2)
+        with Training(training.folder, training.options, cache=cache).start() as life:
+            problems = [] if life.end() == 0 else [f"it failed: {life}"]
+        tally.add("all of them", problems + stand.end_problems(training.folder))
+    return tally
+
+
 # --- a full disk
 
 
@@ -262,5 +277,6 @@ def all_of(home: Path, *, flips: int = 2) -> list[Tally]:
         damaged_runs(stand),
         none_good(stand),
         second_training(stand),
+        torn_programs(stand),
         full_disk(home / "disk"),
     ]
