@@ -212,11 +212,11 @@ def saved(folder: Path, step: int | None = None) -> dict[str, np.ndarray]:
 
 
 def refusal_problems(life: Life, *mentions: str) -> list[str]:
-    """What is wrong with how a process refused: exit 2, one line that says the given things, warnings before it."""
+    """What is wrong with how a process refused: exit 2 and, after whatever it warned of, one line with what is said."""
     status = life.end()
     *before, last = life.err.splitlines() or [""]
     spoken = ".py: error: " in last and all(mention in last for mention in mentions)
-    good = status == 2 and spoken and all(line.startswith("WARNING: ") for line in before)
+    good = status == 2 and spoken and not any("Traceback" in line or "error: " in line for line in before)
     return [] if good else [f"not refused in one line that says {', '.join(mentions)}: {life}"]
 
 
