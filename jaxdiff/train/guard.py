@@ -10,7 +10,7 @@ With g the norm of a step's gradient (before clipping) and l its loss,
 A step that is not taken leaves parameters, average, optimizer and the loss's history as they are, bit for bit; only the
 step's number, and with it the position in the data and the random numbers, moves on. At r = K everything stands still,
 (3) included, until the host has seen it and ends the run: the state is then that from before the first of the K steps,
-but for its counters, and `rewound` gives it back.
+but for its counters, and `jaxdiff.train.skipped.rewound` gives it back.
 
 (1) to (4) are a part of the training state, so a restart decides as the unbroken run would have. A median is not moved
 by the few outliers that it is to find, and needs no memory of how long it has been collected.
@@ -18,16 +18,10 @@ by the few outliers that it is to find, and needs no memory of how long it has b
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 
 from jaxdiff.record import record
-
-if TYPE_CHECKING:
-    from jaxdiff.train.state import TrainState
 
 NORMS = 64
 
@@ -88,17 +82,3 @@ def judge(
         in_a_row=jnp.where(taken, 0, guard.in_a_row + counted),
     )
     return taken, after
-
-
-def rewound(state: TrainState, steps: int, skipped: int) -> TrainState:
-    """The state from before the last steps, none of which was taken.
-
-    Args:
-        state: the state after them.
-        steps: how many they are.
-        skipped: how many of them were counted as skipped: all but those after the K-th in a row.
-    """
-    guard = dataclasses.replace(
-        state.guard, skipped=state.guard.skipped - skipped, in_a_row=state.guard.in_a_row - skipped
-    )
-    return dataclasses.replace(state, step=state.step - steps, guard=guard)

@@ -36,12 +36,11 @@ from jax.sharding import NamedSharding
 from jaxdiff.train.checkpoint import Checkpoints
 from jaxdiff.train.clock import Clock, device_memory, host_memory, peak_of
 from jaxdiff.train.flops import step_flops
-from jaxdiff.train.guard import rewound
 from jaxdiff.train.metrics import MetricsLog, Progress, summarize
 from jaxdiff.train.prefetch import Data, Prefetch
 from jaxdiff.train.profile import StepTrace, Window
 from jaxdiff.train.sharding import batch_sharding
-from jaxdiff.train.skipped import SKIPPED, DivergedError, SkippedRow
+from jaxdiff.train.skipped import SKIPPED, DivergedError, SkippedRow, rewound
 from jaxdiff.train.state import TrainState
 from jaxdiff.train.step import several_steps
 

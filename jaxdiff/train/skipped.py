@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxdiff.train.state import TrainState
+
 SKIPPED = "skipped_steps.json"
 
 
 class DivergedError(Exception):
     """Training met too many numbers that are not finite, or gradients far too large; the message is for the user."""
+
+
+def rewound(state: TrainState, steps: int, skipped: int) -> TrainState:
+    """The state from before the last steps, none of which was taken.
+
+    Args:
+        state: the state after them.
+        steps: how many they are.
+        skipped: how many of them were counted as skipped: all but those after the K-th in a row.
+    """
+    guard = dataclasses.replace(
+        state.guard, skipped=state.guard.skipped - skipped, in_a_row=state.guard.in_a_row - skipped
+    )
+    return dataclasses.replace(state, step=state.step - steps, guard=guard)
 
 
 class SkippedRow:

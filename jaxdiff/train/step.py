@@ -224,6 +224,19 @@ def several_steps(step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]
     Returns:
         A jitted `(state, batches) -> (state, metrics)`: batches are a tuple, each metric has a leading axis of its
         length.
+
+    Example:
+        >>> import dataclasses, types, jax, jax.numpy as jnp, optax
+        >>> from jaxdiff.train import create_sharded_state, make_mesh
+        >>> net = types.SimpleNamespace(init=lambda key: {"w": jax.random.normal(key, (2,))})
+        >>> loss = types.SimpleNamespace(init=lambda: ())
+        >>> state = create_sharded_state(net, optax.sgd(0.1), loss, jax.random.key(0), make_mesh(data=1))
+        >>> def step(state, batch):
+        ...     return dataclasses.replace(state, step=state.step + 1), {"mean": batch["image"].mean()}
+        >>> three = tuple({"image": jnp.full(4, float(n))} for n in range(3))
+        >>> state, metrics = several_steps(step, state)(state, three)
+        >>> int(state.step), metrics["mean"].tolist()
+        (3, [0.0, 1.0, 2.0])
     """
 
     def steps(state: TrainState, batches: tuple[Batch, ...]) -> tuple[TrainState, Metrics]:
