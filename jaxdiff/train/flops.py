@@ -98,7 +98,7 @@ def products(jaxpr: Any) -> Work:
         else:
             inner = [products(each) for each in _inner(name, equation.params)]
             if name == "cond":  # (4)
-                more = max(inner)
+                more = max(inner, key=lambda work: math.inf if math.isnan(work.flops) else work.flops)
             else:
                 more = Work(sum(work.flops for work in inner), sum(work.bytes for work in inner))
             times = _times(name, equation.params)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from jax import lax
 from jax.experimental import pallas
@@ -73,9 +74,9 @@ def test_loops_and_branches() -> None:
     assert count(lambda a: lax.scan(lambda a, _: (twice(a, None)[0], None), a, length=4)[0], a) == 40 * one
     assert count(lambda a: lax.fori_loop(0, 6, lambda i, a: a @ a, a), a) == 6 * one
     assert count(lambda a: lax.while_loop(lambda a: a.sum() < 3, lambda a: a + 1, a) @ a, a) == one
-    assert math.isnan(count(lambda a: lax.while_loop(lambda a: a.sum() < 3, lambda a: a @ a, a), a))
     assert count(lambda a: lax.cond(a.sum() > 0, lambda: a @ a @ a, lambda: a @ a), a) == 2 * one
-    assert count(lambda a: lax.switch(1, [lambda: a, lambda: a @ a]), a) in (one, 0 + one)
+    unknown = lambda a: lax.while_loop(lambda a: a.sum() < 3, lambda a: a @ a, a)  # noqa: E731
+    assert math.isnan(count(lambda a: lax.cond(a.sum() > 0, lambda: a @ a, lambda: unknown(a)), a))
 
 
 def test_custom_derivatives_kernels_and_shards() -> None:
@@ -111,10 +112,8 @@ def test_custom_derivatives_kernels_and_shards() -> None:
     shared = jax.shard_map(lambda x, w: x @ w, mesh=mesh, in_specs=(spread, None), out_specs=spread)
     assert count(shared, zeros(32, 4), a) == 8 * one
 
-    solved = lax.custom_linear_solve(lambda x: a @ x, a, lambda _, b: a @ b, transpose_solve=lambda _, b: a.T @ b)
-    assert solved.shape == a.shape
-    f = lambda b: lax.custom_linear_solve(lambda x: a @ x, b, lambda _, b: a @ b, lambda _, b: a.T @ b)  # noqa: E731
-    assert count(f, a) == one
+    solve = lambda b: lax.custom_linear_solve(lambda x: a @ x, b, lambda _, b: a @ b, lambda _, b: a.T @ b)  # noqa: E731
+    assert count(solve, a) == one
 
 
 def test_what_is_computed_again_is_not_counted() -> None:
@@ -143,10 +142,7 @@ def test_it_is_xlas_count_where_nothing_is_a_loop() -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_a_training_step(accumulate: int) -> None:
-    net, loss, width = Net(), Loss(), 16
-    from optax import sgd
-
-    optimizer = sgd(0.1)
+    net, loss, width, optimizer = Net(), Loss(), 16, optax.sgd(0.1)
     state = jax.eval_shape(lambda: create_state(net, optimizer, loss, jax.random.key(0)))
     parts = {"net": net, "loss": loss, "optimizer": optimizer, "ema": Ema(), "accumulate": accumulate}
     found = step_flops(lambda s, b: train_step(s, b, **parts), state, dict(next(Data())))
