@@ -43,6 +43,9 @@ def train(arguments: Sequence[str]) -> None:
         mesh = training.make_mesh(**dataclasses.asdict(config.mesh))
         training.check_batch_size(config.train.batch_size, mesh, config.train.accumulate)
 
+    with cfg.as_config_error("--profile"):
+        profile = None if options.profile is None else training.Window.parse(options.profile)
+
     # --- Data
     source = cfg.build_source(config)
     config = cfg.resolve(config, source)
@@ -67,6 +70,8 @@ def train(arguments: Sequence[str]) -> None:
             ema=config.ema,
             schedule=schedule,
             accumulate=config.train.accumulate,
+            spike=config.train.spike,
+            max_skipped=config.train.max_skipped,
             template=template,
         )
         jax.eval_shape(step_fn, template, cfg.batch_shapes(config, source))
@@ -120,6 +125,9 @@ def train(arguments: Sequence[str]) -> None:
                 log_every=config.train.log_every,
                 save_every=config.checkpoint.every,
                 callbacks=[(config.train.sample_every, draw)],
+                steps_per_call=config.train.steps_per_call,
+                max_skipped=config.train.max_skipped,
+                profile=profile,
                 resume_command=cfg.command(HERE / "train.py", *arguments),
             )
 

@@ -135,6 +135,8 @@ class TrainOptions(StartOptions):
     config: Annotated[Config, tyro.conf.arg(name="")]
     dry_run: bool = False
     """Check configuration, data and shapes, and stop."""
+    profile: str | None = None
+    """Steps to trace with jax.profiler, for instance 100:110, into the run's folder profile."""
     distributed: bool = False
     """One of several processes (Slurm, MPI, TPU pods): start jax.distributed from the environment."""
 

@@ -14,12 +14,15 @@ from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dump
 
 CONFIG, CHECKPOINTS, SAMPLES = "config.json", "checkpoints", "samples"
 
-# What may change when a run goes on: where it stands, how it is watched and spread, and how its pictures are made. None
-# of these changes what is learned.
+# What may change when a run goes on: where it stands, how it is watched and spread, how its pictures are made, which
+# steps it skips. None of these changes what the other steps learn.
 FREE = (
     "workdir",
     "train.log_every",
     "train.sample_every",
+    "train.steps_per_call",
+    "train.spike",
+    "train.max_skipped",
     "checkpoint",
     "sample",
     "mesh",

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from jaxdiff.lazy import lazily
 from jaxdiff.train.ema import Ema, EmaRule, HalfLifeEma, update_ema
+from jaxdiff.train.guard import Guard
 from jaxdiff.train.low_precision import scale_by_short_adam
 from jaxdiff.train.metrics import MetricsLog, Progress, summarize
 from jaxdiff.train.optimizer import decays, make_optimizer, make_schedule
+from jaxdiff.train.profile import Window
 from jaxdiff.train.sharding import (
     batch_sharding,
     check_batch_size,
@@ -19,18 +21,21 @@ from jaxdiff.train.sharding import (
     state_sharding,
     state_template,
 )
+from jaxdiff.train.skipped import DivergedError
 from jaxdiff.train.state import TrainState, create_state
-from jaxdiff.train.step import compile_step, loss_by_noise, train_step
+from jaxdiff.train.step import compile_step, loss_by_noise, several_steps, train_step
 
 if TYPE_CHECKING:
     from jaxdiff.train.checkpoint import CheckpointError, Checkpoints, StructureError
-    from jaxdiff.train.loop import DivergedError, Outcome, Stop, train_loop
+    from jaxdiff.train.flops import peak_flops, step_flops
+    from jaxdiff.train.loop import Outcome, Stop, train_loop
 
 __getattr__ = lazily(  # Orbax takes longer to import than JAX
     __name__,
     {
         **dict.fromkeys(("CheckpointError", "Checkpoints", "StructureError"), "checkpoint"),
-        **dict.fromkeys(("DivergedError", "Outcome", "Stop", "train_loop"), "loop"),
+        **dict.fromkeys(("Outcome", "Stop", "train_loop"), "loop"),
+        **dict.fromkeys(("peak_flops", "step_flops"), "flops"),
     },
 )
 
@@ -40,6 +45,7 @@ __all__ = [
     "DivergedError",
     "Ema",
     "EmaRule",
+    "Guard",
     "HalfLifeEma",
     "MetricsLog",
     "Outcome",
@@ -47,6 +53,7 @@ __all__ = [
     "Stop",
     "StructureError",
     "TrainState",
+    "Window",
     "batch_sharding",
     "check_batch_size",
     "compile_step",
@@ -58,10 +65,13 @@ __all__ = [
     "make_mesh",
     "make_optimizer",
     "make_schedule",
+    "peak_flops",
     "put_batch",
     "scale_by_short_adam",
+    "several_steps",
     "state_sharding",
     "state_template",
+    "step_flops",
     "summarize",
     "train_loop",
     "train_step",

@@ -22,6 +22,7 @@ from flax import traverse_util
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as policies
 
+from jaxdiff.train.guard import new_guard
 from jaxdiff.train.state import TrainState
 
 
@@ -206,6 +207,7 @@ class Checkpoints:
     def _read(self, step: int, wanted: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         # The notes first: Orbax reports a leaf of another shape badly or, where it can cut or pad, not at all.
         notes = self._restore(step, manifest=ocp.args.JsonRestore(), data=ocp.args.JsonRestore())
+        wanted = _as_saved(wanted, notes["manifest"])
         _compare(notes["manifest"], wanted, f"the checkpoint of step {step} in {self.folder}")
         trees = {name: ocp.args.StandardRestore(jax.tree.map(_placed, tree)) for name, tree in wanted.items()}
         return self._restore(step, **trees), notes["data"]
@@ -235,7 +237,8 @@ def _trees(state: TrainState) -> dict[str, Any]:
         key: Any = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=state.key.sharding)
     else:
         key = jax.random.key_data(state.key)
-    rest = {"step": state.step, "opt_state": state.opt_state, "key": key, "history": state.history}
+    rest = {"step": state.step, "opt_state": state.opt_state, "key": key}
+    rest |= {name: getattr(state, name) for name in ("history", "guard")}
     return {"params": _nested(state.params), "ema": _nested(state.ema), "state": _nested(rest)}
 
 
@@ -243,12 +246,13 @@ def _state(trees: Mapping[str, Any], key_impl: str, template: TrainState) -> Tra
     key = jax.random.wrap_key_data(trees["state"]["key"], impl=key_impl)
     if key.dtype != template.key.dtype:
         raise StructureError(f"the checkpoint's random numbers are {key.dtype}, here they are {template.key.dtype}")
-    rest = {"step": template.step, "opt_state": template.opt_state, "history": template.history}
+    rest = {name: getattr(template, name) for name in ("step", "opt_state", "history", "guard")}
+    new = jax.tree.map(lambda value, leaf: jax.device_put(value, leaf.sharding), new_guard(), template.guard)
     return TrainState(
         params=_unflatten(trees["params"], template.params),
         ema=_unflatten(trees["ema"], template.ema),
         key=key,
-        **_unflatten(trees["state"], rest),
+        **_unflatten({"guard": _nested(new)} | trees["state"], rest),
     )
 
 
@@ -260,6 +264,13 @@ def _manifest(trees: Mapping[str, Any]) -> dict[str, Any]:
         }
         for name, tree in trees.items()
     }
+
+
+def _as_saved(wanted: dict[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    # Older checkpoints have no guard: a new one is taken, which knows no usual gradient yet.
+    if "state" not in wanted or any(path.startswith("guard/") for path in manifest["state"]):
+        return wanted
+    return wanted | {"state": {name: tree for name, tree in wanted["state"].items() if name != "guard"}}
 
 
 def _compare(manifest: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:

@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
+METRICS = "metrics.jsonl"
 Value = float | int | list[float]
-_LATEST = ("lr", "param_norm")  # means over an interval say nothing of these
+_LATEST = ("lr", "param_norm", "skipped")  # means over an interval say nothing of these
 
 
 def summarize(steps: Sequence[Mapping[str, Any]]) -> dict[str, Value]:
-    """Metrics of several steps as one record: means, except the last `lr` and `param_norm`, and `loss_by_noise` bin by
-    bin.
+    """Metrics of several steps as one record: means over the steps that were not skipped (NaN where all were), except
+    the last `lr`, `param_norm` and `skipped`, and `loss_by_noise` bin by bin.
 
     Args:
         steps: metrics on the host, as `train_step` returns them, at least one step.
@@ -36,13 +37,15 @@ def summarize(steps: Sequence[Mapping[str, Any]]) -> dict[str, Value]:
         {'loss': 2.0, 'lr': 1.0, 'loss_by_noise': [0.5, nan]}
     """
     record: dict[str, Value] = {}
-    for name in sorted(steps[-1], key=lambda name: name != "loss"):  # jit returns dictionaries in alphabetical order
-        values = np.stack([np.asarray(step[name], np.float64) for step in steps])
-        if name == "loss_by_noise":
-            sums, counts = values.sum(axis=0)
+    taken = [step for step in steps if not step.get("in_a_row", 0)]
+    for name in sorted(steps[-1].keys() - {"in_a_row"}, key=lambda name: (name != "loss", name)):
+        if name in _LATEST:
+            record[name] = np.asarray(steps[-1][name]).item()
+        elif name == "loss_by_noise":
+            sums, counts = sum((np.asarray(step[name], np.float64) for step in taken), np.zeros(steps[-1][name].shape))
             record[name] = [float(s / n) if n else math.nan for s, n in zip(sums, counts, strict=True)]
         else:
-            record[name] = float(values[-1] if name in _LATEST else values.mean())
+            record[name] = float(np.mean([float(step[name]) for step in taken])) if taken else math.nan
     return record
 
 
@@ -54,6 +57,9 @@ class MetricsLog:
         start: the step the run goes on from: lines of later steps, and a torn last line, are cut off.
         tensorboard: write events as well.
         active: False writes nothing: processes other than the first.
+
+    Attributes:
+        folder: the run's folder.
 
     Example:
         >>> import tempfile, pathlib
@@ -67,18 +73,19 @@ class MetricsLog:
     def __init__(
         self, folder: str | os.PathLike[str], *, start: int = 0, tensorboard: bool = True, active: bool = True
     ) -> None:
+        self.folder = Path(folder)
         self._file = None
         self._events = None
         if not active:
             return
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        path = Path(folder) / "metrics.jsonl"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / METRICS
         cut_back(path, start)
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
             from tensorboardX import SummaryWriter  # slow to import, and samplers never need it
 
-            self._events = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=start + 1)
+            self._events = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, record: Mapping[str, Value]) -> None:
         """Append one line, and flush it."""

@@ -138,8 +138,8 @@ def leaf_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
 
 
 def state_sharding(state: TrainState, mesh: Mesh) -> TrainState:
-    """A TrainState of shardings: parameters, EMA and optimizer by `leaf_spec`; step, key and history whole on every
-    device.
+    """A TrainState of shardings: parameters, EMA and optimizer by `leaf_spec`; step, key, history and guard whole on
+    every device.
 
     Args:
         state: a TrainState of arrays or of their shapes (`jax.eval_shape`).
@@ -157,6 +157,7 @@ def state_sharding(state: TrainState, mesh: Mesh) -> TrainState:
         opt_state=split(state.opt_state),
         key=whole,  # type: ignore[arg-type]
         history=jax.tree.map(lambda _: whole, state.history),
+        guard=jax.tree.map(lambda _: whole, state.guard),
     )
 
 
