@@ -71,7 +71,7 @@ def train(arguments: Sequence[str]) -> None:
         )
         jax.eval_shape(step_fn, template, cfg.batch_shapes(config, source))
     run_of(template.ema, 0).check()
-    folder = cfg.claim_folder(config, write=lead and not options.dry_run)
+    folder = cfg.check_folder(config)
     if lead:
         print(cfg.first_line(kept))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(template.params))
@@ -81,6 +81,7 @@ def train(arguments: Sequence[str]) -> None:
         return
 
     with (
+        cfg.claim_folder(config, active=lead),
         training.Checkpoints(folder / CHECKPOINTS, keep=config.checkpoint.keep, best="loss") as checkpoints,
         cfg.build_pipeline(config, source, cache=options.cache) as data,
     ):
