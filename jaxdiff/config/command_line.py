@@ -135,6 +135,11 @@ class TrainOptions(StartOptions):
     config: Annotated[Config, tyro.conf.arg(name="")]
     dry_run: bool = False
     """Check configuration, data and shapes, and stop."""
+    init_from: Path | None = None
+    """Start with the averaged weights of another run: its folder, or that of one of its checkpoints. A run that has
+    checkpoints of its own goes on from those."""
+    init_partial: bool = False
+    """Of those weights, take what fits (for other classes, say) and leave the rest new."""
     distributed: bool = False
     """One of several processes (Slurm, MPI, TPU pods): start jax.distributed from the environment."""
 

@@ -21,7 +21,7 @@ from typing import IO, Any
 from jaxdiff.config.schema import Config, ConfigError
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, to_json
 
-CONFIG, CHECKPOINTS, SAMPLES, LOCK = "config.json", "checkpoints", "samples", "lock"
+CONFIG, CHECKPOINTS, LEDGER, SAMPLES, LOCK = "config.json", "checkpoints", "checkpoints.json", "samples", "lock"
 
 # What may change when a run goes on: where it stands, how it is watched and spread, and how its pictures are made. None
 # of these changes what is learned.

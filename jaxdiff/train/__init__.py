@@ -23,13 +23,17 @@ from jaxdiff.train.state import TrainState, create_state
 from jaxdiff.train.step import compile_step, loss_by_noise, train_step
 
 if TYPE_CHECKING:
-    from jaxdiff.train.checkpoint import CheckpointError, Checkpoints, StructureError
+    from jaxdiff.train.checkpoint import Checkpoints, SaveError
+    from jaxdiff.train.initial import read_weights, with_weights
     from jaxdiff.train.loop import DivergedError, Outcome, Stop, train_loop
+    from jaxdiff.train.stored import CheckpointError, StructureError
 
 __getattr__ = lazily(  # Orbax takes longer to import than JAX
     __name__,
     {
-        **dict.fromkeys(("CheckpointError", "Checkpoints", "StructureError"), "checkpoint"),
+        **dict.fromkeys(("Checkpoints", "SaveError"), "checkpoint"),
+        **dict.fromkeys(("CheckpointError", "StructureError"), "stored"),
+        **dict.fromkeys(("read_weights", "with_weights"), "initial"),
         **dict.fromkeys(("DivergedError", "Outcome", "Stop", "train_loop"), "loop"),
     },
 )
@@ -44,6 +48,7 @@ __all__ = [
     "MetricsLog",
     "Outcome",
     "Progress",
+    "SaveError",
     "Stop",
     "StructureError",
     "TrainState",
@@ -59,6 +64,7 @@ __all__ = [
     "make_optimizer",
     "make_schedule",
     "put_batch",
+    "read_weights",
     "scale_by_short_adam",
     "state_sharding",
     "state_template",
@@ -66,4 +72,5 @@ __all__ = [
     "train_loop",
     "train_step",
     "update_ema",
+    "with_weights",
 ]
