@@ -3,6 +3,7 @@
     python train.py                                                    real handwritten digits, minutes on two CPU cores
     python train.py configs/mnist_unet.py --data.path DIR              another experiment
     python train.py configs/mnist_unet.py --optimizer.lr 1e-4 --train.steps 2000 --workdir runs/x
+    python train.py --init-from runs/x --init-partial --workdir ...    the weights of another run to start with
     python train.py --help                                             every option and its value
 
 Ctrl-C (or SIGTERM) saves and ends; the same command goes on from there.
@@ -19,7 +20,7 @@ import jax
 
 from jaxdiff import config as cfg
 from jaxdiff import train as training
-from jaxdiff.config.folder import CHECKPOINTS, SAMPLES
+from jaxdiff.config.folder import CHECKPOINTS, LEDGER, SAMPLES
 from jaxdiff.data import DataError
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.images import save_png
@@ -47,7 +48,7 @@ def train(arguments: Sequence[str]) -> None:
         profile = None if options.profile is None else training.Window.parse(options.profile)
 
     # --- Data
-    source = cfg.build_source(config)
+    source = cfg.build_source(config, cache=options.cache)
     config = cfg.resolve(config, source)
 
     # --- Network, loss, optimizer
@@ -76,7 +77,9 @@ def train(arguments: Sequence[str]) -> None:
         )
         jax.eval_shape(step_fn, template, cfg.batch_shapes(config, source))
     run_of(template.ema, 0).check()
-    folder = cfg.claim_folder(config, write=lead and not options.dry_run)
+    folder, weights = cfg.check_folder(config), None
+    if options.init_from is not None and not (folder / LEDGER).exists():
+        weights = training.read_weights(options.init_from, template.params, partial=options.init_partial)
     if lead:
         print(cfg.first_line(kept))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(template.params))
@@ -86,15 +89,23 @@ def train(arguments: Sequence[str]) -> None:
         return
 
     with (
-        training.Checkpoints(folder / CHECKPOINTS, keep=config.checkpoint.keep, best="loss") as checkpoints,
+        cfg.claim_folder(config, active=lead),
+        training.Checkpoints(
+            folder / CHECKPOINTS,
+            keep=config.checkpoint.keep,
+            best="loss",
+            on_error=config.checkpoint.on_error,
+            ledger=folder / LEDGER,
+        ) as checkpoints,
         cfg.build_pipeline(config, source, cache=options.cache) as data,
     ):
-        # --- State: new, or as the last checkpoint has it
-        if checkpoints.latest() is None:
-            state = training.create_sharded_state(net, optimizer, loss, key, mesh)
-        else:
+        # --- State: as the last checkpoint has it, or new
+        if checkpoints.begun():
             state, position = checkpoints.restore(template)
             data.seek(position)
+        else:
+            state = training.create_sharded_state(net, optimizer, loss, key, mesh)
+            state = state if weights is None else training.with_weights(state, weights)
         start = int(state.step)
         sample_command = cfg.command(HERE / "sample.py", str(folder))
         if start >= config.train.steps:
@@ -110,7 +121,10 @@ def train(arguments: Sequence[str]) -> None:
                 run = run_of(state.ema, step)
                 picture, measured = run.picture(), run.measure()
                 if lead:
-                    save_png(folder / SAMPLES / f"step_{step:08d}.png", picture)
+                    try:
+                        save_png(folder / SAMPLES / f"step_{step:08d}.png", picture)
+                    except OSError as error:  # a full disk: training is worth more than a picture of it
+                        print(f"WARNING: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
                     log.image(step, "samples", picture)
                     if measured:
                         log.write(step, measured)

@@ -17,7 +17,7 @@ from jaxdiff.config.build import (
     check,
     resolve,
 )
-from jaxdiff.config.folder import claim_folder, read_config
+from jaxdiff.config.folder import check_folder, claim_folder, read_config
 from jaxdiff.config.schema import (
     CheckpointConfig,
     Config,
@@ -73,6 +73,7 @@ __all__ = [
     "build_sampler",
     "build_source",
     "check",
+    "check_folder",
     "claim_folder",
     "command",
     "differences",

@@ -251,8 +251,12 @@ def build_sampler(process: Process, options: SampleConfig) -> tuple[Any, Array]:
     return sampler, ts[jnp.array([0, -1])] if options.sampler in WHOLE_INTERVAL and options.steps > 1 else ts
 
 
-def build_source(config: Config) -> Source:
+def build_source(config: Config, *, cache: bool = True) -> Source:
     """The data, checked against the network's channels and classes.
+
+    Args:
+      config: the configuration.
+      cache: with ``data.skip_bad``, keep which records are bad.
 
     Raises:
       ConfigError: an unknown name.
@@ -278,7 +282,9 @@ def build_source(config: Config) -> Source:
         channels=channels,
         num_classes=config.num_classes,
         resize=data.resize,
+        **({"skip_bad": True} if data.skip_bad else {}),  # sources of one's own need not know it
     )
+    source = jaxdiff.data.without_bad(source, keep=cache) if data.skip_bad else source
     return source if config.num_classes is not None or source.num_classes is None else Unlabelled(source)
 
 

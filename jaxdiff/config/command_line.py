@@ -137,6 +137,11 @@ class TrainOptions(StartOptions):
     """Check configuration, data and shapes, and stop."""
     profile: str | None = None
     """Steps to trace with jax.profiler, for instance 100:110, into the run's folder profile."""
+    init_from: Path | None = None
+    """Start with the averaged weights of another run: its folder, or that of one of its checkpoints. A run that has
+    checkpoints of its own goes on from those."""
+    init_partial: bool = False
+    """Of those weights, take what fits (for other classes, say) and leave the rest new."""
     distributed: bool = False
     """One of several processes (Slurm, MPI, TPU pods): start jax.distributed from the environment."""
 

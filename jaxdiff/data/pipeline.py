@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import weakref
@@ -103,6 +104,15 @@ def _start_worker(worker: int, workers: int) -> None:
 def _end_with(sentinel: int) -> None:
     connection.wait([sentinel])
     os._exit(1)
+
+
+def _ended(name: str, code: int | None) -> str:
+    killed = code is not None and -code in set(signal.Signals)
+    how = f"by {signal.Signals(-code).name}" if killed and code is not None else f"with status {code}"
+    memory = ": out of memory, perhaps; fewer data.workers need less" if code == -signal.SIGKILL else ""
+    return (
+        f"{name}: a worker process that reads it was ended {how}{memory}; the same command goes on from the last save"
+    )
 
 
 def _close(iterators: list[Any]) -> None:
@@ -255,8 +265,11 @@ class Pipeline:
             self._iterators.append(iter(self._dataset()))
         try:
             batch = next(self._iterators[0])
-        except BaseException:
+        except BaseException as error:
             self._stop()  # what was read ahead is no longer in step with the position
+            if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
+                found = re.search(r"exit code (-?\d+)", str(error))
+                raise DataError(_ended(self._stream.source.name, int(found[1]) if found else None)) from error
             raise
         self._batches += 1
         return {key: np.asarray(value) for key, value in batch.items()}  # plain arrays, over a worker's shared memory

@@ -26,14 +26,18 @@ from jaxdiff.train.state import TrainState, create_state
 from jaxdiff.train.step import compile_step, loss_by_noise, several_steps, train_step
 
 if TYPE_CHECKING:
-    from jaxdiff.train.checkpoint import CheckpointError, Checkpoints, StructureError
+    from jaxdiff.train.checkpoint import Checkpoints, SaveError
     from jaxdiff.train.flops import peak_flops, step_flops
+    from jaxdiff.train.initial import read_weights, with_weights
     from jaxdiff.train.loop import Outcome, Stop, train_loop
+    from jaxdiff.train.stored import CheckpointError, StructureError
 
 __getattr__ = lazily(  # Orbax takes longer to import than JAX
     __name__,
     {
-        **dict.fromkeys(("CheckpointError", "Checkpoints", "StructureError"), "checkpoint"),
+        **dict.fromkeys(("Checkpoints", "SaveError"), "checkpoint"),
+        **dict.fromkeys(("CheckpointError", "StructureError"), "stored"),
+        **dict.fromkeys(("read_weights", "with_weights"), "initial"),
         **dict.fromkeys(("Outcome", "Stop", "train_loop"), "loop"),
         **dict.fromkeys(("peak_flops", "step_flops"), "flops"),
     },
@@ -50,6 +54,7 @@ __all__ = [
     "MetricsLog",
     "Outcome",
     "Progress",
+    "SaveError",
     "Stop",
     "StructureError",
     "TrainState",
@@ -67,6 +72,7 @@ __all__ = [
     "make_schedule",
     "peak_flops",
     "put_batch",
+    "read_weights",
     "scale_by_short_adam",
     "several_steps",
     "state_sharding",
@@ -76,4 +82,5 @@ __all__ = [
     "train_loop",
     "train_step",
     "update_ema",
+    "with_weights",
 ]

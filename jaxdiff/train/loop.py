@@ -154,6 +154,7 @@ def train_loop(
         An Outcome. After a signal, and at the end, the state is saved and on disk.
 
     Raises:
+        SaveError: a checkpoint could not be written, and it was the last one or `checkpoints` is to stop on errors.
         DivergedError: too many steps were skipped in a row: their records are in the run's folder, and the state from
             before them is saved. Or a parameter is not finite; then nothing since the last checkpoint is saved.
     """
@@ -270,6 +271,7 @@ def train_loop(
 
             if step % log_every == 0 or step == steps:
                 flush()
+                checkpoints.check()
             saves = step % save_every == 0 or step == steps
             due = [call for every, call in callbacks if every and (step % every == 0 or step == steps)]
             if saves or due:

@@ -230,14 +230,14 @@ def test_a_stop_amid_bad_steps_goes_on_counting(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_without_a_guard_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trees = checkpoint._trees
+    trees = checkpoint.trees_of
 
     def older(state: Any) -> Any:
         found = trees(state)
         return found | {"state": {name: tree for name, tree in found["state"].items() if name != "guard"}}
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_trees", older)
+        patch.setattr(checkpoint, "trees_of", older)
         go(tmp_path, 5)
     whole = go(tmp_path / "whole", 9).state
     state = go(tmp_path, 9).state
