@@ -17,6 +17,7 @@ from jaxdiff.config.build import (
     check,
     resolve,
 )
+from jaxdiff.config.distributed import ProcessOptions, join, lead_first
 from jaxdiff.config.folder import claim_folder, read_config
 from jaxdiff.config.schema import (
     CheckpointConfig,
@@ -60,6 +61,7 @@ __all__ = [
     "LossConfig",
     "MeshConfig",
     "OptimizerConfig",
+    "ProcessOptions",
     "SampleConfig",
     "StartOptions",
     "StoredTypeError",
@@ -79,7 +81,9 @@ __all__ = [
     "dumps",
     "first_line",
     "from_json",
+    "join",
     "keep_compiled",
+    "lead_first",
     "load_config_file",
     "one_line_errors",
     "parse",

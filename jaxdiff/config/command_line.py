@@ -25,8 +25,8 @@ from typing import Annotated, Any, TypeVar
 import jax
 import tyro
 
+from jaxdiff.config.distributed import ProcessOptions, leave_alone
 from jaxdiff.config.schema import Config, ConfigError, as_config_error, suggestion
-from jaxdiff.config.start import StartOptions
 
 Options = TypeVar("Options")
 
@@ -34,6 +34,8 @@ Options = TypeVar("Options")
 @contextlib.contextmanager
 def one_line_errors(program: str, *errors: type[Exception]) -> Iterator[None]:
     """Turns a `ConfigError`, or one of ``errors``, into one line on stderr and exit status 2. Others pass.
+
+    One of several processes ends by whatever error without waiting for the others (`jaxdiff.config.distributed`).
 
     >>> with one_line_errors("train.py"):
     ...     raise ConfigError("train.steps: 0 is out of range")
@@ -44,7 +46,10 @@ def one_line_errors(program: str, *errors: type[Exception]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, (ConfigError, *errors)):
+        expected = isinstance(error, (ConfigError, *errors))
+        if jax.distributed.is_initialized():
+            leave_alone(program, error, expected)
+        if not expected:
             raise
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
@@ -129,14 +134,12 @@ def parse_config(arguments: Sequence[str], *, program: str, default_file: Path) 
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainOptions(StartOptions):
+class TrainOptions(ProcessOptions):
     """Train a diffusion model. Values shown are those of the configuration file, by default configs/digits_unet.py."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     dry_run: bool = False
     """Check configuration, data and shapes, and stop."""
-    distributed: bool = False
-    """One of several processes (Slurm, MPI, TPU pods): start jax.distributed from the environment."""
 
 
 def command(program: str | Path, *arguments: str) -> str:

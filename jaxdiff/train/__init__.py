@@ -10,12 +10,15 @@ from jaxdiff.train.low_precision import scale_by_short_adam
 from jaxdiff.train.metrics import MetricsLog, Progress, summarize
 from jaxdiff.train.optimizer import decays, make_optimizer, make_schedule
 from jaxdiff.train.sharding import (
+    batch_part,
     batch_sharding,
     check_batch_size,
+    check_heads,
     create_sharded_state,
     leaf_spec,
     make_mesh,
     put_batch,
+    split_sharding,
     state_sharding,
     state_template,
 )
@@ -47,8 +50,10 @@ __all__ = [
     "Stop",
     "StructureError",
     "TrainState",
+    "batch_part",
     "batch_sharding",
     "check_batch_size",
+    "check_heads",
     "compile_step",
     "create_sharded_state",
     "create_state",
@@ -60,6 +65,7 @@ __all__ = [
     "make_schedule",
     "put_batch",
     "scale_by_short_adam",
+    "split_sharding",
     "state_sharding",
     "state_template",
     "summarize",

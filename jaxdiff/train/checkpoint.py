@@ -75,7 +75,12 @@ class Checkpoints:
         kept: list[Any] = [policies.LatestN(keep)]
         if best is not None:
             kept.append(policies.BestN(n=1, get_metric_fn=self._score, reverse=True))
+        alone = jax.process_index()  # each of several readers reads by itself; writers work together
+        processes = (
+            ocp.options.MultiprocessingOptions(primary_host=alone, active_processes={alone}) if readonly else None
+        )
         options = ocp.CheckpointManagerOptions(
+            multiprocessing_options=processes or ocp.options.MultiprocessingOptions(),
             preservation_policy=policies.AnyPreservationPolicy(kept),
             best_fn=None if best is None else self._score,
             best_mode="min",

@@ -9,7 +9,7 @@ What it takes care of, so that `train.py` reads as a story:
 - The loop runs under `jax.transfer_guard("disallow")`: a transfer nobody asked for is an error, not a slow run.
   Callbacks, checkpoints and logging are outside of the guard.
 - A first SIGINT or SIGTERM ends the run after the step in progress with a checkpoint; a second ends the process at
-  once.
+  once. Of several processes it is enough that one gets it: all agree on the step (`jaxdiff.train.agreement`).
 - A loss, gradient or parameter that is not finite ends the run before it can reach a checkpoint.
 """
 
@@ -30,8 +30,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
+from jaxdiff.train.agreement import Agreement
 from jaxdiff.train.checkpoint import Checkpoints
 from jaxdiff.train.metrics import MetricsLog, Progress, summarize
 from jaxdiff.train.prefetch import Data, Prefetch
@@ -156,7 +157,9 @@ def train_loop(
     placed = state.step.sharding
     if not isinstance(placed, NamedSharding):
         raise ValueError(f"the state lies on {placed}, not on a mesh; make it with create_sharded_state")
+    assert isinstance(placed.mesh, Mesh)
     sharding = batch_sharding(placed.mesh)
+    agreement, stopping = Agreement(placed.mesh, ahead), False
     pending: list[Mapping[str, jax.Array]] = []
     record: dict[str, Any] = {}
     clock = _Clock()
@@ -185,7 +188,7 @@ def train_loop(
         ThreadPoolExecutor(1) as compiler,
         Prefetch(data, sharding) as batches,
     ):
-        while step < steps and not stop.requested:
+        while step < steps and not stopping:
             clock.run()
             with jax.transfer_guard("disallow"):
                 begun = time.perf_counter()
@@ -204,6 +207,7 @@ def train_loop(
                 if len(pending) > ahead:
                     pending[-1 - ahead]["loss"].block_until_ready()
             step += 1
+            stopping = agreement.reached(stop.requested)
             clock.images += batch["image"].shape[0]
             progress.advance(step)
 
