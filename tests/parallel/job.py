@@ -81,12 +81,10 @@ def one(case: list[Any], double: bool) -> dict[str, Any]:
     run = Run(config, NetworkDenoiser(net, state.params, config.process, config.parameterization), STEPS, mesh)
     images = run.sample(0, SAMPLES, {"label": np.arange(SAMPLES, dtype=np.int32)})
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    prior = jax.jit(
-        lambda keys: config.process.prior_sample(keys, run.shape, 1.0),
-        in_shardings=training.batch_sharding(mesh),
-        out_shardings=whole,
-    )
-    noise = np.asarray(prior(jax.jit(lambda: sample_keys(jax.random.key(0), 0, SAMPLES), out_shardings=whole)()))
+    parts = training.batch_sharding(mesh)
+    keys = jax.jit(lambda: sample_keys(jax.random.key(0), 0, SAMPLES), out_shardings=parts)()
+    prior = jax.jit(lambda keys: config.process.prior_sample(keys, run.shape, 1.0), out_shardings=whole)
+    noise = np.asarray(prior(keys))
     held = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves((state.params, state.ema)))
     return {
         "losses": losses,

@@ -45,6 +45,9 @@ class Process:
         status = self.popen.wait(timeout)
         for reader in self._readers:
             reader.join(timeout=10)
+        for stream in (self.popen.stdout, self.popen.stderr):
+            assert stream is not None
+            stream.close()
         return status
 
     @property

@@ -32,7 +32,8 @@ def of(data, fsdp, tensor, depth=3):
     mesh = make_mesh(data, fsdp, tensor)
     net = functional(DiT(in_channels=1, width=64, depth=depth, heads=4, frequencies=16))
     shapes = jax.eval_shape(net.init, jax.random.key(0))
-    params = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, split_sharding(shapes, mesh))
+    placed = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    params = jax.tree.map(placed, shapes, split_sharding(shapes, mesh))
     x = jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.float32, sharding=batch_sharding(mesh))
     t = jax.ShapeDtypeStruct((8,), jnp.float32, sharding=batch_sharding(mesh))
     grad = jax.grad(lambda p, x, t: (net.apply(p, x, t) ** 2).sum(), argnums=0)
@@ -102,12 +103,12 @@ def test_moments_are_split_like_their_parameters(state_dtype: Any) -> None:
 def test_heads_are_not_cut() -> None:
     mesh = AbstractMesh((1, 1, 4), ("data", "fsdp", "tensor"))
     check_heads(DiT(heads=8), mesh)
-    check_heads(UNet(image_size=8, width=64, in_channels=1, head_width=16), mesh)
+    check_heads(UNet(image_size=32, width=64, in_channels=1, head_width=16), mesh)
     check_heads(object(), mesh)
     with pytest.raises(ValueError, match="tensor=4 does not divide the 6 heads of attention: use a divisor, such as 3"):
         check_heads(DiT(heads=6), mesh)
     with pytest.raises(ValueError, match="does not divide the 1 heads"):
-        check_heads(UNet(image_size=8, width=64, in_channels=1), mesh)
+        check_heads(UNet(image_size=32, width=64, in_channels=1), mesh)
 
 
 def test_what_cannot_be_split_stays_whole() -> None:
