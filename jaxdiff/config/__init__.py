@@ -1,5 +1,6 @@
 """A run's configuration: what it is (`schema`), what is made of it (`build`), how it is stored (`serialize`, `folder`),
-how the command line changes it (`command_line`), and what a program sets up before JAX starts (`start`)."""
+how the command line changes it (`command_line`), what a program sets up before JAX starts (`start`), and how several
+processes become one run (`distributed`)."""
 
 from typing import TYPE_CHECKING
 

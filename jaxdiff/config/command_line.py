@@ -45,7 +45,7 @@ def one_line_errors(program: str, *errors: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         expected = isinstance(error, (ConfigError, *errors))
         if jax.distributed.is_initialized():
             leave_alone(program, error, expected)

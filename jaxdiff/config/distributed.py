@@ -171,7 +171,15 @@ def is_lost_peer(error: BaseException) -> bool:
 
 
 def leave_alone(program: str, error: BaseException, expected: bool) -> NoReturn:
-    """Ends one of several processes by an error, without waiting for the others: status 2 for a mistake, else 1."""
+    """Ends one of several processes by an error, without waiting for the others.
+
+    Args:
+      program: its name.
+      error: what ended it.
+      expected: a mistake, to be told in one line with status 2; anything else has status 1, and Ctrl-C 130.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        _exit(130)
     if is_lost_peer(error):
         reason = " ".join(str(error).split())[:200]
         print(
