@@ -17,6 +17,7 @@ import json
 import os
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -89,7 +90,7 @@ def read_request(folder: str | os.PathLike[str]) -> Request | None:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         return Request(found["num"], tuple(found["shape"]), found["made_by"], found["shard_size"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file} cannot be read as the index of a folder of samples: {error}") from error
@@ -233,10 +234,10 @@ def load_samples(folder: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     for samples in request.shards:
         file = folder / shard_name(samples)
         try:
-            with np.load(file, allow_pickle=False) as arrays:
+            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
                 found[samples.start : samples.stop] = arrays[kind]
                 labels[samples.start : samples.stop] = arrays["labels"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ConfigError(f"{file} cannot be read ({error}): remove it, and draw it again") from error
     return {kind: found, "labels": labels}
 

@@ -40,15 +40,16 @@ NETWORKS: dict[str, Any] = {
         num_classes=10,
     ),
     "dit": DiT(in_channels=1, width=16, depth=2, heads=4, num_classes=10, frequencies=16),
+    "dit, int8": DiT(in_channels=1, width=48, depth=2, heads=4, num_classes=10, frequencies=16),  # Adam's moments
 }
 
 
 def in_double() -> None:
     """The same programs with float64 wherever they say float32."""
     jax.config.update("jax_enable_x64", True)
-    jnp.float32 = jnp.float64
+    setattr(jnp, "float32", jnp.float64)  # noqa: B010
     for layer in (Linear, Conv3x3):
-        layer.__init__.__kwdefaults__["dtype"] = "float64"
+        vars(layer)["__init__"].__kwdefaults__["dtype"] = "float64"
 
 
 def one(case: list[Any], double: bool) -> dict[str, Any]:
@@ -62,7 +63,13 @@ def one(case: list[Any], double: bool) -> dict[str, Any]:
         base,
         network=dataclasses.replace(NETWORKS[name], dtype="float64" if double else "float32"),
         train=dataclasses.replace(base.train, batch_size=BATCH, steps=100),
-        optimizer=dataclasses.replace(base.optimizer, schedule="constant"),
+        optimizer=dataclasses.replace(
+            base.optimizer,
+            schedule="constant",
+            warmup=0,
+            lr=1e-2,
+            state_dtype="int8" if name.endswith("int8") else "float32",
+        ),
         sample=dataclasses.replace(base.sample, steps=4, guidance=None),
     )
     source = cfg.build_source(config)

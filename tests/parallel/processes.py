@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -17,10 +18,13 @@ PEER_TIMEOUT = 10
 LIMIT = 240.0  # seconds for anything to happen; never reached by tests that pass
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port(candidates: Sequence[int] = (0,)) -> int:
+    """A port that nobody listens on: any, or the first such of some."""
+    for port in candidates:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise OSError("none of these ports is free")
 
 
 class Process:

@@ -1,7 +1,7 @@
 """The proof that a run does not depend on where it runs: the same losses and samples on any mesh of any processes.
 
-`CASES` covers each pair of (processes, devices), (processes, kind of mesh), (devices, kind of mesh) and (kind of mesh,
-network) that there can be; `test_the_cases_cover_all_pairs` counts them.
+`CASES` covers all pairs that there can be of processes, devices, network and whether each axis of the mesh splits, and
+each product of axes with each network; `test_the_cases_cover_all_pairs` counts them.
 """
 
 from __future__ import annotations
@@ -19,66 +19,50 @@ Case = tuple[str, int, int, int, int]  # network, devices, data, fsdp, tensor
 CASES: dict[int, list[Case]] = {  # by processes
     1: [
         ("unet", 1, 1, 1, 1),
-        ("dit", 1, 1, 1, 1),
         ("unet", 2, 2, 1, 1),
-        ("dit", 2, 1, 2, 1),
         ("unet", 4, 1, 1, 4),
-        ("dit", 8, 4, 2, 1),
-        ("unet", 8, 4, 1, 2),
-        ("dit", 4, 1, 2, 2),
-        ("unet", 8, 2, 2, 2),
-        ("dit", 4, 4, 1, 1),
-    ],
-    2: [
-        ("dit", 4, 4, 1, 1),
         ("unet", 8, 1, 8, 1),
+        ("unet", 8, 2, 4, 1),
+        ("unet", 8, 2, 2, 2),
+        ("dit", 1, 1, 1, 1),
         ("dit", 2, 1, 1, 2),
-        ("unet", 4, 2, 2, 1),
-        ("dit", 4, 2, 1, 2),
-        ("unet", 8, 1, 4, 2),
-        ("dit", 8, 2, 2, 2),
-    ],
-    4: [
-        ("unet", 8, 8, 1, 1),
-        ("dit", 4, 1, 4, 1),
-        ("dit", 4, 1, 1, 4),
         ("dit", 4, 2, 2, 1),
-        ("unet", 4, 2, 1, 2),
-        ("unet", 4, 1, 2, 2),
+        ("dit", 8, 1, 4, 2),
         ("dit", 8, 2, 2, 2),
+        ("dit, int8", 1, 1, 1, 1),
+        ("dit, int8", 8, 2, 2, 2),
     ],
+    2: [("dit", 2, 1, 2, 1), ("dit", 4, 2, 1, 2), ("unet", 8, 2, 1, 4)],
+    4: [("dit", 8, 8, 1, 1), ("unet", 4, 1, 2, 2)],
 }
 DOUBLE: dict[int, list[Case]] = {
-    1: [
-        ("unet", 1, 1, 1, 1),
-        ("dit", 1, 1, 1, 1),
-        ("unet", 8, 2, 2, 2),
-        ("dit", 8, 2, 2, 2),
-        ("dit", 2, 1, 2, 1),
-        ("dit", 4, 4, 1, 1),
-    ],
-    2: [("unet", 4, 1, 2, 2), ("dit", 4, 2, 1, 2)],
+    1: [("unet", 1, 1, 1, 1), ("unet", 8, 2, 2, 2), ("dit", 1, 1, 1, 1), ("dit", 4, 1, 2, 2)],
+    2: [("dit", 4, 2, 1, 2)],
 }
 LOCAL = {1: 8, 2: 4, 4: 2}  # devices that each process has
 
 
-def kind(case: Case) -> str:
-    names = [name for name, size in zip(("data", "fsdp", "tensor"), case[2:], strict=True) if size > 1]
-    return " x ".join(names) or "one"
+def split(case: Case) -> tuple[bool, ...]:
+    """Whether each axis of the mesh splits anything."""
+    return tuple(size > 1 for size in case[2:])
 
 
-def _pairs(rows: list[tuple[Any, ...]]) -> set[tuple[Any, ...]]:
-    # (processes, devices), (processes, kind), (devices, kind), (kind, network)
-    return {(a, b, row[a], row[b]) for row in rows for a, b in ((0, 1), (0, 2), (1, 2), (2, 3))}
+def _pairs(rows: list[tuple[int, Case]]) -> set[Any]:
+    found = set()
+    for processes, case in rows:
+        factors = (processes, case[1], *split(case), case[0])
+        found |= {(i, j, factors[i], factors[j]) for i, j in itertools.combinations(range(len(factors)), 2)}
+        found.add((split(case), case[0]))
+    return found
 
 
 def test_the_cases_cover_all_pairs() -> None:
-    taken = [(p, case[1], kind(case), case[0]) for p, cases in CASES.items() for case in cases]
-    possible = []
+    taken = [(processes, case) for processes, cases in CASES.items() for case in cases]
+    possible: list[tuple[int, Case]] = []
     for processes, devices, network in itertools.product((1, 2, 4), (1, 2, 4, 8), ("unet", "dit")):
-        for powers in itertools.product((1, 2, 4, 8), repeat=3):
-            if np.prod(powers) == devices >= processes and powers[2] <= 4:  # 4 heads
-                possible.append((processes, devices, kind((network, devices, *powers)), network))
+        for data, fsdp, tensor in itertools.product((1, 2, 4, 8), (1, 2, 4, 8), (1, 2, 4)):
+            if data * fsdp * tensor == devices >= processes:
+                possible.append((processes, (network, devices, data, fsdp, tensor)))
     assert _pairs(possible) - _pairs(taken) == set()
 
 
@@ -107,11 +91,12 @@ def test_losses_and_samples_are_the_same_everywhere(
     precision: str, tolerance: float, results: Any, record_property: Any
 ) -> None:
     one = {case[0]: answer for _, case, answer in results[precision] if case[1] == 1}
-    assert one.keys() == {"unet", "dit"}
+    assert one.keys() >= {"unet", "dit"}
     worst: dict[str, tuple[float, float]] = {}
     for processes, case, answer in results[precision]:
         expected = one[case[0]]
-        assert len(answer["losses"]) == 20 and answer["losses"][-1] < answer["losses"][0]
+        assert len(answer["losses"]) == 20
+        assert np.mean(answer["losses"][-5:]) < 0.9 * np.mean(answer["losses"][:5])  # something was learned
         assert answer["noise"] == expected["noise"], (processes, case)
         loss = float(np.abs(np.array(answer["losses"]) / np.array(expected["losses"]) - 1).max())
         grey = float(np.abs(np.array(answer["images"]) - np.array(expected["images"])).max())
