@@ -18,15 +18,16 @@ import train
 from jaxdiff.config import ConfigError
 from jaxdiff.shards import Request, claim_samples, load_samples, read_request, shard_name, wait_for_shards, write_shards
 from tests.parallel.processes import Group
-from tests.test_cli import TINY, one_line
+from tests.parallel.test_processes import TINY
+from tests.test_cli import one_line
 
 NUM, SHARD = 60, 8
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     path = tmp_path_factory.mktemp("runs") / "digits"
-    train.main(["--workdir", str(path), "--train.steps", "2", "--train.sample_every", "0", *TINY])
+    train.main([str(repository / "configs" / "digits_dit.py"), "--workdir", str(path), "--train.steps", "2", *TINY])
     return path
 
 

@@ -49,7 +49,7 @@ def test_slurm_forms_a_run_of_two_processes(tmp_path: Path, repository: Path) ->
         "SLURM_JOB_ID": str(job),
         "SLURM_NTASKS": "2",
     }
-    options = ["--dry-run", "--workdir", str(tmp_path / "run"), "--network.width", "8", "--network.blocks", "1"]
+    options = ["configs/digits_dit.py", "--dry-run", "--workdir", str(tmp_path / "run"), "--network.width", "16"]
     done = subprocess.run(
         ["bash", repository / "docs/launch/slurm.sh", *options],
         cwd=tmp_path,

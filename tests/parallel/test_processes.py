@@ -17,7 +17,7 @@ from tests.parallel.processes import PEER_TIMEOUT, Group, free_port
 from tests.test_cli import one_line
 
 TINY = (
-    *("--network.width", "8", "--network.multipliers", "1", "2", "--network.blocks", "1", "--train.batch_size", "16"),
+    *("--network.width", "16", "--network.depth", "2", "--network.frequencies", "16", "--train.batch_size", "16"),
     *("--train.log_every", "1", "--optimizer.schedule", "constant", "--train.sample_every", "0"),
     *("--checkpoint.every", "10", "--checkpoint.keep", "2", "--sample.num", "10", "--sample.steps", "3"),
 )
@@ -30,7 +30,7 @@ def start() -> Iterator[Start]:
     groups: list[Group] = []
 
     def run(folder: Path, *options: str, **where: Any) -> Group:
-        groups.append(Group("train.py", "--workdir", folder, *TINY, *options, **where))
+        groups.append(Group("train.py", "configs/digits_dit.py", "--workdir", folder, *TINY, *options, **where))
         return groups[-1]
 
     yield run
@@ -101,14 +101,15 @@ def test_auto_without_a_cluster_is_one_line(run_python: Any, tmp_path: Path) -> 
 
 
 def test_a_run_moves_between_devices_and_processes(tmp_path: Path, start: Start) -> None:
-    """8 devices, 4, then 2 processes, then 1 device: the losses of a run that never moved."""
+    """8 devices, 4, 2 processes by data, by tensor (both read all rows), 1 device: as a run that never moved."""
     moved, still = tmp_path / "moved", tmp_path / "still"
     start(still, "--train.steps", "20").finish()
     start(moved, "--train.steps", "5", "--mesh.fsdp", "8", devices=8).finish()
-    start(moved, "--train.steps", "10", "--mesh.fsdp", "2", devices=4).finish()
-    first, second = start(moved, "--train.steps", "15", processes=2).finish()
+    start(moved, "--train.steps", "10", "--mesh.fsdp", "2", "--mesh.tensor", "2", devices=4).finish()
+    first, second = start(moved, "--train.steps", "13", processes=2).finish()
+    start(moved, "--train.steps", "16", "--mesh.tensor", "2", processes=2).finish()
     (last,) = start(moved, "--train.steps", "20").finish()
-    assert "going on after step 15" in last
+    assert "going on after step 16" in last
 
     # Process 0 alone speaks, and nothing is written twice.
     assert "going on after step 10" in first and "2 device(s) of 2 processes" in first
