@@ -128,7 +128,9 @@ def sample(arguments: Sequence[str]) -> None:
     if out.suffix == "":
         into_folder(options, options.run, out, cache, kept)
         return
-    run = load(options, options.run, options.step, mesh=make_mesh() if jax.process_count() > 1 else None)
+    run = load(options, options.run, options.step)
+    if jax.process_count() > 1:  # a training may be writing newer checkpoints meanwhile
+        run = load(options, options.run, cfg.as_lead(run.step), mesh=make_mesh())
     cond, columns = rows_of_labels(run.num_classes, options.num, options.label)
     num = len(cond["label"]) if cond else options.num or 64
     lead = jax.process_index() == 0
@@ -184,16 +186,18 @@ def into_folder(options: Options, path: Path, out: Path, cache: FeatureCache | N
 
 def made_by(run: Run, options: Options) -> dict[str, Any]:
     """What decides a sample, for a folder's index: beside the weights all options that change the result."""
-    given = {
-        name: getattr(options, name)
-        for name in ("label", "steps", "spacing", "guidance", "guidance_interval", "null_every", "feature_cache")
+    learned = ("seed", "process", "parameterization", "network", "loss", "optimizer")
+    text = json.dumps({name: cfg.to_json(getattr(run.config, name)) for name in learned}, sort_keys=True)
+    config = hashlib.sha256(text.encode()).hexdigest()[:16]
+    usual = run.config.sample
+    chosen = {
+        "steps": options.steps or usual.steps,
+        "spacing": options.spacing or usual.grid,
+        "guidance": usual.guidance if options.guidance is None else options.guidance,
     }
-    sampler = {name: getattr(run.config.sample, name) for name in ("sampler", *NUMBERS, "clip")}
-    learned = {
-        name: cfg.to_json(getattr(run.config, name)) for name in ("process", "parameterization", "network", "sample")
-    }
-    config = hashlib.sha256(json.dumps(learned, sort_keys=True).encode()).hexdigest()[:16]
-    return {"run": run.config.name, "config": config, "step": run.step, "seed": options.seed, **sampler, **given}
+    chosen |= {name: getattr(usual, name) for name in ("sampler", *NUMBERS, "variance", "clip")}
+    chosen |= {name: getattr(options, name) for name in ("guidance_interval", "null_every", "feature_cache", "label")}
+    return {"run": run.config.name, "config": config, "step": run.step, "seed": options.seed, **chosen}
 
 
 def load(options: Options, path: Path, step: int | None, mesh: Mesh | None = None) -> Run:

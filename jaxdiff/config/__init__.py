@@ -18,7 +18,7 @@ from jaxdiff.config.build import (
     check,
     resolve,
 )
-from jaxdiff.config.distributed import ProcessOptions, join, lead_first
+from jaxdiff.config.distributed import ProcessOptions, as_lead, join, lead_first
 from jaxdiff.config.folder import claim_folder, read_config
 from jaxdiff.config.schema import (
     CheckpointConfig,
@@ -69,6 +69,7 @@ __all__ = [
     "TrainConfig",
     "TrainOptions",
     "as_config_error",
+    "as_lead",
     "batch_shapes",
     "build_loss",
     "build_network",

@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 import jax
+import numpy as np
 
 from jaxdiff.config.schema import ConfigError
 from jaxdiff.config.start import StartOptions
@@ -152,6 +153,19 @@ def lead_first(what: str) -> Iterator[bool]:
     finally:
         if lead:
             _meet(what)
+
+
+def as_lead(value: int) -> int:
+    """Process 0's value, in all processes.
+
+    >>> as_lead(3)
+    3
+    """
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        value = int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+    return value
 
 
 def _meet(what: str) -> None:
