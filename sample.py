@@ -178,7 +178,8 @@ def into_folder(options: Options, path: Path, out: Path, cache: FeatureCache | N
         return draw(run, options, n, part, cache, first)
 
     share = jax.process_index(), jax.process_count()
-    write_shards(out, request, samples, cond and cond["label"], part=share, say=say)
+    labels = None if cond is None else cond["label"]
+    write_shards(out, request, samples, labels, part=share, say=say)
     if lead:
         wait_for_shards(out, request)
     say(f"{num} {'points' if len(run.shape) == 1 else 'images'} from step {run.step} of {path}: {out}")

@@ -51,7 +51,7 @@ def start(finished: Path) -> Iterator[Any]:
     groups: list[Group] = []
 
     def run(out: Path, *more: str, **where: Any) -> Group:
-        options = ["--num", str(NUM), "--shard_size", str(SHARD), "--sampler", "ddpm", "--out", out, *more]
+        options = ["--num", str(NUM), "--shard_size", str(SHARD), "--sampler", "ddpm", "--out", str(out), *more]
         groups.append(Group("sample.py", finished, *options, **where))
         return groups[-1]
 

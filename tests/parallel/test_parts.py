@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.data import Pipeline, open_digits
+from jaxdiff.data.sources import records_at
 from jaxdiff.train import batch_part, make_mesh
 
 
@@ -78,7 +79,7 @@ def test_every_record_is_read_once_an_epoch(processes: int, monkeypatch: pytest.
         seen.append(np.stack([batch["image"].reshape(96 // part[1], -1) for batch in batches]))
     stream = np.concatenate(seen, axis=1).reshape(-1, 64)  # in the order of the global stream
     everything = np.sort(
-        source.take(np.arange(len(source)))["image"].reshape(len(source), -1).astype(np.float64), axis=0
+        records_at(source, np.arange(len(source)))["image"].reshape(len(source), -1).astype(np.float64), axis=0
     )
     for epoch in range(2):
         part_of = (stream[epoch * len(source) : (epoch + 1) * len(source)].astype(np.float64) + 1) * 127.5

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def split(case: Case) -> tuple[bool, ...]:
 
 
 def _pairs(rows: list[tuple[int, Case]]) -> set[Any]:
-    found = set()
+    found: set[Any] = set()
     for processes, case in rows:
         factors = (processes, case[1], *split(case), case[0])
         found |= {(i, j, factors[i], factors[j]) for i, j in itertools.combinations(range(len(factors)), 2)}
@@ -75,7 +76,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[in
             asked, out = folder / f"{precision}_{processes}.json", folder / f"{precision}_{processes}_out.json"
             asked.write_text(json.dumps(cases))
             words = ["float64"] if precision == "float64" else []
-            arguments = ["-m", "tests.parallel.job", asked, out, *words]
+            arguments: list[str | Path] = ["-m", "tests.parallel.job", asked, out, *words]
             group = Group(*arguments, processes=processes, devices=LOCAL[processes], flags=[])
             try:
                 group.finish()
