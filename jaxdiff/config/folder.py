@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from jaxdiff.config.distributed import lead_first
 from jaxdiff.config.schema import Config, ConfigError
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, to_json
 
@@ -102,22 +103,29 @@ def claim_folder(config: Config, *, active: bool = True) -> Iterator[Path]:
     Raises:
       ConfigError: as `check_folder`; or another process trains in the folder.
     """
-    folder = check_folder(config)
-    if not active:
-        yield folder
-        return
     with contextlib.ExitStack() as held:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(_locked(folder))
+        with lead_first("folder"):
+            folder = check_folder(config)
+            if active:
+                held.enter_context(_claimed(folder, config))
+        yield folder
+
+
+def _claimed(folder: Path, config: Config) -> IO[str]:
+    """The open lock file of a folder that has the configuration."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as held:
+            lock = held.enter_context(_locked(folder))
             check_folder(config)  # once more: another training may have begun and ended meanwhile
             file, text = folder / CONFIG, dumps(config)
             if not file.exists() or file.read_text(encoding="utf-8") != text:
                 _partial(file).write_text(text, encoding="utf-8")
                 _partial(file).replace(file)  # there whole or not at all
-        except OSError as error:
-            raise ConfigError(f"{folder} cannot be used: {error.strerror}") from error
-        yield folder
+            held.pop_all()
+        return lock
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be used: {error.strerror}") from error
 
 
 def _partial(file: Path) -> Path:

@@ -217,7 +217,7 @@ class MeshConfig:
     fsdp: int = 1
     """Devices that batches and parameters are split over."""
     tensor: int = 1
-    """Reserved for tensor parallelism."""
+    """Devices that attention and perceptrons of transformers are split over; a divisor of the heads."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

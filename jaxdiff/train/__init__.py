@@ -12,12 +12,15 @@ from jaxdiff.train.metrics import MetricsLog, Progress, summarize
 from jaxdiff.train.optimizer import decays, make_optimizer, make_schedule
 from jaxdiff.train.profile import Window
 from jaxdiff.train.sharding import (
+    batch_part,
     batch_sharding,
     check_batch_size,
+    check_heads,
     create_sharded_state,
     leaf_spec,
     make_mesh,
     put_batch,
+    split_sharding,
     state_sharding,
     state_template,
 )
@@ -59,8 +62,10 @@ __all__ = [
     "StructureError",
     "TrainState",
     "Window",
+    "batch_part",
     "batch_sharding",
     "check_batch_size",
+    "check_heads",
     "compile_step",
     "create_sharded_state",
     "create_state",
@@ -75,6 +80,7 @@ __all__ = [
     "read_weights",
     "scale_by_short_adam",
     "several_steps",
+    "split_sharding",
     "state_sharding",
     "state_template",
     "step_flops",

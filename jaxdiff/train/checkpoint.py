@@ -37,8 +37,7 @@ from jaxdiff.train.stored import (
     CheckpointError,
     StructureError,
     Want,
-    as_saved,
-    compare,
+    all_of,
     make_manifest,
     nested,
     read,
@@ -104,7 +103,10 @@ class Checkpoints:
         if readonly and not self.folder.is_dir():
             raise CheckpointError(f"no checkpoints in {folder}: the folder does not exist")
         kept: list[Any] = [policies.LatestN(keep), *([] if best is None else [_Best(self._score)])]
+        me = jax.process_index()  # each of several readers reads by itself; writers work together
+        alone: dict[str, Any] = {"primary_host": me, "active_processes": {me}} if readonly else {}
         self._options = ocp.CheckpointManagerOptions(
+            multiprocessing_options=ocp.options.MultiprocessingOptions(**alone),
             preservation_policy=policies.AnyPreservationPolicy(kept),
             create=not readonly,
             cleanup_tmp_directories=not readonly,
@@ -264,7 +266,7 @@ class Checkpoints:
             CheckpointError: nothing there, nothing readable, or (StructureError) another structure.
         """
         wanted = trees_of(template)
-        trees, data = self._newest_good(lambda manifest, what: _all_of(wanted, manifest, what), step)
+        trees, data = self._newest_good(lambda manifest, what: all_of(wanted, manifest, what), step)
         return state_of(trees, data["key"], template), data["position"]
 
     def restore_weights(
@@ -290,7 +292,7 @@ class Checkpoints:
 
         def fitting(manifest: Mapping[str, Any], what: str) -> dict[str, Any]:
             if not partial:
-                return _all_of(wanted, manifest, what)
+                return all_of(wanted, manifest, what)
             new[:], fit = split(manifest[name], wanted[name])
             if not fit:
                 raise StructureError(f"{what} has no weights that fit: {', '.join(new[:3])} ...")
@@ -383,12 +385,6 @@ class _Best:
 def _to_stderr(text: str) -> None:
     if jax.process_index() == 0:
         print(text, file=sys.stderr, flush=True)
-
-
-def _all_of(wanted: dict[str, Any], manifest: Mapping[str, Any], what: str) -> dict[str, Any]:
-    wanted = as_saved(wanted, manifest)
-    compare(manifest, wanted, what)
-    return wanted
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:

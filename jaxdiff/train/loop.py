@@ -9,7 +9,7 @@ What it takes care of, so that `train.py` reads as a story:
 - The loop runs under `jax.transfer_guard("disallow")`: a transfer nobody asked for is an error, not a slow run.
   Callbacks, checkpoints and logging are outside of the guard.
 - A first SIGINT or SIGTERM ends the run after the step in progress with a checkpoint; a second ends the process at
-  once.
+  once. Of several processes it is enough that one gets it: all agree on the step (`jaxdiff.train.agreement`).
 - Bad steps are skipped within the step (`jaxdiff.train.guard`). Too many in a row end the run, with the state from
   before them saved and their records named; a parameter that is not finite ends it before it can reach a checkpoint.
 - With `steps_per_call` the devices take several steps at a call. Logging, checkpoints and callbacks come after the same
@@ -31,8 +31,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
+from jaxdiff.train.agreement import Agreement
 from jaxdiff.train.checkpoint import Checkpoints
 from jaxdiff.train.clock import Clock, device_memory, host_memory, peak_of
 from jaxdiff.train.flops import step_flops
@@ -169,7 +170,9 @@ def train_loop(
     placed = state.step.sharding
     if not isinstance(placed, NamedSharding):
         raise ValueError(f"the state lies on {placed}, not on a mesh; make it with create_sharded_state")
+    assert isinstance(placed.mesh, Mesh)
     sharding = batch_sharding(placed.mesh)
+    agreement, stopping = Agreement(placed.mesh, ahead), False
     dues = [log_every, save_every, *(every for every, _ in callbacks if every)]
     pending: list[tuple[int, Mapping[str, jax.Array]]] = []  # of each call, how many steps and their metrics
     record: dict[str, Any] = {}
@@ -237,7 +240,7 @@ def train_loop(
         Prefetch(data, sharding) as batches,
         StepTrace(profile if lead else None, log.folder / "profile", progress.say) as trace,
     ):
-        while step < steps and not stop.requested:
+        while step < steps and not stopping:
             count = steps_of_call(step)
             clock.run()
             with jax.transfer_guard("disallow"):
@@ -264,6 +267,7 @@ def train_loop(
                 if len(pending) > ahead:
                     pending[-1 - ahead][1]["loss"].block_until_ready()
             step += count
+            stopping = agreement.reached(stop.requested)
             clock.steps += count
             clock.images += count * batch[0]["image"].shape[0]
             progress.advance(step)

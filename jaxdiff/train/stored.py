@@ -74,14 +74,6 @@ def state_of(trees: Mapping[str, Any], key_impl: str, template: TrainState) -> T
     )
 
 
-def as_saved(wanted: dict[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The trees to read of a checkpoint: those wanted, less the guard that older ones have not. A new one, which knows
-    no usual gradient yet, then takes its place."""
-    if "state" not in wanted or any(path.startswith("guard/") for path in manifest["state"]):
-        return wanted
-    return wanted | {"state": {name: tree for name, tree in wanted["state"].items() if name != "guard"}}
-
-
 def make_manifest(trees: Mapping[str, Any], data: Any) -> dict[str, Any]:
     """The manifest of arrays and of the note `data`."""
     leaves = [leaf for tree in trees.values() for _, leaf in _flat(tree)]
@@ -142,6 +134,19 @@ def compare(manifest: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -
                     f"{what} is of another model or configuration: {name}/{path} is {_describe(have)} there and "
                     f"{_describe(want)} here"
                 )
+
+
+def all_of(wanted: dict[str, Any], manifest: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The trees to read of a checkpoint: all those wanted, less the guard that older ones have not. A new one, which
+    knows no usual gradient yet, then takes its place.
+
+    Raises:
+        StructureError: as `compare`.
+    """
+    if "state" in wanted and not any(path.startswith("guard/") for path in manifest["state"]):
+        wanted = wanted | {"state": {name: tree for name, tree in wanted["state"].items() if name != "guard"}}
+    compare(manifest, wanted, what)
+    return wanted
 
 
 def split(saved: Mapping[str, Any], tree: Any) -> tuple[list[str], dict[str, Any]]:
