@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import fill, say, write
-from tests.faults import bad_data, chains, nans, storage
+from tests.faults import bad_data, chains, configurations, groups, nans, storage
 from tests.faults.tally import Tally
 
 Part = Callable[[Path, argparse.Namespace], list[Tally]]
@@ -30,6 +30,10 @@ PARTS: dict[str, Part] = {
     "storage": lambda home, options: storage.all_of(home),
     "nans": lambda home, options: nans.all_of(home),
     "data": lambda home, options: bad_data.all_of(home),
+    "processes": lambda home, options: groups.all_of(home),
+    "configurations": lambda home, options: configurations.all_of(
+        home, random=options.configurations, processes=20, seed=options.seed
+    ),
 }
 
 
@@ -73,13 +77,14 @@ def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Counts faults tried and faults survived.")
     parser.add_argument("--kills", type=int, default=20, help="times that a run is killed at a random moment")
+    parser.add_argument("--configurations", type=int, default=2000, help="random configurations in one process")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="which cases to run")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for the counts")
     parser.add_argument("--page", type=Path, default=None, help="page whose part `reliability` is written anew")
     options = parser.parse_args(arguments)
-    if options.kills < 1:
-        parser.error("kills is to be at least 1")
+    if options.kills < 1 or options.configurations < 1:
+        parser.error("kills and configurations are to be at least 1")
     parts = measure(options)
     text = table(parts)
     print(text)

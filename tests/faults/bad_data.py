@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tests.data.pictures import encoded, pictures, write_folder, write_parquet
-from tests.faults.processes import Training, refusal_problems
+from tests.faults.processes import Training, refusal_problems, whole_steps
 from tests.faults.tally import Tally
 
 IMAGES = pictures(40, (8, 8, 1))
@@ -103,6 +104,44 @@ def skipped(home: Path, cases: tuple[Case, ...] = (*FOLDERS, *PARQUETS)) -> Tall
     return tally
 
 
+def killed_workers(home: Path, numbers: tuple[signal.Signals, ...] = (signal.SIGKILL, signal.SIGSEGV)) -> Tally:
+    """A process that decodes images for a run is killed: the run ends with a message; started again it goes on."""
+    tally = Tally("a worker process of the loader killed: no hang, one line, and the same command goes on")
+    data = _folder(home / "workers_data")
+    options = ("--data.name", "folder", "--data.path", str(data), "--data.decoded_mb", "0", "--data.workers", "2")
+    for number in numbers:
+        training = Training(home / f"workers_{number.name}", options, cache=home / "compiled")
+        long = ("--train.steps", "100000", "--optimizer.schedule", "constant")
+        with training.start(*long) as life:
+            life.until(lambda: whole_steps(training.folder))  # noqa: B023
+            victims = _workers(life.process.pid)
+            os.kill(victims[0], number)
+            problems = refusal_problems(life, "a worker", number.name)
+        last = whole_steps(training.folder)[-1]
+        with training.start("--train.steps", str(last + 3), *long[2:]) as again:
+            status = again.end()
+        if status != 0 or f"going on after step {last}\n" not in again.out:
+            problems.append(f"it did not go on after step {last}: {again}")
+        left = [pid for pid in victims if _command(pid) is not None]
+        tally.add(number.name, problems + [f"process {pid} was left behind" for pid in left])
+    return tally
+
+
+def _command(pid: int) -> bytes | None:
+    """The command line of a process that lives."""
+    try:
+        return (Path("/proc") / str(pid) / "cmdline").read_bytes() or None
+    except OSError:
+        return None
+
+
+def _workers(parent: int) -> list[int]:
+    """The processes that multiprocessing has started for one, which read data."""
+    threads = Path(f"/proc/{parent}/task").glob("*/children")
+    children = [int(pid) for file in threads for pid in file.read_text().split()]
+    return sorted(pid for pid in children if b"spawn_main" in (_command(pid) or b""))
+
+
 def _training(home: Path, name: str, case: Case) -> Training:
     folder = case in FOLDERS
     path = home / f"{name}_data"
@@ -114,4 +153,4 @@ def _training(home: Path, name: str, case: Case) -> Training:
 
 def all_of(home: Path) -> list[Tally]:
     """Every count of this module."""
-    return [refused(home), skipped(home)]
+    return [refused(home), skipped(home), killed_workers(home)]
