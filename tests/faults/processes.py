@@ -104,11 +104,12 @@ class Training:
     """How one run is started, again and again.
 
     Attributes:
-        folder: the run's; beside it lie the outputs of its processes and, for all runs beside it, compiled programs.
+        folder: the run's.
         options: of `train.py`, after the configuration file.
         config: the configuration file.
         devices: simulated.
         cache: folder of compiled programs; None: one beside the run.
+        logs: folder of the outputs of its processes; None: that of the run.
     """
 
     folder: Path
@@ -116,6 +117,7 @@ class Training:
     config: Path = TINY
     devices: int = 1
     cache: Path | None = None
+    logs: Path | None = None
 
     @property
     def compiled(self) -> Path:
@@ -133,7 +135,7 @@ class Training:
                 (`tests.faults.killed_at`).
             limits: as for `Life`.
         """
-        home = self.folder.parent
+        home = self.logs or self.folder.parent
         home.mkdir(parents=True, exist_ok=True)
         program = ["train.py", str(self.config), "--workdir", str(self.folder), *self.options, *more]
         before = [] if killed_at is None else ["-m", "tests.faults.killed_at", *map(str, killed_at)]
@@ -212,11 +214,11 @@ def saved(folder: Path, step: int | None = None) -> dict[str, np.ndarray]:
 
 
 def refusal_problems(life: Life, *mentions: str) -> list[str]:
-    """What is wrong with how a process refused: exit 2 and, after whatever it warned of, one line with what is said."""
+    """What is wrong with how a process refused: exit 2, and one line of error that says the given things."""
     status = life.end()
-    *before, last = life.err.splitlines() or [""]
-    spoken = ".py: error: " in last and all(mention in last for mention in mentions)
-    good = status == 2 and spoken and not any("Traceback" in line or "error: " in line for line in before)
+    errors = [line for line in life.err.splitlines() if ".py: error: " in line]
+    spoken = len(errors) == 1 and all(mention in errors[0] for mention in mentions)
+    good = status == 2 and spoken and "Traceback" not in life.err
     return [] if good else [f"not refused in one line that says {', '.join(mentions)}: {life}"]
 
 

@@ -162,7 +162,8 @@ def none_good(stand: Stand) -> Tally:
 
 
 def _content(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
+    # The configuration notes where the run now stands, and the lock who holds it.
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in ("config.json", "lock"))
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -233,6 +234,7 @@ def full_disk(home: Path) -> Tally:
                 home / f"disk_{on_error}" / "run",
                 ("--train.steps", str(STEPS), "--checkpoint.on_error", on_error),
                 cache=home / "compiled",
+                logs=home / f"logs_{on_error}",
             )
             tally.add(f"on_error {on_error}", _filled(training, stand, on_error, mounted))
     return tally
