@@ -39,7 +39,8 @@ def summarize(steps: Sequence[Mapping[str, Any]]) -> dict[str, Value]:
     """
     record: dict[str, Value] = {}
     taken = [step for step in steps if not step.get("in_a_row", 0)]
-    for name in sorted(steps[-1].keys() - {"in_a_row"}, key=lambda name: (name != "loss", name)):
+    names = [name for name in steps[-1] if name != "in_a_row"]
+    for name in sorted(names, key=lambda name: name != "loss"):  # jit returns dictionaries in alphabetical order
         if name in _LATEST:
             record[name] = np.asarray(steps[-1][name]).item()
         elif name == "loss_by_noise":
