@@ -14,13 +14,11 @@ takes. There a save that fails always ends the run, since the others cannot know
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
 import math
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,11 +29,12 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from jaxdiff.train.checksum import DamageError, write_file_sums
+from jaxdiff.train.checksum import DamageError
 from jaxdiff.train.state import TrainState
 from jaxdiff.train.stored import (
     CheckpointError,
     StructureError,
+    Summed,
     Want,
     all_of,
     make_manifest,
@@ -110,12 +109,16 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(kept),
             create=not readonly,
             cleanup_tmp_directories=not readonly,
-            temporary_path_class=_Summed,
+            temporary_path_class=Summed,
         )
+        logging.getLogger("absl").addFilter(_not_orbax)
+        self._manager: Any = self._opened()
+
+    def _opened(self) -> Any:
         try:
-            self._manager = ocp.CheckpointManager(self.folder, options=self._options)
+            return ocp.CheckpointManager(self.folder, options=self._options)
         except OSError as error:
-            raise CheckpointError(f"{folder} cannot be used: {error.strerror or error}") from error
+            raise CheckpointError(f"{self.folder} cannot be used: {error.strerror or error}") from error
 
     def _score(self, step: int) -> float:
         """What `best` was at a step; infinite where it is not known."""
@@ -148,8 +151,9 @@ class Checkpoints:
             return True
         noted = self._noted()
         if noted is not None:
+            saved = f"step {noted}" if noted >= 0 else "one"
             raise CheckpointError(
-                f"no checkpoint in {self.folder}, though step {noted} was saved there: bring the folder back; or, to "
+                f"no checkpoint in {self.folder}, though {saved} was saved there: bring the folder back; or, to "
                 f"train from the beginning, choose another --workdir or remove {self.folder.parent}"
             )
         return False
@@ -202,7 +206,6 @@ class Checkpoints:
     def _settle(self, *, fatal: bool) -> None:
         step, self._saving = self._saving, None
         if step is None:
-            self._manager.wait_until_finished()
             return
         with self._told_of(step, fatal=fatal):
             self._manager.wait_until_finished()
@@ -211,35 +214,35 @@ class Checkpoints:
     @contextlib.contextmanager
     def _told_of(self, step: int, *, fatal: bool) -> Iterator[None]:
         """What goes wrong with saving a step: one line, raised or said; half-written files are removed."""
-        logger = logging.getLogger("absl")
-        logger.addFilter(_not_orbax)
         try:
             yield
         # On a full disk Orbax raises whatever its layers raise, as on damaged files.
         except Exception as error:
+            why = reason(error)
             self._saving = None
             self._scores.pop(step, None)
-            if jax.process_index() == 0:
-                for partial in self.folder.glob(f"{step}.orbax-checkpoint-tmp*"):
-                    shutil.rmtree(partial, ignore_errors=True)  # it would take room; what stays is never read
-            kept = self.latest()
-            newest = "there is none yet" if kept is None else f"the newest is that of step {kept}"
-            text = f"the checkpoint of step {step} could not be saved in {self.folder} ({reason(error)}); {newest}"
-            if fatal or self._on_error == "stop" or jax.process_count() > 1:
+            # A manager raises a failure again at every call, so a new one follows it; it cleans up after the old.
+            with contextlib.suppress(Exception):
+                self._manager.close()
+            alone = jax.process_count() == 1
+            self._manager = self._opened() if alone else None
+            kept = self.latest() if alone else None
+            newest = (
+                "" if not alone else "; there is none yet" if kept is None else f"; the newest is that of step {kept}"
+            )
+            text = f"the checkpoint of step {step} could not be saved in {self.folder} ({why}){newest}"
+            if fatal or self._on_error == "stop" or not alone:
                 raise SaveError(text) from error
             self._say(f"WARNING: {text}; training goes on")
-        finally:
-            logger.removeFilter(_not_orbax)
 
     def _noted(self) -> int | None:
+        """The last step saved, by the ledger; -1 where it cannot be read, None where there is none."""
         if self._ledger is None or not self._ledger.exists():
             return None
         try:
             return int(json.loads(self._ledger.read_text(encoding="utf-8"))["saved"])
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(
-                f"{self._ledger} cannot be read ({reason(error)}), and {self.folder} holds no checkpoint"
-            ) from error
+        except (OSError, ValueError, TypeError, KeyError):
+            return -1
 
     def _note(self, step: int) -> None:
         if self._ledger is None or self._readonly or jax.process_index() != 0:
@@ -312,7 +315,8 @@ class Checkpoints:
         try:
             self._settle(fatal=True)
         finally:
-            self._manager.close()
+            if self._manager is not None:
+                self._manager.close()
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -359,15 +363,6 @@ class Checkpoints:
             for step in steps:
                 os.replace(self.folder / str(step), _free_name(self.folder / f"{step}.damaged"))
         self._manager.reload()
-
-
-class _Summed(ocp.path.atomicity.AtomicRenameTemporaryPath):  # type: ignore[misc]
-    """A step's folder while it is written: the sums of its files are added before it gets its name."""
-
-    async def finalize(self) -> None:
-        if self.get_final().name.isdigit():  # Orbax makes the folders in it likewise
-            await asyncio.to_thread(write_file_sums, Path(self.get()))
-        await super().finalize()
 
 
 class _Best:

@@ -7,6 +7,7 @@ itself. One without checksums, of an older jaxdiff, is read as it is.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
-from jaxdiff.train.checksum import DamageError, check_files, leaf_sums, text_sum
+from jaxdiff.train.checksum import DamageError, check_files, leaf_sums, text_sum, write_file_sums
 from jaxdiff.train.guard import new_guard
 from jaxdiff.train.state import TrainState
 
@@ -33,6 +34,15 @@ class CheckpointError(Exception):
 
 class StructureError(CheckpointError):
     """A checkpoint whose leaves are not those asked for."""
+
+
+class Summed(ocp.path.atomicity.AtomicRenameTemporaryPath):  # type: ignore[misc]
+    """A step's folder while it is written: the sums of its files are added before it gets its name."""
+
+    async def finalize(self) -> None:
+        if self.get_final().name.isdigit():  # Orbax makes the folders in it likewise
+            await asyncio.to_thread(write_file_sums, Path(self.get()))
+        await super().finalize()
 
 
 def nested(tree: Any) -> dict[str, Any]:

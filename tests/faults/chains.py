@@ -85,9 +85,10 @@ class Reference:
     compile_seconds: float
 
 
-def reference(home: Path, steps: int) -> Reference:
+def reference(home: Path, steps: int, cache: Path | None = None) -> Reference:
     """Trains the run that is left alone, with no checkpoint but the last."""
-    training = Training(home / "reference", ("--train.steps", str(steps), "--checkpoint.every", str(steps)))
+    options = ("--train.steps", str(steps), "--checkpoint.every", str(steps))
+    training = Training(home / "reference", options, cache=cache)
     with training.start() as life:
         life.until(lambda: "parameters, " in life.out)
         started = time.monotonic() - life.begun

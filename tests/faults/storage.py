@@ -38,12 +38,13 @@ class Stand:
 
     Args:
         home: an empty folder.
+        cache: folder of compiled programs; None: one in `home`.
     """
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.expected: Reference = reference(home, STEPS)
-        whole = Training(home / "whole", ("--train.steps", str(STEPS)))
+    def __init__(self, home: Path, cache: Path | None = None) -> None:
+        self.home, self.cache = home, cache or home / "compiled"
+        self.expected: Reference = reference(home, STEPS, self.cache)
+        whole = Training(home / "whole", ("--train.steps", str(STEPS)), cache=self.cache)
         with whole.start(killed_at=(1, r"checkpoints/9\.orbax-checkpoint-tmp$")) as life:
             if life.end() != -signal.SIGKILL or whole_steps(whole.folder) != [3, 6]:
                 raise AssertionError(f"it was to be killed with steps 3 and 6 saved: {life}")
@@ -54,7 +55,7 @@ class Stand:
         """The run once more, to be damaged and started."""
         folder = self.home / name
         shutil.copytree(self.whole, folder)
-        yield Training(folder, ("--train.steps", str(STEPS)))
+        yield Training(folder, ("--train.steps", str(STEPS)), cache=self.cache)
         shutil.rmtree(folder)
 
     def end_problems(self, folder: Path) -> list[str]:

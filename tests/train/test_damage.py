@@ -113,7 +113,7 @@ def test_lost_checkpoints_are_no_new_run(folder: Path) -> None:
         with pytest.raises(CheckpointError, match="though step 1 was saved there: bring the folder back; or, "):
             restored(folder)
     folder.with_suffix(".json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"checkpoints\.json cannot be read .* holds no checkpoint"):
+    with pytest.raises(CheckpointError, match="though one was saved there"):
         restored(folder)
     folder.with_suffix(".json").unlink()
     with Checkpoints(folder, ledger=folder.with_suffix(".json")) as checkpoints:
