@@ -57,21 +57,21 @@ def table(parts: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """The counts of each part asked for, with those of the other parts as the file has them."""
-    before = (
-        json.loads(options.out.read_text(encoding="utf-8"))["parts"] if options.out and options.out.exists() else {}
-    )
+    """The counts of each part asked for, with those of the other parts as the file then has them."""
+    found: dict[str, list[dict[str, Any]]] = {}
     for name in options.parts:
         begun = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="reliability-") as home:
             tallies = PARTS[name](Path(home), options)
-        before[name] = [dataclasses.asdict(tally) for tally in tallies]
+        found[name] = [dataclasses.asdict(tally) for tally in tallies]
         for tally in tallies:
             say(f"{tally.kept} of {tally.tried}  {tally.promise}")
             for fault in tally.faults:
                 say(f"    {fault}")
         say(f"{name}: {time.monotonic() - begun:.0f} s")
-    return {name: before[name] for name in PARTS if name in before}
+    if options.out is not None and options.out.exists():
+        found = json.loads(options.out.read_text(encoding="utf-8"))["parts"] | found
+    return {name: found[name] for name in PARTS if name in found}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
