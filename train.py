@@ -3,9 +3,10 @@
     python train.py                                                    real handwritten digits, minutes on two CPU cores
     python train.py configs/mnist_unet.py --data.path DIR              another experiment
     python train.py configs/mnist_unet.py --optimizer.lr 1e-4 --train.steps 2000 --workdir runs/x
+    python train.py --init-from runs/x --init-partial --workdir ...    the weights of another run to start with
     python train.py --help                                             every option and its value
 
-Ctrl-C (or SIGTERM) saves and ends; the same command goes on from there.
+Ctrl-C (or SIGTERM) saves and ends; the same command goes on from there. In several processes: docs/clusters.md.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import jax
 
 from jaxdiff import config as cfg
 from jaxdiff import train as training
-from jaxdiff.config.folder import CHECKPOINTS, SAMPLES
+from jaxdiff.config.folder import CHECKPOINTS, LEDGER, SAMPLES
 from jaxdiff.data import DataError
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.images import save_png
@@ -32,8 +33,7 @@ def train(arguments: Sequence[str]) -> None:
     # --- Configuration: a file, changed by options
     options = cfg.parse_config(arguments, program="train.py", default_file=HERE / "configs" / "digits_unet.py")
     config = options.config
-    if options.distributed:
-        jax.distributed.initialize()
+    cfg.join(options)
     kept = cfg.keep_compiled(options.cache)
     cfg.check(config)
     lead = jax.process_index() == 0
@@ -42,9 +42,14 @@ def train(arguments: Sequence[str]) -> None:
     with cfg.as_config_error("mesh"):
         mesh = training.make_mesh(**dataclasses.asdict(config.mesh))
         training.check_batch_size(config.train.batch_size, mesh, config.train.accumulate)
+        training.check_heads(config.network, mesh)
+        part = training.batch_part(mesh)
+
+    with cfg.as_config_error("--profile"):
+        profile = None if options.profile is None else training.Window.parse(options.profile)
 
     # --- Data
-    source = cfg.build_source(config)
+    source = cfg.build_source(config, cache=options.cache)
     config = cfg.resolve(config, source)
 
     # --- Network, loss, optimizer
@@ -67,33 +72,48 @@ def train(arguments: Sequence[str]) -> None:
             ema=config.ema,
             schedule=schedule,
             accumulate=config.train.accumulate,
+            spike=config.train.spike,
+            max_skipped=config.train.max_skipped,
             template=template,
         )
         jax.eval_shape(step_fn, template, cfg.batch_shapes(config, source))
     run_of(template.ema, 0).check()
-    folder = cfg.claim_folder(config, write=lead and not options.dry_run)
+    folder, weights = cfg.check_folder(config), None
+    if options.init_from is not None and not (folder / LEDGER).exists():
+        weights = training.read_weights(options.init_from, template.params, partial=options.init_partial)
     if lead:
         print(cfg.first_line(kept))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(template.params))
-        print(f"{config.name}: {parameters:,} parameters, {len(source):,} images, {mesh.size} device(s), in {folder}")
+        where = f"{mesh.size} device(s)" + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
+        print(f"{config.name}: {parameters:,} parameters, {len(source):,} images, {where}, in {folder}")
     if options.dry_run:
-        print("dry run: configuration, data and shapes are good; nothing was written")
+        if lead:
+            print("dry run: configuration, data and shapes are good; nothing was written")
         return
 
     with (
-        training.Checkpoints(folder / CHECKPOINTS, keep=config.checkpoint.keep, best="loss") as checkpoints,
-        cfg.build_pipeline(config, source, cache=options.cache) as data,
+        cfg.claim_folder(config, active=lead),
+        training.Checkpoints(
+            folder / CHECKPOINTS,
+            keep=config.checkpoint.keep,
+            best="loss",
+            on_error=config.checkpoint.on_error,
+            ledger=folder / LEDGER,
+        ) as checkpoints,
+        cfg.build_pipeline(config, source, cache=options.cache, part=part) as data,
     ):
-        # --- State: new, or as the last checkpoint has it
-        if checkpoints.latest() is None:
-            state = training.create_sharded_state(net, optimizer, loss, key, mesh)
-        else:
+        # --- State: as the last checkpoint has it, or new
+        if checkpoints.begun():
             state, position = checkpoints.restore(template)
             data.seek(position)
+        else:
+            state = training.create_sharded_state(net, optimizer, loss, key, mesh)
+            state = state if weights is None else training.with_weights(state, weights)
         start = int(state.step)
         sample_command = cfg.command(HERE / "sample.py", str(folder))
         if start >= config.train.steps:
-            print(f"finished: all {start} steps are done. To sample: {sample_command}")
+            if lead:
+                print(f"finished: all {start} steps are done. To sample: {sample_command}")
             return
         if start and lead:
             print(f"going on after step {start}")
@@ -105,7 +125,10 @@ def train(arguments: Sequence[str]) -> None:
                 run = run_of(state.ema, step)
                 picture, measured = run.picture(), run.measure()
                 if lead:
-                    save_png(folder / SAMPLES / f"step_{step:08d}.png", picture)
+                    try:
+                        save_png(folder / SAMPLES / f"step_{step:08d}.png", picture)
+                    except OSError as error:  # a full disk: training is worth more than a picture of it
+                        print(f"WARNING: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
                     log.image(step, "samples", picture)
                     if measured:
                         log.write(step, measured)
@@ -120,6 +143,9 @@ def train(arguments: Sequence[str]) -> None:
                 log_every=config.train.log_every,
                 save_every=config.checkpoint.every,
                 callbacks=[(config.train.sample_every, draw)],
+                steps_per_call=config.train.steps_per_call,
+                max_skipped=config.train.max_skipped,
+                profile=profile,
                 resume_command=cfg.command(HERE / "train.py", *arguments),
             )
 

@@ -24,13 +24,11 @@ from jaxdiff.config import (
     build_network,
     build_sampler,
     check,
-    claim_folder,
     differences,
     dumps,
     from_json,
     load_config_file,
     parse_config,
-    read_config,
     resolve,
     to_json,
 )
@@ -263,65 +261,3 @@ def test_every_name_makes_a_sampler_and_a_grid() -> None:
             jaxdiff.check_times(process, ts)
             assert isinstance(made, jaxdiff.Sampler)
             assert ts.shape == ((2,) if sampler == "adaptive" else (5,))  # which chooses its own steps in between
-
-
-# --- A run's folder
-
-
-@pytest.fixture
-def claimed(digits: Config, tmp_path: Path) -> Config:
-    config = dataclasses.replace(digits, workdir=str(tmp_path / "run"))
-    claim_folder(config)
-    return config
-
-
-def test_folder_holds_the_configuration(claimed: Config) -> None:
-    assert read_config(claimed.folder) == claimed
-    assert [p.name for p in Path(claimed.folder).iterdir()] == ["config.json"]
-    claim_folder(claimed)
-
-
-def test_folder_of_another_configuration_is_refused(claimed: Config) -> None:
-    before = (Path(claimed.folder) / "config.json").read_text()
-    other = dataclasses.replace(claimed, seed=3, optimizer=dataclasses.replace(claimed.optimizer, lr=5.0))
-    with pytest.raises(ConfigError, match=r"optimizer\.lr \(0\.002 there, 5\.0 here\), seed \(0 there, 3 here\)"):
-        claim_folder(other)
-    assert (Path(claimed.folder) / "config.json").read_text() == before
-
-
-def test_what_does_not_change_learning_may_change(claimed: Config) -> None:
-    other = dataclasses.replace(
-        claimed,
-        train=dataclasses.replace(claimed.train, log_every=7),
-        sample=dataclasses.replace(claimed.sample, steps=7),
-        checkpoint=dataclasses.replace(claimed.checkpoint, every=7),
-    )
-    claim_folder(other)
-    assert read_config(claimed.folder) == other
-
-
-def test_more_steps_go_on_unless_the_schedule_depends_on_them(claimed: Config, tmp_path: Path) -> None:
-    longer = dataclasses.replace(claimed, train=dataclasses.replace(claimed.train, steps=claimed.train.steps + 1))
-    assert claimed.optimizer.schedule == "cosine"
-    with pytest.raises(ConfigError, match=r"train\.steps"):
-        claim_folder(longer)
-    constant = dataclasses.replace(claimed.optimizer, schedule="constant")
-    claim_folder(dataclasses.replace(claimed, workdir=str(tmp_path / "b"), optimizer=constant))
-    claim_folder(dataclasses.replace(longer, workdir=str(tmp_path / "b"), optimizer=constant))
-
-
-def test_a_folder_of_something_else_is_refused(digits: Config, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="not the folder of a run"):
-        claim_folder(dataclasses.replace(digits, workdir=str(tmp_path)))
-    with pytest.raises(ConfigError, match="cannot be used"):
-        claim_folder(dataclasses.replace(digits, workdir=str(tmp_path / "notes.txt" / "run")))
-    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"type": "os.system"}', '{"type": "jaxdiff.VP"}', "\x00"])
-def test_a_broken_configuration_is_one_line(tmp_path: Path, text: str) -> None:
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ConfigError) as caught:
-        read_config(tmp_path)
-    assert "\n" not in str(caught.value) and "config.json" in str(caught.value)

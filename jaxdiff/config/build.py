@@ -251,8 +251,12 @@ def build_sampler(process: Process, options: SampleConfig) -> tuple[Any, Array]:
     return sampler, ts[jnp.array([0, -1])] if options.sampler in WHOLE_INTERVAL and options.steps > 1 else ts
 
 
-def build_source(config: Config) -> Source:
+def build_source(config: Config, *, cache: bool = True) -> Source:
     """The data, checked against the network's channels and classes.
+
+    Args:
+      config: the configuration.
+      cache: with ``data.skip_bad``, keep which records are bad.
 
     Raises:
       ConfigError: an unknown name.
@@ -278,7 +282,9 @@ def build_source(config: Config) -> Source:
         channels=channels,
         num_classes=config.num_classes,
         resize=data.resize,
+        **({"skip_bad": True} if data.skip_bad else {}),  # sources of one's own need not know it
     )
+    source = jaxdiff.data.without_bad(source, keep=cache) if data.skip_bad else source
     return source if config.num_classes is not None or source.num_classes is None else Unlabelled(source)
 
 
@@ -316,7 +322,9 @@ def resolve(config: Config, source: Source) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, image_shape=tuple(source.image_shape)))
 
 
-def build_pipeline(config: Config, source: Source, *, cache: bool = True) -> jaxdiff.data.Pipeline:
+def build_pipeline(
+    config: Config, source: Source, *, cache: bool = True, part: tuple[int, int] = (0, 1)
+) -> jaxdiff.data.Pipeline:
     """This process's part of the training batches.
 
     A run that reads every image at least once reads them decoded (`jaxdiff.data.decode_once`), as ``data.decoded_mb``
@@ -326,6 +334,7 @@ def build_pipeline(config: Config, source: Source, *, cache: bool = True) -> jax
       config: the configuration.
       source: from `build_source`.
       cache: False keeps no decoded images, and reads none kept.
+      part: (p, P), which of P parts of each batch this process reads (`jaxdiff.train.batch_part`).
 
     Raises:
       DataError: an image that cannot be decoded, where they are decoded now.
@@ -338,8 +347,8 @@ def build_pipeline(config: Config, source: Source, *, cache: bool = True) -> jax
         seed=config.seed,
         flip=config.data.flip,
         workers=config.data.workers if chosen is source else 0,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=part[0],
+        process_count=part[1],
     )
 
 

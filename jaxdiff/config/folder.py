@@ -1,25 +1,38 @@
-"""A run's folder: its configuration is saved there, and decides who may go on in it."""
+"""A run's folder: its configuration is saved there, and decides who may go on in it.
+
+Two trainings in one folder would write over each other, so a training holds the folder by an operating system's lock
+(`flock`) on the file `lock` in it. The lock ends with the process, however that ends, so none is ever left over; what
+stands in the file only says who holds it. Readers (`sample.py`, `evaluate.py`, notebooks) need no lock.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
-from collections.abc import Sequence
+import socket
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from jaxdiff.config.distributed import lead_first
 from jaxdiff.config.schema import Config, ConfigError
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, to_json
 
-CONFIG, CHECKPOINTS, SAMPLES = "config.json", "checkpoints", "samples"
+CONFIG, CHECKPOINTS, LEDGER, SAMPLES, LOCK = "config.json", "checkpoints", "checkpoints.json", "samples", "lock"
 
-# What may change when a run goes on: where it stands, how it is watched and spread, and how its pictures are made. None
-# of these changes what is learned.
+# What may change when a run goes on: where it stands, how it is watched and spread, how its pictures are made, which
+# steps it skips. None of these changes what the other steps learn.
 FREE = (
     "workdir",
     "train.log_every",
     "train.sample_every",
+    "train.steps_per_call",
+    "train.spike",
+    "train.max_skipped",
     "checkpoint",
     "sample",
     "mesh",
@@ -51,34 +64,91 @@ def read_config(folder: str | os.PathLike[str], trusted: Sequence[str] = TRUSTED
     return config
 
 
-def claim_folder(config: Config, *, write: bool = True) -> Path:
-    """Makes the run's folder with its configuration, or goes on in one whose configuration matches.
+def check_folder(config: Config) -> Path:
+    """The run's folder, after checking that the run may start or go on there; nothing is made or written.
 
     Args:
       config: the resolved configuration.
-      write: False only checks.
 
     Raises:
       ConfigError: the folder holds something else, or a run that differs in more than `FREE`; the fields are named.
     """
     folder = Path(config.folder)
     file = folder / CONFIG
+    ours = {LOCK, _partial(file).name}  # of a training that was killed before it had written its configuration
     try:
-        text = dumps(config)
+        dumps(config)
         if file.exists():
             _refuse_other(folder, _read(file), config)
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif folder.exists() and (not folder.is_dir() or {entry.name for entry in folder.iterdir()} - ours):
             raise ConfigError(f"{folder} is there already and is not the folder of a run: choose another --workdir")
-        if write:
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".partial")
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(file)  # there whole or not at all
     except StoredTypeError as error:
         raise ConfigError(str(error)) from error
     except OSError as error:
         raise ConfigError(f"{folder} cannot be used: {error.strerror}") from error
     return folder
+
+
+@contextlib.contextmanager
+def claim_folder(config: Config, *, active: bool = True) -> Iterator[Path]:
+    """Makes the run's folder with its configuration, or goes on in one whose configuration matches; and holds it.
+
+    Args:
+      config: the resolved configuration.
+      active: False only checks: for the processes of a run other than the first.
+
+    Yields:
+      The folder. No other process can claim it until the end of the `with`, or of this process.
+
+    Raises:
+      ConfigError: as `check_folder`; or another process trains in the folder.
+    """
+    with contextlib.ExitStack() as held:
+        with lead_first("folder"):
+            folder = check_folder(config)
+            if active:
+                held.enter_context(_claimed(folder, config))
+        yield folder
+
+
+def _claimed(folder: Path, config: Config) -> IO[str]:
+    """The open lock file of a folder that has the configuration."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as held:
+            lock = held.enter_context(_locked(folder))
+            check_folder(config)  # once more: another training may have begun and ended meanwhile
+            file, text = folder / CONFIG, dumps(config)
+            if not file.exists() or file.read_text(encoding="utf-8") != text:
+                _partial(file).write_text(text, encoding="utf-8")
+                _partial(file).replace(file)  # there whole or not at all
+            held.pop_all()
+        return lock
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be used: {error.strerror}") from error
+
+
+def _partial(file: Path) -> Path:
+    return file.with_suffix(".partial")
+
+
+def _locked(folder: Path) -> IO[str]:
+    """The open lock file; closing it gives the folder back."""
+    lock = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        lock.close()
+        raise ConfigError(f"{folder} is in use by {holder}: wait for it, end it, or choose another --workdir") from None
+    except OSError as error:
+        print(f"WARNING: {folder} cannot be locked ({error.strerror}): start no second run there", file=sys.stderr)
+        return lock
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
+    return lock
 
 
 def _read(file: Path) -> Any:

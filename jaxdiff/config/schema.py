@@ -40,8 +40,10 @@ def as_config_error(what: str) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise ConfigError(f"{what}: {error}") from error
+    except MemoryError as error:
+        raise ConfigError(f"{what}: too large for this machine's memory ({error})") from error
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -70,6 +72,8 @@ class DataConfig:
     """Channels of the images; others are refused. None: as they are."""
     resize: bool = False
     """Crop and resize images of other sizes to image_size."""
+    skip_bad: bool = False
+    """Leave out records that cannot be used, instead of refusing the set: all are read once before the first step."""
     image_shape: tuple[int, ...] | None = None
     """Height, width and channels, found in the data; a run's saved configuration has them. Points: coordinates."""
     flip: bool = False
@@ -141,6 +145,12 @@ class TrainConfig:
     """Images a step, over all devices."""
     accumulate: int = 1
     """Micro-batches a step: less memory, the same gradient."""
+    steps_per_call: int = 1
+    """Steps that the devices take at one call of the host: the same result, less waiting where steps are short."""
+    spike: float | None = 20.0
+    """Steps whose gradient has so many times its running median's norm are skipped; None: only those not finite."""
+    max_skipped: int = 10
+    """Skipped steps in a row that end the run."""
     log_every: int = 100
     """Steps between two lines of metrics."""
     sample_every: int = 1000
@@ -155,6 +165,9 @@ class CheckpointConfig:
     """Steps between two checkpoints; the last step is always saved."""
     keep: int = 3
     """How many of the latest are kept, besides the best."""
+    on_error: Literal["continue", "stop"] = "continue"
+    """When one cannot be written (a full disk): go on, and try again at the next, or stop. A failed last one is always
+    an error, and so is any with several processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +217,7 @@ class MeshConfig:
     fsdp: int = 1
     """Devices that batches and parameters are split over."""
     tensor: int = 1
-    """Reserved for tensor parallelism."""
+    """Devices that attention and perceptrons of transformers are split over; a divisor of the heads."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -254,44 +267,48 @@ class Config:
 
 # dotted name -> (smallest, largest, whether the smallest itself is allowed)
 _INF = math.inf
+_INT = 2**31 - 1  # what a device counts with
 RANGES: dict[str, tuple[float, float, bool]] = {
     "seed": (0, 2**32 - 1, True),
-    "data.image_size": (1, _INF, True),
-    "data.channels": (1, _INF, True),
-    "data.workers": (0, _INF, True),
-    "data.decoded_mb": (0, _INF, True),
+    "data.image_size": (1, 2**16, True),
+    "data.channels": (1, 2**16, True),
+    "data.workers": (0, 1024, True),
+    "data.decoded_mb": (0, _INT, True),
     "loss.label_dropout": (0, 1, True),
     "loss.vlb_weight": (0, _INF, True),
-    "loss.projections": (1, _INF, True),
+    "loss.projections": (1, 2**16, True),
     "loss.hessian_weight": (0, _INF, True),
     "loss.fokker_planck": (0, _INF, True),
     "optimizer.lr": (0, _INF, False),
-    "optimizer.warmup": (0, _INF, True),
+    "optimizer.warmup": (0, _INT, True),
     "optimizer.final_fraction": (0, 1, True),
-    "optimizer.decay_start": (1, _INF, True),
+    "optimizer.decay_start": (1, _INT, True),
     "optimizer.b1": (0, 1, True),
     "optimizer.b2": (0, 1, True),
     "optimizer.eps": (0, _INF, False),
     "optimizer.weight_decay": (0, _INF, True),
     "optimizer.clip_norm": (0, _INF, False),
-    "train.steps": (1, 2**31 - 1, True),
-    "train.batch_size": (1, _INF, True),
-    "train.accumulate": (1, _INF, True),
-    "train.log_every": (1, _INF, True),
-    "train.sample_every": (0, _INF, True),
-    "checkpoint.every": (1, _INF, True),
-    "checkpoint.keep": (1, _INF, True),
-    "sample.steps": (1, _INF, True),
+    "train.steps": (1, _INT, True),
+    "train.batch_size": (1, _INT, True),
+    "train.accumulate": (1, _INT, True),
+    "train.steps_per_call": (1, _INT, True),
+    "train.spike": (1, _INF, False),
+    "train.max_skipped": (1, 10_000, True),
+    "train.log_every": (1, _INT, True),
+    "train.sample_every": (0, _INT, True),
+    "checkpoint.every": (1, _INT, True),
+    "checkpoint.keep": (1, _INT, True),
+    "sample.steps": (1, 10**5, True),
     "sample.guidance": (-_INF, _INF, True),
     "sample.eta": (0, _INF, True),
     "sample.tau": (0, _INF, True),
     "sample.order": (1, 4, True),
     "sample.tolerance": (0, 1, False),
     "sample.snr": (0, _INF, False),
-    "sample.langevin_steps": (0, _INF, True),
+    "sample.langevin_steps": (0, _INT, True),
     "sample.churn": (0, _INF, True),
-    "sample.batch_size": (1, _INF, True),
-    "sample.num": (1, _INF, True),
+    "sample.batch_size": (1, _INT, True),
+    "sample.num": (1, 10**6, True),
 }
 
 
@@ -324,6 +341,12 @@ def check_ranges(config: Config) -> None:
         raise ConfigError(
             f"train.batch_size: {config.train.batch_size} is no multiple of train.accumulate, {config.train.accumulate}"
         )
+    for name in ("train.log_every", "train.sample_every", "checkpoint.every"):
+        if 0 < field_at(config, name) < config.train.steps_per_call:
+            raise ConfigError(
+                f"train.steps_per_call: {config.train.steps_per_call} is more than {name}, {field_at(config, name)}: "
+                "every call would have to end earlier"
+            )
     for part in dataclasses.fields(MeshConfig):
         size = getattr(config.mesh, part.name)
         if size < 1 and size != -1:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxdiff.data.parquet import open_cifar10, open_mnist, open_parquet
     from jaxdiff.data.pipeline import Pipeline, batches
     from jaxdiff.data.points import POINTS, PointMixture, PointSource, open_points, point_mixture
+    from jaxdiff.data.skipping import without_bad
     from jaxdiff.data.tfds import open_tfds
     from jaxdiff.data.transforms import center_crop_resize, horizontal_flip, to_model_range
 
@@ -30,6 +31,7 @@ __getattr__ = lazily(
         **dict.fromkeys(("open_cifar10", "open_mnist", "open_parquet"), "parquet"),
         **dict.fromkeys(("Pipeline", "batches"), "pipeline"),
         **dict.fromkeys(("POINTS", "PointMixture", "PointSource", "open_points", "point_mixture"), "points"),
+        "without_bad": "skipping",
         "open_tfds": "tfds",
         **dict.fromkeys(("center_crop_resize", "horizontal_flip", "to_model_range"), "transforms"),
     },
@@ -59,4 +61,5 @@ __all__ = [
     "point_mixture",
     "to_model_range",
     "verify",
+    "without_bad",
 ]

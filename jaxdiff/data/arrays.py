@@ -36,6 +36,7 @@ class ArrayReader:
         num_classes: int | None = None,
         expected: int | None = None,
         member: tuple[str, str] | None = None,
+        skip_bad: bool = False,
     ) -> None:
         if images.dtype != np.uint8:
             raise DataError(f"{name}: images are {images.dtype}, expected uint8 in 0..255; scale and cast them")
@@ -53,7 +54,7 @@ class ArrayReader:
         self._labels: NDArray[np.int64] | None = None
         self.num_classes: int | None = None
         if labels is not None:
-            self._labels, self.num_classes = check_labels(labels, num_classes, self, expected)
+            self._labels, self.num_classes = check_labels(labels, num_classes, self, expected, skip_bad)
         some = images[:: max(1, len(images) // 16)]
         self.identity = digest(some, *([] if self._labels is None else [self._labels]))
 
@@ -114,6 +115,7 @@ def open_digits(
     channels: int | None = None,
     num_classes: int | None = None,
     resize: bool = False,
+    skip_bad: bool = False,
 ) -> Source:
     """The 1,797 handwritten digits (8x8, grey, ten classes) that lie in the package: no download.
 
@@ -123,7 +125,7 @@ def open_digits(
     Args:
       path: there is none to give.
       split: "train", "test" or "all".
-      image_size, channels, num_classes, resize: as in `open_parquet`.
+      image_size, channels, num_classes, resize, skip_bad: as in `open_parquet`.
 
     >>> source = open_digits()
     >>> len(source), source.image_shape, source.num_classes
@@ -142,7 +144,7 @@ def open_digits(
     chosen = {"train": ~test, "test": test, "all": np.ones_like(test)}[split]
     grey = np.rint(values[chosen] * (255 / 16)).astype(np.uint8)
     reader = ArrayReader(grey, labels[chosen], name="digits", num_classes=10, expected=num_classes)
-    return Images(reader, Expected(image_size, channels, num_classes, resize))
+    return Images(reader, Expected(image_size, channels, num_classes, resize, skip_bad))
 
 
 def open_npz(
@@ -153,6 +155,7 @@ def open_npz(
     channels: int | None = None,
     num_classes: int | None = None,
     resize: bool = False,
+    skip_bad: bool = False,
 ) -> Source:
     """Images and labels from an `.npz` file.
 
@@ -164,7 +167,7 @@ def open_npz(
       path: the file, or a folder that holds `train.npz`, `test.npz`.
       split: which of them. A file without splits is its own only one: "train", "all", or the name that the file begins
         with.
-      image_size, channels, num_classes, resize: as in `open_parquet`.
+      image_size, channels, num_classes, resize, skip_bad: as in `open_parquet`.
 
     Raises:
       DataError: the file or split is missing, damaged, or not what was asked for.
@@ -176,7 +179,7 @@ def open_npz(
     ...     len(source), source.image_shape, source.num_classes
     (4, (8, 8, 1), 3)
     """
-    expected = Expected(image_size, channels, num_classes, resize)
+    expected = Expected(image_size, channels, num_classes, resize, skip_bad)
     path = given_path(path, "npz", "an .npz file with images (N, H, W, C) uint8 and labels (N,)")
     if path.is_dir():
         files = find_split(path, split, "npz")
@@ -198,7 +201,7 @@ def open_npz(
         raise DataError(
             f"{path}: no array of images; it has {', '.join(keys) or 'none'}, expected one of {', '.join(_IMAGE_KEYS)}"
         )
-    return Images(_read_npz(str(path), image_key, label_key, num_classes), expected)
+    return Images(_read_npz(str(path), image_key, label_key, expected), expected)
 
 
 def _find(keys: list[str], names: tuple[str, ...], split: str | None) -> str | None:
@@ -216,10 +219,11 @@ def _keys(path: Path) -> list[str]:
         ) from error
 
 
-def _read_npz(path: str, image_key: str, label_key: str | None, expected: int | None) -> ArrayReader:
+def _read_npz(path: str, image_key: str, label_key: str | None, expected: Expected) -> ArrayReader:
     images = _array(path, image_key)
     labels = None if label_key is None else _array(path, label_key)
-    return ArrayReader(images, labels, name=path, expected=expected, member=(path, image_key))
+    asked, skip = expected.num_classes, expected.skip_bad
+    return ArrayReader(images, labels, name=path, expected=asked, member=(path, image_key), skip_bad=skip)
 
 
 def _channels_last(images: NDArray[Any]) -> NDArray[Any]:

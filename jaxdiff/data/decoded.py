@@ -44,7 +44,7 @@ _SPARE = 100 * 10**6  # bytes that are left free on the disk
 Say = Callable[[str], None]
 
 
-def _to_stderr(text: str) -> None:
+def to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -61,7 +61,7 @@ def cache_folder() -> Path:
 
 
 def decode_once(
-    source: Source, *, limit: int, folder: str | os.PathLike[str] | None = None, say: Say = _to_stderr
+    source: Source, *, limit: int, folder: str | os.PathLike[str] | None = None, say: Say = to_stderr
 ) -> Source:
     """The same records, decoded now or before; or the source itself, where that does not pay or cannot be kept.
 
@@ -92,17 +92,17 @@ def decode_once(
         return source
     try:
         folder = cache_folder() if folder is None else Path(folder)
-        place, state = _hashes(source)
+        place, state = hashes(source)
         name = re.sub(r"\W+", "_", Path(source.name).name)[:50]
         file = folder / f"{name}-{place}-{state}.npy"
         rows = _mapped(file, kind, len(source))
         if rows is None:
             folder.mkdir(parents=True, exist_ok=True)
             with open(folder / f"{name}-{place}.lock", "w") as lock:
-                locked = _locked(lock, source, say)
+                has_lock = locked(lock, source, say)
                 rows = _mapped(file, kind, len(source))  # another process may have written it meanwhile
                 if rows is None:
-                    _write(file, f"{name}-{place}-", source, kind, locked, say)
+                    _write(file, f"{name}-{place}-", source, kind, has_lock, say)
                     rows = _mapped(file, kind, len(source))
             if rows is None:
                 raise OSError(errno.EIO, "what was written does not read back")
@@ -161,8 +161,8 @@ def _kind(source: Source) -> np.dtype[Any]:
     return np.dtype([("image", "u1", source.image_shape), *label])
 
 
-def _hashes(source: Images) -> tuple[str, str]:
-    """PLACE and STATE."""
+def hashes(source: Images) -> tuple[str, str]:
+    """PLACE and STATE, of the files of a source."""
     where = os.path.abspath(source.name) if os.path.exists(source.name) else source.name
     paths = [os.path.abspath(file) for file in source.files]
     asked = (_VERSION, where, paths, source.request, source.image_shape, source.num_classes)
@@ -183,7 +183,7 @@ def _mapped(file: Path, kind: np.dtype[Any], count: int) -> NDArray[Any] | None:
     return rows if whole else None
 
 
-def _locked(lock: IO[str], source: Source, say: Say) -> bool:
+def locked(lock: IO[str], source: Source, say: Say) -> bool:
     """Waits for its turn; whether the file system has locks. Closing the file gives the lock back."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -195,10 +195,10 @@ def _locked(lock: IO[str], source: Source, say: Say) -> bool:
     return True
 
 
-def _write(file: Path, prefix: str, source: Source, kind: np.dtype[Any], locked: bool, say: Say) -> None:
+def _write(file: Path, prefix: str, source: Source, kind: np.dtype[Any], has_lock: bool, say: Say) -> None:
     """Decodes all records into ``file``, and removes what was kept before under the same prefix."""
     folder, size = file.parent, len(source) * kind.itemsize
-    if locked:  # whoever left these was killed
+    if has_lock:  # whoever left these was killed
         _remove(folder.glob(f"{prefix}*.partial"))
     free = shutil.disk_usage(folder).free
     if free < size + _SPARE:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdiff.data.sources import DataError, Expected, Images, Source, decode, digest, one_line
+from jaxdiff.data.decoding import decode
+from jaxdiff.data.sources import DataError, Expected, Images, Source, digest, one_line
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
@@ -116,6 +117,7 @@ def open_folder(
     channels: int | None = None,
     num_classes: int | None = None,
     resize: bool = False,
+    skip_bad: bool = False,
 ) -> Source:
     """A folder of images by class: `PATH/SPLIT/CLASS/*.png`, or `PATH/CLASS/*.png` where there are no splits.
 
@@ -125,7 +127,7 @@ def open_folder(
     Args:
       path: the folder.
       split: the sub-folder; a folder without a sub-folder `train` is "train" and "all".
-      image_size, channels, num_classes, resize: as in `open_parquet`.
+      image_size, channels, num_classes, resize, skip_bad: as in `open_parquet`.
 
     Raises:
       DataError: the folder or split is missing, empty, or not what was asked for.
@@ -158,4 +160,4 @@ def open_folder(
             f"{root}: {reader.num_classes} class folders, expected at most {num_classes}; "
             "set num_classes or remove some"
         )
-    return Images(reader, Expected(image_size, channels, num_classes, resize))
+    return Images(reader, Expected(image_size, channels, num_classes, resize, skip_bad))

@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from jaxdiff.data.decoding import decode
 from jaxdiff.data.files import find_split, given_path
-from jaxdiff.data.sources import DataError, Expected, Images, Source, check_labels, decode, digest, one_line
+from jaxdiff.data.sources import DataError, Expected, Images, Source, check_labels, digest, one_line
 
 CACHE_BYTES = 512 * 2**20
 _LAYOUT = "Parquet with columns image {bytes, path} and label: a file, or a folder with train.parquet and test.parquet"
@@ -31,9 +32,10 @@ _LAYOUT = "Parquet with columns image {bytes, path} and label: a file, or a fold
 class ParquetReader:
     """Rows of one or more Parquet files, in order of the files."""
 
-    def __init__(self, files: list[Path], name: str, expected: int | None) -> None:
+    def __init__(self, files: list[Path], name: str, expected: int | None, skip_bad: bool = False) -> None:
         self.name = name
-        self.files = files
+        self.lost: list[str] = []  # whole files that cannot be read, and why
+        self.files = files = self._readable(files) if skip_bad else files
         self._groups: list[tuple[int, int]] = []  # of each row group: its file, its number there
         first_of_group, first_of_file, sizes = [0], [0], list[int]()
         labels: list[NDArray[Any]] = []
@@ -47,7 +49,7 @@ class ParquetReader:
                         f"{path}: column label is in some files and not in others; expected the same columns in each"
                     )
                 if "label" in names:
-                    labels.append(_labels(path, file))
+                    labels.append(_labels(path, file, skip_bad))
                     num_classes = _class_count(path, file.schema_arrow)
                 elif expected is not None:
                     raise DataError(
@@ -64,9 +66,21 @@ class ParquetReader:
         self._labels: NDArray[np.int64] | None = None
         self.num_classes: int | None = None
         if labels:
-            self._labels, self.num_classes = check_labels(np.concatenate(labels), num_classes, self, expected)
+            self._labels, self.num_classes = check_labels(np.concatenate(labels), num_classes, self, expected, skip_bad)
         self.identity = digest(np.array(sizes), *([] if self._labels is None else [self._labels]))
         self._reset()
+
+    def _readable(self, files: list[Path]) -> list[Path]:
+        good = []
+        for path in files:
+            try:
+                _opened(path).close()
+                good.append(path)
+            except DataError as error:
+                self.lost.append(str(error))
+        if not good:
+            raise DataError(f"{self.name}: none of its {len(files)} files can be read; the first: {self.lost[0]}")
+        return good
 
     def _reset(self) -> None:
         self._cache: OrderedDict[int, Any] = OrderedDict()  # row group -> its encoded images, a pyarrow column
@@ -142,11 +156,13 @@ def _image_column(path: Path, schema: Any) -> str:
     raise DataError(f"{path}: no column image; it has {', '.join(schema.names) or 'none'}; expected {_LAYOUT}")
 
 
-def _labels(path: Path, file: Any) -> NDArray[Any]:
+def _labels(path: Path, file: Any, skip_bad: bool) -> NDArray[Any]:
     try:
         column = file.read(columns=["label"], use_threads=False).column("label")
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: column label is damaged ({one_line(error)}); fetch the file again") from error
+    if column.null_count and skip_bad and pa.types.is_integer(column.type):
+        column = pc.fill_null(pc.cast(column, pa.int64()), -1)  # out of range: its record is refused when it is read
     if column.null_count:
         row = pc.index(pc.is_null(column), True).as_py()
         raise DataError(f"{path} row {row}: label is missing ({column.null_count} such rows), expected an integer")
@@ -178,6 +194,7 @@ def open_parquet(
     channels: int | None = None,
     num_classes: int | None = None,
     resize: bool = False,
+    skip_bad: bool = False,
 ) -> Source:
     """Images from Parquet in the layout of Hugging Face `datasets`.
 
@@ -189,6 +206,7 @@ def open_parquet(
       channels: of an image; None: what they have. Grey images among coloured ones are given three equal channels.
       num_classes: labels must lie in [0, num_classes); None: from the metadata, or else the largest label + 1.
       resize: bring images of other sizes to `image_size` (`center_crop_resize`), instead of refusing them.
+      skip_bad: take what can be read, and leave bad records to be found by `without_bad`.
 
     Raises:
       DataError: a file, split or column is missing, a file is damaged, the set is empty, or it is not what was asked
@@ -204,9 +222,9 @@ def open_parquet(
     >>> len(source), source.image_shape, source.num_classes
     (3, (8, 8, 3), 2)
     """
-    expected = Expected(image_size, channels, num_classes, resize)
+    expected = Expected(image_size, channels, num_classes, resize, skip_bad)
     root = given_path(path, "parquet", _LAYOUT)
-    return Images(ParquetReader(find_split(root, split, "parquet"), str(root), num_classes), expected)
+    return Images(ParquetReader(find_split(root, split, "parquet"), str(root), num_classes, skip_bad), expected)
 
 
 def open_mnist(
@@ -217,6 +235,7 @@ def open_mnist(
     channels: int | None = None,
     num_classes: int | None = None,
     resize: bool = False,
+    skip_bad: bool = False,
 ) -> Source:
     """MNIST (28x28, grey, ten classes) from Parquet under `path` or `path/mnist`; the options are those of
     `open_parquet`.
@@ -233,6 +252,7 @@ def open_mnist(
         channels=channels or 1,
         num_classes=num_classes or 10,
         resize=resize,
+        skip_bad=skip_bad,
     )
 
 
@@ -244,6 +264,7 @@ def open_cifar10(
     channels: int | None = None,
     num_classes: int | None = None,
     resize: bool = False,
+    skip_bad: bool = False,
 ) -> Source:
     """CIFAR-10 (32x32, RGB, ten classes) from Parquet under `path` or `path/cifar10`; the options are those of
     `open_parquet`.
@@ -260,6 +281,7 @@ def open_cifar10(
         channels=channels or 3,
         num_classes=num_classes or 10,
         resize=resize,
+        skip_bad=skip_bad,
     )
 
 

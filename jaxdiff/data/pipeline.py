@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import weakref
@@ -58,10 +59,10 @@ class _Stream:
         self.seed, self.shuffle, self.flip, self.drop_remainder = seed, shuffle, flip, drop_remainder
 
     def places(self, k: int) -> NDArray[np.int64]:
-        """The places g in the stream of this process's part of batch k."""
+        """The places g in the stream of batch k, of all processes."""
         n, size = len(self.source), self.batch_size
         if self.drop_remainder:
-            return np.arange(k * size, (k + 1) * size)[self.rows]
+            return np.arange(k * size, (k + 1) * size)
         epoch, part = divmod(k, -(-n // size))
         return epoch * n + np.arange(part * size, min(n, (part + 1) * size))
 
@@ -78,7 +79,7 @@ class _Stream:
         return chosen
 
     def __call__(self, k: int) -> Batch:
-        places = self.places(int(k))
+        places = self.places(int(k))[self.rows]
         records = records_at(self.source, self.records(places))
         if self.flip:
             records["image"] = horizontal_flip(records["image"], self.seed, places)
@@ -103,6 +104,15 @@ def _start_worker(worker: int, workers: int) -> None:
 def _end_with(sentinel: int) -> None:
     connection.wait([sentinel])
     os._exit(1)
+
+
+def _ended(name: str, code: int | None) -> str:
+    killed = code is not None and -code in set(signal.Signals)
+    how = f"by {signal.Signals(-code).name}" if killed and code is not None else f"with status {code}"
+    memory = ": out of memory, perhaps; fewer data.workers need less" if code == -signal.SIGKILL else ""
+    return (
+        f"{name}: a worker process that reads it was ended {how}{memory}; the same command goes on from the last save"
+    )
 
 
 def _close(iterators: list[Any]) -> None:
@@ -230,6 +240,21 @@ class Pipeline:
         self._stop()
         self._batches = batches
 
+    def earlier(self, position: Mapping[str, Any], batches: int) -> dict[str, Any]:
+        """The position so many batches before another of this stream."""
+        return {**position, "batches": position["batches"] - batches}
+
+    def records(self, position: Mapping[str, Any]) -> list[int]:
+        """The numbers in the source of the records in the batch that follows a position, of all processes.
+
+        >>> from jaxdiff.data import open_digits
+        >>> with Pipeline(open_digits(), batch_size=4, seed=0, shuffle=False) as pipeline:
+        ...     _ = next(pipeline), next(pipeline)
+        ...     pipeline.records(pipeline.earlier(pipeline.position, 1))
+        [4, 5, 6, 7]
+        """
+        return [int(record) for record in self._stream.records(self._stream.places(position["batches"]))]
+
     def __iter__(self) -> Iterator[Batch]:
         return self
 
@@ -240,8 +265,11 @@ class Pipeline:
             self._iterators.append(iter(self._dataset()))
         try:
             batch = next(self._iterators[0])
-        except BaseException:
+        except BaseException as error:
             self._stop()  # what was read ahead is no longer in step with the position
+            if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
+                found = re.search(r"exit code (-?\d+)", str(error))
+                raise DataError(_ended(self._stream.source.name, int(found[1]) if found else None)) from error
             raise
         self._batches += 1
         return {key: np.asarray(value) for key, value in batch.items()}  # plain arrays, over a worker's shared memory

@@ -145,6 +145,7 @@ def open_points(
     channels: int | None = None,
     num_classes: int | None = None,
     resize: bool = False,
+    skip_bad: bool = False,
 ) -> PointSource:
     """Points drawn from a mixture, always the same ones: 65,536 for training, 8,192 for tests.
 
@@ -153,6 +154,7 @@ def open_points(
       path: there is none to give.
       split: "train" or "test".
       image_size, num_classes, resize: are of images; points have none.
+      skip_bad: no point is bad.
       channels: coordinates, 2 or None.
 
     Raises:

@@ -9,9 +9,9 @@ whole batch in one NumPy call; `records_at` uses it where it is there.
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import io
-import struct
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,9 @@ from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from jaxdiff.data.transforms import center_crop_resize
 
-# What Pillow, and TFDS over it, raise on a damaged file.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
-
-_MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB", "RGBA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB"}
 _PROBED = 8  # records decoded when a source is opened
 
 
@@ -128,12 +123,14 @@ class Expected:
         channels: of an image.
         num_classes: labels must lie in [0, num_classes).
         resize: bring images of another size to image_size by `center_crop_resize`, instead of refusing them.
+      skip_bad: take what most records are for what they should be, and let `without_bad` find the others.
     """
 
     image_size: int | None = None
     channels: int | None = None
     num_classes: int | None = None
     resize: bool = False
+    skip_bad: bool = False
 
     def __post_init__(self) -> None:
         for option in ("image_size", "channels", "num_classes"):
@@ -167,27 +164,48 @@ class Images:
                 "leave num_classes out to train without labels"
             )
         self.num_classes = expected.num_classes or reader.num_classes
-        probed = [self._image(index) for index in range(min(_PROBED, len(reader)))]
+        probed = self._probe()
         # Colour sets often hold some grey files: a set is grey only if all that is looked at is.
         channels = max(image.shape[2] for image in probed)
+        if expected.skip_bad:
+            counts = Counter(image.shape[2] for image in probed)
+            channels = expected.channels or max(counts, key=lambda count: (counts[count], count))
         if expected.channels not in (None, channels):
             raise DataError(
                 f"{reader.where(0)}: images have {_channels(channels)}, expected {_channels(expected.channels or 0)}; "
                 f"set channels={channels} or convert the files"
             )
-        self.image_shape: tuple[int, ...] = (probed[0].shape[0], probed[0].shape[1], channels)
+        sizes = Counter(image.shape[:2] for image in probed)
+        size = max(sizes, key=lambda each: sizes[each]) if expected.skip_bad else probed[0].shape[:2]
+        self.image_shape: tuple[int, ...] = (size[0], size[1], channels)
+        self._kept: NDArray[np.int64] | None = None
         text = repr((len(reader), self.image_shape, self.num_classes, reader.identity))
         self.fingerprint = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
-        for index in range(len(probed)):
+        for index in range(0 if expected.skip_bad else len(probed)):
             self[index]
 
+    def without(self, bad: Sequence[int]) -> Images:
+        """The same records without some; equal ones left out give an equal fingerprint.
+
+        Raises:
+          DataError: none is left.
+        """
+        if len(bad) == len(self):
+            raise DataError(f"{self.name}: none of its {len(self)} records can be used")
+        rest = copy.copy(self)
+        here = np.arange(len(self._reader)) if self._kept is None else self._kept
+        rest._kept = np.delete(here, np.asarray(bad, np.int64))
+        rest.fingerprint = hashlib.blake2b(f"{self.fingerprint} {sorted(bad)}".encode(), digest_size=12).hexdigest()
+        return rest
+
     def __len__(self) -> int:
-        return len(self._reader)
+        return len(self._reader) if self._kept is None else len(self._kept)
 
     def __getitem__(self, index: int, /) -> Record:
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.name}: no record {index}, there are {len(self)}")
         index = int(index) % len(self)
+        index = index if self._kept is None else int(self._kept[index])
         image, label = self._reader.read(index)
         image = self._fit(image, index)
         if image.shape[2] == 1 and self.image_shape[2] == 3:
@@ -208,7 +226,7 @@ class Images:
         """Several records, checked as each one is; at once where the reader can."""
         count = len(self)
         if isinstance(self._reader, ReadsMany) and ((indices >= -count) & (indices < count)).all():
-            images, labels = self._reader.read_many(indices)
+            images, labels = self._reader.read_many(indices if self._kept is None else self._kept[indices])
             fit = images.dtype == np.uint8 and images.shape[1:] == self.image_shape
             if labels is None and fit:
                 return {"image": images}
@@ -223,9 +241,31 @@ class Images:
         return files
 
     @property
+    def reader(self) -> Reader:
+        """The storage."""
+        return self._reader
+
+    @property
     def request(self) -> Expected:
         """What was asked for."""
         return self._expected
+
+    def _probe(self) -> list[NDArray[np.uint8]]:
+        """The first images; with `skip_bad`, those of the first records that can be read."""
+        if not self._expected.skip_bad:
+            return [self._image(index) for index in range(min(_PROBED, len(self._reader)))]
+        probed: list[NDArray[np.uint8]] = []
+        first: DataError | None = None
+        for index in range(len(self._reader)):
+            try:
+                probed.append(self._image(index))
+            except DataError as error:
+                first = first or error
+            if len(probed) == _PROBED:
+                break
+        if not probed:
+            raise DataError(f"{self.name}: none of its {len(self._reader)} records can be read; the first: {first}")
+        return probed
 
     def _image(self, index: int) -> NDArray[np.uint8]:
         return self._fit(self._reader.read(index)[0], index)
@@ -295,40 +335,12 @@ def verify(source: Source, limit: int = 10) -> None:
         raise DataError(f"{source.name}: {count}: " + " | ".join(found))
 
 
-def decode(data: bytes | memoryview, where: str) -> NDArray[np.uint8]:
-    """The pixels of an encoded image (PNG, JPEG, what Pillow reads), uint8 (H, W, C).
-
-    Grey stays one channel; palettes and CMYK become RGB; the first frame of many. Depths above 8 bits are refused.
-
-    Raises:
-      DataError: with `where`, when the data are empty, damaged or of another kind.
-
-    >>> decode(b"", "cat.png")
-    Traceback (most recent call last):
-    jaxdiff.data.sources.DataError: cat.png: image is empty (0 bytes); replace or remove it
-    """
-    if len(data) == 0:
-        raise DataError(f"{where}: image is empty (0 bytes); replace or remove it")
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.load()
-            mode = _MODES.get(picture.mode)
-            if mode is not None:
-                pixels = np.asarray(picture if picture.mode == mode else picture.convert(mode))
-                return pixels.reshape(picture.height, picture.width, -1)
-            found = picture.mode
-    except DECODE_ERRORS as error:
-        raise DataError(
-            f"{where}: image is damaged or of an unknown kind ({one_line(error)}); replace or remove it"
-        ) from error
-    raise DataError(f"{where}: image has Pillow mode {found}, expected 8-bit grey, RGB or RGBA; convert the file")
-
-
 def check_labels(
     labels: NDArray[Any],
     num_classes: int | None,
     reader: Reader,
     expected: int | None,
+    skip_bad: bool = False,
 ) -> tuple[NDArray[np.int64], int]:
     """All labels at once, before anything is compiled.
 
@@ -338,6 +350,7 @@ def check_labels(
         taken.
       reader: the storage they belong to, for their number and for messages.
       expected: what the caller asked for.
+      skip_bad: leave labels out of range to who reads them.
 
     Returns:
       int64 (N,), and the number of classes.
@@ -356,14 +369,14 @@ def check_labels(
     if records == 0:
         return labels.astype(np.int64), limit or 0
     bad = (labels < 0) | (labels >= limit) if limit is not None else labels < 0
-    if bad.any():
+    if bad.any() and not skip_bad:
         row = int(np.argmax(bad))
         allowed = "at least 0" if limit is None else f"0..{limit - 1}"
         raise DataError(
             f"{reader.where(row)}: label {labels[row]}, expected {allowed} ({int(bad.sum())} such rows); "
             "set num_classes to the largest label + 1, or fix the labels"
         )
-    return labels.astype(np.int64), num_classes or int(labels.max()) + 1
+    return labels.astype(np.int64), num_classes or max(int(labels.max()) + 1, 1)
 
 
 def digest(*arrays: NDArray[np.generic]) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdiff.data.sources import DECODE_ERRORS, DataError, Expected, Images, Source, digest, one_line
+from jaxdiff.data.decoding import DECODE_ERRORS
+from jaxdiff.data.sources import DataError, Expected, Images, Source, digest, one_line
 
 
 class TFDSReader:
@@ -60,6 +61,7 @@ def open_tfds(
     channels: int | None = None,
     num_classes: int | None = None,
     resize: bool = False,
+    skip_bad: bool = False,
 ) -> Source:
     """A data set of TensorFlow Datasets that lies prepared on disk as ArrayRecord.
 
@@ -68,7 +70,7 @@ def open_tfds(
       path: the TFDS data folder; None: TFDS's own default (~/tensorflow_datasets, or the environment variable
         TFDS_DATA_DIR).
       split: a TFDS split, slices included: "train", "train[:90%]".
-      image_size, channels, num_classes, resize: as in `open_parquet`.
+      image_size, channels, num_classes, resize, skip_bad: as in `open_parquet`.
 
     Raises:
       DataError: no such data set or split, or it is not prepared: with the command that prepares it.
@@ -81,7 +83,7 @@ def open_tfds(
     """
     import tensorflow_datasets as tfds  # a second of import, for those who use it
 
-    expected = Expected(image_size, channels, num_classes, resize)
+    expected = Expected(image_size, channels, num_classes, resize, skip_bad)
     folder = None if path is None else str(Path(path).expanduser())
     shown = f"tfds:{name}"
     try:

@@ -66,7 +66,7 @@ class DiT:
     >>> net = functional(DiT(in_channels=3, patch=4, width=32, depth=3, heads=4, num_classes=10))
     >>> params = jax.jit(net.init)(jax.random.key(0))
     >>> params["blocks"]["attention"]["qkv"]["kernel"].shape
-    (3, 32, 96)
+    (3, 32, 3, 32)
     >>> jax.jit(net.apply)(params, jnp.zeros((2, 8, 16, 3)), 0.5, {"label": jnp.array([3, 10])}).shape
     (2, 8, 16, 3)
     """

@@ -6,31 +6,43 @@ from typing import TYPE_CHECKING
 
 from jaxdiff.lazy import lazily
 from jaxdiff.train.ema import Ema, EmaRule, HalfLifeEma, update_ema
+from jaxdiff.train.guard import Guard
 from jaxdiff.train.low_precision import scale_by_short_adam
 from jaxdiff.train.metrics import MetricsLog, Progress, summarize
 from jaxdiff.train.optimizer import decays, make_optimizer, make_schedule
+from jaxdiff.train.profile import Window
 from jaxdiff.train.sharding import (
+    batch_part,
     batch_sharding,
     check_batch_size,
+    check_heads,
     create_sharded_state,
     leaf_spec,
     make_mesh,
     put_batch,
+    split_sharding,
     state_sharding,
     state_template,
 )
+from jaxdiff.train.skipped import DivergedError
 from jaxdiff.train.state import TrainState, create_state
-from jaxdiff.train.step import compile_step, loss_by_noise, train_step
+from jaxdiff.train.step import compile_step, loss_by_noise, several_steps, train_step
 
 if TYPE_CHECKING:
-    from jaxdiff.train.checkpoint import CheckpointError, Checkpoints, StructureError
-    from jaxdiff.train.loop import DivergedError, Outcome, Stop, train_loop
+    from jaxdiff.train.checkpoint import Checkpoints, SaveError
+    from jaxdiff.train.flops import peak_flops, step_flops
+    from jaxdiff.train.initial import read_weights, with_weights
+    from jaxdiff.train.loop import Outcome, Stop, train_loop
+    from jaxdiff.train.stored import CheckpointError, StructureError
 
 __getattr__ = lazily(  # Orbax takes longer to import than JAX
     __name__,
     {
-        **dict.fromkeys(("CheckpointError", "Checkpoints", "StructureError"), "checkpoint"),
-        **dict.fromkeys(("DivergedError", "Outcome", "Stop", "train_loop"), "loop"),
+        **dict.fromkeys(("Checkpoints", "SaveError"), "checkpoint"),
+        **dict.fromkeys(("CheckpointError", "StructureError"), "stored"),
+        **dict.fromkeys(("read_weights", "with_weights"), "initial"),
+        **dict.fromkeys(("Outcome", "Stop", "train_loop"), "loop"),
+        **dict.fromkeys(("peak_flops", "step_flops"), "flops"),
     },
 )
 
@@ -40,15 +52,20 @@ __all__ = [
     "DivergedError",
     "Ema",
     "EmaRule",
+    "Guard",
     "HalfLifeEma",
     "MetricsLog",
     "Outcome",
     "Progress",
+    "SaveError",
     "Stop",
     "StructureError",
     "TrainState",
+    "Window",
+    "batch_part",
     "batch_sharding",
     "check_batch_size",
+    "check_heads",
     "compile_step",
     "create_sharded_state",
     "create_state",
@@ -58,12 +75,18 @@ __all__ = [
     "make_mesh",
     "make_optimizer",
     "make_schedule",
+    "peak_flops",
     "put_batch",
+    "read_weights",
     "scale_by_short_adam",
+    "several_steps",
+    "split_sharding",
     "state_sharding",
     "state_template",
+    "step_flops",
     "summarize",
     "train_loop",
     "train_step",
     "update_ema",
+    "with_weights",
 ]

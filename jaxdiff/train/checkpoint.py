@@ -1,36 +1,56 @@
 """Checkpoints of a run: written behind its back by Orbax, read with errors that say what is wrong.
 
 A step's folder holds `params`, `ema`, `state` (step, optimizer, key, history), `data` (the position in the data, JSON)
-and `manifest` (every leaf's shape and dtype, JSON): weights can be read without the optimizer, and a checkpoint of
-something else is refused by the name of the first leaf that differs. PRNG keys are stored as their data. No pickle
-anywhere.
+and `manifest` (every leaf's shape, dtype and checksum, JSON). So weights can be read without the optimizer, and what is
+of another model, or is not as it was written (`jaxdiff.train.checksum`), is refused by the name of the first such leaf.
+A step appears whole, by a rename, or not at all. PRNG keys are stored as their data. No pickle anywhere.
+
+Which step was saved last is noted beside the folder, in the file `ledger`: a run whose checkpoints were lost is thus
+told from a new one.
+
+With several processes, each reads and checks what it holds, and all take the same step: what one cannot read, none
+takes. There a save that fails always ends the run, since the others cannot know of it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from flax import traverse_util
-from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as policies
 
+from jaxdiff.train.checksum import DamageError
 from jaxdiff.train.state import TrainState
+from jaxdiff.train.stored import (
+    CheckpointError,
+    StructureError,
+    Summed,
+    Want,
+    all_of,
+    make_manifest,
+    nested,
+    read,
+    read_note,
+    reason,
+    split,
+    state_of,
+    trees_of,
+    unflatten,
+)
 
 
-class CheckpointError(Exception):
-    """No checkpoint, none that can be read, or one of something else; the message is for the user."""
-
-
-class StructureError(CheckpointError):
-    """A checkpoint whose leaves are not those asked for."""
+class SaveError(CheckpointError):
+    """A checkpoint that could not be written."""
 
 
 class Checkpoints:
@@ -40,6 +60,9 @@ class Checkpoints:
         folder: where; made when missing, unless `readonly`.
         keep: how many of the latest steps to keep, at least 1.
         best: a metric's name: the step where it was lowest is kept as well; None: only the latest.
+        on_error: what a failed save does (a full disk): "continue" says so and leaves it to the next save to do better,
+            "stop" raises. Steps saved before stay in both cases.
+        ledger: file that notes the last step saved; None: none.
         readonly: for a reader beside a training that goes on: nothing is made, moved or cleaned up.
         say: gets each warning, one line of text.
 
@@ -61,6 +84,8 @@ class Checkpoints:
         *,
         keep: int = 3,
         best: str | None = None,
+        on_error: Literal["continue", "stop"] = "continue",
+        ledger: str | os.PathLike[str] | None = None,
         readonly: bool = False,
         say: Callable[[str], None] | None = None,
     ) -> None:
@@ -69,23 +94,43 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         self._readonly = readonly
         self._best = best
-        self._say = say or (lambda text: print(text, file=sys.stderr, flush=True))
+        self._on_error = on_error
+        self._ledger = None if ledger is None else Path(ledger)
+        self._say = say or _to_stderr
+        self._scores: dict[int, float] = {}
+        self._saving: int | None = None
         if readonly and not self.folder.is_dir():
             raise CheckpointError(f"no checkpoints in {folder}: the folder does not exist")
-        kept: list[Any] = [policies.LatestN(keep)]
-        if best is not None:
-            kept.append(policies.BestN(n=1, get_metric_fn=self._score, reverse=True))
-        options = ocp.CheckpointManagerOptions(
+        kept: list[Any] = [policies.LatestN(keep), *([] if best is None else [_Best(self._score)])]
+        me = jax.process_index()  # each of several readers reads by itself; writers work together
+        alone: dict[str, Any] = {"primary_host": me, "active_processes": {me}} if readonly else {}
+        self._options = ocp.CheckpointManagerOptions(
+            multiprocessing_options=ocp.options.MultiprocessingOptions(**alone),
             preservation_policy=policies.AnyPreservationPolicy(kept),
-            best_fn=None if best is None else self._score,
-            best_mode="min",
             create=not readonly,
             cleanup_tmp_directories=not readonly,
+            temporary_path_class=Summed,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        logging.getLogger("absl").addFilter(_not_orbax)
+        self._manager: Any = self._opened()
 
-    def _score(self, metrics: Mapping[str, float]) -> float:
-        return metrics.get(self._best or "", math.inf)
+    def _opened(self) -> Any:
+        try:
+            return ocp.CheckpointManager(self.folder, options=self._options)
+        except OSError as error:
+            raise CheckpointError(f"{self.folder} cannot be used: {error.strerror or error}") from error
+
+    def _score(self, step: int) -> float:
+        """What `best` was at a step; infinite where it is not known."""
+        if step not in self._scores:
+            folder, scores = self.folder / str(step), None
+            with contextlib.suppress(DamageError):  # it is then not the best; restoring it tells of the damage
+                scores = read_note(folder, "data").get("metrics")
+            with contextlib.suppress(DamageError):  # where an older jaxdiff had Orbax write them
+                scores = read_note(folder, "metrics", "metrics") if scores is None else scores
+            score = scores.get(self._best) if isinstance(scores, dict) else None
+            self._scores[step] = float(score) if isinstance(score, int | float) else math.inf
+        return self._scores[step]
 
     def steps(self) -> list[int]:
         """All steps in the folder, rising; half-written ones are not among them."""
@@ -95,6 +140,23 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The newest step in the folder, or None. That it can be read is known only by reading it."""
         return max(self.steps(), default=None)
+
+    def begun(self) -> bool:
+        """Whether there is something to go on from.
+
+        Raises:
+            CheckpointError: there was, by the ledger, and it is gone.
+        """
+        if self.steps():
+            return True
+        noted = self._noted()
+        if noted is not None:
+            saved = f"step {noted}" if noted >= 0 else "one"
+            raise CheckpointError(
+                f"no checkpoint in {self.folder}, though {saved} was saved there: bring the folder back; or, to "
+                f"train from the beginning, choose another --workdir or remove {self.folder.parent}"
+            )
+        return False
 
     def save(
         self, step: int, state: TrainState, position: Any = None, metrics: Mapping[str, float] | None = None
@@ -106,20 +168,91 @@ class Checkpoints:
             state: the state.
             position: the data position, JSON-able.
             metrics: of this step, for `best`; those that are not finite are left out.
+
+        Raises:
+            SaveError: this save, or the one before, failed, and `on_error` is "stop".
         """
+        self._settle(fatal=False)
         if step in self._manager.all_steps():
             return
-        trees = _trees(state)
+        trees = trees_of(state)
         finite = {name: float(value) for name, value in (metrics or {}).items() if math.isfinite(value)}
-        save = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        where = {"position": position, "key": str(jax.random.key_impl(state.key))}
-        notes = {"data": ocp.args.JsonSave(where), "manifest": ocp.args.JsonSave(_manifest(trees))}
-        scores = None if self._best is None else finite
-        self._manager.save(step, args=ocp.args.Composite(**save, **notes), metrics=scores, force=True)
+        data = {"position": position, "key": str(jax.random.key_impl(state.key)), "metrics": finite}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        notes = {"data": ocp.args.JsonSave(data), "manifest": ocp.args.JsonSave(make_manifest(trees, data))}
+        if self._best is not None:
+            self._scores[step] = finite.get(self._best, math.inf)
+        with self._told_of(step, fatal=False):
+            self._manager.save(step, args=ocp.args.Composite(**items, **notes), force=True)
+            self._saving = step
+
+    def check(self) -> None:
+        """Says, or raises, what went wrong with a save that has ended meanwhile; does not wait.
+
+        Raises:
+            SaveError: it failed, and `on_error` is "stop".
+        """
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self._settle(fatal=False)
 
     def wait(self) -> None:
-        """Until what is being saved is on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        """Until what is being saved is on disk.
+
+        Raises:
+            SaveError: it could not be written, whatever `on_error` is.
+        """
+        self._settle(fatal=True)
+
+    def _settle(self, *, fatal: bool) -> None:
+        step, self._saving = self._saving, None
+        if step is None:
+            return
+        with self._told_of(step, fatal=fatal):
+            self._manager.wait_until_finished()
+            self._note(step)
+
+    @contextlib.contextmanager
+    def _told_of(self, step: int, *, fatal: bool) -> Iterator[None]:
+        """What goes wrong with saving a step: one line, raised or said; half-written files are removed."""
+        try:
+            yield
+        # On a full disk Orbax raises whatever its layers raise, as on damaged files.
+        except Exception as error:
+            why = reason(error)
+            self._saving = None
+            self._scores.pop(step, None)
+            # A manager raises a failure again at every call, so a new one follows it; it cleans up after the old.
+            with contextlib.suppress(Exception):
+                self._manager.close()
+            alone = jax.process_count() == 1
+            self._manager = self._opened() if alone else None
+            kept = self.latest() if alone else None
+            newest = (
+                "" if not alone else "; there is none yet" if kept is None else f"; the newest is that of step {kept}"
+            )
+            text = f"the checkpoint of step {step} could not be saved in {self.folder} ({why}){newest}"
+            if fatal or self._on_error == "stop" or not alone:
+                raise SaveError(text) from error
+            self._say(f"WARNING: {text}; training goes on")
+
+    def _noted(self) -> int | None:
+        """The last step saved, by the ledger; -1 where it cannot be read, None where there is none."""
+        if self._ledger is None or not self._ledger.exists():
+            return None
+        try:
+            return int(json.loads(self._ledger.read_text(encoding="utf-8"))["saved"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return -1
+
+    def _note(self, step: int) -> None:
+        if self._ledger is None or self._readonly or jax.process_index() != 0:
+            return
+        partial = self._ledger.with_suffix(".partial")
+        try:
+            partial.write_text(json.dumps({"saved": step}) + "\n", encoding="utf-8")
+            partial.replace(self._ledger)
+        except OSError as error:
+            self._say(f"WARNING: {self._ledger} cannot be written ({reason(error)})")
 
     def restore(self, template: TrainState, step: int | None = None) -> tuple[TrainState, Any]:
         """Read a state onto the shardings of `template`.
@@ -135,39 +268,68 @@ class Checkpoints:
         Raises:
             CheckpointError: nothing there, nothing readable, or (StructureError) another structure.
         """
+        wanted = trees_of(template)
+        trees, data = self._newest_good(lambda manifest, what: all_of(wanted, manifest, what), step)
+        return state_of(trees, data["key"], template), data["position"]
 
-        trees, notes = self._newest_good(_trees(template), step)
-        return _state(trees, notes["key"], template), notes["position"]
-
-    def restore_weights(self, template: Any, *, ema: bool = True, step: int | None = None) -> Any:
-        """Read the parameters alone, for sampling.
+    def restore_weights(
+        self, template: Any, *, ema: bool = True, partial: bool = False, step: int | None = None
+    ) -> Any:
+        """Read the parameters alone, for sampling or as the start of another training.
 
         Args:
             template: the parameters' shapes, from `jax.eval_shape(net.init, key)`; with shardings, or onto the first
-                device.
-            ema: their running average rather than the parameters themselves.
+                device. Parameters themselves will do.
+            ema: their running average (float32) rather than the parameters themselves.
+            partial: take the leaves that fit by name and shape, and leave others as they stand in the template; these
+                are told of.
             step: which; None: the newest that can be read.
 
         Raises:
-            CheckpointError: as `restore`.
+            CheckpointError: as `restore`; or nothing fits.
         """
         name = "ema" if ema else "params"
-        if ema:
-            template = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float32, sharding=a.sharding), template)
-        trees, _ = self._newest_good({name: _nested(template)}, step)
-        return _unflatten(trees[name], template)
+        leaf = jax.ShapeDtypeStruct
+        dtyped = jax.tree.map(lambda a: leaf(a.shape, jnp.float32 if ema else a.dtype, sharding=a.sharding), template)
+        wanted, new = {name: nested(dtyped)}, list[str]()
+
+        def fitting(manifest: Mapping[str, Any], what: str) -> dict[str, Any]:
+            if not partial:
+                return all_of(wanted, manifest, what)
+            new[:], fit = split(manifest[name], wanted[name])
+            if not fit:
+                raise StructureError(f"{what} has no weights that fit: {', '.join(new[:3])} ...")
+            return {name: fit}
+
+        trees, _ = self._newest_good(fitting, step)
+        if new:
+            self._say(f"{len(new)} of {len(new) + len(jax.tree.leaves(trees))} leaves are new: {', '.join(new)}")
+        return unflatten(trees[name], template)
 
     def close(self) -> None:
-        """Wait for what is being saved, and let go."""
-        self._manager.close()
+        """Wait for what is being saved, and let go.
+
+        Raises:
+            SaveError: as `wait`.
+        """
+        try:
+            self._settle(fatal=True)
+        finally:
+            if self._manager is not None:
+                self._manager.close()
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            self.close()
+        except SaveError as error:
+            if kind is None:
+                raise
+            self._say(f"WARNING: {error}")  # what ends the `with` already is the news
 
-    def _newest_good(self, wanted: dict[str, Any], step: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _newest_good(self, want: Want, step: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
         self.wait()
         steps = self.steps()
         if not steps:
@@ -177,25 +339,24 @@ class Checkpoints:
                 f"no checkpoint of step {step} in {self.folder}; there are those of {', '.join(map(str, steps))}"
             )
         damaged: dict[int, str] = {}
+        if step is None and (noted := self._noted()) is not None and noted > steps[-1]:
+            self._say(f"WARNING: step {noted} was saved in {self.folder}, and its checkpoint is gone")
         for chosen in reversed(steps) if step is None else [step]:
-            try:
-                found = self._read(chosen, wanted)
-            except StructureError:
-                raise
-            # On damaged files Orbax raises whatever its layers raise: bare Exception, JSONDecodeError, ValueError, ...
-            except Exception as error:
-                reason = str(error).strip().splitlines() or [""]
-                damaged[chosen] = f"{type(error).__name__}: {reason[0]}"
-                self._say(f"WARNING: checkpoint {self.folder / str(chosen)} cannot be read ({damaged[chosen]})")
+            folder = self.folder / str(chosen)
+            found, why = read(folder, want, f"the checkpoint of step {chosen} in {self.folder}", self._say)
+            if found is None:
+                damaged[chosen] = why
+                self._say(f"WARNING: checkpoint {folder} cannot be read ({why})")
                 continue
             if damaged:
                 self._say(f"WARNING: going back to the checkpoint of step {chosen}, the newest that can be read")
                 self._set_aside(list(damaged))
+            self._note(chosen)
             return found
         listed = "; ".join(f"step {bad}: {why}" for bad, why in damaged.items())
         raise CheckpointError(f"no checkpoint in {self.folder} can be read ({listed})")
 
-    def _set_aside(self, steps: list[int]) -> None:
+    def _set_aside(self, steps: Sequence[int]) -> None:
         if self._readonly:
             return
         if jax.process_index() == 0:
@@ -203,84 +364,27 @@ class Checkpoints:
                 os.replace(self.folder / str(step), _free_name(self.folder / f"{step}.damaged"))
         self._manager.reload()
 
-    def _read(self, step: int, wanted: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        # The notes first: Orbax reports a leaf of another shape badly or, where it can cut or pad, not at all.
-        notes = self._restore(step, manifest=ocp.args.JsonRestore(), data=ocp.args.JsonRestore())
-        _compare(notes["manifest"], wanted, f"the checkpoint of step {step} in {self.folder}")
-        trees = {name: ocp.args.StandardRestore(jax.tree.map(_placed, tree)) for name, tree in wanted.items()}
-        return self._restore(step, **trees), notes["data"]
 
-    def _restore(self, step: int, **items: Any) -> dict[str, Any]:
-        return dict(self._manager.restore(step, args=ocp.args.Composite(**items)).items())
+class _Best:
+    """Keeps the step whose score is lowest."""
 
+    def __init__(self, score: Callable[[int], float]) -> None:
+        self._score = score
 
-def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
-    return tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        scores = {info.step: self._score(info.step) for info in checkpoints}
+        best = min(scores, key=lambda step: scores[step], default=None)
+        return [info.step == best and math.isfinite(scores[info.step]) for info in checkpoints]
 
 
-def _nested(tree: Any) -> dict[str, Any]:
-    # A plain nested dict: no empty nodes, no tuples, no records, so nothing depends on how Orbax writes those.
-    flat = {_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    return dict(traverse_util.unflatten_dict(flat))
+def _to_stderr(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)
 
 
-def _unflatten(nested: Mapping[str, Any], template: Any) -> Any:
-    flat = traverse_util.flatten_dict(nested)
-    return jax.tree_util.tree_map_with_path(lambda path, _: flat[_names(path)], template)
-
-
-def _trees(state: TrainState) -> dict[str, Any]:
-    if isinstance(state.key, jax.ShapeDtypeStruct):
-        data = jax.eval_shape(jax.random.key_data, state.key)
-        key: Any = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=state.key.sharding)
-    else:
-        key = jax.random.key_data(state.key)
-    rest = {"step": state.step, "opt_state": state.opt_state, "key": key, "history": state.history}
-    return {"params": _nested(state.params), "ema": _nested(state.ema), "state": _nested(rest)}
-
-
-def _state(trees: Mapping[str, Any], key_impl: str, template: TrainState) -> TrainState:
-    key = jax.random.wrap_key_data(trees["state"]["key"], impl=key_impl)
-    if key.dtype != template.key.dtype:
-        raise StructureError(f"the checkpoint's random numbers are {key.dtype}, here they are {template.key.dtype}")
-    rest = {"step": template.step, "opt_state": template.opt_state, "history": template.history}
-    return TrainState(
-        params=_unflatten(trees["params"], template.params),
-        ema=_unflatten(trees["ema"], template.ema),
-        key=key,
-        **_unflatten(trees["state"], rest),
-    )
-
-
-def _manifest(trees: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: {
-            path: [list(leaf.shape), leaf.dtype.name]
-            for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()
-        }
-        for name, tree in trees.items()
-    }
-
-
-def _compare(manifest: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
-    for name, leaves in _manifest(wanted).items():
-        saved = manifest[name]
-        for path in sorted(leaves.keys() | saved.keys()):
-            have, want = saved.get(path), leaves.get(path)
-            if have != want:
-                raise StructureError(
-                    f"{what} is of another model or configuration: {name}/{path} is {_describe(have)} there and "
-                    f"{_describe(want)} here"
-                )
-
-
-def _describe(leaf: Any) -> str:
-    return "missing" if leaf is None else f"{leaf[1]}{tuple(leaf[0])}"
-
-
-def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = leaf.sharding or SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+def _not_orbax(record: logging.LogRecord) -> bool:
+    # Orbax logs with a traceback what it raises as well.
+    return record.exc_info is None or "orbax" not in record.pathname
 
 
 def _free_name(path: Path) -> Path:

@@ -1,29 +1,31 @@
 """What a run says of itself: `metrics.jsonl`, TensorBoard, and a progress bar.
 
 `metrics.jsonl` has one JSON object a logged step, `step` first. Numbers that JSON cannot hold (NaN, infinities) are
-written as null.
+written as null. A disk that is full is told of once and ends nothing: lines are kept until there is room.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+METRICS = "metrics.jsonl"
 Value = float | int | list[float]
-_LATEST = ("lr", "param_norm")  # means over an interval say nothing of these
+_LATEST = ("lr", "param_norm", "skipped")  # means over an interval say nothing of these
 
 
 def summarize(steps: Sequence[Mapping[str, Any]]) -> dict[str, Value]:
-    """Metrics of several steps as one record: means, except the last `lr` and `param_norm`, and `loss_by_noise` bin by
-    bin.
+    """Metrics of several steps as one record: means over the steps that were not skipped (NaN where all were), except
+    the last `lr`, `param_norm` and `skipped`, and `loss_by_noise` bin by bin.
 
     Args:
         steps: metrics on the host, as `train_step` returns them, at least one step.
@@ -36,13 +38,16 @@ def summarize(steps: Sequence[Mapping[str, Any]]) -> dict[str, Value]:
         {'loss': 2.0, 'lr': 1.0, 'loss_by_noise': [0.5, nan]}
     """
     record: dict[str, Value] = {}
-    for name in sorted(steps[-1], key=lambda name: name != "loss"):  # jit returns dictionaries in alphabetical order
-        values = np.stack([np.asarray(step[name], np.float64) for step in steps])
-        if name == "loss_by_noise":
-            sums, counts = values.sum(axis=0)
+    taken = [step for step in steps if not step.get("in_a_row", 0)]
+    names = [name for name in steps[-1] if name != "in_a_row"]
+    for name in sorted(names, key=lambda name: name != "loss"):  # jit returns dictionaries in alphabetical order
+        if name in _LATEST:
+            record[name] = np.asarray(steps[-1][name]).item()
+        elif name == "loss_by_noise":
+            sums, counts = sum((np.asarray(step[name], np.float64) for step in taken), np.zeros(steps[-1][name].shape))
             record[name] = [float(s / n) if n else math.nan for s, n in zip(sums, counts, strict=True)]
         else:
-            record[name] = float(values[-1] if name in _LATEST else values.mean())
+            record[name] = float(np.mean([float(step[name]) for step in taken])) if taken else math.nan
     return record
 
 
@@ -54,6 +59,9 @@ class MetricsLog:
         start: the step the run goes on from: lines of later steps, and a torn last line, are cut off.
         tensorboard: write events as well.
         active: False writes nothing: processes other than the first.
+
+    Attributes:
+        folder: the run's folder.
 
     Example:
         >>> import tempfile, pathlib
@@ -67,49 +75,74 @@ class MetricsLog:
     def __init__(
         self, folder: str | os.PathLike[str], *, start: int = 0, tensorboard: bool = True, active: bool = True
     ) -> None:
-        self._file = None
-        self._events = None
+        self.folder = Path(folder)
+        self._file: Any = None
+        self._events: Any = None
+        self._owed = b""  # what did not fit on the disk yet
+        self._full = False
         if not active:
             return
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        path = Path(folder) / "metrics.jsonl"
-        cut_back(path, start)
-        self._file = path.open("a", encoding="utf-8")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._path = self.folder / METRICS
+        cut_back(self._path, start)
+        self._file = self._path.open("ab", buffering=0)
         if tensorboard:
-            from tensorboardX import SummaryWriter  # slow to import, and samplers never need it
+            from jaxdiff.train.events import Events  # slow to import, and samplers never need it
 
-            self._events = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=start + 1)
+            with self._drawn():
+                self._events = Events(self.folder / "tensorboard", start + 1)
 
     def write(self, step: int, record: Mapping[str, Value]) -> None:
         """Append one line, and flush it."""
         if self._file is None:
             return
         line = {"step": step} | {name: _json(value) for name, value in record.items()}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
-        if self._events is not None:
-            for name, value in record.items():
-                values = enumerate(value) if isinstance(value, list) else [(None, value)]
-                for index, number in values:
-                    tag = name if index is None else f"{name}/{index}"
+        self._owed += json.dumps(line, allow_nan=False).encode() + b"\n"
+        try:
+            while self._owed:
+                self._owed = self._owed[self._file.write(self._owed) :]
+            self._full = False
+        except OSError as error:
+            if not self._full:
+                _warn(self._path, error)
+            self._full = True
+        with self._drawn() as events:
+            for name, value in record.items() if events is not None else ():
+                for index, number in enumerate(value) if isinstance(value, list) else [(None, value)]:
                     if math.isfinite(number):
-                        self._events.add_scalar(tag, number, step)
+                        events.number(name if index is None else f"{name}/{index}", number, step)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Show an image, uint8 (H, W, C), in TensorBoard."""
-        if self._events is not None:
-            self._events.add_image(name, image, step, dataformats="HWC")
+        with self._drawn() as events:
+            if events is not None:
+                events.picture(name, image, step)
+
+    @contextlib.contextmanager
+    def _drawn(self) -> Iterator[Any]:
+        """The event file, or None; the first error ends it: its records would no longer be read."""
+        try:
+            yield self._events
+        except OSError as error:
+            self._events = None
+            _warn(self._path.with_name("tensorboard"), error)
 
     def close(self) -> None:
-        for writer in (self._file, self._events):
-            if writer is not None:
-                writer.close()
+        if self._file is not None:
+            self._file.close()
+        with self._drawn() as events:
+            if events is not None:
+                events.close()
 
     def __enter__(self) -> MetricsLog:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _warn(path: Path, error: OSError) -> None:
+    print(f"WARNING: {path} cannot be written ({error.strerror})", file=sys.stderr, flush=True)
 
 
 def cut_back(path: Path, start: int) -> None:

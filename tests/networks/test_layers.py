@@ -108,7 +108,7 @@ def test_attention_is_softmax_attention_also_with_large_logits_and_other_lengths
 def test_self_attention_lays_its_projection_out_as_query_key_value_then_heads():
     layer = draw(SelfAttention(12, heads=3), jax.random.key(1))
     x = jnp.asarray(RANDOM.standard_normal((2, 5, 12)), jnp.float32)
-    parts = [np.asarray(x @ layer.qkv.kernel[:, 12 * i : 12 * (i + 1)]) for i in range(3)]
+    parts = [np.asarray(x @ layer.qkv.kernel[:, i]) for i in range(3)]
     heads = [part.reshape(2, 5, 3, 4).transpose(0, 2, 1, 3) for part in parts]
     mixed = softmax_attention(*heads).transpose(0, 2, 1, 3).reshape(2, 5, 12)
     np.testing.assert_allclose(layer(x), mixed @ np.asarray(layer.out.kernel[...]), atol=1e-5)

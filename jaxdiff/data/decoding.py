@@ -1,0 +1,46 @@
+"""Encoded images to pixels, by Pillow; what it says of damaged ones becomes one line."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from jaxdiff.data.sources import DataError, one_line
+
+# What Pillow, and TFDS over it, raise on a damaged file.
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+
+_MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB", "RGBA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB"}
+
+
+def decode(data: bytes | memoryview, where: str) -> NDArray[np.uint8]:
+    """The pixels of an encoded image (PNG, JPEG, what Pillow reads), uint8 (H, W, C).
+
+    Grey stays one channel; palettes and CMYK become RGB; the first frame of many. Depths above 8 bits are refused.
+
+    Raises:
+      DataError: with `where`, when the data are empty, damaged or of another kind.
+
+    >>> decode(b"", "cat.png")
+    Traceback (most recent call last):
+    jaxdiff.data.sources.DataError: cat.png: image is empty (0 bytes); replace or remove it
+    """
+    if len(data) == 0:
+        raise DataError(f"{where}: image is empty (0 bytes); replace or remove it")
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            picture.load()
+            mode = _MODES.get(picture.mode)
+            if mode is not None:
+                pixels = np.asarray(picture if picture.mode == mode else picture.convert(mode))
+                return pixels.reshape(picture.height, picture.width, -1)
+            found = picture.mode
+    except DECODE_ERRORS as error:
+        raise DataError(
+            f"{where}: image is damaged or of an unknown kind ({one_line(error)}); replace or remove it"
+        ) from error
+    raise DataError(f"{where}: image has Pillow mode {found}, expected 8-bit grey, RGB or RGBA; convert the file")

@@ -1,0 +1,106 @@
+"""Bad records left out, once and for all, before training.
+
+What is left out must not depend on what a run happens to read when, or no order of records could be promised. So all
+records are read once, beforehand, and those that cannot be used (damaged, empty, of another size or channel count, a
+label out of range) are taken out of the set. What is left is a set like any other: every record of it is seen once an
+epoch, and its fingerprint tells which were left out, so that a run goes on only with exactly the same ones.
+
+Reading all takes as long as an epoch of decoding. Its result is kept in the user's cache folder until a file changes
+(by the names of `jaxdiff.data.decoded`). Of Parquet, a file that cannot be opened at all is left out whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from jaxdiff.data.decoded import Say, cache_folder, hashes, locked, to_stderr
+from jaxdiff.data.sources import DataError, Images, Source, one_line
+
+_SHOWN = 5
+_CHUNK = 256  # records that one thread reads in a row
+
+
+def without_bad(
+    source: Source, *, keep: bool = True, folder: str | os.PathLike[str] | None = None, say: Say = to_stderr
+) -> Source:
+    """The records of a source that can be used; says how many are left out, and which.
+
+    Args:
+      source: opened with ``skip_bad``; points, which cannot be bad, are returned as they are.
+      keep: keep what was found for the next time, where the records are files.
+      folder: where; None: `jaxdiff.data.decoded.cache_folder`.
+      say: gets a line for what is left out, and one when all records are read.
+
+    Raises:
+      DataError: none can be used.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> from jaxdiff.data import open_folder
+    >>> with tempfile.TemporaryDirectory() as data:
+    ...     for name in ("1.png", "2.png", "3.png"):
+    ...         Image.new("RGB", (8, 8)).save(Path(data, name))
+    ...     _ = Path(data, "2.png").write_bytes(b"")
+    ...     len(without_bad(open_folder(data, skip_bad=True), keep=False, say=lambda text: None))
+    2
+    """
+    if not isinstance(source, Images):
+        return source
+    lost: list[str] = getattr(source.reader, "lost", [])
+    bad = _kept(source, folder, say) if keep and source.files else _read_all(source, say)
+    if bad or lost:
+        listed = [*lost, *bad.values()]
+        more = f" | and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+        files = f"{len(lost)} files and " if lost else ""
+        say(
+            f"WARNING: {source.name}: {files}{len(bad):,} of {len(source):,} records are bad and left out: "
+            + " | ".join(listed[:_SHOWN])
+            + more
+        )
+    return source.without(sorted(bad)) if bad else source
+
+
+def _kept(source: Images, folder: str | os.PathLike[str] | None, say: Say) -> dict[int, str]:
+    """The bad records as found before, or now."""
+    try:
+        folder = cache_folder() if folder is None else Path(folder)
+        place, state = hashes(source)
+        name = re.sub(r"\W+", "_", Path(source.name).name)[:50]
+        file = folder / f"{name}-{place}-{state}.bad.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{name}-{place}.lock", "w") as lock:
+            locked(lock, source, say)
+            with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # not there, or not whole
+                return {int(index): str(why) for index, why in json.loads(file.read_text(encoding="utf-8")).items()}
+            bad = _read_all(source, say)
+            partial = file.with_suffix(".partial")
+            partial.write_text(json.dumps(bad), encoding="utf-8")
+            partial.replace(file)
+            return bad
+    except OSError as error:
+        say(f"{source.name}: which records are bad cannot be kept in {folder} ({one_line(error)})")
+        return _read_all(source, say)
+
+
+def _read_all(source: Images, say: Say) -> dict[int, str]:
+    say(f"{source.name}: reading all {len(source):,} records once, to leave out bad ones")
+
+    def part(start: int) -> list[tuple[int, str]]:
+        return list(_bad(source, range(start, min(start + _CHUNK, len(source)))))
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # Pillow lets others run meanwhile
+        return {index: why for found in pool.map(part, range(0, len(source), _CHUNK)) for index, why in found}
+
+
+def _bad(source: Images, indices: range) -> Iterator[tuple[int, str]]:
+    for index in indices:
+        try:
+            source[index]
+        except DataError as error:
+            yield index, str(error)
