@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxdiff.networks.placement import samples_over
 from jaxdiff.train.ema import EmaRule, update_ema
 from jaxdiff.train.sharding import batch_sharding
 from jaxdiff.train.state import Loss, Network, TrainState
@@ -165,7 +166,10 @@ def compile_step(
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        new, metrics = train_step(state, batch, net=net, loss=loss, optimizer=optimizer, ema=ema, accumulate=accumulate)
+        with samples_over(batch_sharding(mesh)):
+            new, metrics = train_step(
+                state, batch, net=net, loss=loss, optimizer=optimizer, ema=ema, accumulate=accumulate
+            )
         if schedule is not None:
             metrics["lr"] = jnp.asarray(schedule(state.step), jnp.float32)
         return new, metrics
