@@ -8,10 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import pytest
-from jax.sharding import PartitionSpec
 
 from benchmarks import scaling
 from benchmarks.speed import collectives, hlo, ideal, partitioned, rates
@@ -19,9 +16,6 @@ from benchmarks.speed.hlo import EXAMPLE
 from benchmarks.speed.work import forward_work
 from benchmarks.training_step import image_shape, prepared
 from jaxdiff.networks import functional
-from jaxdiff.networks.placement import by_sample, samples_over
-from jaxdiff.train import make_mesh
-from jaxdiff.train.sharding import batch_sharding
 
 # Five kinds of communication, each in a loop of its own length within an outer one of 3; 16 x 8 float32 a device.
 KNOWN = """
@@ -145,21 +139,6 @@ def test_closed_form_of_the_operations_is_the_traces_and_the_papers(name: str) -
     assert whole == pytest.approx(traced, rel=0.01)
     if name == "dit_xl2":  # Peebles & Xie 2023, table 4: "Gflops", which are multiply-adds
         assert whole / 2e9 == pytest.approx(118.64, rel=0.01)
-
-
-def test_by_sample_splits_the_first_axis_where_it_can() -> None:
-    mesh = jax.sharding.AbstractMesh((2, 2, 1), ("data", "fsdp", "tensor"))
-
-    def constraints(rows: int) -> list[Any]:
-        with samples_over(batch_sharding(mesh)):
-            traced = jax.make_jaxpr(by_sample)(jnp.zeros((rows, 3)))
-        return [e.params["sharding"].spec for e in traced.jaxpr.eqns if e.primitive.name == "sharding_constraint"]
-
-    assert constraints(8) == [PartitionSpec(("data", "fsdp"), PartitionSpec.UNCONSTRAINED)]
-    assert constraints(6) == []
-    assert not jax.make_jaxpr(by_sample)(jnp.zeros((8, 3))).jaxpr.eqns
-    with samples_over(batch_sharding(make_mesh(data=1))):  # one device: the program is as it was
-        assert not jax.make_jaxpr(by_sample)(jnp.zeros((8, 3))).jaxpr.eqns
 
 
 @pytest.mark.parametrize("module", [hlo, collectives, ideal, partitioned, rates, scaling])

@@ -72,7 +72,7 @@ def configurations() -> dict[str, Config]:
     """The published two, and small ones with their structure that show that all of it runs."""
     classes: dict[str, Any] = {"num_classes": 10, "dtype": "bfloat16"}
     tiny = dit("S", 2, depth=3, width=256, heads=2, remat="full", **classes)
-    small = UNet(8, 3, 6, 32, (1, 2), 1, (4,), scale_shift=True, residual_resampling=True, null_class=False, **classes)
+    small = UNet(8, 3, 6, 32, (1, 2), 1, (), scale_shift=True, residual_resampling=True, null_class=False, **classes)
     data = dataclasses.replace(dit_xl2.data, image_size=16)
     return {
         "dit_xl2": dit_xl2,
