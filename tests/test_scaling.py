@@ -126,7 +126,8 @@ def test_an_all_reduce_is_a_reduce_scatter_only_where_each_device_takes_its_part
         return [collective.kind for collective in collectives.count(text, 8, slices=slices).collectives]
 
     assert kinds(SLICE) == [collectives.SLICED] and kinds(SLICE, slices=False) == ["all-reduce"]
-    assert kinds(SLICE.replace("f32[4]", "f32[8]")) == ["all-reduce"]  # half of it, by groups of four
+    assert kinds(SLICE.replace("f32[4]", "f32[8]")) == [collectives.SLICED, "all-reduce"]  # a half, by groups of four
+    assert kinds(SLICE.replace("f32[16]", "f32[12]")) == ["all-reduce"]  # a third
     used = SLICE.replace("  ROOT", "  %also = f32[16]{0} negate(%sum)\n  ROOT")
     assert kinds(used) == ["all-reduce"]
 

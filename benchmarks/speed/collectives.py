@@ -11,8 +11,11 @@ https://doi.org/10.1177/1094342005051521):
     collective-permute   S, by the share of devices that send         (5)
 
 An all-reduce of which each device then takes its own slice only is a reduce-scatter, (3), which the CPU's compiler
-never writes: it is counted as one where ``slices`` says so, and then listed as "reduce-scatter (written as all-reduce
-and slice)". The body of a loop counts as often as it runs; a loop of unknown length that communicates is an error.
+never writes: where ``slices`` says so it is counted as one, and listed as "reduce-scatter (written as all-reduce and
+slice)". Where the slice is larger than a device's share, as with fsdp within data, it is a reduce-scatter among those
+that hold different slices and an all-reduce of the slice, which is what XLA makes of it for GPUs (its pass
+AllReduceSplitter). The body of a loop counts as often as it runs; a loop of unknown length that communicates is an
+error.
 
 The arithmetic is that of matrix products and convolutions, 2 a multiply-add, as in `benchmarks.speed.work`, but of one
 device and with what is recomputed. The TPU's compiler writes products in forms of its own: read it on a CPU only.
@@ -20,9 +23,10 @@ device and with what is recomputed. The TPU's compiler writes products in forms 
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from benchmarks.speed.hlo import Computation, Instruction, Loop, parse, walk
@@ -144,10 +148,14 @@ def _collectives(
         return [Collective(kind, size, group, times, 1.0, line.source, dtype)]
     found = []
     for place, operand in enumerate(operands):
-        alone = len(operands) == 1
-        sliced = slices and _only_sliced(program, where, line.name, None if alone else place, group)
-        name = SLICED if sliced else kind
-        found.append(Collective(name, operand.bytes, group, times, 1.0, line.source, operand.shapes[0].dtype))
+        size, element, left = operand.bytes, operand.shapes[0].dtype, group
+        cut = _parts(program, where, line.name, None if len(operands) == 1 else place) if slices else {1}
+        parts = cut.pop() if len(cut) == 1 else 1
+        if parts > 1 and group % parts == 0:
+            found.append(Collective(SLICED, size, parts, times, 1.0, line.source, element))
+            size, left = size // parts, group // parts
+        if left > 1:
+            found.append(Collective(kind, size, left, times, 1.0, line.source, element))
     return found
 
 
@@ -178,30 +186,36 @@ def _share_that_sends(line: Instruction, devices: int) -> float:
     return sum(a != b for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs[1])) / devices
 
 
-def _only_sliced(
-    program: Mapping[str, Computation], where: Computation, name: str, element: int | None, group: int
-) -> bool:
-    """Whether of an array, or of an element of a tuple, each device uses one part in ``group`` only."""
+def _parts(
+    program: Mapping[str, Computation],
+    where: Computation,
+    name: str,
+    element: int | None = None,
+    beyond: Callable[[], set[int]] | None = None,
+) -> set[int]:
+    """In how many parts an array, or an element of a tuple, is cut by those who use it; 1: it is used whole.
+
+    ``beyond`` answers for what the computation returns, where a fusion runs it.
+    """
     users = where.users(name)
     if element is not None:
         users = [user for user in users if user.attribute("index") == str(element)]
-        return bool(users) and all(_only_sliced(program, where, user.name, None, group) for user in users)
-    whole = where.instructions[name].shapes[0].size
+    size, found = where.instructions[name].shapes[element or 0].size, set[int]()
     for user in users:
         if user.opcode == "dynamic-slice" and user.operands[0] == name:
-            if user.shapes[0].size * group != whole:
-                return False
+            found.add(size // user.shapes[0].size)
         elif user.opcode in _SAME:
-            if not _only_sliced(program, where, user.name, None, group):
-                return False
+            found |= _parts(program, where, user.name, None, beyond)
         elif user.opcode in ("fusion", "call"):
-            inner = program[next(iter(re.findall(r"(?:calls|to_apply)=%([\w.\-]+)", user.rest)))]
-            places = [place for place, operand in enumerate(user.operands) if operand == name]
-            if not all(_only_sliced(program, inner, inner.parameter(p).name, None, group) for p in places):
-                return False
+            inner = program[re.findall(r"(?:calls|to_apply)=%([\w.\-]+)", user.rest)[0]]
+            after = functools.partial(_parts, program, where, user.name, None, beyond)
+            for place in [place for place, operand in enumerate(user.operands) if operand == name]:
+                found |= _parts(program, inner, inner.parameter(place).name, None, after)
         else:
-            return False
-    return bool(users) and not where.instructions[name].root
+            found.add(1)
+    if where.instructions[name].root:
+        found |= {1} if beyond is None else beyond()
+    return found
 
 
 def _product(where: Computation, line: Instruction) -> float:

@@ -19,8 +19,8 @@ that is left (ZeRO-3: Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054,
 gathered in the forward pass and again in the backward, for nothing is kept whole between them. (6): a matrix in x out
 that acts on one vector a sample need not be gathered in the forward pass: its inputs can be, and its outputs exchanged.
 (7): two all-reduces a block in each direction (Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053, section 3), m =
-4, and a third forward one where the block is recomputed, m = 5. The norms and the metrics are a few numbers, and
-counted as none.
+4; where the block is recomputed its forward ones too, for the gates' gradients need both sums, m = 6. The norms and the
+metrics are a few numbers, and counted as none.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def sent(network: DiT | UNet, layout: Layout, params: Any) -> Sent:
     activations = 0.0
     if split and isinstance(network, DiT):
         tokens = layout.batch * (layout.size // network.patch) ** 2 * network.width * layout.half
-        sums = (5 if network.remat == "full" else 4) * network.depth
+        sums = (6 if network.remat == "full" else 4) * network.depth
         activations = sums * 2 * tokens * (t - 1) / t
     return Sent(whole, scattered, reduced, weights, activations)
 
