@@ -44,6 +44,7 @@ from jaxdiff.networks.layers import (
     upsample,
     zeros,
 )
+from jaxdiff.networks.placement import by_sample
 from jaxdiff.networks.remat import Remat, check_remat, convolved, recomputed
 
 
@@ -166,7 +167,7 @@ class ResidualBlock(nnx.Module):
             h, x = self.conv1(downsample(h)), downsample(x)
         else:
             h = self.conv1(h)
-        h = convolved(h)
+        h = by_sample(convolved(h))
         told = self.embed(embedding)  # (B, outputs) or (B, 2 outputs)
         if self.scale_shift:
             h = self.norm2(h, *jnp.split(told, 2, axis=1))
@@ -271,7 +272,7 @@ class UNetModule(nnx.Module):
         self.conv_out = Conv3x3(now, config.out_channels or config.in_channels, init=zeros)
 
     def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Array] | None, key: Array | None) -> Array:
-        embedding = self.embed(x, t, cond)
+        embedding = by_sample(self.embed(x, t, cond))
 
         def run(block: Stage | ResidualBlock | Resample, *inputs: Array) -> Array:
             # The inputs are joined within, so that the backward pass keeps the skips, not copies of them.
@@ -279,9 +280,9 @@ class UNetModule(nnx.Module):
                 joined = inputs[0] if len(inputs) == 1 else jnp.concatenate(inputs, axis=-1)
                 return block(joined, embedding, key)
 
-            return recomputed(call, self.config.remat)(*inputs)
+            return by_sample(recomputed(call, self.config.remat)(*inputs))
 
-        h = self.conv_in(x)
+        h = by_sample(self.conv_in(x))
         skips = [h]
         for level in self.down:
             for stage in level.stages:
