@@ -49,7 +49,7 @@ def test_a_run_is_the_same_at_any_number_of_steps_a_call(tmp_path: Path, accumul
                 steps,
                 log_every=10,
                 save_every=7,
-                callbacks=[(6, lambda step, state, name=name: called[name].append(step))],  # type: ignore[misc]
+                callbacks=[(6, lambda step, state, name=name: called[name].append(step))],
                 steps_per_call=steps_per_call,
                 accumulate=accumulate,
                 bad={5, 16},
