@@ -116,7 +116,7 @@ def _check_explicit(address: str, count: int | None, index: int | None) -> None:
 def _limit(options: ProcessOptions) -> Iterator[None]:
     # JAX's own limit ends the process by an abort with a stack trace, and cannot be caught.
     def give_up() -> None:
-        who = "process 0" if options.process_id else "the other processes"
+        who = "process 0" if options.process_id else "the others"
         print(
             f"{os.path.basename(sys.argv[0])}: error: --distributed {options.distributed}: {who} did not answer within "
             f"{options.join_timeout} s (--join_timeout); are all started, and is the port open between them?",

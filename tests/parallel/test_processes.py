@@ -86,7 +86,7 @@ def test_who_waits_in_vain_says_so_in_one_line(index: int, run_python: Any, tmp_
     done = run_python("train.py", "--workdir", tmp_path / "run", *flags, "--join_timeout", "3", check=False)
     assert done.returncode == 2 and time.monotonic() - begun < 60
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("train.py: error: --distributed 127.0.0.1:")
-    who = "process 0" if index else "the other processes"
+    who = "process 0" if index else "the others"
     assert f"{who} did not answer within 3 s" in done.stderr
     assert list(tmp_path.iterdir()) == []
 

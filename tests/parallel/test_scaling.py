@@ -105,7 +105,9 @@ def test_losses_and_samples_are_the_same_everywhere(
     for name, (loss, grey) in worst.items():
         print(f"{name}: losses differ by {loss:.1e}, samples by {grey:.3f} grey levels")
     record_property(f"largest_{precision}", [max(values) for values in zip(*worst.values(), strict=True)])
-    assert {name: loss for name, (loss, _) in worst.items() if loss > tolerance} == {}
+    # A moment in 8 bits falls on the one or the other level by its last bit: that is a level's width, not rounding.
+    limits = {name: 1e-3 if "int8" in name else tolerance for name in worst}
+    assert {name: loss for name, (loss, _) in worst.items() if loss > limits[name]} == {}
     assert {name: grey for name, (_, grey) in worst.items() if grey > 1} == {}
 
 
