@@ -10,7 +10,6 @@ promise was not kept, after printing what was seen. Takes some 20 minutes on two
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 import tempfile
@@ -63,7 +62,7 @@ def measure(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
         begun = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="reliability-") as home:
             tallies = PARTS[name](Path(home), options)
-        found[name] = [dataclasses.asdict(tally) for tally in tallies]
+        found[name] = [{**vars(tally), "kinds": dict(tally.kinds)} for tally in tallies]
         for tally in tallies:
             say(f"{tally.kept} of {tally.tried}  {tally.promise}")
             for fault in tally.faults:

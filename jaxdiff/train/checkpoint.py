@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import os
 import sys
@@ -29,6 +28,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from jaxdiff.train.aftermath import keep_to_itself
 from jaxdiff.train.checksum import DamageError
 from jaxdiff.train.state import TrainState
 from jaxdiff.train.stored import (
@@ -111,7 +111,7 @@ class Checkpoints:
             cleanup_tmp_directories=not readonly,
             temporary_path_class=Summed,
         )
-        logging.getLogger("absl").addFilter(_not_orbax)
+        keep_to_itself()
         self._manager: Any = self._opened()
 
     def _opened(self) -> Any:
@@ -380,11 +380,6 @@ class _Best:
 def _to_stderr(text: str) -> None:
     if jax.process_index() == 0:
         print(text, file=sys.stderr, flush=True)
-
-
-def _not_orbax(record: logging.LogRecord) -> bool:
-    # Orbax logs with a traceback what it raises as well.
-    return record.exc_info is None or "orbax" not in record.pathname
 
 
 def _free_name(path: Path) -> Path:

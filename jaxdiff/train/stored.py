@@ -36,7 +36,7 @@ class StructureError(CheckpointError):
     """A checkpoint whose leaves are not those asked for."""
 
 
-class Summed(ocp.path.atomicity.AtomicRenameTemporaryPath):  # type: ignore[misc]
+class Summed(ocp.path.atomicity.AtomicRenameTemporaryPath):
     """A step's folder while it is written: the sums of its files are added before it gets its name."""
 
     async def finalize(self) -> None:

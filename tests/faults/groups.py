@@ -19,8 +19,9 @@ TOLERANCE = 1e-5  # of losses on other devices: sums in another order
 
 def _start(folder: Path, *options: str, processes: int = 1, devices: int = 1) -> Group:
     compiled = {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"), "JAX_PLATFORMS": "cpu"}
-    program = ("train.py", TINY, "--workdir", folder, *options)
-    return Group(*program, processes=processes, devices=devices, environment=compiled)
+    return Group(
+        "train.py", TINY, "--workdir", folder, *options, processes=processes, devices=devices, environment=compiled
+    )
 
 
 def deaths(home: Path, rounds: int = 2) -> Tally:
