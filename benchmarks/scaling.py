@@ -15,7 +15,7 @@ not exist. Counted and compared:
 - *Time to compile* DiT-XL/2 with 28 blocks and with 4, in turns: at most 1.3 times, tracing and compiling each.
 
 Times on H100, H200 and TPU v5p are predicted by `benchmarks.speed.rates`. `--quick` takes tiny networks and 8 devices.
-`--read` adds the rows of an earlier record, so that a long measurement can be made in parts.
+`--read` adds the rows of earlier records, so that a long measurement can be made in parts.
 """
 
 from __future__ import annotations
@@ -222,9 +222,10 @@ def _predicted(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def measure(options: argparse.Namespace) -> int:
     record: dict[str, Any] = {"rows": [], "failed": [], "utilization": options.utilization}
-    if options.read is not None:
-        earlier = json.loads(options.read.read_text(encoding="utf-8"))
-        record |= {name: earlier[name] for name in ("rows", "depth") if name in earlier}
+    for file in options.read:
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+        record["rows"] += [judged(row) for row in earlier["rows"]]
+        record |= {"depth": earlier["depth"]} if "depth" in earlier else {}
     flags = os.environ.get("XLA_FLAGS", XLA_FLAGS)
     for case in cases(options.networks, options.devices, options.targets, options.meshes):
         say(f"{NAMES[case.network]}, {case.mesh}, {case.target}")
@@ -263,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Counts what a training step sends, computes and keeps on many devices."
     )
-    parser.add_argument("--networks", nargs="*", choices=list(NAMES), default=["dit_xl2", "adm_64"])
+    parser.add_argument("--networks", nargs="*", choices=list(NAMES), default=None)
     parser.add_argument("--devices", nargs="+", type=int, default=list(DEVICE_COUNTS))
     parser.add_argument(
         "--targets", nargs="+", choices=("cpu", "tpu"), default=None, help="default: cpu, tpu with libtpu"
@@ -272,11 +273,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=7, help="compilations of each depth; 0: none")
     parser.add_argument("--utilization", type=float, default=UTILIZATION, help="of the peak, for the predictions")
     parser.add_argument("--quick", action="store_true", help="see that it runs: tiny networks, 8 devices")
-    parser.add_argument("--read", type=Path, default=None, help="an earlier record, whose rows are kept")
+    parser.add_argument("--read", nargs="+", type=Path, default=[], help="earlier records, whose rows are kept")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
     parser.add_argument("--page", type=Path, default=None, help="page whose part `scaling` is written anew")
     options = parser.parse_args(arguments)
     tpu = importlib.util.find_spec("libtpu") is not None
+    if options.networks is None:
+        options.networks = ["dit_tiny", "unet_tiny"] if options.quick else ["dit_xl2", "adm_64"]
     if options.targets is None:
         options.targets = ["cpu", "tpu"] if tpu else ["cpu"]
     if "tpu" in options.targets and not tpu:
@@ -284,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not 0 < options.utilization <= 1 or options.turns < 0 or min(options.devices) < 2:
         parser.error("utilization lies in (0, 1], turns are at least 0, devices at least 2")
     if options.quick:
-        options.networks, options.devices, options.turns = ["dit_tiny", "unet_tiny"], [8], min(options.turns, 1)
+        options.devices, options.turns = [8], min(options.turns, 1)
     return measure(options)
 
 

@@ -62,16 +62,16 @@ def test_a_known_program_is_counted_to_the_byte(run_python: Any) -> None:
 
 
 def test_the_command_on_tiny_networks(run_python: Any, repository: Path, tmp_path: Path) -> None:
-    """Bytes and operations within 10% of the closed forms for data and fsdp, DiT and U-Net; the state as 1/n."""
+    """Bytes and operations within 10% of the closed forms for data and fsdp; the state as 1/n."""
     out, page = tmp_path / "record.json", tmp_path / "page.md"
     page.write_text("<!-- scaling: generated -->\n<!-- end of scaling -->\n")
     run_python(
-        *("benchmarks/scaling.py", "--quick", "--meshes", "data", "fsdp", "--targets", "cpu", "--turns", "1"),
-        *("--out", out, "--page", page),
+        *("benchmarks/scaling.py", "--quick", "--networks", "dit_tiny", "--meshes", "data", "fsdp"),
+        *("--targets", "cpu", "--turns", "1", "--out", out, "--page", page),
         env={"PYTHONPATH": str(repository)},
     )
     record = json.loads(out.read_text())
-    assert record["passed"] and len(record["rows"]) == 4
+    assert record["passed"] and len(record["rows"]) == 2
     for row in record["rows"]:
         ratios = row["ratios"]
         assert 0.9 <= ratios["sent"] <= 1.1 and 0.9 <= ratios["operations"] <= 1.1 and 0.9 <= ratios["spread"] <= 1.1
@@ -82,6 +82,13 @@ def test_the_command_on_tiny_networks(run_python: Any, repository: Path, tmp_pat
     assert record["depth"]["depths"] == [2, 3] and set(record["depth"]["ratios"]) == {"trace", "compile"}
     text = page.read_text()
     assert "| tiny DiT | 8 | fsdp 8 |" in text and "Predicted, not measured" in text and "(CPU)" in text
+
+
+def test_a_small_unet_gathers_its_weights_and_not_its_batches(run_python: Any) -> None:
+    case = {"network": "unet_tiny", "fsdp": 8, "batch": 32}
+    done = run_python("-m", "benchmarks.speed.partitioned", json.dumps(case), devices=8)
+    row = scaling.judged(json.loads(done.stdout.splitlines()[-1]))
+    assert row["passed"], row["ratios"]
 
 
 def test_a_step_that_misses_a_bound_is_said_and_fails(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
