@@ -1,9 +1,9 @@
 """What Orbax prints of a failed save besides raising it, and how that is kept from the user.
 
 On a full disk the first file that cannot be written ends a save, while threads still write others. These report to an
-event loop that is closed by then, through `sys.excepthook`; the errors of their futures, for which nobody asks, are
-logged by asyncio; and Orbax logs what it raises as well. All of these are pages of tracebacks that say nothing beyond
-the exception, which `Checkpoints` tells in one line.
+event loop that is closed by then, which ends in `sys.unraisablehook`; the errors of their futures, for which nobody
+asks, are logged by asyncio; and Orbax logs what it raises as well. All of these are pages of tracebacks that say
+nothing beyond the exception, which `Checkpoints` tells in one line.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from types import TracebackType
 
 
 @functools.cache  # once a process
@@ -25,15 +24,14 @@ def keep_to_itself() -> None:
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_is_news)
-    before = sys.excepthook
+    before = sys.unraisablehook
 
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        # No frame of anybody's Python stands above: a thread of compiled code has called.
-        at_once = trace is not None and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"
-        if not (kind is RuntimeError and at_once and str(error) == "Event loop is closed"):
-            before(kind, error, trace)
+    def hook(raised: sys.UnraisableHookArgs) -> None:
+        where = raised.exc_traceback and raised.exc_traceback.tb_frame.f_code.co_name
+        if where != "call_soon_threadsafe" or str(raised.exc_value) != "Event loop is closed":
+            before(raised)
 
-    sys.excepthook = hook
+    sys.unraisablehook = hook
 
 
 def _is_news(record: logging.LogRecord) -> bool:
