@@ -84,6 +84,7 @@ def train(arguments: Sequence[str]) -> None:
         return
 
     with (
+        cfg.build_pipeline(config, source, cache=options.cache) as data,
         cfg.claim_folder(config, active=lead),
         training.Checkpoints(
             folder / CHECKPOINTS,
@@ -92,7 +93,6 @@ def train(arguments: Sequence[str]) -> None:
             on_error=config.checkpoint.on_error,
             ledger=folder / LEDGER,
         ) as checkpoints,
-        cfg.build_pipeline(config, source, cache=options.cache) as data,
     ):
         # --- State: as the last checkpoint has it, or new
         if checkpoints.begun():

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
@@ -35,7 +34,7 @@ class StructureError(CheckpointError):
     """A checkpoint whose leaves are not those asked for."""
 
 
-class Summed(ocp.path.atomicity.AtomicRenameTemporaryPath):  # type: ignore[misc]
+class Summed(ocp.path.atomicity.AtomicRenameTemporaryPath):
     """A step's folder while it is written: the sums of its files are added before it gets its name."""
 
     async def finalize(self) -> None:
@@ -231,7 +230,7 @@ def _arrays(folder: Path, tree: Any) -> Any:
     )
     try:
         # Not by a Checkpointer: its barrier would wait for a process that cannot read its part.
-        return ocp.PyTreeCheckpointHandler().restore(epath.Path(folder), args=restore)
+        return ocp.PyTreeCheckpointHandler().restore(folder, args=restore)
     # On damaged files Orbax raises whatever its layers raise: bare Exception, JSONDecodeError, ValueError, ...
     except Exception as error:
         raise DamageError(f"{folder.name}: {reason(error)}") from error
