@@ -238,6 +238,8 @@ def measure(options: argparse.Namespace) -> int:
             continue
         say(f"  {row['seconds']:.0f} s, {row['ratios']}" + (f" MISSED: {row['missed']}" if row["missed"] else ""))
         record["rows"] = [old for old in record["rows"] if any(old[name] != same[name] for name in same)] + [row]
+        if options.out is not None:  # a measurement that is ended early can be gone on with by --read
+            write(options.out, {**record, "quick": options.quick, "passed": False, "missed": ["not finished"]})
     if options.turns:
         network = "dit_tiny" if options.quick else "dit_xl2"
         asked = {"network": network, "turns": options.turns, "few": 2 if options.quick else 4}
