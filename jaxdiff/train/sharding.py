@@ -27,6 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff.train.state import Loss, Network, TrainState, create_state
@@ -83,7 +84,12 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: list[j
             f"{asked} leaves out processes: with {len({device.process_index for device in devices})} of them all "
             f"{len(devices)} devices take part; set one size to -1"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=used)
+    kinds = (AxisType.Auto,) * len(AXES)
+    try:
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=kinds, devices=used)
+    except NotImplementedError:  # of a TPU's torus: sizes that are not products of its sides
+        arranged = mesh_utils.create_device_mesh(sizes, used, allow_split_physical_axes=True)
+        return Mesh(arranged, AXES, axis_types=kinds)
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:

@@ -79,6 +79,15 @@ def test_mesh_sizes_are_checked() -> None:
         make_mesh(3 * count)
 
 
+def test_a_mesh_that_cuts_a_side_of_the_torus(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object, **__: object) -> None:
+        raise NotImplementedError("the physical topology is not a product of these")  # as JAX does on a TPU
+
+    whole = make_mesh()
+    monkeypatch.setattr(jax, "make_mesh", refuses)
+    assert make_mesh() == whole
+
+
 def test_a_batch_that_does_not_split_names_the_fix() -> None:
     mesh = jax.sharding.AbstractMesh((4, 2, 1), ("data", "fsdp", "tensor"))
     check_batch_size(16, mesh, 2)
