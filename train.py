@@ -92,6 +92,7 @@ def train(arguments: Sequence[str]) -> None:
         return
 
     with (
+        cfg.build_pipeline(config, source, cache=options.cache, part=part) as data,
         cfg.claim_folder(config, active=lead),
         training.Checkpoints(
             folder / CHECKPOINTS,
@@ -100,7 +101,6 @@ def train(arguments: Sequence[str]) -> None:
             on_error=config.checkpoint.on_error,
             ledger=folder / LEDGER,
         ) as checkpoints,
-        cfg.build_pipeline(config, source, cache=options.cache, part=part) as data,
     ):
         # --- State: as the last checkpoint has it, or new
         if checkpoints.begun():

@@ -14,12 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import sample
 import train
+from jaxdiff.run import Run
 
 TINY = (
     *("--network.width", "8", "--network.multipliers", "1", "2", "--network.blocks", "1", "--train.batch_size", "16"),
@@ -156,6 +158,27 @@ def test_a_finished_run_says_so(finished: Path, capsys: Any) -> None:
 def test_another_configuration_is_refused(finished: Path, capsys: Any) -> None:
     arguments = ["--workdir", str(finished), "--train.steps", "2", *TINY, "--optimizer.lr", "0.5"]
     assert "optimizer.lr (0.002 there, 0.5 here)" in one_line(train.main, arguments, capsys)
+
+
+def test_another_runs_weights_as_a_start(finished: Path, tmp_path: Path, capsys: Any) -> None:
+    options = ["--train.steps", "1", "--train.sample_every", "0", *TINY, "--workdir", str(tmp_path / "new")]
+    classes = [*options, "--network.num_classes", "12", "--optimizer.lr", "1e-30", "--init_from"]
+    assert "ema/" in (said := one_line(train.main, [*classes, str(finished)], capsys)) and "there and" in said
+    assert f"{tmp_path}: holds no checkpoint" in one_line(train.main, [*classes, str(tmp_path)], capsys)
+    assert list(tmp_path.iterdir()) == []
+    train.main([*classes, str(finished), "--init_partial"])
+    assert " leaves are new: " in (err := capsys.readouterr().err) and "(13, " in err and "(11, " in err
+    old, new = Run.load(finished), Run.load(tmp_path / "new")
+    same = [np.allclose(a, b, rtol=1e-6) for a, b in zip(*_leaves_in_common(old, new), strict=True)]
+    assert all(same) and len(same) > 20
+    train.main([*classes, "/nowhere", "--init_partial"])  # it has checkpoints of its own
+    assert "finished: all 1 steps are done" in capsys.readouterr().out
+
+
+def _leaves_in_common(old: Run, new: Run) -> tuple[list[Any], list[Any]]:
+    pairs = zip(jax.tree.leaves(old.denoise.params), jax.tree.leaves(new.denoise.params), strict=True)
+    common = [(a, b) for a, b in pairs if a.shape == b.shape]
+    return [a for a, _ in common], [b for _, b in common]
 
 
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path, repository: Path) -> None:

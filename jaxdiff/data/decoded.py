@@ -199,7 +199,7 @@ def _write(file: Path, prefix: str, source: Source, kind: np.dtype[Any], has_loc
     """Decodes all records into ``file``, and removes what was kept before under the same prefix."""
     folder, size = file.parent, len(source) * kind.itemsize
     if has_lock:  # whoever left these was killed
-        _remove(folder.glob(f"{prefix}*.partial"))
+        remove(folder.glob(f"{prefix}*.partial"))
     free = shutil.disk_usage(folder).free
     if free < size + _SPARE:
         raise OSError(errno.ENOSPC, f"{size / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free")
@@ -215,17 +215,17 @@ def _write(file: Path, prefix: str, source: Source, kind: np.dtype[Any], has_loc
             os.fsync(out.fileno())
         os.replace(partial, file)
     except BaseException:
-        _remove([Path(partial)])
+        remove([Path(partial)])
         raise
     directory = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
-    _remove(old for old in folder.glob(f"{prefix}*.npy") if old != file)
+    remove(old for old in folder.glob(f"{prefix}*.npy") if old != file)
 
 
-def _remove(files: Iterable[Path]) -> None:
+def remove(files: Iterable[Path]) -> None:
     for file in files:
         with contextlib.suppress(OSError):  # what cannot be removed only takes room
             file.unlink()

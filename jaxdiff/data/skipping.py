@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from jaxdiff.data.decoded import Say, cache_folder, hashes, locked, to_stderr
+from jaxdiff.data.decoded import Say, cache_folder, hashes, locked, remove, to_stderr
 from jaxdiff.data.sources import DataError, Images, Source, one_line
 
 _SHOWN = 5
@@ -82,6 +82,7 @@ def _kept(source: Images, folder: str | os.PathLike[str] | None, say: Say) -> di
             partial = file.with_suffix(".partial")
             partial.write_text(json.dumps(bad), encoding="utf-8")
             partial.replace(file)
+            remove(old for old in folder.glob(f"{name}-{place}-*.bad.json") if old != file)  # of other states
             return bad
     except OSError as error:
         say(f"{source.name}: which records are bad cannot be kept in {folder} ({one_line(error)})")

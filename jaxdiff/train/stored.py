@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
@@ -247,7 +246,7 @@ def _arrays(folder: Path, tree: Any) -> Any:
     )
     try:
         # Not by a Checkpointer: its barrier would wait for a process that cannot read its part.
-        return ocp.PyTreeCheckpointHandler().restore(epath.Path(folder), args=restore)
+        return ocp.PyTreeCheckpointHandler().restore(folder, args=restore)
     # On damaged files Orbax raises whatever its layers raise: bare Exception, JSONDecodeError, ValueError, ...
     except Exception as error:
         raise DamageError(f"{folder.name}: {reason(error)}") from error

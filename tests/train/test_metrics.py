@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import struct
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from jaxdiff.train import MetricsLog, Progress, summarize
 
@@ -54,6 +58,29 @@ def test_tensorboard_events_are_written(tmp_path: Path) -> None:
         log.image(1, "samples", np.zeros((4, 4, 3), np.uint8))
     events = list((tmp_path / "tensorboard").iterdir())
     assert len(events) == 1 and b"loss_by_noise/0" in events[0].read_bytes() and b"samples" in events[0].read_bytes()
+
+
+def _events(file: Path) -> list[Any]:
+    # Records: length (8 bytes), its checksum (4), the event, its checksum (4).
+    data, place, events = file.read_bytes(), 0, []
+    while place < len(data):
+        (size,) = struct.unpack_from("<Q", data, place)
+        events.append(Event.FromString(data[place + 12 : place + 12 + size]))
+        place += 16 + size
+    return events
+
+
+def test_a_resume_cuts_tensorboard_back_too(tmp_path: Path) -> None:
+    for start, steps in ((0, (10, 20, 30)), (20, (25,))):
+        with MetricsLog(tmp_path, start=start) as log:
+            for step in steps:
+                log.write(step, {"loss": float(step)})
+        time.sleep(1.1)  # a file's name has the second
+    first, second = sorted((tmp_path / "tensorboard").iterdir())
+    assert [event.step for event in _events(first) if event.HasField("summary")] == [10, 20, 30]
+    start, point = _events(second)[1:]
+    assert start.session_log.status == SessionLog.START and start.step == 21  # older events from here on are dropped
+    assert (point.step, point.summary.value[0].tag, point.summary.value[0].simple_value) == (25, "loss", 25.0)
 
 
 def test_progress_prints_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
