@@ -37,5 +37,6 @@ def keep_to_itself() -> None:
 def _is_news(record: logging.LogRecord) -> bool:
     if record.name == "asyncio":
         raised = record.exc_info[1] if record.exc_info else None
-        return not (isinstance(raised, OSError) and "never retrieved" in record.getMessage())
+        of_a_file = isinstance(raised, OSError) or "OCDBT" in str(raised)  # the latter is where Orbax writes arrays
+        return not (of_a_file and "never retrieved" in record.getMessage())
     return record.exc_info is None or "orbax" not in record.pathname
