@@ -3,25 +3,31 @@
 python sample.py runs/digits                                       a grid of all classes, one row each
 python sample.py runs/digits --label 3 5 --num 20 --guidance 2     some classes
 python sample.py runs/digits --num 1000 --out samples.npz          arrays: images uint8 (N, H, W, C), labels
+python sample.py runs/digits --num 50000 --out samples             a folder of shards: goes on after a kill
 python sample.py runs/digits --sampler dpmpp_2m --steps 20         another sampler
 python sample.py runs/digits --sampler sa_solver --tau 0.5         one with a number of its own
 python sample.py runs/digits --feature-cache deepcache:3           faster, at a price: features reused
 python sample.py runs/digits --compiled kept                       faster to start from the second time on
 
-Of a run on points, the picture is a scatter plot, and the arrays are points float32 (N, 2).
+Of a run on points, the picture is a scatter plot, and the arrays are points float32 (N, 2). A folder is read by
+jaxdiff.load_samples. Several processes (docs/clusters.md) share the shards of a folder, and split each batch otherwise.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import tyro
+from jax.sharding import Mesh
+from numpy.typing import NDArray
 
 from jaxdiff import config as cfg
 from jaxdiff.config import ConfigError, SampleConfig
@@ -32,8 +38,9 @@ from jaxdiff.networks import DeepCache, FirstBlock, TaylorSeer
 from jaxdiff.networks.caching import FeatureCache
 from jaxdiff.process import Process
 from jaxdiff.run import Run, rows_of_labels
+from jaxdiff.shards import SHARD_SIZE, Request, claim_samples, read_request, wait_for_shards, write_shards
 from jaxdiff.study import scatter
-from jaxdiff.train import CheckpointError
+from jaxdiff.train import CheckpointError, make_mesh
 
 CACHES: dict[str, type[FeatureCache]] = {"deepcache": DeepCache, "taylorseer": TaylorSeer, "firstblock": FirstBlock}
 NUMBERS = ("order", "eta", "tau", "tolerance", "churn", "snr", "langevin_steps")
@@ -41,7 +48,7 @@ NUMBERS = ("order", "eta", "tau", "tolerance", "churn", "snr", "langevin_steps")
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(cfg.StartOptions):
+class Options(cfg.ProcessOptions):
     """Sample from a trained run. What is left out is as the run's configuration says."""
 
     run: tyro.conf.Positional[Path | None] = None
@@ -84,7 +91,9 @@ class Options(cfg.StartOptions):
     seed: int = 0
     """The same seed gives the same images."""
     out: Path | None = None
-    """grid.png or samples.npz; by default samples.png in the run's folder."""
+    """grid.png, samples.npz, or a folder of many such arrays; by default samples.png in the run's folder."""
+    shard_size: int = SHARD_SIZE
+    """Images in each file of a folder."""
     batch_size: int | None = None
     """Most images at once."""
     step: int | None = None
@@ -98,8 +107,10 @@ def sample(arguments: Sequence[str]) -> None:
     if options.run is None:
         raise ConfigError("the folder of a run is missing, for instance: sample.py runs/digits")
     out = options.run / "samples.png" if options.out is None else options.out
-    if out.suffix not in (".png", ".npz"):
-        raise ConfigError(f"--out: {str(out)!r} must end in .png (a grid) or .npz (arrays)")
+    if out.suffix not in (".png", ".npz", ""):
+        raise ConfigError(f"--out: {str(out)!r} must end in .png (a grid) or .npz (arrays), or be a folder (of shards)")
+    if options.shard_size < 1:
+        raise ConfigError(f"--shard_size: {options.shard_size} is out of range, it must be at least 1")
     if not out.parent.is_dir() and options.out is not None:
         raise ConfigError(f"--out: there is no folder {str(out.parent)!r}")
     if options.num is not None and options.num < 1:
@@ -112,24 +123,22 @@ def sample(arguments: Sequence[str]) -> None:
         raise ConfigError("--compiled keeps a compiled program and --no-cache keeps none: leave one of them out")
     cache = None if options.feature_cache is None else feature_cache(options.feature_cache)
 
+    cfg.join(options)
     kept = cfg.keep_compiled(options.cache)
-    run = with_numbers(Run.load(options.run, step=options.step, trusted=("jaxdiff", *options.trust)), options)
-    print(cfg.first_line(kept))
+    if out.suffix == "":
+        into_folder(options, options.run, out, cache, kept)
+        return
+    run = load(options, options.run, options.step)
+    if jax.process_count() > 1:  # a training may be writing newer checkpoints meanwhile
+        run = load(options, options.run, cfg.as_lead(run.step), mesh=make_mesh())
     cond, columns = rows_of_labels(run.num_classes, options.num, options.label)
     num = len(cond["label"]) if cond else options.num or 64
-    drawn = run.sample(
-        jax.random.key(options.seed),
-        num,
-        cond,
-        steps=options.steps,
-        spacing=options.spacing,
-        guidance=options.guidance,
-        batch_size=options.batch_size,
-        cache=cache,
-        null_every=options.null_every,
-        guidance_interval=options.guidance_interval,
-        compiled=options.compiled,
-    )
+    lead = jax.process_index() == 0
+    if lead:
+        print(cfg.first_line(kept))
+    drawn = draw(run, options, num, cond, cache)
+    if not lead:
+        return
 
     points = len(run.shape) == 1
     if points and out.suffix == ".png":
@@ -141,6 +150,85 @@ def sample(arguments: Sequence[str]) -> None:
         with out.open("wb") as file:
             np.savez_compressed(file, **({"points": drawn} if points else {"images": to_uint8(drawn)}), labels=labels)
     print(f"{num} {'points' if points else 'images'} from step {run.step} of {options.run}: {out}")
+
+
+def into_folder(options: Options, path: Path, out: Path, cache: FeatureCache | None, kept: Path | None) -> None:
+    """Samples in shards, of which each process draws its own."""
+    with cfg.lead_first("samples") as lead:
+        there = read_request(out)
+        step = options.step if there is None or options.step is not None else there.made_by.get("step")
+        run = load(options, path, step)
+        every = run.num_classes or 0
+        cond, _ = rows_of_labels(run.num_classes, options.num, options.label, most=every)
+        num = len(cond["label"]) if cond else options.num or 64
+        request = Request(num, run.shape, made_by(run, options), options.shard_size)
+        claim_samples(out, request, write=lead)
+
+    def say(text: str) -> None:
+        if lead:
+            print(text, flush=True)
+
+    say(cfg.first_line(kept))
+    size = options.batch_size or run.config.sample.batch_size
+    size = -(-size // run.batch_devices) * run.batch_devices  # what does not divide would not be split
+    options = dataclasses.replace(options, batch_size=size)
+
+    def samples(first: int, n: int) -> NDArray[np.float32]:
+        part = None if cond is None else {name: value[first : first + n] for name, value in cond.items()}
+        return draw(run, options, n, part, cache, first)
+
+    share = jax.process_index(), jax.process_count()
+    labels = None if cond is None else cond["label"]
+    write_shards(out, request, samples, labels, part=share, say=say)
+    if lead:
+        wait_for_shards(out, request)
+    say(f"{num} {'points' if len(run.shape) == 1 else 'images'} from step {run.step} of {path}: {out}")
+
+
+def made_by(run: Run, options: Options) -> dict[str, Any]:
+    """What decides a sample, for a folder's index: beside the weights all options that change the result."""
+    learned = ("seed", "process", "parameterization", "network", "loss", "optimizer")
+    text = json.dumps({name: cfg.to_json(getattr(run.config, name)) for name in learned}, sort_keys=True)
+    config = hashlib.sha256(text.encode()).hexdigest()[:16]
+    usual = run.config.sample
+    chosen = {
+        "steps": options.steps or usual.steps,
+        "spacing": options.spacing or usual.grid,
+        "guidance": usual.guidance if options.guidance is None else options.guidance,
+    }
+    chosen |= {name: getattr(usual, name) for name in ("sampler", *NUMBERS, "variance", "clip")}
+    chosen |= {name: getattr(options, name) for name in ("guidance_interval", "null_every", "feature_cache", "label")}
+    return {"run": run.config.name, "config": config, "step": run.step, "seed": options.seed, **chosen}
+
+
+def load(options: Options, path: Path, step: int | None, mesh: Mesh | None = None) -> Run:
+    """The run, with the sampler that the options ask for."""
+    return with_numbers(Run.load(path, step=step, trusted=("jaxdiff", *options.trust), mesh=mesh), options)
+
+
+def draw(
+    run: Run,
+    options: Options,
+    num: int,
+    cond: Mapping[str, NDArray[Any]] | None,
+    cache: FeatureCache | None,
+    start: int = 0,
+) -> NDArray[np.float32]:
+    """Samples `start` to `start + num - 1`, as the options say."""
+    return run.sample(
+        jax.random.key(options.seed),
+        num,
+        cond,
+        steps=options.steps,
+        spacing=options.spacing,
+        guidance=options.guidance,
+        batch_size=options.batch_size,
+        start=start,
+        cache=cache,
+        null_every=options.null_every,
+        guidance_interval=options.guidance_interval,
+        compiled=options.compiled,
+    )
 
 
 def with_numbers(run: Run, options: Options) -> Run:

@@ -6,7 +6,7 @@
     python train.py --init-from runs/x --init-partial --workdir ...    the weights of another run to start with
     python train.py --help                                             every option and its value
 
-Ctrl-C (or SIGTERM) saves and ends; the same command goes on from there.
+Ctrl-C (or SIGTERM) saves and ends; the same command goes on from there. In several processes: docs/clusters.md.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ def train(arguments: Sequence[str]) -> None:
     # --- Configuration: a file, changed by options
     options = cfg.parse_config(arguments, program="train.py", default_file=HERE / "configs" / "digits_unet.py")
     config = options.config
-    if options.distributed:
-        jax.distributed.initialize()
+    cfg.join(options)
     kept = cfg.keep_compiled(options.cache)
     cfg.check(config)
     lead = jax.process_index() == 0
@@ -43,6 +42,11 @@ def train(arguments: Sequence[str]) -> None:
     with cfg.as_config_error("mesh"):
         mesh = training.make_mesh(**dataclasses.asdict(config.mesh))
         training.check_batch_size(config.train.batch_size, mesh, config.train.accumulate)
+        training.check_heads(config.network, mesh)
+        part = training.batch_part(mesh)
+
+    with cfg.as_config_error("--profile"):
+        profile = None if options.profile is None else training.Window.parse(options.profile)
 
     # --- Data
     source = cfg.build_source(config, cache=options.cache)
@@ -68,6 +72,8 @@ def train(arguments: Sequence[str]) -> None:
             ema=config.ema,
             schedule=schedule,
             accumulate=config.train.accumulate,
+            spike=config.train.spike,
+            max_skipped=config.train.max_skipped,
             template=template,
         )
         jax.eval_shape(step_fn, template, cfg.batch_shapes(config, source))
@@ -78,13 +84,15 @@ def train(arguments: Sequence[str]) -> None:
     if lead:
         print(cfg.first_line(kept))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(template.params))
-        print(f"{config.name}: {parameters:,} parameters, {len(source):,} images, {mesh.size} device(s), in {folder}")
+        where = f"{mesh.size} device(s)" + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
+        print(f"{config.name}: {parameters:,} parameters, {len(source):,} images, {where}, in {folder}")
     if options.dry_run:
-        print("dry run: configuration, data and shapes are good; nothing was written")
+        if lead:
+            print("dry run: configuration, data and shapes are good; nothing was written")
         return
 
     with (
-        cfg.build_pipeline(config, source, cache=options.cache) as data,
+        cfg.build_pipeline(config, source, cache=options.cache, part=part) as data,
         cfg.claim_folder(config, active=lead),
         training.Checkpoints(
             folder / CHECKPOINTS,
@@ -104,7 +112,8 @@ def train(arguments: Sequence[str]) -> None:
         start = int(state.step)
         sample_command = cfg.command(HERE / "sample.py", str(folder))
         if start >= config.train.steps:
-            print(f"finished: all {start} steps are done. To sample: {sample_command}")
+            if lead:
+                print(f"finished: all {start} steps are done. To sample: {sample_command}")
             return
         if start and lead:
             print(f"going on after step {start}")
@@ -134,6 +143,9 @@ def train(arguments: Sequence[str]) -> None:
                 log_every=config.train.log_every,
                 save_every=config.checkpoint.every,
                 callbacks=[(config.train.sample_every, draw)],
+                steps_per_call=config.train.steps_per_call,
+                max_skipped=config.train.max_skipped,
+                profile=profile,
                 resume_command=cfg.command(HERE / "train.py", *arguments),
             )
 

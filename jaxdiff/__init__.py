@@ -130,11 +130,12 @@ from jaxdiff.times import (
 
 if TYPE_CHECKING:
     from jaxdiff.run import Run
+    from jaxdiff.shards import load_samples
 
 __version__ = "0.1.0"
 
 # Checkpoints and configurations take longer to import than JAX: who only samples pays when asking for a run.
-__getattr__ = lazily(__name__, {"Run": "run"})
+__getattr__ = lazily(__name__, {"Run": "run", "load_samples": "shards"})
 
 __all__ = [
     "BOGACKI_SHAMPINE",
@@ -249,6 +250,7 @@ __all__ = [
     "interpolate_times",
     "karras_times",
     "linear_betas",
+    "load_samples",
     "log_likelihood",
     "log_snr_times",
     "pad_times",

@@ -107,28 +107,37 @@ class Run:
         step: int | None = None,
         ema: bool = True,
         trusted: Sequence[str] = TRUSTED,
+        mesh: Mesh | None = None,
     ) -> Run:
-        """Reads a run from its folder, onto this process's devices. Nothing of the folder is changed.
+        """Reads a run from its folder. Nothing of the folder is changed.
 
         Args:
           path: the folder, such as ``runs/digits``.
           step: of the checkpoint; None: the newest that can be read.
           ema: the averaged weights (what to sample from), else those of the last step.
           trusted: modules that the configuration's classes may come from, which are imported; add your own.
+          mesh: the devices, each of which gets the whole weights; None: this process's, so that each of several
+            processes samples by itself.
 
         Raises:
           ConfigError: the folder is not a run's, or its configuration cannot be read.
           CheckpointError: it has no readable checkpoint.
         """
         config = read_config(path, trusted)
-        mesh = make_mesh(devices=jax.local_devices())
+        own = make_mesh(devices=jax.local_devices())
         net = build_network(config)
         shapes = jax.eval_shape(net.init, jax.random.key(0))
-        whole = NamedSharding(mesh, PartitionSpec())
+        whole = NamedSharding(own, PartitionSpec())
         template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes)
         with Checkpoints(Path(path) / CHECKPOINTS, readonly=True) as checkpoints:
             found, params = _newest_weights(checkpoints, template, ema, step)
-        return cls(config, NetworkDenoiser(net, params, config.process, config.parameterization), found, mesh)
+        if mesh is not None:
+            everywhere = NamedSharding(mesh, PartitionSpec())
+            params = jax.tree.map(
+                lambda leaf: jax.make_array_from_process_local_data(everywhere, np.asarray(leaf)), params
+            )
+        denoise = NetworkDenoiser(net, params, config.process, config.parameterization)
+        return cls(config, denoise, found, own if mesh is None else mesh)
 
     @property
     def process(self) -> Process:
@@ -139,6 +148,11 @@ class Run:
     def num_classes(self) -> int | None:
         """Number of labels; None for a run without."""
         return self.config.num_classes
+
+    @property
+    def batch_devices(self) -> int:
+        """How many parts a batch is split into, when they divide it."""
+        return self.mesh.size // self.mesh.shape["tensor"]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -249,7 +263,7 @@ class Run:
         images = []
         for first in range(0, n, size):
             part = {name: jnp.asarray(_filled(value[first : first + size], size)) for name, value in arrays.items()}
-            keys, split = sample_keys(key, start + first, size), None if size % self.mesh.size else sharding
+            keys, split = sample_keys(key, start + first, size), None if size % self.batch_devices else sharding
             data = (denoise, made, keys, ts, part or None, weight, null, sparse)
             try:
                 batch = run(*data, shape=self.shape, clip=options.clip, sharding=split)

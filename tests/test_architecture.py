@@ -41,7 +41,7 @@ LAYERS = [
     {"config"},
     {"train"},
     {"compiled"},
-    {"run"},
+    {"run", "runs", "shards"},
     {"study", "evaluate"},
 ]
 LINES_PER_FILE = 400

@@ -13,27 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-DATASHEET = (
-    ("H200", 989.4e12),
-    ("H100 80GB HBM3", 989.4e12),
-    ("H100 PCIe", 756e12),
-    ("A100", 312e12),
-    ("TPU v4", 275e12),
-    ("TPU v5 lite", 197e12),
-    ("TPU v5", 459e12),
-    ("TPU v6 lite", 918e12),
-)
-"""bfloat16 FLOP/s by device kind, without sparsity: NVIDIA's datasheets of each product (half of "with sparsity"), and
-https://cloud.google.com/tpu/docs/system-architecture-tpu-vm. To compare with; utilization is of the measured rate."""
-
-
-def published(kind: str) -> float | None:
-    """The datasheet's rate; None for a device that is not in the table.
-
-    >>> published("NVIDIA H200"), published("cpu")
-    (989400000000000.0, None)
-    """
-    return next((rate for name, rate in DATASHEET if name in kind), None)
+from jaxdiff.train.flops import peak_flops
 
 
 def queued(call: Callable[[], Any], calls: int, wait: Callable[[Any], Any] = jax.block_until_ready) -> float:
@@ -78,5 +58,5 @@ def measured(sizes: Sequence[int], mebibytes: int, seconds: float) -> dict[str, 
         "memory": traffic,
         "call_seconds": best(lambda: more(scalar), seconds),
         "call_and_wait_seconds": waited,
-        "datasheet": published(jax.devices()[0].device_kind),
+        "datasheet": peak_flops(jax.devices()[0].device_kind),
     }

@@ -34,6 +34,8 @@ def load(module: nn.Module, params: Mapping[str, Any]) -> None:
     arrays: dict[str, NDArray[Any]] = {}
     for name, array in named(params, getattr(module, "stacked", ())).items():
         head, _, leaf = name.rpartition(".")
+        if head.endswith("qkv"):  # query, key and value have an axis of their own
+            array = array.reshape(*array.shape[:-2], -1)
         arrays[f"{head}.{LEAVES[leaf]}"] = _as_torch(array) if leaf == "kernel" else array
     parameters = dict(module.named_parameters())
     check_same({k: v.size for k, v in arrays.items()}, {k: v.numel() for k, v in parameters.items()})

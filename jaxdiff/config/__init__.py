@@ -1,5 +1,6 @@
 """A run's configuration: what it is (`schema`), what is made of it (`build`), how it is stored (`serialize`, `folder`),
-how the command line changes it (`command_line`), and what a program sets up before JAX starts (`start`)."""
+how the command line changes it (`command_line`), what a program sets up before JAX starts (`start`), and how several
+processes become one run (`distributed`)."""
 
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from jaxdiff.config.build import (
     check,
     resolve,
 )
+from jaxdiff.config.distributed import ProcessOptions, as_lead, join, lead_first
 from jaxdiff.config.folder import check_folder, claim_folder, read_config
 from jaxdiff.config.schema import (
     CheckpointConfig,
@@ -60,12 +62,14 @@ __all__ = [
     "LossConfig",
     "MeshConfig",
     "OptimizerConfig",
+    "ProcessOptions",
     "SampleConfig",
     "StartOptions",
     "StoredTypeError",
     "TrainConfig",
     "TrainOptions",
     "as_config_error",
+    "as_lead",
     "batch_shapes",
     "build_loss",
     "build_network",
@@ -80,7 +84,9 @@ __all__ = [
     "dumps",
     "first_line",
     "from_json",
+    "join",
     "keep_compiled",
+    "lead_first",
     "load_config_file",
     "one_line_errors",
     "parse",

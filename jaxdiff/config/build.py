@@ -322,7 +322,9 @@ def resolve(config: Config, source: Source) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, image_shape=tuple(source.image_shape)))
 
 
-def build_pipeline(config: Config, source: Source, *, cache: bool = True) -> jaxdiff.data.Pipeline:
+def build_pipeline(
+    config: Config, source: Source, *, cache: bool = True, part: tuple[int, int] = (0, 1)
+) -> jaxdiff.data.Pipeline:
     """This process's part of the training batches.
 
     A run that reads every image at least once reads them decoded (`jaxdiff.data.decode_once`), as ``data.decoded_mb``
@@ -332,6 +334,7 @@ def build_pipeline(config: Config, source: Source, *, cache: bool = True) -> jax
       config: the configuration.
       source: from `build_source`.
       cache: False keeps no decoded images, and reads none kept.
+      part: (p, P), which of P parts of each batch this process reads (`jaxdiff.train.batch_part`).
 
     Raises:
       DataError: an image that cannot be decoded, where they are decoded now.
@@ -344,8 +347,8 @@ def build_pipeline(config: Config, source: Source, *, cache: bool = True) -> jax
         seed=config.seed,
         flip=config.data.flip,
         workers=config.data.workers if chosen is source else 0,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=part[0],
+        process_count=part[1],
     )
 
 

@@ -25,15 +25,18 @@ from typing import Annotated, Any, TypeVar
 import jax
 import tyro
 
+from jaxdiff.config.distributed import ProcessOptions, leave_alone
 from jaxdiff.config.schema import Config, ConfigError, as_config_error, suggestion
-from jaxdiff.config.start import StartOptions
 
 Options = TypeVar("Options")
 
 
 @contextlib.contextmanager
 def one_line_errors(program: str, *errors: type[Exception]) -> Iterator[None]:
-    """Turns a `ConfigError`, or one of ``errors``, into one line on stderr and exit status 2. Others pass.
+    """Turns a `ConfigError`, or one of ``errors``, into one line on stderr and exit status 2; Ctrl-C into one and 130.
+    Others pass.
+
+    One of several processes ends by whatever error without waiting for the others (`jaxdiff.config.distributed`).
 
     >>> with one_line_errors("train.py"):
     ...     raise ConfigError("train.steps: 0 is out of range")
@@ -43,8 +46,14 @@ def one_line_errors(program: str, *errors: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
-        if not isinstance(error, (ConfigError, *errors)):
+    except (Exception, KeyboardInterrupt) as error:
+        expected = isinstance(error, (ConfigError, *errors))
+        if jax.distributed.is_initialized():
+            leave_alone(program, error, expected)
+        if isinstance(error, KeyboardInterrupt):  # outside of the training loop, which has an answer of its own
+            print(f"{program}: interrupted", file=sys.stderr, flush=True)
+            raise SystemExit(130) from None
+        if not expected:
             raise
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
@@ -129,19 +138,19 @@ def parse_config(arguments: Sequence[str], *, program: str, default_file: Path) 
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainOptions(StartOptions):
+class TrainOptions(ProcessOptions):
     """Train a diffusion model. Values shown are those of the configuration file, by default configs/digits_unet.py."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     dry_run: bool = False
     """Check configuration, data and shapes, and stop."""
+    profile: str | None = None
+    """Steps to trace with jax.profiler, for instance 100:110, into the run's folder profile."""
     init_from: Path | None = None
     """Start with the averaged weights of another run: its folder, or that of one of its checkpoints. A run that has
     checkpoints of its own goes on from those."""
     init_partial: bool = False
     """Of those weights, take what fits (for other classes, say) and leave the rest new."""
-    distributed: bool = False
-    """One of several processes (Slurm, MPI, TPU pods): start jax.distributed from the environment."""
 
 
 def command(program: str | Path, *arguments: str) -> str:

@@ -14,21 +14,26 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from jaxdiff.config.distributed import lead_first
 from jaxdiff.config.schema import Config, ConfigError
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, to_json
 
 CONFIG, CHECKPOINTS, LEDGER, SAMPLES, LOCK = "config.json", "checkpoints", "checkpoints.json", "samples", "lock"
 
-# What may change when a run goes on: where it stands, how it is watched and spread, and how its pictures are made. None
-# of these changes what is learned.
+# What may change when a run goes on: where it stands, how it is watched and spread, how its pictures are made, which
+# steps it skips. None of these changes what the other steps learn.
 FREE = (
     "workdir",
     "train.log_every",
     "train.sample_every",
+    "train.steps_per_call",
+    "train.spike",
+    "train.max_skipped",
     "checkpoint",
     "sample",
     "mesh",
@@ -99,22 +104,29 @@ def claim_folder(config: Config, *, active: bool = True) -> Iterator[Path]:
     Raises:
       ConfigError: as `check_folder`; or another process trains in the folder.
     """
-    folder = check_folder(config)
-    if not active:
-        yield folder
-        return
     with contextlib.ExitStack() as held:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(_locked(folder))
+        with lead_first("folder"):
+            folder = check_folder(config)
+            if active:
+                held.enter_context(_claimed(folder, config))
+        yield folder
+
+
+def _claimed(folder: Path, config: Config) -> IO[str]:
+    """The open lock file of a folder that has the configuration."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as held:
+            lock = held.enter_context(_locked(folder))
             check_folder(config)  # once more: another training may have begun and ended meanwhile
             file, text = folder / CONFIG, dumps(config)
             if not file.exists() or file.read_text(encoding="utf-8") != text:
                 _partial(file).write_text(text, encoding="utf-8")
                 _partial(file).replace(file)  # there whole or not at all
-        except OSError as error:
-            raise ConfigError(f"{folder} cannot be used: {error.strerror}") from error
-        yield folder
+            held.pop_all()
+        return lock
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be used: {error.strerror}") from error
 
 
 def _partial(file: Path) -> Path:
@@ -124,16 +136,23 @@ def _partial(file: Path) -> Path:
 def _locked(folder: Path) -> IO[str]:
     """The open lock file; closing it gives the folder back."""
     lock = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        holder = lock.read().strip() or "another process"
-        lock.close()
-        raise ConfigError(f"{folder} is in use by {holder}: wait for it, end it, or choose another --workdir") from None
-    except OSError as error:
-        print(f"WARNING: {folder} cannot be locked ({error.strerror}): start no second run there", file=sys.stderr)
-        return lock
+    for patience in (0.1, 0.1, 0.0):  # whoever lists runs (`jaxdiff.runs`) has it for an instant
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if patience:
+                time.sleep(patience)
+                continue
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            lock.close()
+            raise ConfigError(
+                f"{folder} is in use by {holder}: wait for it, end it, or choose another --workdir"
+            ) from None
+        except OSError as error:
+            print(f"WARNING: {folder} cannot be locked ({error.strerror}): start no second run there", file=sys.stderr)
+            return lock
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     lock.flush()

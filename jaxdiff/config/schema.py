@@ -145,6 +145,12 @@ class TrainConfig:
     """Images a step, over all devices."""
     accumulate: int = 1
     """Micro-batches a step: less memory, the same gradient."""
+    steps_per_call: int = 1
+    """Steps that the devices take at one call of the host: the same result, less waiting where steps are short."""
+    spike: float | None = 20.0
+    """Steps whose gradient has so many times its running median's norm are skipped; None: only those not finite."""
+    max_skipped: int = 10
+    """Skipped steps in a row that end the run."""
     log_every: int = 100
     """Steps between two lines of metrics."""
     sample_every: int = 1000
@@ -211,7 +217,7 @@ class MeshConfig:
     fsdp: int = 1
     """Devices that batches and parameters are split over."""
     tensor: int = 1
-    """Reserved for tensor parallelism."""
+    """Devices that attention and perceptrons of transformers are split over; a divisor of the heads."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -285,6 +291,9 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "train.steps": (1, _INT, True),
     "train.batch_size": (1, _INT, True),
     "train.accumulate": (1, _INT, True),
+    "train.steps_per_call": (1, _INT, True),
+    "train.spike": (1, _INF, False),
+    "train.max_skipped": (1, 10_000, True),
     "train.log_every": (1, _INT, True),
     "train.sample_every": (0, _INT, True),
     "checkpoint.every": (1, _INT, True),
@@ -332,6 +341,12 @@ def check_ranges(config: Config) -> None:
         raise ConfigError(
             f"train.batch_size: {config.train.batch_size} is no multiple of train.accumulate, {config.train.accumulate}"
         )
+    for name in ("train.log_every", "train.sample_every", "checkpoint.every"):
+        if 0 < field_at(config, name) < config.train.steps_per_call:
+            raise ConfigError(
+                f"train.steps_per_call: {config.train.steps_per_call} is more than {name}, {field_at(config, name)}: "
+                "every call would have to end earlier"
+            )
     for part in dataclasses.fields(MeshConfig):
         size = getattr(config.mesh, part.name)
         if size < 1 and size != -1:

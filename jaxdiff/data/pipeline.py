@@ -59,10 +59,10 @@ class _Stream:
         self.seed, self.shuffle, self.flip, self.drop_remainder = seed, shuffle, flip, drop_remainder
 
     def places(self, k: int) -> NDArray[np.int64]:
-        """The places g in the stream of this process's part of batch k."""
+        """The places g in the stream of batch k, of all processes."""
         n, size = len(self.source), self.batch_size
         if self.drop_remainder:
-            return np.arange(k * size, (k + 1) * size)[self.rows]
+            return np.arange(k * size, (k + 1) * size)
         epoch, part = divmod(k, -(-n // size))
         return epoch * n + np.arange(part * size, min(n, (part + 1) * size))
 
@@ -79,7 +79,7 @@ class _Stream:
         return chosen
 
     def __call__(self, k: int) -> Batch:
-        places = self.places(int(k))
+        places = self.places(int(k))[self.rows]
         records = records_at(self.source, self.records(places))
         if self.flip:
             records["image"] = horizontal_flip(records["image"], self.seed, places)
@@ -237,6 +237,21 @@ class Pipeline:
             )
         self._stop()
         self._batches = batches
+
+    def earlier(self, position: Mapping[str, Any], batches: int) -> dict[str, Any]:
+        """The position so many batches before another of this stream."""
+        return {**position, "batches": position["batches"] - batches}
+
+    def records(self, position: Mapping[str, Any]) -> list[int]:
+        """The numbers in the source of the records in the batch that follows a position, of all processes.
+
+        >>> from jaxdiff.data import open_digits
+        >>> with Pipeline(open_digits(), batch_size=4, seed=0, shuffle=False) as pipeline:
+        ...     _ = next(pipeline), next(pipeline)
+        ...     pipeline.records(pipeline.earlier(pipeline.position, 1))
+        [4, 5, 6, 7]
+        """
+        return [int(record) for record in self._stream.records(self._stream.places(position["batches"]))]
 
     def __iter__(self) -> Iterator[Batch]:
         return self

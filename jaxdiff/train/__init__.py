@@ -6,26 +6,33 @@ from typing import TYPE_CHECKING
 
 from jaxdiff.lazy import lazily
 from jaxdiff.train.ema import Ema, EmaRule, HalfLifeEma, update_ema
+from jaxdiff.train.guard import Guard
 from jaxdiff.train.low_precision import scale_by_short_adam
 from jaxdiff.train.metrics import MetricsLog, Progress, summarize
 from jaxdiff.train.optimizer import decays, make_optimizer, make_schedule
+from jaxdiff.train.profile import Window
 from jaxdiff.train.sharding import (
+    batch_part,
     batch_sharding,
     check_batch_size,
+    check_heads,
     create_sharded_state,
     leaf_spec,
     make_mesh,
     put_batch,
+    split_sharding,
     state_sharding,
     state_template,
 )
+from jaxdiff.train.skipped import DivergedError
 from jaxdiff.train.state import TrainState, create_state
-from jaxdiff.train.step import compile_step, loss_by_noise, train_step
+from jaxdiff.train.step import compile_step, loss_by_noise, several_steps, train_step
 
 if TYPE_CHECKING:
     from jaxdiff.train.checkpoint import Checkpoints, SaveError
+    from jaxdiff.train.flops import peak_flops, step_flops
     from jaxdiff.train.initial import read_weights, with_weights
-    from jaxdiff.train.loop import DivergedError, Outcome, Stop, train_loop
+    from jaxdiff.train.loop import Outcome, Stop, train_loop
     from jaxdiff.train.stored import CheckpointError, StructureError
 
 __getattr__ = lazily(  # Orbax takes longer to import than JAX
@@ -34,7 +41,8 @@ __getattr__ = lazily(  # Orbax takes longer to import than JAX
         **dict.fromkeys(("Checkpoints", "SaveError"), "checkpoint"),
         **dict.fromkeys(("CheckpointError", "StructureError"), "stored"),
         **dict.fromkeys(("read_weights", "with_weights"), "initial"),
-        **dict.fromkeys(("DivergedError", "Outcome", "Stop", "train_loop"), "loop"),
+        **dict.fromkeys(("Outcome", "Stop", "train_loop"), "loop"),
+        **dict.fromkeys(("peak_flops", "step_flops"), "flops"),
     },
 )
 
@@ -44,6 +52,7 @@ __all__ = [
     "DivergedError",
     "Ema",
     "EmaRule",
+    "Guard",
     "HalfLifeEma",
     "MetricsLog",
     "Outcome",
@@ -52,8 +61,11 @@ __all__ = [
     "Stop",
     "StructureError",
     "TrainState",
+    "Window",
+    "batch_part",
     "batch_sharding",
     "check_batch_size",
+    "check_heads",
     "compile_step",
     "create_sharded_state",
     "create_state",
@@ -63,11 +75,15 @@ __all__ = [
     "make_mesh",
     "make_optimizer",
     "make_schedule",
+    "peak_flops",
     "put_batch",
     "read_weights",
     "scale_by_short_adam",
+    "several_steps",
+    "split_sharding",
     "state_sharding",
     "state_template",
+    "step_flops",
     "summarize",
     "train_loop",
     "train_step",

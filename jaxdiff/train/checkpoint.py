@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import os
 import sys
@@ -29,6 +28,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from jaxdiff.train.aftermath import keep_to_itself
 from jaxdiff.train.checksum import DamageError
 from jaxdiff.train.state import TrainState
 from jaxdiff.train.stored import (
@@ -36,7 +36,7 @@ from jaxdiff.train.stored import (
     StructureError,
     Summed,
     Want,
-    compare,
+    all_of,
     make_manifest,
     nested,
     read,
@@ -102,13 +102,16 @@ class Checkpoints:
         if readonly and not self.folder.is_dir():
             raise CheckpointError(f"no checkpoints in {folder}: the folder does not exist")
         kept: list[Any] = [policies.LatestN(keep), *([] if best is None else [_Best(self._score)])]
+        me = jax.process_index()  # each of several readers reads by itself; writers work together
+        alone: dict[str, Any] = {"primary_host": me, "active_processes": {me}} if readonly else {}
         self._options = ocp.CheckpointManagerOptions(
+            multiprocessing_options=ocp.options.MultiprocessingOptions(**alone),
             preservation_policy=policies.AnyPreservationPolicy(kept),
             create=not readonly,
             cleanup_tmp_directories=not readonly,
             temporary_path_class=Summed,
         )
-        logging.getLogger("absl").addFilter(_not_orbax)
+        keep_to_itself()
         self._manager: Any = self._opened()
 
     def _opened(self) -> Any:
@@ -266,7 +269,7 @@ class Checkpoints:
             CheckpointError: nothing there, nothing readable, or (StructureError) another structure.
         """
         wanted = trees_of(template)
-        trees, data = self._newest_good(lambda manifest, what: _all_of(wanted, manifest, what), step)
+        trees, data = self._newest_good(lambda manifest, what: all_of(wanted, manifest, what), step)
         return state_of(trees, data["key"], template), data["position"]
 
     def restore_weights(
@@ -292,7 +295,7 @@ class Checkpoints:
 
         def fitting(manifest: Mapping[str, Any], what: str) -> dict[str, Any]:
             if not partial:
-                return _all_of(wanted, manifest, what)
+                return all_of(wanted, manifest, what)
             new[:], fit = split(manifest[name], wanted[name])
             if not fit:
                 raise StructureError(f"{what} has no weights that fit: {', '.join(new[:3])} ...")
@@ -377,16 +380,6 @@ class _Best:
 def _to_stderr(text: str) -> None:
     if jax.process_index() == 0:
         print(text, file=sys.stderr, flush=True)
-
-
-def _all_of(wanted: dict[str, Any], manifest: Mapping[str, Any], what: str) -> dict[str, Any]:
-    compare(manifest, wanted, what)
-    return wanted
-
-
-def _not_orbax(record: logging.LogRecord) -> bool:
-    # Orbax logs with a traceback what it raises as well.
-    return record.exc_info is None or "orbax" not in record.pathname
 
 
 def _free_name(path: Path) -> Path:

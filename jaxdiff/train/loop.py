@@ -9,8 +9,11 @@ What it takes care of, so that `train.py` reads as a story:
 - The loop runs under `jax.transfer_guard("disallow")`: a transfer nobody asked for is an error, not a slow run.
   Callbacks, checkpoints and logging are outside of the guard.
 - A first SIGINT or SIGTERM ends the run after the step in progress with a checkpoint; a second ends the process at
-  once.
-- A loss, gradient or parameter that is not finite ends the run before it can reach a checkpoint.
+  once. Of several processes it is enough that one gets it: all agree on the step (`jaxdiff.train.agreement`).
+- Bad steps are skipped within the step (`jaxdiff.train.guard`). Too many in a row end the run, with the state from
+  before them saved and their records named; a parameter that is not finite ends it before it can reach a checkpoint.
+- With `steps_per_call` the devices take several steps at a call. Logging, checkpoints and callbacks come after the same
+  steps as ever: before one that is due, the rest is taken by single steps. A signal is answered after the call.
 """
 
 from __future__ import annotations
@@ -18,9 +21,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import resource
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,19 +31,21 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
+from jaxdiff.train.agreement import Agreement
 from jaxdiff.train.checkpoint import Checkpoints
+from jaxdiff.train.clock import Clock, device_memory, host_memory, peak_of
+from jaxdiff.train.flops import step_flops
 from jaxdiff.train.metrics import MetricsLog, Progress, summarize
 from jaxdiff.train.prefetch import Data, Prefetch
+from jaxdiff.train.profile import StepTrace, Window
 from jaxdiff.train.sharding import batch_sharding
+from jaxdiff.train.skipped import SKIPPED, DivergedError, SkippedRow, rewound
 from jaxdiff.train.state import TrainState
+from jaxdiff.train.step import several_steps
 
 Callback = Callable[[int, TrainState], None]
-
-
-class DivergedError(Exception):
-    """Training produced a number that is not finite; the message is for the user."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +126,9 @@ def train_loop(
     log_every: int = 100,
     save_every: int = 1000,
     callbacks: Sequence[tuple[int, Callback]] = (),
+    steps_per_call: int = 1,
+    max_skipped: int = 10,
+    profile: Window | None = None,
     resume_command: str = "the same command",
 ) -> Outcome:
     """Train from the state's step to `steps`, or to a signal.
@@ -131,7 +137,7 @@ def train_loop(
         step_fn: from `compile_step`.
         state: where to start; its buffers are donated.
         data: gives batches of this process's part. With each checkpoint goes the `position` after the last batch that
-            a step has used; when a signal or an error ends the loop, `data` itself may stand one batch further.
+            a step has used; when a signal or an error ends the loop, `data` itself may stand further.
         steps: steps of the whole run, those done before included.
         log: where logged steps go.
         checkpoints: where checkpoints go; the last step is always saved.
@@ -139,6 +145,10 @@ def train_loop(
         save_every: steps between checkpoints, at least 1.
         callbacks: (n, f) calls `f(step, state)` after every n-th step and after the last (n = 0: never). It must not
             keep `state`.
+        steps_per_call: steps that the devices take at one call, by `several_steps`; single ones where something is due
+            before so many are done.
+        max_skipped: bad steps in a row that end the run, as `compile_step` was told.
+        profile: steps to trace, into the run's folder `profile`.
         resume_command: printed when a signal ends the run.
 
     Returns:
@@ -146,67 +156,122 @@ def train_loop(
 
     Raises:
         SaveError: a checkpoint could not be written, and it was the last one or `checkpoints` is to stop on errors.
-        DivergedError: a loss, gradient norm or parameter norm is not finite; nothing since the last checkpoint is
-            saved.
+        DivergedError: too many steps were skipped in a row: their records are in the run's folder, and the state from
+            before them is saved. Or a parameter is not finite; then nothing since the last checkpoint is saved.
     """
-    if log_every < 1 or save_every < 1:
-        raise ValueError(f"log_every is {log_every} and save_every {save_every}; both must be at least 1")
+    if min(log_every, save_every, steps_per_call, max_skipped) < 1:
+        raise ValueError(
+            f"log_every is {log_every}, save_every {save_every}, steps_per_call {steps_per_call} and max_skipped "
+            f"{max_skipped}; all must be at least 1"
+        )
     start = step = int(state.step)
     lead = jax.process_index() == 0
     ahead = 0 if jax.default_backend() == "cpu" and jax.device_count() > 1 else 2
     placed = state.step.sharding
     if not isinstance(placed, NamedSharding):
         raise ValueError(f"the state lies on {placed}, not on a mesh; make it with create_sharded_state")
+    assert isinstance(placed.mesh, Mesh)
     sharding = batch_sharding(placed.mesh)
-    pending: list[Mapping[str, jax.Array]] = []
+    agreement, stopping = Agreement(placed.mesh, ahead), False
+    dues = [log_every, save_every, *(every for every, _ in callbacks if every)]
+    pending: list[tuple[int, Mapping[str, jax.Array]]] = []  # of each call, how many steps and their metrics
     record: dict[str, Any] = {}
-    clock = _Clock()
-    compiled = None
+    row = SkippedRow(max_skipped)
+    clock = Clock()
+    compiled: dict[int, Callable[..., Any]] = {}
+
+    def steps_of_call(step: int) -> int:
+        last = step + steps_per_call - 1
+        whole = last < steps and all(step // every == last // every for every in dues)
+        return steps_per_call if whole else 1
 
     def flush() -> None:
         # Fetching what the steps since the last flush reported is where the host waits for the device.
         nonlocal record
         if not pending:
             return
-        fetched = jax.device_get(pending)
+        fetched = _by_step(jax.device_get(pending))
         pending.clear()
+        for number, metrics in enumerate(fetched, step - len(fetched) + 1):
+            row.add(number, metrics)
         _refuse_non_finite(fetched, step - len(fetched) + 1, checkpoints)
         record = summarize(fetched) | clock.rates()
         log.write(step, record)
         progress.update(step, loss=record["loss"], images_per_second=record["images_per_second"])
+        if row.full:
+            raise DivergedError(give_up())
 
-    def save() -> None:
+    def save(*, here: bool) -> None:
+        # A checkpoint that comes due amid skipped steps is that from before them: they can then be tried again.
         flush()
         numbers = {name: value for name, value in record.items() if isinstance(value, float)}
-        checkpoints.save(step, state, batches.position, numbers)
+        back = 0 if here else len(row.steps)
+        begun = time.perf_counter()
+        if back:
+            saved, position = rewound(state, back, back), data.earlier(batches.position, back)
+            checkpoints.save(step - back, saved, position, numbers)
+        else:
+            checkpoints.save(step, state, batches.position, numbers)
+        clock.blocked += time.perf_counter() - begun
+
+    def give_up() -> str:
+        # All steps since the row's first have changed nothing but counters, so the state from before it is still there.
+        checkpoints.wait()
+        before, kept = row.first - 1, checkpoints.latest()
+        if kept is None or kept < before:
+            saved = rewound(state, step - before, max_skipped)
+            checkpoints.save(before, saved, data.earlier(batches.position, step - before))
+            checkpoints.wait()
+            kept = before
+        since = [step - number + 1 for number in range(row.first, row.first + max_skipped)]
+        records = [data.records(data.earlier(batches.position, back)) for back in since]
+        if lead:
+            row.write(log.folder, records, kept)
+        return (
+            f"{row.reason()}, and {max_skipped} steps in a row were skipped: training stopped. Their records are in "
+            f"{log.folder / SKIPPED}; the checkpoint of step {kept} (in {checkpoints.folder}) is from before them, and "
+            f"{resume_command} tries them again. Damaged data, a high learning rate or a short warm-up may be the cause"
+        )
 
     with (
         Progress(steps, start, active=lead) as progress,
         Stop() as stop,
-        ThreadPoolExecutor(1) as compiler,
+        ThreadPoolExecutor(2) as compiler,
         Prefetch(data, sharding) as batches,
+        StepTrace(profile if lead else None, log.folder / "profile", progress.say) as trace,
     ):
-        while step < steps and not stop.requested:
+        while step < steps and not stopping:
+            count = steps_of_call(step)
             clock.run()
             with jax.transfer_guard("disallow"):
                 begun = time.perf_counter()
-                batch = batches.take()
+                batch = batches.take(count)
                 clock.waited += time.perf_counter() - begun
-                if compiled is None:
-                    # In a thread, so that signals are answered meanwhile: Python runs handlers in the main thread only,
+                if count not in compiled:
+                    jax.block_until_ready(pending)
+                    clock.pause()
+                    # In threads, so that signals are answered meanwhile: Python runs handlers in the main thread only,
                     # between two of its bytecodes.
-                    compiled = compiler.submit(_compile, step_fn, state, batch, progress).result()
-                    clock = _Clock()
+                    making = compiler.submit(_compile, step_fn, state, batch, progress)
+                    if not compiled:
+                        counting = compiler.submit(_count, step_fn, state, batch[0], placed)
+                        clock = Clock()
+                        clock.step_flops, clock.peak = counting.result()
+                    compiled[count] = making.result()
                     clock.run()
-                if step + 1 < steps:
-                    batches.begin()
-                state, metrics = compiled(state, batch)
-                pending.append(metrics)
+                if step + count < steps:
+                    batches.begin(steps_of_call(step + count))
+                trace.before(step, step + count, pending)
+                state, metrics = compiled[count](state, batch)
+                pending.append((count, metrics))
                 if len(pending) > ahead:
-                    pending[-1 - ahead]["loss"].block_until_ready()
-            step += 1
-            clock.images += batch["image"].shape[0]
+                    pending[-1 - ahead][1]["loss"].block_until_ready()
+            step += count
+            stopping = agreement.reached(stop.requested)
+            clock.steps += count
+            clock.images += count * batch[0]["image"].shape[0]
             progress.advance(step)
+            trace.after(step, metrics)
 
             if step % log_every == 0 or step == steps:
                 flush()
@@ -215,81 +280,65 @@ def train_loop(
             due = [call for every, call in callbacks if every and (step % every == 0 or step == steps)]
             if saves or due:
                 if saves:
-                    save()
+                    save(here=step == steps)
                 clock.pause()
                 for call in due:
                     call(step, state)
         stopped = step < steps
         if stopped and step > start:
-            save()
+            save(here=True)
         checkpoints.wait()
         if stopped:
             progress.say(f"stopped after step {step}; saved in {checkpoints.folder}; to go on: {resume_command}")
     clock.pause()
-    outcome = Outcome(state, step, stopped, clock.overall(), *_peak_memory())
+    outcome = Outcome(state, step, stopped, clock.overall(), host_memory(), device_memory())
     if lead:
         print(_closing_line(outcome, start), flush=True)
     return outcome
 
 
-def _compile(step_fn: Any, state: TrainState, batch: Any, progress: Progress) -> Callable[..., Any]:
+def _compile(step_fn: Any, state: TrainState, batch: tuple[Any, ...], progress: Progress) -> Callable[..., Any]:
+    """Of a call with these batches; takes them in a tuple."""
     begun = time.perf_counter()
-    compiled: Callable[..., Any] = step_fn.lower(state, batch).compile()
-    progress.say(f"compiled the training step in {time.perf_counter() - begun:.1f} s")
+    if len(batch) == 1:
+        single = step_fn.lower(state, *batch).compile()
+        made: Callable[..., Any] = lambda state, batch: single(state, *batch)  # noqa: E731
+    else:
+        made = several_steps(step_fn, state).lower(state, batch).compile()
+    several = "" if len(batch) == 1 else f" ({len(batch)} a call)"
+    progress.say(f"compiled the training step{several} in {time.perf_counter() - begun:.1f} s")
     progress.begin()
-    return compiled
+    return made
+
+
+def _count(step_fn: Any, state: TrainState, batch: Any, placed: NamedSharding) -> tuple[float, float]:
+    """FLOPs of a step, and of the devices a second. Tracing again takes seconds: only where the rate is known."""
+    peak = peak_of(list(placed.mesh.devices.flat))
+    return (math.nan if math.isnan(peak) else step_flops(step_fn, state, batch)), peak
+
+
+def _by_step(calls: Sequence[tuple[int, Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
+    """The metrics of each step: those of a call of several have a leading axis."""
+    return [
+        metrics if count == 1 else {name: value[n] for name, value in metrics.items()}
+        for count, metrics in calls
+        for n in range(count)
+    ]
 
 
 def _refuse_non_finite(fetched: Sequence[Mapping[str, Any]], first: int, checkpoints: Checkpoints) -> None:
+    """Of what a step that was taken leaves behind; its loss and gradient are finite, or it would have been skipped."""
     for step, metrics in enumerate(fetched, first):
-        for name in sorted(metrics, key=lambda name: name != "loss"):
+        for name in sorted(metrics.keys() - ({"loss", "grad_norm"} if metrics["in_a_row"] else set())):
             value = metrics[name]
             if np.ndim(value) == 0 and not math.isfinite(value):
+                checkpoints.wait()
                 kept = checkpoints.latest()
                 good = "there is no checkpoint yet" if kept is None else f"the last good checkpoint is of step {kept}"
                 raise DivergedError(
                     f"{name} is {float(value)} at step {step}: training stopped, and {good} (in {checkpoints.folder}). "
                     "A lower learning rate, a longer warm-up or a smaller clip_norm may help"
                 )
-
-
-class _Clock:
-    # Time spent training: without compilation, callbacks and checkpoints, with waiting for data.
-
-    def __init__(self) -> None:
-        self.images = 0
-        self.waited = 0.0
-        self._seconds = 0.0
-        self._since: float | None = None
-        self._reported = (0, 0.0, 0.0)
-
-    def run(self) -> None:
-        if self._since is None:
-            self._since = time.perf_counter()
-
-    def pause(self) -> None:
-        if self._since is not None:
-            self._seconds += time.perf_counter() - self._since
-            self._since = None
-
-    def rates(self) -> dict[str, float]:
-        # Since the last report.
-        self.pause()
-        images, seconds, waited = self._reported
-        self._reported = (self.images, self._seconds, self.waited)
-        spent = max(self._seconds - seconds, 1e-9)
-        return {"images_per_second": (self.images - images) / spent, "input_wait": (self.waited - waited) / spent}
-
-    def overall(self) -> float:
-        return self.images / self._seconds if self._seconds else math.nan
-
-
-def _peak_memory() -> tuple[int, int | None]:
-    # ru_maxrss is in kilobytes, except on macOS, where it is in bytes.
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    peaks = [entry["peak_bytes_in_use"] for entry in stats if "peak_bytes_in_use" in entry]
-    return host, max(peaks, default=None)
 
 
 def _closing_line(outcome: Outcome, start: int) -> str:

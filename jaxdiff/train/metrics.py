@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
+METRICS = "metrics.jsonl"
 Value = float | int | list[float]
-_LATEST = ("lr", "param_norm")  # means over an interval say nothing of these
+_LATEST = ("lr", "param_norm", "skipped")  # means over an interval say nothing of these
 
 
 def summarize(steps: Sequence[Mapping[str, Any]]) -> dict[str, Value]:
-    """Metrics of several steps as one record: means, except the last `lr` and `param_norm`, and `loss_by_noise` bin by
-    bin.
+    """Metrics of several steps as one record: means over the steps that were not skipped (NaN where all were), except
+    the last `lr`, `param_norm` and `skipped`, and `loss_by_noise` bin by bin.
 
     Args:
         steps: metrics on the host, as `train_step` returns them, at least one step.
@@ -37,13 +38,16 @@ def summarize(steps: Sequence[Mapping[str, Any]]) -> dict[str, Value]:
         {'loss': 2.0, 'lr': 1.0, 'loss_by_noise': [0.5, nan]}
     """
     record: dict[str, Value] = {}
-    for name in sorted(steps[-1], key=lambda name: name != "loss"):  # jit returns dictionaries in alphabetical order
-        values = np.stack([np.asarray(step[name], np.float64) for step in steps])
-        if name == "loss_by_noise":
-            sums, counts = values.sum(axis=0)
+    taken = [step for step in steps if not step.get("in_a_row", 0)]
+    names = [name for name in steps[-1] if name != "in_a_row"]
+    for name in sorted(names, key=lambda name: name != "loss"):  # jit returns dictionaries in alphabetical order
+        if name in _LATEST:
+            record[name] = np.asarray(steps[-1][name]).item()
+        elif name == "loss_by_noise":
+            sums, counts = sum((np.asarray(step[name], np.float64) for step in taken), np.zeros(steps[-1][name].shape))
             record[name] = [float(s / n) if n else math.nan for s, n in zip(sums, counts, strict=True)]
         else:
-            record[name] = float(values[-1] if name in _LATEST else values.mean())
+            record[name] = float(np.mean([float(step[name]) for step in taken])) if taken else math.nan
     return record
 
 
@@ -55,6 +59,9 @@ class MetricsLog:
         start: the step the run goes on from: lines of later steps, and a torn last line, are cut off.
         tensorboard: write events as well.
         active: False writes nothing: processes other than the first.
+
+    Attributes:
+        folder: the run's folder.
 
     Example:
         >>> import tempfile, pathlib
@@ -68,21 +75,22 @@ class MetricsLog:
     def __init__(
         self, folder: str | os.PathLike[str], *, start: int = 0, tensorboard: bool = True, active: bool = True
     ) -> None:
+        self.folder = Path(folder)
         self._file: Any = None
         self._events: Any = None
         self._owed = b""  # what did not fit on the disk yet
         self._full = False
         if not active:
             return
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        self._path = Path(folder) / "metrics.jsonl"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._path = self.folder / METRICS
         cut_back(self._path, start)
         self._file = self._path.open("ab", buffering=0)
         if tensorboard:
             from jaxdiff.train.events import Events  # slow to import, and samplers never need it
 
             with self._drawn():
-                self._events = Events(Path(folder) / "tensorboard", start + 1)
+                self._events = Events(self.folder / "tensorboard", start + 1)
 
     def write(self, step: int, record: Mapping[str, Value]) -> None:
         """Append one line, and flush it."""

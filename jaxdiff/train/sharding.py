@@ -2,8 +2,15 @@
 
     axis      what is split over it
     data      batches
-    fsdp      batches, and every array of the state by its largest divisible axis (`leaf_spec`)
-    tensor    nothing yet
+    fsdp      batches, and every array of the state by its largest axis that can be split (`leaf_spec`)
+    tensor    attention and perceptrons, by the table `TENSOR` (Shoeybi et al. 2019, "Megatron-LM",
+              https://arxiv.org/abs/1909.08053, section 3): one half of two products by its outputs, the other by its
+              inputs, so that a block adds up partial results once after attention and once after the perceptron, and
+              no weight ever leaves its device
+
+The table is by the names of parameters, so it holds for the optimizer's moments and the EMA as well; in a U-Net it
+finds the attention, and convolutions stay whole. A batch is not split over tensor: devices that differ in this axis
+alone compute on the same rows, and where they belong to several processes, these read the same rows (`batch_part`).
 
 Everything is `jax.jit` with `NamedSharding`; the compiler adds the communication. Mesh axes are Auto: nothing in the
 library names a device axis outside this file.
@@ -11,7 +18,9 @@ library names a device axis outside this file.
 
 from __future__ import annotations
 
+import functools
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +33,16 @@ from jaxdiff.train.state import Loss, Network, TrainState, create_state
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+
+Axes = tuple[str | None, ...]
+TENSOR: tuple[tuple[str, Axes], ...] = (  # pattern in a parameter's path -> its last axes
+    (r"attention/qkv/kernel", (None, None, "tensor")),  # (width, 3, heads x depth): whole heads
+    (r"attention/qkv/bias", (None, "tensor")),
+    (r"attention/out/kernel", ("tensor", None)),
+    (r"/expand/kernel", (None, "tensor")),
+    (r"/expand/bias", ("tensor",)),
+    (r"/contract/kernel", ("tensor", None)),
+)
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: list[jax.Device] | None = None) -> Mesh:
@@ -59,12 +78,52 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: list[j
             f"{asked} needs {fixed} devices, there are {len(devices)}; set one size to -1 to use what there is"
         )
     used = devices[: math.prod(sizes)]
+    if len({device.process_index for device in used}) < len({device.process_index for device in devices}):
+        raise ValueError(
+            f"{asked} leaves out processes: with {len({device.process_index for device in devices})} of them all "
+            f"{len(devices)} devices take part; set one size to -1"
+        )
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=used)
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Sharding of every leaf of a batch: the leading axis over data x fsdp."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+@functools.lru_cache(maxsize=8)
+def batch_part(mesh: Mesh) -> tuple[int, int]:
+    """Which rows of each batch this process reads: part p of P equal parts, in their order.
+
+    P is the number of processes, or less where the tensor axis spans several: those then read the same rows.
+
+    Args:
+        mesh: from `make_mesh`.
+
+    Returns:
+        (p, P).
+
+    Raises:
+        ValueError: the processes' devices do not hold equal parts, each wholly their own.
+
+    Example:
+        >>> batch_part(make_mesh())
+        (0, 1)
+    """
+    rows: dict[int, set[int]] = {}
+    for row, devices in enumerate(mesh.devices.reshape(-1, mesh.shape["tensor"])):
+        for device in devices:
+            rows.setdefault(device.process_index, set()).add(row)
+    parts = sorted({tuple(sorted(held)) for held in rows.values()})
+    held = [row for part in parts for row in part]
+    if len(held) != len(set(held)) or len({len(part) for part in parts}) > 1:
+        sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+        raise ValueError(
+            f"a mesh of {sizes} does not give {len(rows)} processes equal parts of a batch; "
+            "let tensor be a divisor, or a multiple, of each process's devices"
+        )
+    here = rows.get(jax.process_index(), set())
+    return (parts.index(tuple(sorted(here))), len(parts))
 
 
 def check_batch_size(batch_size: int, mesh: Mesh | AbstractMesh, accumulate: int = 1) -> None:
@@ -103,7 +162,7 @@ def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[
     """Put this process's part of a batch on its devices, as part of the global batch.
 
     Args:
-        batch: leaves (B / process_count, ...), numpy.
+        batch: leaves (B / P, ...), numpy, with P from `batch_part`.
         sharding: from `batch_sharding`.
 
     Returns:
@@ -117,29 +176,93 @@ def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[
         >>> put_batch({"image": np.zeros((4, 8, 8, 1), np.float32)}, batch_sharding(make_mesh(data=1)))["image"].shape
         (4, 8, 8, 1)
     """
-    check_batch_size(len(next(iter(batch.values()))) * jax.process_count(), sharding.mesh)
+    mesh = sharding.mesh
+    assert isinstance(mesh, Mesh)
+    parts = batch_part(mesh)[1]
+    check_batch_size(len(next(iter(batch.values()))) * parts, mesh)
     # With several processes JAX counts even this transfer as an implicit one.
     with jax.transfer_guard_host_to_device("allow"):
-        return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+        return {
+            name: jax.make_array_from_process_local_data(sharding, value, (len(value) * parts, *value.shape[1:]))
+            for name, value in batch.items()
+        }
 
 
-def leaf_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
-    """The rule of fsdp: split the largest axis that `fsdp` divides (the last of equals); no such axis: keep whole.
+def leaf_spec(shape: tuple[int, ...], fsdp: int, *, tensor: int = 1, path: str = "") -> PartitionSpec:
+    """How an array of the state is split: by the first row of `TENSOR` that is in its path, then the largest axis left
+    that `fsdp` divides (the last of equals). Where `tensor` or `fsdp` divides no such axis, it splits nothing.
+
+    Args:
+        shape: of the array.
+        fsdp, tensor: sizes of the mesh.
+        path: names on the way to it, joined by "/".
 
     Example:
         >>> tuple(leaf_spec((3, 3, 64, 128), 4)), tuple(leaf_spec((3,), 4))
         ((None, None, None, 'fsdp'), ())
+        >>> tuple(leaf_spec((12, 384, 1536), 2, tensor=4, path="blocks/expand/kernel"))
+        (None, 'fsdp', 'tensor')
     """
-    divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0 and size > 0]
-    if fsdp == 1 or not divisible:
-        return PartitionSpec()
-    chosen = max(divisible, key=lambda axis: (shape[axis], axis))
-    return PartitionSpec(*([None] * chosen), "fsdp")
+    axes: list[str | None] = [None] * len(shape)
+    last = next((rule for pattern, rule in TENSOR if tensor > 1 and re.search(pattern, path)), ())
+    if len(last) <= len(shape):
+        for axis, name in enumerate(last, len(shape) - len(last)):
+            if name is not None and shape[axis] % tensor == 0:
+                axes[axis] = name
+    divisible = [axis for axis, size in enumerate(shape) if axes[axis] is None and size % fsdp == 0 and size > 0]
+    if fsdp > 1 and divisible:
+        axes[max(divisible, key=lambda axis: (shape[axis], axis))] = "fsdp"
+    while axes and axes[-1] is None:
+        axes.pop()
+    return PartitionSpec(*axes)
+
+
+def split_sharding(tree: Any, mesh: Mesh) -> Any:
+    """A tree of shardings by `leaf_spec`.
+
+    Args:
+        tree: parameters, their EMA or an optimizer's state: arrays, or anything with a shape.
+        mesh: from `make_mesh`.
+    """
+
+    def split(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names = jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = leaf_spec(leaf.shape, mesh.shape["fsdp"], tensor=mesh.shape["tensor"], path=names)
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(split, tree)
+
+
+def check_heads(network: Any, mesh: Mesh | AbstractMesh) -> None:
+    """Refuse a tensor axis that would cut through the heads of a network's attention.
+
+    Args:
+        network: a configuration; one without `heads` passes.
+        mesh: the mesh.
+
+    Raises:
+        ValueError: tensor does not divide the number of heads.
+
+    Example:
+        >>> from jaxdiff.networks import DiT
+        >>> check_heads(DiT(heads=6), jax.sharding.AbstractMesh((1, 1, 4), AXES))
+        Traceback (most recent call last):
+        ...
+        ValueError: tensor=4 does not divide the 6 heads of attention: use a divisor, such as 3, or another number of
+            heads
+    """
+    heads, tensor = getattr(network, "heads", None), mesh.shape["tensor"]
+    if tensor > 1 and isinstance(heads, int) and not getattr(network, "head_width", None) and heads % tensor:
+        near = max(divisor for divisor in range(1, tensor) if heads % divisor == 0)
+        raise ValueError(
+            f"tensor={tensor} does not divide the {heads} heads of attention: use a divisor, such as {near}, or "
+            "another number of heads"
+        )
 
 
 def state_sharding(state: TrainState, mesh: Mesh) -> TrainState:
-    """A TrainState of shardings: parameters, EMA and optimizer by `leaf_spec`; step, key and history whole on every
-    device.
+    """A TrainState of shardings: parameters, EMA and optimizer by `leaf_spec`; step, key, history and guard whole on
+    every device.
 
     Args:
         state: a TrainState of arrays or of their shapes (`jax.eval_shape`).
@@ -147,16 +270,14 @@ def state_sharding(state: TrainState, mesh: Mesh) -> TrainState:
     """
     whole = NamedSharding(mesh, PartitionSpec())
 
-    def split(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: NamedSharding(mesh, leaf_spec(leaf.shape, mesh.shape["fsdp"])), tree)
-
     return TrainState(
         step=whole,  # type: ignore[arg-type]
-        params=split(state.params),
-        ema=split(state.ema),
-        opt_state=split(state.opt_state),
+        params=split_sharding(state.params, mesh),
+        ema=split_sharding(state.ema, mesh),
+        opt_state=split_sharding(state.opt_state, mesh),
         key=whole,  # type: ignore[arg-type]
         history=jax.tree.map(lambda _: whole, state.history),
+        guard=jax.tree.map(lambda _: whole, state.guard),
     )
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdiff.record import record
+from jaxdiff.train.guard import Guard, new_guard
 
 Params = Any  # a nested dict of arrays
 
@@ -41,15 +42,16 @@ class Loss(Protocol):
 
 @record
 class TrainState:
-    """The state of a run after `step` optimizer steps.
+    """The state of a run after `step` steps.
 
     Attributes:
-        step: int32 (), optimizer steps done.
+        step: int32 (), steps done, skipped ones included.
         params: the network's parameters, a nested dict of arrays.
         ema: their running average, float32, the same tree.
         opt_state: optax state.
         key: typed PRNG key (), constant over the run.
         history: what the loss remembers of earlier batches (importance sampling of t); () when nothing.
+        guard: what decides which steps are skipped (`jaxdiff.train.guard`).
     """
 
     step: jax.Array
@@ -58,6 +60,7 @@ class TrainState:
     opt_state: optax.OptState
     key: jax.Array
     history: Any
+    guard: Guard
 
 
 def create_state(net: Network, optimizer: optax.GradientTransformation, loss: Loss, key: jax.Array) -> TrainState:
@@ -87,4 +90,4 @@ def create_state(net: Network, optimizer: optax.GradientTransformation, loss: Lo
     params = net.init(init_key)
     # A copy, not the same array: a donated buffer may stand in the state once only.
     ema = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), step_key, loss.init())
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), step_key, loss.init(), new_guard())

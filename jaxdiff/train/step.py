@@ -5,6 +5,8 @@
     (3)  params, h  = optimizer(g), loss.update(history, draws, terms)
     (4)  ema        = d ema + (1 - d) params
 
+(3) and (4) are left out where the loss or g is bad (`jaxdiff.train.guard`); n moves on all the same.
+
 Because the draws are made before the batch is split, accumulating over micro-batches gives the large batch's gradient
 up to rounding (with dropout on, the masks differ: a network draws them for the batch it is given).
 """
@@ -19,7 +21,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxdiff.networks.placement import samples_over
 from jaxdiff.train.ema import EmaRule, update_ema
+from jaxdiff.train.guard import judge
 from jaxdiff.train.sharding import batch_sharding
 from jaxdiff.train.state import Loss, Network, TrainState
 
@@ -37,18 +41,24 @@ def train_step(
     optimizer: optax.GradientTransformation,
     ema: EmaRule,
     accumulate: int = 1,
+    spike: float | None = None,
+    max_skipped: int = 10,
 ) -> tuple[TrainState, Metrics]:
-    """Advance the state by one optimizer step. Pure; `compile_step` jits it with donation and shardings.
+    """Advance the state by one optimizer step, or skip it. Pure; `compile_step` jits it with donation and shardings.
 
     Args:
         state: the state after n steps.
         batch: {"image": (B, H, W, C) float32 in [-1, 1], ...}, every leaf with leading axis B.
         net, loss, optimizer, ema: configuration; static under jit.
         accumulate: micro-batches a step, at least 1, a divisor of B; peak activation memory falls by about as much.
+        spike: a gradient's norm of more than so many times its running median is bad, above 1; None: only what is not
+            finite is.
+        max_skipped: bad steps in a row after which nothing changes any more but the step's number.
 
     Returns:
         The state after n + 1 steps, and metrics: `loss`, `grad_norm` (before clipping), `param_norm` (after the step),
-        all float32 (), and `loss_by_noise` (2, 8): sums over t in [k/8, (k+1)/8) of the unweighted error, and counts.
+        all float32 (); `loss_by_noise` (2, 8): sums over t in [k/8, (k+1)/8) of the unweighted error, and counts;
+        `skipped` and `in_a_row`, int32 (): bad steps so far, and since the last good one.
 
     Raises:
         ValueError: B is not divisible by `accumulate`.
@@ -102,23 +112,35 @@ def train_step(
         grads, (values, terms) = jax.lax.scan(add_micro_batch, zeros, (_split(draws, accumulate), keys))
         value, terms = jnp.mean(values), _join(terms)
 
+    grad_norm = optax.tree.norm(grads)
+    taken, guard = judge(state.guard, value, grad_norm, spike=spike, max_skipped=max_skipped)
+
+    def if_taken(new: Any, old: Any) -> Any:
+        # A select rather than a branch: it becomes a part of the loops over the parameters that are there anyway.
+        return jax.tree.map(lambda a, b: jnp.where(taken, a, b), new, old)
+
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    state = TrainState(
+    average = update_ema(state.ema, params, ema.decay(state.step, size))
+    history = loss.update(state.history, draws, jax.lax.stop_gradient(terms))
+    after = TrainState(
         step=state.step + 1,
-        params=params,
-        ema=update_ema(state.ema, params, ema.decay(state.step, size)),
-        opt_state=opt_state,
+        params=if_taken(params, state.params),
+        ema=if_taken(average, state.ema),
+        opt_state=if_taken(opt_state, state.opt_state),
         key=state.key,
-        history=loss.update(state.history, draws, jax.lax.stop_gradient(terms)),
+        history=if_taken(history, state.history),
+        guard=guard,
     )
     metrics = {
         "loss": value,
-        "grad_norm": optax.tree.norm(grads),
-        "param_norm": optax.tree.norm(params),
+        "grad_norm": grad_norm,
+        "param_norm": optax.tree.norm(after.params),
         "loss_by_noise": loss_by_noise(draws.t, terms.mse),
+        "skipped": guard.skipped,
+        "in_a_row": guard.in_a_row,
     }
-    return state, metrics
+    return after, metrics
 
 
 def loss_by_noise(t: jax.Array, mse: jax.Array, bins: int = NOISE_BINS) -> jax.Array:
@@ -151,13 +173,15 @@ def compile_step(
     template: TrainState,
     schedule: optax.Schedule | None = None,
     accumulate: int = 1,
+    spike: float | None = None,
+    max_skipped: int = 10,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """`train_step` under one jit: the state is donated (its buffers are reused; do not touch the old one), shardings
     are fixed.
 
     Args:
-        net, loss, optimizer, ema, accumulate: see `train_step`.
-        schedule: when given, its value is among the metrics as `lr`.
+        net, loss, optimizer, ema, accumulate, spike, max_skipped: see `train_step`.
+        schedule: when given, its value is among the metrics as `lr`. Like the optimizer, it counts the steps taken.
         template: from `state_template`: the shardings of the state and, by its mesh, of the batch.
 
     Returns:
@@ -165,9 +189,20 @@ def compile_step(
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        new, metrics = train_step(state, batch, net=net, loss=loss, optimizer=optimizer, ema=ema, accumulate=accumulate)
+        with samples_over(batch_sharding(mesh)):
+            new, metrics = train_step(
+                state,
+                batch,
+                net=net,
+                loss=loss,
+                optimizer=optimizer,
+                ema=ema,
+                accumulate=accumulate,
+                spike=spike,
+                max_skipped=max_skipped,
+            )
         if schedule is not None:
-            metrics["lr"] = jnp.asarray(schedule(state.step), jnp.float32)
+            metrics["lr"] = jnp.asarray(schedule(state.step - state.guard.skipped), jnp.float32)
         return new, metrics
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, template)
@@ -179,6 +214,39 @@ def compile_step(
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated),
     )
+
+
+def several_steps(step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]], state: TrainState) -> Any:
+    """Several steps under one jit, by `jax.lax.scan`: one call from the host, and the same states.
+
+    Args:
+        step: from `compile_step`.
+        state: its shardings, which the new state gets; it is donated.
+
+    Returns:
+        A jitted `(state, batches) -> (state, metrics)`: batches are a tuple, each metric has a leading axis of its
+        length.
+
+    Example:
+        >>> import dataclasses, types, jax, jax.numpy as jnp, optax
+        >>> from jaxdiff.train import create_sharded_state, make_mesh
+        >>> net = types.SimpleNamespace(init=lambda key: {"w": jax.random.normal(key, (2,))})
+        >>> loss = types.SimpleNamespace(init=lambda: ())
+        >>> state = create_sharded_state(net, optax.sgd(0.1), loss, jax.random.key(0), make_mesh(data=1))
+        >>> def step(state, batch):
+        ...     return dataclasses.replace(state, step=state.step + 1), {"mean": batch["image"].mean()}
+        >>> three = tuple({"image": jnp.full(4, float(n))} for n in range(3))
+        >>> state, metrics = several_steps(step, state)(state, three)
+        >>> int(state.step), metrics["mean"].tolist()
+        (3, [0.0, 1.0, 2.0])
+    """
+
+    def steps(state: TrainState, batches: tuple[Batch, ...]) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(step, state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches))
+
+    shardings: Any = jax.tree.map(lambda leaf: leaf.sharding, state)
+    replicated = NamedSharding(shardings.step.mesh, PartitionSpec())
+    return jax.jit(steps, donate_argnums=0, out_shardings=(shardings, replicated))
 
 
 def _split(tree: Any, parts: int) -> Any:

@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
 from jaxdiff.train.checksum import DamageError, check_files, leaf_sums, text_sum, write_file_sums
+from jaxdiff.train.guard import new_guard
 from jaxdiff.train.state import TrainState
 
 SUMS = "sums"  # the manifest's entry for the checksums of notes: of "data", and of the manifest itself
@@ -62,7 +63,8 @@ def trees_of(state: TrainState) -> dict[str, Any]:
         key: Any = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=state.key.sharding)
     else:
         key = jax.random.key_data(state.key)
-    rest = {"step": state.step, "opt_state": state.opt_state, "key": key, "history": state.history}
+    rest = {"step": state.step, "opt_state": state.opt_state, "key": key}
+    rest |= {name: getattr(state, name) for name in ("history", "guard")}
     return {"params": nested(state.params), "ema": nested(state.ema), "state": nested(rest)}
 
 
@@ -71,12 +73,13 @@ def state_of(trees: Mapping[str, Any], key_impl: str, template: TrainState) -> T
     key = jax.random.wrap_key_data(trees["state"]["key"], impl=key_impl)
     if key.dtype != template.key.dtype:
         raise StructureError(f"the checkpoint's random numbers are {key.dtype}, here they are {template.key.dtype}")
-    rest = {"step": template.step, "opt_state": template.opt_state, "history": template.history}
+    rest = {name: getattr(template, name) for name in ("step", "opt_state", "history", "guard")}
+    new = jax.tree.map(lambda value, leaf: jax.device_put(value, leaf.sharding), new_guard(), template.guard)
     return TrainState(
         params=unflatten(trees["params"], template.params),
         ema=unflatten(trees["ema"], template.ema),
         key=key,
-        **unflatten(trees["state"], rest),
+        **unflatten({"guard": nested(new)} | trees["state"], rest),
     )
 
 
@@ -140,6 +143,19 @@ def compare(manifest: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -
                     f"{what} is of another model or configuration: {name}/{path} is {_describe(have)} there and "
                     f"{_describe(want)} here"
                 )
+
+
+def all_of(wanted: dict[str, Any], manifest: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The trees to read of a checkpoint: all those wanted, less the guard that older ones have not. A new one, which
+    knows no usual gradient yet, then takes its place.
+
+    Raises:
+        StructureError: as `compare`.
+    """
+    if "state" in wanted and not any(path.startswith("guard/") for path in manifest["state"]):
+        wanted = wanted | {"state": {name: tree for name, tree in wanted["state"].items() if name != "guard"}}
+    compare(manifest, wanted, what)
+    return wanted
 
 
 def split(saved: Mapping[str, Any], tree: Any) -> tuple[list[str], dict[str, Any]]:

@@ -282,7 +282,7 @@ def test_which_runs_decode_once(
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def read_by(source: Source, steps: int, megabytes: int = 1, **options: bool) -> Source:
+    def read_by(source: Source, steps: int, megabytes: int = 1, **options: Any) -> Source:
         train = dataclasses.replace(config.train, steps=steps, batch_size=2)
         data = dataclasses.replace(config.data, decoded_mb=megabytes, workers=2)
         with build_pipeline(dataclasses.replace(config, train=train, data=data), source, **options) as pipeline:

@@ -60,6 +60,7 @@ def test_processes_share_the_global_batch(n: int, local: int, processes: int, sh
         with Pipeline(source, process_index=index, process_count=processes, **options) as pipeline:
             parts.append(take(pipeline, 4))
             assert parts[-1][0]["image"].shape == (local, 2, 2, 1)
+            assert pipeline.records(pipeline.earlier(pipeline.position, 1)) == whole[3]["label"].tolist()
     joined = [{k: np.concatenate([p[i][k] for p in parts]) for k in whole[0]} for i in range(4)]
     assert same(joined, whole)
 
@@ -80,6 +81,8 @@ def test_resume_at_every_position(n: int, batch_size: int, drop_remainder: bool)
             assert other.position == positions[number]
             assert same(take(other, 8 - number), handed[number:])
     for number, position in enumerate(positions):
+        assert other.records(position) == handed[number]["label"].tolist()
+        assert other.earlier(positions[7], 7 - number) == position
         with Pipeline(source, position=position, **options) as resumed:
             assert same(take(resumed, 1), handed[number : number + 1])
 

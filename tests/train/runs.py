@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,10 @@ def go(
     poison: float = float("inf"),
     width: int = 16,
     state_dtype: Any = "float32",
+    spike: float | None = None,
+    max_skipped: int = 10,
+    bad: Collection[int] = (),
+    huge: Collection[int] = (),
     **kwargs: Any,
 ) -> Outcome:
     """Start or resume the run in `folder`."""
@@ -56,16 +61,26 @@ def go(
     parts = (net, optimizer, loss, jax.random.key(0), make_mesh(data=1))
     template = state_template(*parts)
     step = compile_step(
-        net=net, loss=loss, optimizer=optimizer, ema=Ema(), template=template, schedule=schedule, accumulate=accumulate
+        net=net,
+        loss=loss,
+        optimizer=optimizer,
+        ema=Ema(),
+        template=template,
+        schedule=schedule,
+        accumulate=accumulate,
+        spike=spike,
+        max_skipped=max_skipped,
     )
     with Checkpoints(folder / "checkpoints") as checkpoints:
         if checkpoints.latest() is None:
             state, position = create_sharded_state(*parts), None
         else:
             state, position = checkpoints.restore(template)
-        data = SlowData(pause, hang, position=position)
+        data = SlowData(pause, hang, position=position, bad=bad, huge=huge)
         with MetricsLog(folder, start=int(state.step), tensorboard=False) as log:
-            return train_loop(step, state, data, steps=steps, log=log, checkpoints=checkpoints, **kwargs)
+            return train_loop(
+                step, state, data, steps=steps, log=log, checkpoints=checkpoints, max_skipped=max_skipped, **kwargs
+            )
 
 
 if __name__ == "__main__":

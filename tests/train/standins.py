@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -48,7 +49,10 @@ class Terms(NamedTuple):
 
 @record
 class Loss:
-    """Denoising on a linear path; the history counts samples and sums errors per half of [0, 1]."""
+    """Denoising on a linear path; the history counts samples and sums errors per half of [0, 1].
+
+    NaN where a pixel is at least `poison`, else as many times as large as the largest pixel above 1.
+    """
 
     poison: float = field(default=float("inf"), pytree_node=False)
 
@@ -64,7 +68,7 @@ class Loss:
         t = draws.t[:, None, None, None]
         error = net.apply(params, (1 - t) * draws.x0 + t * draws.eps, draws.t, None, key=key) - draws.eps
         mse = jnp.mean(error**2, axis=(1, 2, 3))
-        poisoned = jnp.where(draws.x0.max() >= self.poison, jnp.nan, 1.0)
+        poisoned = jnp.where(draws.x0.max() >= self.poison, jnp.nan, jnp.maximum(jnp.abs(draws.x0).max(), 1.0))
         return Terms(mse * poisoned, mse, mse)
 
     def update(self, history: Any, draws: Draws, terms: Terms) -> Any:
@@ -76,11 +80,22 @@ class Loss:
 
 
 class Data:
-    """Batch n depends on n alone; the position is the number of batches handed out."""
+    """Batch n depends on n alone; the position is the number of batches handed out.
 
-    def __init__(self, batch_size: int = 16, position: Any = None) -> None:
-        self.batch_size = batch_size
+    One image is NaN in the batches `bad`; all are 1000 times as large in the batches `huge`.
+    """
+
+    def __init__(
+        self, batch_size: int = 16, position: Any = None, bad: Collection[int] = (), huge: Collection[int] = ()
+    ) -> None:
+        self.batch_size, self.bad, self.huge = batch_size, bad, huge
         self.position: Any = position or {"batches": 0}
+
+    def earlier(self, position: Any, batches: int, /) -> Any:
+        return {"batches": position["batches"] - batches}
+
+    def records(self, position: Any, /) -> list[int]:
+        return [position["batches"] * self.batch_size + n for n in range(self.batch_size)]
 
     def __iter__(self) -> Data:
         return self
@@ -89,4 +104,6 @@ class Data:
         n = self.position["batches"]
         self.position = {"batches": n + 1}
         image = np.random.default_rng(n).uniform(-1, 1, (self.batch_size, 4, 4, 1)).astype(np.float32)
+        image[3] = np.nan if n in self.bad else image[3]
+        image *= 1000 if n in self.huge else 1
         return {"image": image, "label": np.zeros(self.batch_size, np.int32)}

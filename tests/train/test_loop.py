@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxdiff.train import Checkpoints, DivergedError, Stop, compile_step, prefetch, put_batch
@@ -91,7 +92,8 @@ def test_logs_callbacks_and_checkpoints_come_when_due(tmp_path: Path, capsys: py
     lines = _lines(tmp_path)
     assert [line["step"] for line in lines] == [3, 4, 6, 8, 9, 10]  # a checkpoint's step is logged as well
     assert lines[0].keys() == {
-        *("step", "loss", "grad_norm", "param_norm", "loss_by_noise", "lr", "images_per_second", "input_wait"),
+        *("step", "loss", "grad_norm", "param_norm", "loss_by_noise", "lr", "skipped"),
+        *("images_per_second", "mfu", "input_wait", "save_blocked", "device_memory"),
     }
     assert len(lines[0]["loss_by_noise"]) == 8
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
@@ -164,13 +166,22 @@ def test_a_finished_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "no step was trained: the run is at step 3" in capsys.readouterr().out
 
 
-def test_nan_stops_before_it_is_saved(tmp_path: Path) -> None:
-    go(tmp_path, 6, save_every=3)
-    with pytest.raises(DivergedError, match=r"loss is nan at step 7: .*the last good checkpoint is of step 6"):
-        go(tmp_path, 20, save_every=3, log_every=10, poison=0.0)
+def test_a_parameter_that_is_not_finite_stops_before_it_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = runs.make_optimizer
+
+    def exploding(**options: Any) -> Any:
+        optimizer, schedule = made(**options)
+        late = optax.scale_by_schedule(lambda n: jnp.where(n < 4, 1.0, jnp.inf))
+        return optax.chain(optimizer, late), schedule
+
+    monkeypatch.setattr(runs, "make_optimizer", exploding)
+    with pytest.raises(DivergedError, match=r"param_norm is (nan|inf) at step 5: .*last good checkpoint is of step 3"):
+        go(tmp_path, 20, save_every=3, log_every=10)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        assert checkpoints.latest() == 6
-    assert [line["step"] for line in _lines(tmp_path)] == [3, 6]
+        assert checkpoints.latest() == 3
+    assert [line["step"] for line in _lines(tmp_path)] == [3]
 
 
 def test_settings_out_of_range_are_refused(tmp_path: Path) -> None:

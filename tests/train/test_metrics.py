@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from jaxdiff.train import MetricsLog, Progress
+from jaxdiff.train import MetricsLog, Progress, summarize
 
 
 def _lines(folder: Path) -> list[dict]:
@@ -92,3 +92,19 @@ def test_progress_prints_plain_lines_without_a_terminal(capsys: pytest.CaptureFi
         silent.update(7, loss=0.5, images_per_second=1.0)
         silent.say("nothing")
     assert capsys.readouterr().out == "step 7/10  loss 0.5000  1,234 images/s  0:00 left\n[note]\n"
+
+
+def test_skipped_steps_are_counted_and_left_out_of_the_means() -> None:
+    bins = np.ones((2, 2))
+    good = {"loss": 2.0, "grad_norm": 1.0, "lr": 0.1, "skipped": np.int32(3), "in_a_row": np.int32(0)}
+    bad = good | {"loss": np.nan, "grad_norm": np.inf, "lr": 0.2, "skipped": np.int32(4), "in_a_row": np.int32(1)}
+    good, bad = good | {"loss_by_noise": bins}, bad | {"loss_by_noise": bins * np.nan}
+    assert summarize([good, bad]) == {
+        "loss": 2.0,
+        "grad_norm": 1.0,
+        "lr": 0.2,
+        "skipped": 4,
+        "loss_by_noise": [1.0, 1.0],
+    }
+    only = summarize([bad, bad])
+    assert np.isnan([only["loss"], only["grad_norm"], *only["loss_by_noise"]]).all() and only["skipped"] == 4  # type: ignore[misc]

@@ -52,6 +52,16 @@ def test_accumulation_equals_the_large_batch(accumulate: int) -> None:
     _close(whole_metrics, split_metrics, 1e-6)
 
 
+@pytest.mark.parametrize("accumulate", [2, 4, 16])
+def test_accumulation_equals_the_large_batch_to_rounding(accumulate: int) -> None:
+    with jax.enable_x64(True):
+        whole, whole_metrics = _advance(3, optimizer=optax.sgd(0.1))
+        split, split_metrics = _advance(3, accumulate=accumulate, optimizer=optax.sgd(0.1))
+        assert whole.params["in"]["kernel"].dtype == jnp.float64
+        _close(whole.params, split.params, 1e-13)
+        _close(whole_metrics, split_metrics, 1e-12)
+
+
 def test_a_batch_that_does_not_split_is_refused() -> None:
     with pytest.raises(ValueError, match="a batch of 16 does not split into 3 micro-batches"):
         _advance(1, accumulate=3)

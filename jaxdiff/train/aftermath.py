@@ -1,0 +1,41 @@
+"""What Orbax prints of a failed save besides raising it, and how that is kept from the user.
+
+On a full disk the first file that cannot be written ends a save, while threads still write others. These report to an
+event loop that is closed by then, which ends in `sys.unraisablehook`; the errors of their futures, for which nobody
+asks, are logged by asyncio; and Orbax logs what it raises as well. All of these are pages of tracebacks that say
+nothing beyond the exception, which `Checkpoints` tells in one line.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+
+
+@functools.cache  # once a process
+def keep_to_itself() -> None:
+    """Drops these from now on, and nothing else.
+
+    Example:
+        >>> keep_to_itself()
+        >>> logging.getLogger("absl").filters[-1].__name__
+        '_is_news'
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_news)
+    before = sys.unraisablehook
+
+    def hook(raised: sys.UnraisableHookArgs) -> None:
+        where = raised.exc_traceback and raised.exc_traceback.tb_frame.f_code.co_name
+        if where != "call_soon_threadsafe" or str(raised.exc_value) != "Event loop is closed":
+            before(raised)
+
+    sys.unraisablehook = hook
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    if record.name == "asyncio":
+        raised = record.exc_info[1] if record.exc_info else None
+        return not (isinstance(raised, OSError) and "never retrieved" in record.getMessage())
+    return record.exc_info is None or "orbax" not in record.pathname
