@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxdiff.config import Config, build_loss, build_network
 from jaxdiff.train import compile_step, create_sharded_state, make_mesh, make_optimizer, state_template
@@ -44,9 +45,11 @@ class Prepared(NamedTuple):
         return jax.tree.map(filled, self.batch)
 
 
-def prepared(config: Config) -> Prepared:
-    """The step of a configuration on one device; the data are noise of the shape that its network takes."""
-    net, loss, key, mesh = build_network(config), build_loss(config), jax.random.key(config.seed), make_mesh(data=1)
+def prepared(config: Config, mesh: Mesh | None = None) -> Prepared:
+    """The step of a configuration on a mesh, by default of one device; the data are noise of the shape that its network
+    takes."""
+    net, loss, key = build_network(config), build_loss(config), jax.random.key(config.seed)
+    mesh = make_mesh(data=1) if mesh is None else mesh
     optimizer, schedule = make_optimizer(steps=config.train.steps, **dataclasses.asdict(config.optimizer))
     template = state_template(net, optimizer, loss, key, mesh)
     step = compile_step(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +110,15 @@ def test_a_held_folder_is_refused_until_it_is_let_go(claimed: Config) -> None:
         claim(other)
     assert (Path(claimed.folder) / "config.json").read_bytes() == before
     claim(other)
+
+
+def test_whoever_looks_for_an_instant_is_no_obstacle(claimed: Config) -> None:
+    with (Path(claimed.folder) / "lock").open("rb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_SH)
+        gone = threading.Timer(0.05, fcntl.flock, (stream, fcntl.LOCK_UN))
+        gone.start()
+        claim(claimed)
+        gone.join()
 
 
 def test_a_training_killed_before_its_configuration_is_no_obstacle(digits: Config, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -135,16 +136,23 @@ def _partial(file: Path) -> Path:
 def _locked(folder: Path) -> IO[str]:
     """The open lock file; closing it gives the folder back."""
     lock = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        holder = lock.read().strip() or "another process"
-        lock.close()
-        raise ConfigError(f"{folder} is in use by {holder}: wait for it, end it, or choose another --workdir") from None
-    except OSError as error:
-        print(f"WARNING: {folder} cannot be locked ({error.strerror}): start no second run there", file=sys.stderr)
-        return lock
+    for patience in (0.1, 0.1, 0.0):  # whoever lists runs (`jaxdiff.runs`) has it for an instant
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if patience:
+                time.sleep(patience)
+                continue
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            lock.close()
+            raise ConfigError(
+                f"{folder} is in use by {holder}: wait for it, end it, or choose another --workdir"
+            ) from None
+        except OSError as error:
+            print(f"WARNING: {folder} cannot be locked ({error.strerror}): start no second run there", file=sys.stderr)
+            return lock
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     lock.flush()

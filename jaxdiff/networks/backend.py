@@ -1,4 +1,4 @@
-"""What depends on the machine, chosen in one place: the form in which attention is computed.
+"""What depends on the machine, chosen in one place: the form in which attention is computed, and an upsampling's.
 
 `choose_attention` reads the table `ATTENTION` from the top and takes the first row that holds. It is a pure function of
 the machine, the shapes and the dtype; `jaxdiff.networks.attention.attention` asks it while JAX traces. Every form has
@@ -171,6 +171,18 @@ def choose_attention(machine: Machine, query: Any, key: Any, value: Any) -> Atte
     rows = (row for row in ATTENTION if asked is None or row.form in ("plain", "chunked"))
     call = Call.of(query, key, value)
     return next(row.form for row in rows if row.holds(machine, call))
+
+
+def by_phases(machine: Machine) -> bool:
+    """Whether an upsampling by two and a 3x3 convolution are computed as four convolutions of the small image.
+
+    That is 16 products for 36. On a CPU, where convolutions are nearly all of a U-Net's time, it pays; elsewhere it has
+    not been measured.
+
+    >>> by_phases(Machine("cpu")), by_phases(Machine("tpu"))
+    (True, False)
+    """
+    return machine.platform == "cpu"
 
 
 @contextmanager

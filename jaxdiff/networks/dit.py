@@ -29,6 +29,7 @@ from jax.typing import ArrayLike
 from jaxdiff.networks.attention import SelfAttention
 from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, check_cond, position_embedding
 from jaxdiff.networks.layers import DType, Linear, check_images, draw, dropout, layer_norm, normal, zeros
+from jaxdiff.networks.placement import by_sample
 from jaxdiff.networks.remat import Remat, check_remat, recomputed
 
 small = normal(0.02)
@@ -196,7 +197,7 @@ class DiTModule(nnx.Module):
 
         def block(tokens: Array, layer: tuple[Any, Array | None]) -> tuple[Array, None]:
             params, key = layer
-            return nnx.merge(graphdef, params)(tokens, c, key), None
+            return by_sample(nnx.merge(graphdef, params)(by_sample(tokens), by_sample(c), key)), None
 
         block = recomputed(block, self.config.remat, scanned=True)
         return jax.lax.scan(block, tokens, (stacked, keys))[0]

@@ -21,6 +21,8 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from jaxdiff.networks.backend import by_phases, present_machine
+
 DType = Literal["float32", "bfloat16"]
 Padding = Literal["bottom_right", "symmetric"]
 Init = Callable[[tuple[int, ...]], nnx.Param]
@@ -131,14 +133,58 @@ class Conv3x3(nnx.Module):
         (2, 4, 4, 6)
         """
         edges = (1, 1) if self.padding == "symmetric" else (0, 1)
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            self.kernel[...].astype(self.dtype),
-            window_strides=(self.stride, self.stride),
-            padding=(edges, edges),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        return self._biased(convolve(x.astype(self.dtype), self.kernel[...], self.stride, (edges, edges)))
+
+    def on_upsampled(self, x: Array) -> Array:
+        """``self(upsample(x))``, of stride 1 and symmetric padding: ``(B, H, W, inputs) -> (B, 2 H, 2 W, outputs)``.
+
+        By phases where `jaxdiff.networks.backend` says so. Of three neighbouring rows of an upsampled image two are the
+        same row of the image. With k_0, k_1, k_2 the kernel's rows,
+
+            even rows   y_2i     = k_0 x_{i-1} + (k_1 + k_2) x_i
+            odd rows    y_{2i+1} = (k_0 + k_1) x_i + k_2 x_{i+1}
+
+        and columns likewise: four 2x2 convolutions of the image itself, 16 products for 36.
+
+        >>> Conv3x3(4, 6).on_upsampled(jnp.ones((2, 8, 8, 4))).shape
+        (2, 16, 16, 6)
+        """
+        if not by_phases(present_machine()):
+            return self(upsample(x))
+        x = x.astype(self.dtype)
+        edges = ((1, 0), (0, 1))  # of an even phase, of an odd one
+        rows = []
+        for a in (0, 1):
+            kernel = _of_phase(self.kernel[...], a, axis=0)
+            phases = [convolve(x, _of_phase(kernel, b, axis=1), 1, (edges[a], edges[b])) for b in (0, 1)]
+            rows.append(jnp.stack(phases, axis=3))  # (B, H, W, 2, outputs)
+        batch, height, width, _ = x.shape
+        y = jnp.stack(rows, axis=2)  # (B, H, 2, W, 2, outputs)
+        return self._biased(y.reshape(batch, 2 * height, 2 * width, -1))
+
+    def _biased(self, y: Array) -> Array:
         return y + self.bias[...].astype(self.dtype)[None, None, None, :]
+
+
+def _of_phase(kernel: Array, phase: int, axis: int) -> Array:
+    """The two taps along ``axis`` that a kernel of three has on the image, at even or odd places of the upsampled."""
+    first, second, third = jnp.split(kernel, 3, axis)
+    return jnp.concatenate([first, second + third] if phase == 0 else [first + second, third], axis)
+
+
+def convolve(x: Array, kernel: Array, stride: int, padding: tuple[tuple[int, int], tuple[int, int]]) -> Array:
+    """A convolution in ``x``'s dtype: ``(B, H, W, inputs)`` by ``(h, w, inputs, outputs)``.
+
+    >>> convolve(jnp.ones((1, 4, 4, 2)), jnp.ones((2, 2, 2, 3)), 1, ((1, 0), (1, 0))).shape
+    (1, 4, 4, 3)
+    """
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        window_strides=(stride, stride),
+        padding=padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 class GroupNorm(nnx.Module):

@@ -44,6 +44,7 @@ from jaxdiff.networks.layers import (
     upsample,
     zeros,
 )
+from jaxdiff.networks.placement import by_sample
 from jaxdiff.networks.remat import Remat, check_remat, convolved, recomputed
 
 
@@ -160,10 +161,13 @@ class ResidualBlock(nnx.Module):
 
     def __call__(self, x: Array, embedding: Array, key: Array | None) -> Array:
         h = jax.nn.silu(self.norm1(x))
-        if self.resample is not None:
-            change = upsample if self.resample == "up" else downsample
-            h, x = change(h), change(x)
-        h = convolved(self.conv1(h))
+        if self.resample == "up":
+            h, x = self.conv1.on_upsampled(h), upsample(x)
+        elif self.resample == "down":
+            h, x = self.conv1(downsample(h)), downsample(x)
+        else:
+            h = self.conv1(h)
+        h = by_sample(convolved(h))
         told = self.embed(embedding)  # (B, outputs) or (B, 2 outputs)
         if self.scale_shift:
             h = self.norm2(h, *jnp.split(told, 2, axis=1))
@@ -210,7 +214,7 @@ class Resample(nnx.Module):
             self.conv = Conv3x3(channels, channels, dtype=config.dtype)
 
     def __call__(self, x: Array, embedding: Array, key: Array | None) -> Array:
-        return self.conv(upsample(x) if self.direction == "up" else x)
+        return self.conv.on_upsampled(x) if self.direction == "up" else self.conv(x)
 
 
 class Level(nnx.Module):
@@ -268,7 +272,7 @@ class UNetModule(nnx.Module):
         self.conv_out = Conv3x3(now, config.out_channels or config.in_channels, init=zeros)
 
     def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Array] | None, key: Array | None) -> Array:
-        embedding = self.embed(x, t, cond)
+        embedding = by_sample(self.embed(x, t, cond))
 
         def run(block: Stage | ResidualBlock | Resample, *inputs: Array) -> Array:
             # The inputs are joined within, so that the backward pass keeps the skips, not copies of them.
@@ -276,9 +280,9 @@ class UNetModule(nnx.Module):
                 joined = inputs[0] if len(inputs) == 1 else jnp.concatenate(inputs, axis=-1)
                 return block(joined, embedding, key)
 
-            return recomputed(call, self.config.remat)(*inputs)
+            return by_sample(recomputed(call, self.config.remat)(*inputs))
 
-        h = self.conv_in(x)
+        h = by_sample(self.conv_in(x))
         skips = [h]
         for level in self.down:
             for stage in level.stages:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxdiff.networks.placement import samples_over
 from jaxdiff.train.ema import EmaRule, update_ema
 from jaxdiff.train.guard import judge
 from jaxdiff.train.sharding import batch_sharding
@@ -188,17 +189,18 @@ def compile_step(
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        new, metrics = train_step(
-            state,
-            batch,
-            net=net,
-            loss=loss,
-            optimizer=optimizer,
-            ema=ema,
-            accumulate=accumulate,
-            spike=spike,
-            max_skipped=max_skipped,
-        )
+        with samples_over(batch_sharding(mesh)):
+            new, metrics = train_step(
+                state,
+                batch,
+                net=net,
+                loss=loss,
+                optimizer=optimizer,
+                ema=ema,
+                accumulate=accumulate,
+                spike=spike,
+                max_skipped=max_skipped,
+            )
         if schedule is not None:
             metrics["lr"] = jnp.asarray(schedule(state.step - state.guard.skipped), jnp.float32)
         return new, metrics
