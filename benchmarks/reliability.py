@@ -27,6 +27,7 @@ PARTS: dict[str, Part] = {
     "kills": lambda home, options: [chains.kills(home, options.kills, seed=options.seed)],
     "signals": lambda home, options: [chains.signals(home, seed=options.seed)],
     "storage": lambda home, options: storage.all_of(home),
+    "disk": lambda home, options: [storage.full_disk(home)],
     "nans": lambda home, options: nans.all_of(home),
     "data": lambda home, options: bad_data.all_of(home),
     "processes": lambda home, options: groups.all_of(home),

@@ -109,10 +109,8 @@ def _end_with(sentinel: int) -> None:
 def _ended(name: str, code: int | None) -> str:
     killed = code is not None and -code in set(signal.Signals)
     how = f"by {signal.Signals(-code).name}" if killed and code is not None else f"with status {code}"
-    memory = ": out of memory, perhaps; fewer data.workers need less" if code == -signal.SIGKILL else ""
-    return (
-        f"{name}: a worker process that reads it was ended {how}{memory}; the same command goes on from the last save"
-    )
+    memory = " (out of memory, perhaps; fewer data.workers need less)" if code == -signal.SIGKILL else ""
+    return f"{name}: a worker that reads it was ended {how}{memory}; the same command goes on from the last checkpoint"
 
 
 def _close(iterators: list[Any]) -> None:

@@ -31,9 +31,10 @@ ROOT = Path(__file__).parents[2]
 BASES: dict[str, tuple[str, ...]] = {
     "study_2d": ("--network.width", "8", "--network.depth", "1", "--train.batch_size", "8"),
     "digits_unet": (
-        *("--network.width", "8", "--network.multipliers", "1", "--network.blocks", "1", "--train.batch_size", "8"),
-        *("--sample.num", "10"),
+        *("--network.width", "8", "--network.multipliers", "1", "2", "--network.blocks", "1"),
+        *("--train.batch_size", "8", "--sample.num", "10"),
     ),
+    "digits_dit": ("--network.width", "8", "--network.heads", "1", "--network.depth", "1", "--train.batch_size", "8"),
 }
 ELSEWHERE = {"workdir", "distributed", "init_from", "cache", "xla_flags", "dry_run"}  # not what is tried here
 WHOLE = ["0", "1", "2", "3", "4", "7", "8", "16", "-1", "-2", "1.5", "1_000", "x", "", "None", "nan", "0x10", "²"]
@@ -108,7 +109,7 @@ def _known(base: str) -> list[st.SearchStrategy[list[str]]]:
 
 @st.composite
 def command_lines(draw: st.DrawFn) -> list[str]:
-    base = draw(st.sampled_from(["study_2d", "study_2d", "digits_unet"]))
+    base = draw(st.sampled_from([*["study_2d"] * 6, "digits_unet", "digits_dit"]))
     known = st.sampled_from(_KNOWN[base]).flatmap(lambda each: each)
     unknown = st.tuples(st.sampled_from(["--seeed", "--network.widht", "--x", "--optimizer", "stray"]), st.just("1"))
     option = st.one_of(*[known] * 7, unknown.map(list))

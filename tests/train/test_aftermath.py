@@ -38,6 +38,7 @@ def test_only_dropped_errors_of_files_are_not_logged(caplog: pytest.LogCaptureFi
     keep_to_itself()
     log = logging.getLogger("asyncio")
     log.error("Future exception was never retrieved", exc_info=OSError(28, "No space left on device"))
+    log.error("Task exception was never retrieved", exc_info=ValueError("RESOURCE_EXHAUSTED: Error opening a driver"))
     assert caplog.records == []
     log.error("Future exception was never retrieved", exc_info=ValueError("a mistake"))
     log.error("something else", exc_info=OSError(28, "No space left on device"))
