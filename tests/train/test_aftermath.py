@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import tensorstore
@@ -16,7 +17,8 @@ from jaxdiff.train.aftermath import keep_to_itself
 def test_who_reports_to_a_closed_loop_is_not_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda raised: said.append(str(raised.exc_value)))
-    promise, future = tensorstore.Promise.new()
+    pair: tuple[Any, Any] = tensorstore.Promise.new()
+    promise, future = pair
 
     async def wait() -> None:
         await future
@@ -29,7 +31,7 @@ def test_who_reports_to_a_closed_loop_is_not_told_of(monkeypatch: pytest.MonkeyP
     loop.close()
     promise.set_result(None)
     assert said == []
-    sys.unraisablehook(SimpleNamespace(exc_value=ValueError("of someone else"), exc_traceback=None))  # type: ignore[arg-type]
+    sys.unraisablehook(SimpleNamespace(exc_value=ValueError("of someone else"), exc_traceback=None))
     assert said == ["of someone else"]
     task._log_destroy_pending = False  # type: ignore[attr-defined]
 
