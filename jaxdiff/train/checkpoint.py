@@ -15,9 +15,11 @@ takes. There a save that fails always ends the run, since the others cannot know
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +41,7 @@ from jaxdiff.train.stored import (
     all_of,
     make_manifest,
     nested,
+    of_the_system,
     read,
     read_note,
     reason,
@@ -99,6 +102,7 @@ class Checkpoints:
         self._say = say or _to_stderr
         self._scores: dict[int, float] = {}
         self._saving: int | None = None
+        self._failed = False
         if readonly and not self.folder.is_dir():
             raise CheckpointError(f"no checkpoints in {folder}: the folder does not exist")
         kept: list[Any] = [policies.LatestN(keep), *([] if best is None else [_Best(self._score)])]
@@ -108,15 +112,15 @@ class Checkpoints:
             multiprocessing_options=ocp.options.MultiprocessingOptions(**alone),
             preservation_policy=policies.AnyPreservationPolicy(kept),
             create=not readonly,
-            cleanup_tmp_directories=not readonly,
             temporary_path_class=Summed,
         )
         keep_to_itself()
         self._manager: Any = self._opened()
 
-    def _opened(self) -> Any:
+    def _opened(self, *, clean: bool = True) -> Any:
+        options = dataclasses.replace(self._options, cleanup_tmp_directories=clean and not self._readonly)
         try:
-            return ocp.CheckpointManager(self.folder, options=self._options)
+            return ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise CheckpointError(f"{self.folder} cannot be used: {error.strerror or error}") from error
 
@@ -182,6 +186,7 @@ class Checkpoints:
         notes = {"data": ocp.args.JsonSave(data), "manifest": ocp.args.JsonSave(make_manifest(trees, data))}
         if self._best is not None:
             self._scores[step] = finite.get(self._best, math.inf)
+        self._sweep()
         with self._told_of(step, fatal=False):
             self._manager.save(step, args=ocp.args.Composite(**items, **notes), force=True)
             self._saving = step
@@ -218,14 +223,15 @@ class Checkpoints:
             yield
         # On a full disk Orbax raises whatever its layers raise, as on damaged files.
         except Exception as error:
-            why = reason(error)
+            why = of_the_system(error) or reason(error)
             self._saving = None
             self._scores.pop(step, None)
-            # A manager raises a failure again at every call, so a new one follows it; it cleans up after the old.
+            # A manager raises a failure again at every call, so a new one follows it.
             with contextlib.suppress(Exception):
                 self._manager.close()
             alone = jax.process_count() == 1
-            self._manager = self._opened() if alone else None
+            self._manager = self._opened(clean=False) if alone else None
+            self._failed = True
             kept = self.latest() if alone else None
             newest = (
                 "" if not alone else "; there is none yet" if kept is None else f"; the newest is that of step {kept}"
@@ -234,6 +240,13 @@ class Checkpoints:
             if fatal or self._on_error == "stop" or not alone:
                 raise SaveError(text) from error
             self._say(f"WARNING: {text}; training goes on")
+
+    def _sweep(self) -> None:
+        """Removes what failed saves have left, which takes room; its threads may be writing there yet."""
+        if self._failed:
+            for partial in self.folder.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(partial, ignore_errors=True)  # the next sweep, or the next start, removes the rest
+            self._failed = any(self.folder.glob("*.orbax-checkpoint-tmp"))
 
     def _noted(self) -> int | None:
         """The last step saved, by the ledger; -1 where it cannot be read, None where there is none."""
@@ -314,6 +327,7 @@ class Checkpoints:
         """
         try:
             self._settle(fatal=True)
+            self._sweep()
         finally:
             if self._manager is not None:
                 self._manager.close()

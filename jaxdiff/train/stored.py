@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -273,6 +275,14 @@ def reason(error: BaseException) -> str:
     return (
         text if isinstance(error, DamageError) else f"{type(error).__name__}: {text}" if text else type(error).__name__
     )
+
+
+def of_the_system(error: BaseException) -> str:
+    """What the operating system said, such as "No space left on device", where it is the cause; else nothing."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (found := re.search(r"os_error_code='(\d+)'", str(error))):  # TensorStore's
+        number = int(found[1])
+    return "" if number is None else os.strerror(number)
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:

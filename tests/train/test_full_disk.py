@@ -29,7 +29,7 @@ LIMIT = 100_000  # bytes: notes and metrics fit, a state does not
 
 @contextlib.contextmanager
 def training(folder: Path, repository: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "train.py", "--workdir", str(folder), *TINY, "--train.steps", "1000000", "--no-cache"]
+    command = [sys.executable, "train.py", "--workdir", str(folder), *TINY, "--train.steps", "1000000"]
     command += ["--train.sample_every", "0", "--checkpoint.every", "3", "--checkpoint.keep", "1", *options]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=repository, text=True, **pipes) as run:  # type: ignore[call-overload]
@@ -69,8 +69,8 @@ def test_it_goes_on_and_saves_again_when_there_is_room(tmp_path: Path, repositor
         full = logged(folder)
         before = saved(folder)
         until(run, lambda: logged(folder) > full + 9)  # three saves later
-        assert len(saved(folder)) == 1 and saved(folder)[0] >= before[-1]
-        kept = saved(folder)[0]
+        kept = saved(folder)[-1]
+        assert kept >= before[-1]
         limit(run, resource.RLIM_INFINITY)
         until(run, lambda: saved(folder)[-1:] > [kept])
         run.send_signal(signal.SIGTERM)
@@ -78,11 +78,11 @@ def test_it_goes_on_and_saves_again_when_there_is_room(tmp_path: Path, repositor
     assert run.returncode == 0, err
     warnings = [line for line in err.splitlines() if "could not be saved" in line]
     assert warnings and all("; the newest is that of step " in line and "goes on" in line for line in warnings), err
-    assert "File too large" in warnings[0] or "EFBIG" in warnings[0], warnings[0]
+    assert all(" (File too large); " in line for line in warnings), warnings
     assert "Traceback" not in err, err
-    assert list(folder.glob("checkpoints/*tmp*")) == [] and len(saved(folder)) == 1
+    assert list(folder.glob("checkpoints/*tmp*")) == [] and len(saved(folder)) <= 2  # the latest, and the best
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, saved(folder)[0] + 1))
+    assert steps == list(range(1, saved(folder)[-1] + 1))
 
 
 def test_it_stops_where_that_is_configured_and_goes_on_later(tmp_path: Path, repository: Path, capsys: Any) -> None:
@@ -94,7 +94,7 @@ def test_it_stops_where_that_is_configured_and_goes_on_later(tmp_path: Path, rep
     assert run.returncode == 2 and "Traceback" not in err, err
     *_, last = err.splitlines()
     assert last.startswith("train.py: error: the checkpoint of step ") and "could not be saved" in last
-    (kept,) = saved(folder)
+    *_, kept = saved(folder)
     assert f"the newest is that of step {kept}" in last
     again = ["--workdir", str(folder), *TINY, "--train.sample_every", "0", "--train.steps", str(kept + 1)]
     train.main(again)
