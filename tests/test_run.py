@@ -58,6 +58,8 @@ def test_training_leaves_what_it_says(folder: Path) -> None:
     assert {p.name for p in folder.iterdir()} == {
         "config.json",
         "checkpoints",
+        "checkpoints.json",
+        "lock",
         "metrics.jsonl",
         "samples",
         "tensorboard",

@@ -177,12 +177,12 @@ def by_phases(machine: Machine) -> bool:
     """Whether an upsampling by two and a 3x3 convolution are computed as four convolutions of the small image.
 
     That is 16 products for 36. On a CPU, where convolutions are nearly all of a U-Net's time, it pays; elsewhere it has
-    not been measured.
+    not been measured. Inside `attention_form`, which asks for programs to count or export, it is the usual convolution.
 
     >>> by_phases(Machine("cpu")), by_phases(Machine("tpu"))
     (True, False)
     """
-    return machine.platform == "cpu"
+    return machine.platform == "cpu" and asked_form() is None
 
 
 @contextmanager

@@ -343,7 +343,8 @@ class Checkpoints:
             self._say(f"WARNING: step {noted} was saved in {self.folder}, and its checkpoint is gone")
         for chosen in reversed(steps) if step is None else [step]:
             folder = self.folder / str(chosen)
-            found, why = read(folder, want, f"the checkpoint of step {chosen} in {self.folder}", self._say)
+            what = f"the checkpoint of step {chosen} in {self.folder}"
+            found, why = read(folder, want, what, self._say, together=not self._readonly)
             if found is None:
                 damaged[chosen] = why
                 self._say(f"WARNING: checkpoint {folder} cannot be read ({why})")

@@ -33,11 +33,12 @@ class DamageError(Exception):
     """A part of a checkpoint that is not as it was written."""
 
 
-def leaf_sums(leaves: Sequence[jax.Array]) -> list[str]:
-    """The sum (1) of each leaf, 16 hexadecimal digits. All processes that hold a part of them call it together.
+def leaf_sums(leaves: Sequence[jax.Array], *, together: bool = True) -> list[str]:
+    """The sum (1) of each leaf, 16 hexadecimal digits.
 
     Args:
         leaves: arrays of any numeric type, on any sharding.
+        together: all processes call it, each for the parts that it holds; else this one holds all of each leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -45,8 +46,8 @@ def leaf_sums(leaves: Sequence[jax.Array]) -> list[str]:
         ['0000000000000000', '00000000000000ff']
     """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # NumPy lets other threads run meanwhile
-        sums = list(pool.map(_held, leaves))
-    if jax.process_count() > 1 and sums:
+        sums = list(pool.map(functools.partial(_held, together=together), leaves))
+    if together and jax.process_count() > 1 and sums:
         halves = np.array([divmod(each, 2**32) for each in sums], np.uint32)
         everyone = np.asarray(multihost_utils.process_allgather(halves), np.uint64)  # (processes, leaves, 2)
         sums = [(int(high) * 2**32 + int(low)) % 2**64 for high, low in everyone.sum(axis=0)]
@@ -119,9 +120,10 @@ def _of_file(path: Path) -> list[int]:
     return [size, crc]
 
 
-def _held(leaf: jax.Array) -> int:
-    # Of several copies of a shard, one counts.
-    shards = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
+def _held(leaf: jax.Array, together: bool) -> int:
+    # Of several copies of a shard, one counts: of all processes', or of this one's.
+    held = leaf.addressable_shards
+    shards = [s for s in held if s.replica_id == 0] if together else {str(s.index): s for s in held}.values()
     return sum(_sum(np.asarray(shard.data), shard.index, leaf.shape) for shard in shards) % 2**64
 
 

@@ -267,7 +267,6 @@ def train_loop(
                 if len(pending) > ahead:
                     pending[-1 - ahead][1]["loss"].block_until_ready()
             step += count
-            stopping = agreement.reached(stop.requested)
             clock.steps += count
             clock.images += count * batch[0]["image"].shape[0]
             progress.advance(step)
@@ -284,6 +283,7 @@ def train_loop(
                 clock.pause()
                 for call in due:
                     call(step, state)
+            stopping = agreement.reached(stop.requested)
         stopped = step < steps
         if stopped and step > start:
             save(here=True)

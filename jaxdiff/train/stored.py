@@ -112,14 +112,19 @@ def check_manifest(manifest: Any, data: Any) -> bool:
     return True
 
 
-def check_leaves(manifest: Mapping[str, Any], trees: Mapping[str, Any]) -> None:
-    """Compares the checksums of arrays with those of the manifest.
+def check_leaves(manifest: Mapping[str, Any], trees: Mapping[str, Any], *, together: bool) -> None:
+    """Compares the checksums of arrays with those of the manifest; not `together`, only of arrays that are whole here.
 
     Raises:
         DamageError: naming the first leaf that is not as it was written.
     """
-    leaves = [(name, path, leaf) for name, tree in trees.items() for path, leaf in _flat(tree)]
-    sums = leaf_sums([leaf for _, _, leaf in leaves])
+    leaves = [
+        (name, path, leaf)
+        for name, tree in trees.items()
+        for path, leaf in _flat(tree)
+        if together or leaf.is_fully_addressable or leaf.is_fully_replicated
+    ]
+    sums = leaf_sums([leaf for _, _, leaf in leaves], together=together)
     bad = [
         f"{name}/{path}"
         for (name, path, _), found in zip(leaves, sums, strict=True)
@@ -173,17 +178,18 @@ Want = Callable[[Mapping[str, Any], str], dict[str, Any]]
 
 
 def read(
-    folder: Path, want: Want, what: str, say: Callable[[str], None]
+    folder: Path, want: Want, what: str, say: Callable[[str], None], *, together: bool
 ) -> tuple[tuple[dict[str, Any], dict[str, Any]] | None, str]:
     """What is wanted of the checkpoint in a folder, checked.
 
-    All processes call it together, and get the same: what one of them cannot read, none can.
+    With `together`, all processes call it, and get the same: what one of them cannot read, none can.
 
     Args:
         folder: of one step.
         want: which arrays.
         what: what to call it in messages.
         say: gets a warning where there are no checksums.
+        together: whether all processes read, each its part; else this one reads and checks all by itself.
 
     Returns:
         The arrays and the note `data`; or None, and why not.
@@ -198,24 +204,25 @@ def read(
         summed = check_manifest(manifest, data)
         wanted = want(manifest, what)
         if summed:  # before Orbax reads them: what it makes of damaged files goes from silence to a page of tracebacks
-            check_files(folder, [*wanted, "data", "manifest"], jax.process_index(), jax.process_count())
+            share = (jax.process_index(), jax.process_count()) if together else (0, 1)
+            check_files(folder, [*wanted, "data", "manifest"], *share)
     except StructureError:
         raise
     except Exception as error:  # of a manifest that is JSON, but not what it was: whatever its use raises
         why = reason(error)
-    if _one_failed(bool(why)):
+    if _failed(bool(why), together):
         return None, why or "another process cannot read it"
     try:
         found = {name: _arrays(folder / name, tree) for name, tree in wanted.items()}
     except DamageError as error:
         why = reason(error)
-    if _one_failed(bool(why)) or found is None:
+    if _failed(bool(why), together) or found is None:
         return None, why or "another process cannot read it"
     if not summed:
         say(f"WARNING: {what} has no checksums, as older versions wrote it: it is read unchecked")
     else:
         try:
-            check_leaves(manifest, found)
+            check_leaves(manifest, found, together=together)
         except DamageError as error:
             return None, reason(error)
     return (found, data), ""
@@ -252,9 +259,9 @@ def _arrays(folder: Path, tree: Any) -> Any:
         raise DamageError(f"{folder.name}: {reason(error)}") from error
 
 
-def _one_failed(failed: bool) -> bool:
-    """Whether any process failed."""
-    if jax.process_count() == 1:
+def _failed(failed: bool, together: bool) -> bool:
+    """Whether this process, or any of those that read together, failed."""
+    if not together or jax.process_count() == 1:
         return failed
     return bool(np.asarray(multihost_utils.process_allgather(np.array(failed, np.int32))).any())
 

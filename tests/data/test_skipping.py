@@ -19,7 +19,6 @@ from jaxdiff import data
 from jaxdiff.data import DataError, Pipeline, Source, decode_once, without_bad
 from jaxdiff.data.sources import records_at
 from tests.data.pictures import encoded, one_line_error, pictures, write_folder, write_parquet
-from tests.test_cli import one_line
 
 
 def damaged(image: bytes) -> dict[str, bytes]:
@@ -162,7 +161,11 @@ def test_training_names_a_bad_record_before_it_makes_a_folder(tmp_path: Path, ca
     bad = tmp_path / "set" / "a" / "09.png"
     bad.write_bytes(bad.read_bytes()[:60])
     arguments = ["--data.path", str(tmp_path / "set"), "--workdir", str(tmp_path / "run"), *TINY_FOLDER]
-    assert f"{bad} (row 9): image is damaged" in one_line(train.main, arguments, capsys)
+    with pytest.raises(SystemExit) as stopped:
+        train.main(arguments)
+    error = capsys.readouterr().err.splitlines()[-1]  # after the line that says what is decoded
+    assert stopped.value.code == 2 and f"train.py: error: {bad} (row 9): image is damaged" in error
+    assert not (tmp_path / "run").exists()
     train.main([*arguments, "--data.skip_bad", "--no-cache", "--dry-run"])
     said = capsys.readouterr()
     assert f"1 of 12 records are bad and left out: {bad} (row 9): image is damaged" in said.err
