@@ -39,6 +39,6 @@ def _is_news(record: logging.LogRecord) -> bool:
     if record.name == "asyncio":
         raised = record.exc_info[1] if record.exc_info else None
         # TensorStore's are ValueErrors that begin with the name of a status: RESOURCE_EXHAUSTED: Failed writing ...
-        of_files = isinstance(raised, OSError) or re.match(r"[A-Z]+_?[A-Z]*: ", str(raised)) is not None
+        of_files = isinstance(raised, OSError) or re.match(r"[A-Z_]+: ", str(raised)) is not None
         return not (of_files and "never retrieved" in record.getMessage())
     return record.exc_info is None or "orbax" not in record.pathname
