@@ -34,7 +34,7 @@ def few_bad(home: Path, *, bad: int = 12, steps: int = 48, seed: int = 0) -> Tal
 
     The same run killed once on its way ends with the same bits.
     """
-    tally = Tally("a step on NaN is skipped: the parameters stay as they are, bit for bit")
+    tally = Tally("a step on NaN is skipped and counted: the parameters' norm stays to the last digit")
     records = random.Random(seed).sample(range(DIGITS), bad)
     left_alone = _training(home, "few", records, "--train.steps", str(steps))
     with left_alone.start() as life:
