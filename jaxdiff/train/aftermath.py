@@ -2,8 +2,8 @@
 
 On a full disk the first file that cannot be written ends a save, while threads still write others. These report to an
 event loop that is closed by then, which ends in `sys.unraisablehook`; the errors of their futures, for which nobody
-asks, are logged by asyncio; and Orbax logs what it raises as well. All of these are pages of tracebacks that say
-nothing beyond the exception, which `Checkpoints` tells in one line.
+asks, are logged by asyncio; coroutines that were to follow are never awaited; and Orbax logs what it raises as well.
+All of these are pages that say nothing beyond the exception, which `Checkpoints` tells in one line.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import logging
 import re
 import sys
+import warnings
 
 
 @functools.cache  # once a process
@@ -25,6 +26,7 @@ def keep_to_itself() -> None:
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_is_news)
+    warnings.filterwarnings("ignore", r"coroutine '\S+' was never awaited", RuntimeWarning)  # all are Orbax's
     before = sys.unraisablehook
 
     def hook(raised: sys.UnraisableHookArgs) -> None:

@@ -224,19 +224,17 @@ class Checkpoints:
         # On a full disk Orbax raises whatever its layers raise, as on damaged files.
         except Exception as error:
             why = of_the_system(error) or reason(error)
-            self._saving = None
+            self._saving, self._failed = None, True
             self._scores.pop(step, None)
             # A manager raises a failure again at every call, so a new one follows it.
             with contextlib.suppress(Exception):
                 self._manager.close()
             alone = jax.process_count() == 1
             self._manager = self._opened(clean=False) if alone else None
-            self._failed = True
             kept = self.latest() if alone else None
-            newest = (
-                "" if not alone else "; there is none yet" if kept is None else f"; the newest is that of step {kept}"
-            )
-            text = f"the checkpoint of step {step} could not be saved in {self.folder} ({why}){newest}"
+            newest = ["there is none yet" if kept is None else f"the newest is that of step {kept}"] if alone else []
+            told = f"the checkpoint of step {step} could not be saved in {self.folder} ({why})"
+            text = "; ".join([told, *newest])
             if fatal or self._on_error == "stop" or not alone:
                 raise SaveError(text) from error
             self._say(f"WARNING: {text}; training goes on")

@@ -6,6 +6,7 @@ ever; here an error is raised where it can be answered.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -60,4 +61,14 @@ class Events:
             self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        """Writes what is left; closed even where that fails."""
+        try:
+            self._writer.close()
+        except OSError:
+            self.abandon()
+            raise
+
+    def abandon(self) -> None:
+        """Closes a file that can no longer be written."""
+        with contextlib.suppress(OSError):  # of what was left to write: its error is known
+            self._writer._py_recordio_writer.close()

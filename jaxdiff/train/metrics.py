@@ -124,6 +124,8 @@ class MetricsLog:
         try:
             yield self._events
         except OSError as error:
+            if self._events is not None:
+                self._events.abandon()
             self._events = None
             _warn(self._path.with_name("tensorboard"), error)
 

@@ -92,8 +92,9 @@ def test_it_stops_where_that_is_configured_and_goes_on_later(tmp_path: Path, rep
         limit(run, LIMIT)
         _, err = run.communicate(timeout=120)
     assert run.returncode == 2 and "Traceback" not in err, err
-    *_, last = err.splitlines()
-    assert last.startswith("train.py: error: the checkpoint of step ") and "could not be saved" in last
+    (last,) = [line for line in err.splitlines() if line.startswith("train.py: error: ")]
+    assert "the checkpoint of step " in last and "could not be saved" in last and " (File too large); " in last
+    assert err.splitlines()[-1] == last, err
     *_, kept = saved(folder)
     assert f"the newest is that of step {kept}" in last
     again = ["--workdir", str(folder), *TINY, "--train.sample_every", "0", "--train.steps", str(kept + 1)]
