@@ -5,7 +5,7 @@ python evaluate.py runs/digits --estimator rademacher gaussian        by the pro
 python evaluate.py runs/digits --method ode elbo vlb --num 100        and by the variational bounds; 100 images
 python evaluate.py runs/digits --split train --out results.json       another split; figures as JSON
 
-Ctrl-C ends it with the figures of the images done so far.
+Ctrl-C ends it with the figures of the images done so far. Several processes (docs/clusters.md) split each batch.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
 import tyro
 
 from jaxdiff import config as cfg
 from jaxdiff.config import ConfigError
 from jaxdiff.config.build import look_up
-from jaxdiff.data import DataError
+from jaxdiff.data import DataError, Source
 from jaxdiff.evaluate import METRIC_ERRORS, METRICS, EvaluateOptions, Measured
 from jaxdiff.evaluate.measured import ProgressLine
 from jaxdiff.run import Run
-from jaxdiff.train import CheckpointError
+from jaxdiff.train import CheckpointError, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(EvaluateOptions, cfg.StartOptions):
+class Options(EvaluateOptions, cfg.ProcessOptions):
     """Evaluate a trained run on real images."""
 
     run: tyro.conf.Positional[Path | None] = None
@@ -60,8 +61,10 @@ def evaluate(arguments: Sequence[str]) -> bool:
     metrics = {name: look_up(METRICS, name, "--metrics") for name in options.metrics}
 
     # --- The run, and its data
+    cfg.join(options)
+    lead = jax.process_index() == 0
     kept = cfg.keep_compiled(options.cache)
-    run = Run.load(options.run, step=options.step, trusted=("jaxdiff", *options.trust))
+    run = Run.load(options.run, step=options.step, trusted=("jaxdiff", *options.trust), mesh=make_mesh())
     data = dataclasses.replace(run.config.data, split=options.split)
     data = data if options.path is None else dataclasses.replace(data, path=options.path)
     source = cfg.build_source(dataclasses.replace(run.config, data=data))
@@ -72,15 +75,25 @@ def evaluate(arguments: Sequence[str]) -> bool:
     try:
         for metric in metrics.values():
             for measured in metric(run, source, options):
-                if not results:
+                if not results and lead:
                     print(cfg.first_line(kept))  # not before: a mistake is one line
                 results[measured.name] = measured
-                progress.show(measured)
+                if lead:
+                    progress.show(measured)
     except KeyboardInterrupt:
         interrupted = True
     progress.clear()
 
     # --- What came of it
+    if lead:
+        tell(options, run, source, results, interrupted)
+    if interrupted and jax.process_count() > 1:
+        raise KeyboardInterrupt  # leaves at once: the others may wait for this one
+    return not interrupted
+
+
+def tell(options: Options, run: Run, source: Source, results: Mapping[str, Measured], interrupted: bool) -> None:
+    """Prints the results, and writes them."""
     print(f"step {run.step} of {options.run}, {options.split} split of {source.name}")
     for measured in results.values():
         print(measured.line())
@@ -98,7 +111,6 @@ def evaluate(arguments: Sequence[str]) -> bool:
         partial = options.out.with_suffix(".partial")
         partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         partial.replace(options.out)  # there whole or not at all
-    return not interrupted
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -128,9 +128,7 @@ def sample(arguments: Sequence[str]) -> None:
     if out.suffix == "":
         into_folder(options, options.run, out, cache, kept)
         return
-    run = load(options, options.run, options.step)
-    if jax.process_count() > 1:  # a training may be writing newer checkpoints meanwhile
-        run = load(options, options.run, cfg.as_lead(run.step), mesh=make_mesh())
+    run = load(options, options.run, options.step, mesh=make_mesh())
     cond, columns = rows_of_labels(run.num_classes, options.num, options.label)
     num = len(cond["label"]) if cond else options.num or 64
     lead = jax.process_index() == 0

@@ -8,7 +8,7 @@ in an environment with jaxdiff, torch 2.13 and a C++ compiler (for `torch.compil
 - *train*: draw times and noise, forward, backward, clip by global norm, AdamW, running average. jaxdiff:
   `jaxdiff.train.compile_step`.
 - *sample*: one evaluation of the network, no gradient.
-- *ddim*: a whole DDIM sampler of 10 evaluations, at the smallest batch only. jaxdiff: `jaxdiff.run.generate`.
+- *ddim*: a whole DDIM sampler of 10 evaluations, at the smallest batch only. jaxdiff: `jaxdiff.generate`.
 
 jaxdiff's processes are set up as `train.py` and `sample.py` are (`jaxdiff.config.start`), one for each.
 Two processes, one a library, each with all cores; each computes only when it is asked, and the other waits. They are
@@ -24,7 +24,8 @@ times. If they are not, nothing is timed.
 
 Time it on an idle machine. Exits with 1 when a bound is missed: on a CPU, training the U-Nets at 0.9 and sampling them
 at 0.95, the transformer at 1.0 in both, and 1.5 over plain Flax; on an accelerator 1.2 over PyTorch. ``--full`` times
-diffusers' `UNet2DModel` too, which the twin must not be slower than. ``--profile`` times nothing: it prints where
+diffusers' `UNet2DModel` too, which the twin must not be slower than. ``--read`` makes one table of several runs'
+results. ``--profile`` times nothing: it prints where
 jaxdiff's training step spends its time. ``--quick`` only shows that it runs.
 """
 
@@ -33,6 +34,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import json
 import os
 import sys
 import tempfile
@@ -242,11 +244,15 @@ def measure(jax: Worker, trainer: Worker, torch: Worker, plain: Worker, options:
             "rows": rows,
         }
         write(options.out, record, PACKAGES)
-    if options.page is not None:
-        page = fill(options.page.read_text(encoding="utf-8"), "vs torch", markdown(rows))
-        options.page.write_text(page, encoding="utf-8")
-        say(f"table written into {options.page}")
+    into_page(options.page, rows)
     return 1 if failed else 0
+
+
+def into_page(path: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The table into the page's marked part, where there is a page."""
+    if path is not None:
+        path.write_text(fill(path.read_text(encoding="utf-8"), "vs torch", markdown(rows)), encoding="utf-8")
+        say(f"table written into {path}")
 
 
 def profile(jax: Worker, options: argparse.Namespace) -> int:
@@ -286,6 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cpu-devices", type=int, default=1, help="that JAX splits the processor, and batches, into")
     parser.add_argument("--profile", action="store_true", help="where the training step's time goes; nothing is timed")
     parser.add_argument("--quick", action="store_true", help="see that it runs; the times mean nothing")
+    parser.add_argument("--read", nargs="+", type=Path, default=None, help="results of before, to be one table")
     parser.add_argument("--out", type=Path, default=None, help="JSON file for the results")
     parser.add_argument("--page", type=Path, default=None, help="Markdown file whose marked part gets the table")
     options = parser.parse_args(arguments)
@@ -295,6 +302,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.turns, options.longest, options.batches = 2, 0.0, [4]
     if options.torch_forms is None:
         options.torch_forms = ["eager", "compile"] if options.quick else list(FORMS)
+    if options.read is not None:
+        rows = [row for path in options.read for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+        print(markdown(rows))
+        into_page(options.page, rows)
+        return 0
     environment = {"JAX_NUM_CPU_DEVICES": str(options.cpu_devices), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     environment["XLA_FLAGS"] = " ".join(filter(None, [os.environ.get("XLA_FLAGS"), options.xla_flags]))
     with ExitStack() as stack:

@@ -25,6 +25,7 @@ It is kept in x0, where it is finite from alpha = 0 on.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -91,10 +92,10 @@ class ClassifierFree:
             given, mine = recall(self.denoise, x, t, with_cond, mine)
             without, other = recall(self.denoise, x, t, null, other)
             return given, without, (mine, other) if memory else ()
-        n, t = x.shape[0], jnp.asarray(t)
+        t = jnp.asarray(t)
         times = t if t.ndim == 0 else _joined(t, t)
         both, memory = recall(self.denoise, _joined(x, x), times, _both(with_cond, null), memory)
-        given, without = (Prediction(*jax.tree.map(lambda part, p=p: part[p], tuple(both))) for p in _halves(n))
+        given, without = (Prediction(*jax.tree.map(functools.partial(_branch, which), tuple(both))) for which in (0, 1))
         return given, without, memory
 
     def alone(self, x: Array, t: ArrayLike, cond: Cond | None, memory: Memory = ()) -> tuple[Prediction, Memory]:
@@ -115,15 +116,16 @@ class ClassifierFree:
 
 
 def _joined(a: Array, b: Array) -> Array:
-    return jnp.concatenate([a, b])
+    # Both branches of a sample side by side: where a batch is split over devices, they stay where it is.
+    return jnp.stack([a, b], axis=1).reshape(2 * a.shape[0], *a.shape[1:])
+
+
+def _branch(which: int, joined: Array) -> Array:
+    return joined.reshape(-1, 2, *joined.shape[1:])[:, which]
 
 
 def _both(cond: Cond, null: Cond) -> Cond:
     return {name: _joined(value, null[name]) for name, value in cond.items()}
-
-
-def _halves(n: int) -> tuple[slice, slice]:
-    return slice(None, n), slice(n, None)
 
 
 class Difference(NamedTuple):

@@ -24,62 +24,25 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import ArrayLike, NDArray
 
-from jaxdiff.compiled import Kept
-from jaxdiff.config import TRUSTED, Config, ConfigError, as_config_error, build_network, build_sampler, read_config
+from jaxdiff.config import (
+    TRUSTED,
+    Config,
+    ConfigError,
+    as_config_error,
+    as_lead,
+    build_network,
+    build_sampler,
+    read_config,
+)
 from jaxdiff.config.folder import CHECKPOINTS
 from jaxdiff.denoiser import NetCache, NetworkDenoiser
-from jaxdiff.guidance import ClassifierFree, Clipped, SparseGuidance
+from jaxdiff.generate import generate, generate_kept
+from jaxdiff.guidance import ClassifierFree, SparseGuidance
 from jaxdiff.images import grid, to_uint8
 from jaxdiff.noise import sample_keys
 from jaxdiff.process import Process
-from jaxdiff.sampling import sample
 from jaxdiff.sampling.base import start as begin
 from jaxdiff.train import CheckpointError, Checkpoints, StructureError, batch_sharding, make_mesh
-
-
-@functools.partial(jax.jit, static_argnames=("shape", "clip", "sharding"))
-def generate(
-    denoise: NetworkDenoiser,
-    sampler: Any,
-    keys: Array,
-    ts: Array,
-    cond: Mapping[str, Array] | None,
-    weight: Array | None,
-    null: Mapping[str, Array] | None,
-    sparse: tuple[Array | None, Array, Array] | None = None,
-    *,
-    shape: tuple[int, ...],
-    clip: bool,
-    sharding: NamedSharding | None,
-) -> Array:
-    """From noise to images, ``(B, *shape)``. Everything but the last three is data: other values do not compile again.
-
-    Args:
-      denoise: the network's denoiser.
-      sampler: from `jaxdiff.sampling`.
-      keys: ``(B,)``, one a sample.
-      ts: ``(n,)`` times, falling.
-      cond: leaves ``(B,)``.
-      weight: of guidance, ``()``; None: no guidance.
-      null: what stands for no condition, where guided.
-      sparse: ``every``, ``rho_min`` and ``rho_max`` of `SparseGuidance`; None: guidance everywhere.
-      shape: of one sample.
-      clip: limit the predicted image to [-1, 1] at every step.
-      sharding: of the batch; None: not split.
-    """
-    if sharding is not None:
-        keys, cond = jax.lax.with_sharding_constraint((keys, cond), sharding)
-    process = denoise.process
-    guided: Any = denoise
-    if weight is not None and null is not None:
-        guided = ClassifierFree(denoise, weight, null, sequential=sparse is not None and denoise.cache is not None)
-        guided = guided if sparse is None else SparseGuidance(guided, process, *sparse)
-    if clip:
-        guided = Clipped(guided, process)
-    images = sample(sampler, guided, keys, process.prior_sample(keys, shape, ts[0]), ts, cond)
-    if sharding is not None:  # whole on every device, so that every host can read all of it
-        images = jax.lax.with_sharding_constraint(images, NamedSharding(sharding.mesh, PartitionSpec()))
-    return images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +79,8 @@ class Run:
           step: of the checkpoint; None: the newest that can be read.
           ema: the averaged weights (what to sample from), else those of the last step.
           trusted: modules that the configuration's classes may come from, which are imported; add your own.
-          mesh: the devices, each of which gets the whole weights; None: this process's, so that each of several
-            processes samples by itself.
+          mesh: the devices, each of which gets the whole weights: all processes call it, and get the step that
+            process 0 has found. None: this process's, so that each of several samples by itself.
 
         Raises:
           ConfigError: the folder is not a run's, or its configuration cannot be read.
@@ -131,6 +94,8 @@ class Run:
         template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes)
         with Checkpoints(Path(path) / CHECKPOINTS, readonly=True) as checkpoints:
             found, params = _newest_weights(checkpoints, template, ema, step)
+            if mesh is not None and (agreed := as_lead(found)) != found:  # a training may be writing newer ones
+                found, params = _newest_weights(checkpoints, template, ema, agreed)
         if mesh is not None:
             everywhere = NamedSharding(mesh, PartitionSpec())
             params = jax.tree.map(
@@ -252,7 +217,7 @@ class Run:
         weight, null = self._guidance(options.guidance if cond is not None else None)
         sparse = self._sparse(null_every, guidance_interval, guided=weight is not None)
         denoise = self.denoise if cache is None else dataclasses.replace(self.denoise, cache=cache)
-        run = generate if compiled is None else functools.partial(_generate_kept, _kept(os.path.abspath(compiled)))
+        run = generate if compiled is None else functools.partial(generate_kept, os.path.abspath(compiled))
         size = min(n, options.batch_size)
         with as_config_error("sampling"):
             made, ts = build_sampler(self.process, options)
@@ -326,16 +291,6 @@ class Run:
         if not np.isfinite(weight):
             raise ConfigError(f"guidance must be a finite number, got {weight}")
         return jnp.float32(weight), {"label": jnp.int32(self._null_label("guidance"))}
-
-
-@functools.lru_cache(maxsize=8)
-def _kept(folder: str) -> Kept:
-    return Kept(folder)
-
-
-def _generate_kept(kept: Kept, *arguments: Any, **static: Any) -> Array:
-    images: Array = kept(generate, arguments, static)
-    return images
 
 
 def rows_of_labels(

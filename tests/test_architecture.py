@@ -41,6 +41,7 @@ LAYERS = [
     {"config"},
     {"train"},
     {"compiled"},
+    {"generate"},
     {"run", "runs", "shards"},
     {"study", "evaluate"},
 ]
@@ -53,6 +54,7 @@ TESTED_BESIDE = {  # modules without a test file of their own -> whose tests are
     "broadcast": "noise",
     "denoiser": "guidance",
     "discrete": "process",
+    "generate": "run",
     "prediction": "parameterization",
     "schedule": "process",
     "times": "loss",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from jaxdiff.prediction import Prediction
 from jaxdiff.process import Process
 from jaxdiff.record import record
 from jaxdiff.run import Run
+from tests.parallel.processes import Group
 
 TINY = (
     *("--network.width", "8", "--network.multipliers", "1", "2", "--network.blocks", "1", "--train.batch_size", "16"),
@@ -244,11 +245,20 @@ def test_mistakes_are_one_line(arguments: str, message: str, folder: Path, capsy
     assert err.count("\n") == 1 and err.startswith("evaluate.py: error: ") and message in err
 
 
-def test_eight_devices_have_the_same_figures(folder: Path, tmp_path: Path, run_python: Callable[..., Any]) -> None:
-    paths = [tmp_path / "one.json", tmp_path / "eight.json"]
-    evaluate.main([str(folder), "--num", "10", "--batch-size", "8", "--steps", "2", "--out", str(paths[0])])
-    options = ("--num", "10", "--batch-size", "8", "--steps", "2", "--out", str(paths[1]))
-    run_python("evaluate.py", folder, *options, devices=8)
-    one, eight = (json.loads(path.read_text())["results"][0]["values"] for path in paths)
-    np.testing.assert_allclose(eight, one, rtol=1e-4)
+def test_devices_and_processes_have_the_same_figures(folder: Path, tmp_path: Path, run_python: Any) -> None:
+    options = ("--num", "10", "--batch-size", "8", "--steps", "2", "--method", "ode", "elbo", "--out")
+
+    def values(name: str) -> list[list[float]]:
+        return [result["values"] for result in json.loads((tmp_path / name).read_text())["results"]]
+
+    evaluate.main([str(folder), *options, str(tmp_path / "one.json")])
+    run_python("evaluate.py", folder, *options, tmp_path / "eight.json", devices=8)
+    group = Group("evaluate.py", folder, *options, tmp_path / "two.json", processes=2, devices=2)
+    try:
+        first, second = group.finish()
+    finally:
+        group.kill()
+    assert "bpd ode rademacher" in first and "bpd" not in second
+    for name in ("eight.json", "two.json"):
+        np.testing.assert_allclose(values(name), values("one.json"), rtol=1e-4)
     assert jax.device_count() == 1

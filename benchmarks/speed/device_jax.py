@@ -113,7 +113,7 @@ class DeviceJax(JaxSide):
         return forward_work(self.network(dtype), self.case.shape, batch, labelled)._asdict()
 
     def sampler(self, net: Functional, batch: int) -> Call:
-        """A whole DDIM sampler under one jit, as `jaxdiff.run.generate` is."""
+        """A whole DDIM sampler under one jit, as `jaxdiff.generate` is."""
         keys, ts = self.sampling(batch)
         cond = jax.tree.map(jnp.asarray, self.images(batch)[1]) or None
         denoise = NetworkDenoiser(net, jax.device_put(self.params, self.whole), PROCESS, EPS)

@@ -3,7 +3,7 @@
     python -m benchmarks.speed.jax_side        asked by its parent, `benchmarks.speed.pipes`
 
 jaxdiff's training step is `jaxdiff.train.compile_step` over a mesh of all devices, as train.py calls it; its evaluation
-is the jitted ``net.apply``, and its sampler the jitted `jaxdiff.run.generate`.
+is the jitted ``net.apply``, and its sampler the jitted `jaxdiff.generate`.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class JaxSide:
         return sample_keys(jax.random.key(0), 0, batch), uniform_times(PROCESS, EVALUATIONS)
 
     def sampler(self, net: Functional, batch: int) -> Call:
-        from jaxdiff.run import generate
+        from jaxdiff.generate import generate
 
         keys, ts = self.sampling(batch)
         cond = jax.tree.map(jnp.asarray, self.images(batch)[1]) or None

@@ -34,7 +34,7 @@ import jaxdiff
 from jaxdiff import config as cfg
 from jaxdiff import train as training
 from jaxdiff.data import batches
-from jaxdiff.run import generate
+from jaxdiff.generate import generate
 
 plt.rcParams |= {
     "figure.dpi": 110,

@@ -219,7 +219,7 @@ def bits(run: Run, source: Source, options: EvaluateOptions) -> Iterator[Measure
     for name, method in chosen.items():
         with as_config_error(name):  # the run is known here, and a trace inside `measure` would not know its numbers
             jax.eval_shape(functools.partial(method, run.denoise), x, _keys(key, indices[:size]), cond)
-    sharding = None if size % run.mesh.size else batch_sharding(run.mesh)
+    sharding = None if size % run.batch_devices else batch_sharding(run.mesh)
     for name, method in chosen.items():
         learned = method.learn(run.denoise, x, _keys(key, indices[:size]), cond)
         found: dict[str, list[np.ndarray]] = {}

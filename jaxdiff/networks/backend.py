@@ -16,17 +16,22 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
+from jaxdiff.networks.placement import devices_of_a_batch
+
 AttentionForm = Literal["plain", "chunked", "cudnn", "flash"]
 Portable = Literal["portable"]
 
 LOGITS_BYTES = {"cpu": 2**28, "other": 2**28}
-"""The float32 logits of one attention above which they are not held at once, by platform. The plain form keeps about
-two arrays of this size for its gradient, at each of a network's attentions. On an accelerator it is a matter of memory;
-on a CPU also of speed, for the chunked form's blocks stay in the cache: `benchmarks/attention.py` measures from which
-size that pays."""
+"""The float32 logits of one attention on one device above which they are not held at once, by platform. The plain form
+keeps about two arrays of this size for its gradient, at each of a network's attentions. On an accelerator it is a
+matter of memory; on a CPU also of speed, for the chunked form's blocks stay in the cache: `benchmarks/attention.py`
+measures from which size that pays."""
 
 FLASH_KEYS = 1024
 """Fewest keys for the TPU kernel: a row of fewer logits stays on the chip in XLA's own softmax. Not measured."""
+
+WINOGRAD_CHANNELS, WINOGRAD_PIXELS = 64, 1024
+"""Fewest channels, of inputs and of outputs, and fewest pixels of a batch for Winograd's convolution on a CPU."""
 
 _asked = jax.make_user_context(default_value=None)
 
@@ -39,10 +44,12 @@ class Machine:
       platform: "cpu", "cuda" (an NVIDIA GPU of compute capability 8.0 or more, as cuDNN's kernel needs), "tpu", or any
         other name, for which nothing is assumed.
       devices: how many of them.
+      parts: over how many the samples and heads of one attention are split.
     """
 
     platform: str
     devices: int = 1
+    parts: int = 1
 
 
 class Call(NamedTuple):
@@ -122,9 +129,9 @@ ATTENTION: tuple[Row, ...] = (
         lambda machine, call: (
             isinstance(call.queries, int)
             and isinstance(call.keys, int)
-            and call.logits_bytes > LOGITS_BYTES.get(machine.platform, LOGITS_BYTES["other"])
+            and call.logits_bytes > machine.parts * LOGITS_BYTES.get(machine.platform, LOGITS_BYTES["other"])
         ),
-        "memory: logits of more than LOGITS_BYTES are made a block at a time, and again for the gradient",
+        "memory: logits of more than LOGITS_BYTES on a device are made a block at a time, and again for the gradient",
     ),
     Row(
         "plain",
@@ -145,7 +152,7 @@ def present_machine() -> Machine:
     if platform == "gpu":
         major = str(getattr(device, "compute_capability", "")).split(".")[0]  # AMD's are names such as gfx942
         platform = "cuda" if major.isdigit() and int(major) >= 8 else "gpu"
-    return Machine(platform, len(jax.devices(device.platform)))
+    return Machine(platform, len(jax.devices(device.platform)), devices_of_a_batch())
 
 
 def choose_attention(machine: Machine, query: Any, key: Any, value: Any) -> AttentionForm:
@@ -183,6 +190,32 @@ def by_phases(machine: Machine) -> bool:
     (True, False)
     """
     return machine.platform == "cpu" and asked_form() is None
+
+
+def by_winograd(machine: Machine, x: Any, kernel: Any) -> bool:
+    """Whether a 3x3 convolution of stride 1 is `jaxdiff.networks.winograd.winograd`, with 16 products for 36.
+
+    What it saves in products it spends on copies of the image and of the kernel: it takes many channels and many pixels
+    to pay (docs/performance.md). In float32 on a CPU, outside of `attention_form`.
+
+    Args:
+      machine: where it will run.
+      x, kernel: ``(B, H, W, inputs)`` and ``(3, 3, inputs, outputs)``: arrays, or anything with their shape and dtype.
+
+    >>> x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((16, 8, 8, 256), (3, 3, 256, 256)))
+    >>> by_winograd(Machine("cpu"), x, kernel), by_winograd(Machine("cuda"), x, kernel)
+    (True, False)
+    """
+    batch, height, width, inputs = x.shape
+    return (
+        machine.platform == "cpu"
+        and asked_form() is None
+        and x.dtype == jnp.float32
+        and height % 2 == width % 2 == 0
+        and min(inputs, kernel.shape[3]) >= WINOGRAD_CHANNELS
+        and isinstance(batch, int)
+        and batch * height * width >= WINOGRAD_PIXELS
+    )
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from jax.typing import ArrayLike
 from jaxdiff.networks.attention import SelfAttention
 from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, check_cond, position_embedding
 from jaxdiff.networks.layers import DType, Linear, check_images, draw, dropout, layer_norm, normal, zeros
-from jaxdiff.networks.placement import by_sample
+from jaxdiff.networks.placement import by_feature, by_sample
 from jaxdiff.networks.remat import Remat, check_remat, recomputed
 
 small = normal(0.02)
@@ -126,7 +126,7 @@ class DiTBlock(nnx.Module):
         """Also what attention and perceptron gave, before the gates."""
         keys = (None, None) if key is None else jax.random.split(key)
         eps, rate = self.config.norm_eps, self.config.dropout
-        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(self.modulation(c), 6, axis=-1)  # (B, C) each
+        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(c)  # (B, C) each
 
         attended = self.attention(modulate(layer_norm(x, eps), shift1, scale1).astype(x.dtype))
         x = x + gate1[:, None, :].astype(x.dtype) * dropout(attended, rate, keys[0])
@@ -136,10 +136,13 @@ class DiTBlock(nnx.Module):
 
     def joined(self, x: Array, c: Array, given: tuple[Array, Array]) -> Array:
         """The block with what attention and perceptron give given: of equations (1) to (3) the gates and the sums."""
-        _, _, gate1, _, _, gate2 = jnp.split(self.modulation(c), 6, axis=-1)
+        _, _, gate1, _, _, gate2 = self._modulation(c)
         for gate, part in zip((gate1, gate2), given, strict=True):
             x = x + gate[:, None, :].astype(x.dtype) * part
         return x
+
+    def _modulation(self, c: Array) -> list[Array]:
+        return jnp.split(by_feature(self.modulation(c), self.config.width), 6, axis=-1)
 
 
 class DiTModule(nnx.Module):
@@ -186,7 +189,7 @@ class DiTModule(nnx.Module):
         patch = self.config.patch
         batch, height, width, _ = x.shape
         rows, columns = height // patch, width // patch
-        shift, scale = jnp.split(self.modulation(c), 2, axis=-1)
+        shift, scale = jnp.split(by_feature(self.modulation(c), self.config.width), 2, axis=-1)
         tokens = self.out(modulate(layer_norm(tokens, self.config.norm_eps), shift, scale))
         tokens = tokens.reshape(batch, rows, columns, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
         return tokens.reshape(batch, height, width, -1)

@@ -21,7 +21,8 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from jaxdiff.networks.backend import by_phases, present_machine
+from jaxdiff.networks.backend import by_phases, by_winograd, present_machine
+from jaxdiff.networks.winograd import winograd
 
 DType = Literal["float32", "bfloat16"]
 Padding = Literal["bottom_right", "symmetric"]
@@ -132,8 +133,12 @@ class Conv3x3(nnx.Module):
         >>> Conv3x3(4, 6, stride=2, padding="bottom_right")(jnp.ones((2, 8, 8, 4))).shape
         (2, 4, 4, 6)
         """
-        edges = (1, 1) if self.padding == "symmetric" else (0, 1)
-        return self._biased(convolve(x.astype(self.dtype), self.kernel[...], self.stride, (edges, edges)))
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        symmetric = self.padding == "symmetric"
+        if self.stride == 1 and symmetric and by_winograd(present_machine(), x, kernel):
+            return self._biased(winograd(x, kernel))
+        edges = (1, 1) if symmetric else (0, 1)
+        return self._biased(convolve(x, kernel, self.stride, (edges, edges)))
 
     def on_upsampled(self, x: Array) -> Array:
         """``self(upsample(x))``, of stride 1 and symmetric padding: ``(B, H, W, inputs) -> (B, 2 H, 2 W, outputs)``.

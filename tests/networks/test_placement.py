@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from jaxdiff.networks.backend import present_machine
 from jaxdiff.networks.placement import by_sample, samples_over
 from jaxdiff.train import make_mesh
 from jaxdiff.train.sharding import batch_sharding
@@ -26,3 +28,43 @@ def test_by_sample_splits_the_first_axis_where_it_can() -> None:
     assert not jax.make_jaxpr(by_sample)(jnp.zeros((8, 3))).jaxpr.eqns
     with samples_over(batch_sharding(make_mesh(data=1))):  # one device: the program is as it was
         assert not jax.make_jaxpr(by_sample)(jnp.zeros((8, 3))).jaxpr.eqns
+
+
+def test_an_attention_is_judged_by_a_devices_part_of_it() -> None:
+    mesh = jax.sharding.AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
+    with samples_over(batch_sharding(mesh)):
+        assert present_machine().parts == 8
+    assert present_machine().parts == 1
+
+
+GENERATE = """
+import json, jax, jax.numpy as jnp
+from benchmarks.speed.collectives import count
+from jaxdiff import DDIM, VP
+from jaxdiff.denoiser import NetworkDenoiser
+from jaxdiff.networks import DiT, functional
+from jaxdiff.noise import sample_keys
+from jaxdiff.parameterization import Eps
+from jaxdiff.generate import generate
+from jaxdiff.train import batch_sharding, make_mesh, split_sharding
+
+mesh = make_mesh(data=2, fsdp=4)
+net = functional(DiT(in_channels=4, width=64, depth=3, heads=4, frequencies=16, num_classes=10))
+shapes = jax.eval_shape(net.init, jax.random.key(0))
+placed = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+denoise = NetworkDenoiser(net, jax.tree.map(placed, shapes, split_sharding(shapes, mesh)), VP(), Eps())
+lowered = generate.lower(
+    denoise, DDIM(VP()), sample_keys(jax.random.key(0), 0, 64), jnp.linspace(1.0, 1e-3, 11),
+    {"label": jnp.zeros(64, jnp.int32)}, jnp.float32(2), {"label": jnp.int32(10)},
+    shape=(32, 32, 4), clip=False, sharding=batch_sharding(mesh),
+)
+weights = sum(4 * leaf.size for leaf in jax.tree.leaves(shapes))
+print(json.dumps({"sent": count(lowered.compile().as_text(), 8, slices=True).sent, "weights": weights}))
+"""
+
+
+def test_sampling_with_split_weights_sends_weights_and_the_last_images(run_python: Any) -> None:
+    """Left to itself the compiler sends 482 MB here, most of it activations, which are larger than the weights."""
+    found = json.loads(run_python("-c", GENERATE, devices=8).stdout.splitlines()[-1])
+    images = 4 * 64 * 32 * 32 * 4
+    assert found["sent"] <= 11 * found["weights"] * 3 / 4 + images * 7 / 8

@@ -130,7 +130,7 @@ def test_a_mistake_of_both_is_told_by_both_and_ends_both(tmp_path: Path, start: 
 
 
 def test_what_befalls_one_of_two_processes(tmp_path: Path, start: Start) -> None:
-    """Killed, the leader killed, SIGTERM, SIGINT: each time both end, and both go on."""
+    """Killed, the leader killed, stopped with its connections open, SIGTERM, SIGINT: both end, and both go on."""
     folder, endless = tmp_path / "run", ("--train.steps", "1000000")
     reached = 0
 
@@ -139,15 +139,16 @@ def test_what_befalls_one_of_two_processes(tmp_path: Path, start: Start) -> None
         group.until(lambda: len(lines(folder)) >= reached + 15 and checkpoints(folder)[-1:] > [reached])
         return group
 
-    for victim in (1, 0):
+    for number, victim in ((signal.SIGKILL, 1), (signal.SIGKILL, 0), (signal.SIGSTOP, 1)):
         group = run_on()
-        group.send(signal.SIGKILL, victim)
+        group.send(number, victim)
         begun = time.monotonic()
         survivor = group.members[1 - victim]
         status = survivor.wait(PEER_TIMEOUT + 50)
         assert status in (1, -signal.SIGABRT), survivor.said
         assert "another process" in survivor.said or "another task died" in survivor.said, survivor.said
-        print(f"process {1 - victim} ended with {status}, {time.monotonic() - begun:.1f} s after the other's death")
+        print(f"ended with {status}, {time.monotonic() - begun:.1f} s after the other's {number.name}")
+        group.send(signal.SIGKILL, victim)
         reached = checkpoints(folder)[-1]
 
     for number, receiver in ((signal.SIGTERM, 1), (signal.SIGINT, 0)):

@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.train.checksum import FILES, DamageError, check_files, leaf_sums, text_sum, write_file_sums
+from jaxdiff.train.checksum import (
+    FILES,
+    DamageError,
+    check_files,
+    device_sums,
+    leaf_sums,
+    text_sum,
+    write_file_sums,
+)
 
 
 def flipped(values: np.ndarray, bit: int) -> np.ndarray:
@@ -41,6 +49,7 @@ def test_the_sum_is_the_equations_and_sees_every_bit(dtype: str, shape: tuple[in
     values = np.asarray(jnp.asarray(drawn > 0 if dtype == "bool" else signed, dtype))
     (whole,) = leaf_sums([jnp.asarray(values)])
     assert int(whole, 16) == equation_1(values)
+    assert device_sums([jnp.asarray(values)]) == [whole]
     bits = range(0, 8 * values.nbytes, 8) if dtype == "bool" else range(8 * values.nbytes)
     others = leaf_sums([jnp.asarray(flipped(values, bit)) for bit in bits])
     assert whole not in others and len(set(others)) == len(others)
@@ -50,6 +59,7 @@ def test_no_elements_and_swapped_ones() -> None:
     a = jnp.arange(6.0).reshape(2, 3)
     sums = leaf_sums([a, a[::-1], a[:, ::-1], a.T, jnp.zeros((0, 3)), jnp.zeros((2, 3))])
     assert len(set(sums[:4])) == 4 and sums[4] == sums[5] == "0" * 16
+    assert device_sums([a, a[::-1], a[:, ::-1], a.T, jnp.zeros((0, 3)), jnp.zeros((2, 3))]) == sums
 
 
 def test_the_same_on_any_mesh(run_python: Callable[..., Any]) -> None:
@@ -57,13 +67,14 @@ def test_the_same_on_any_mesh(run_python: Callable[..., Any]) -> None:
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from jaxdiff.train import make_mesh
-from jaxdiff.train.checksum import leaf_sums
+from jaxdiff.train.checksum import device_sums, leaf_sums
 x = np.random.default_rng(0).normal(size=(8, 6, 16)).astype(np.float32)
 seen = set(leaf_sums([jax.device_put(x, jax.devices()[0])]))
 for data, fsdp in ((8, 1), (1, 8), (2, 4)):
     mesh = make_mesh(data=data, fsdp=fsdp)
     for spec in (P(), P("fsdp"), P(None, None, ("data", "fsdp")), P("data", None, "fsdp")):
-        seen |= set(leaf_sums([jax.device_put(x, NamedSharding(mesh, spec))]))
+        for sums in (leaf_sums, device_sums):
+            seen |= set(sums([jax.device_put(x, NamedSharding(mesh, spec))]))
 print(len(seen))
 """
     assert run_python("-c", code, devices=8).stdout.split() == ["1"]

@@ -1,0 +1,124 @@
+"""`jaxdiff.networks.winograd`: the convolution itself, in every mode of differentiation, and where it is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array
+
+from jaxdiff.networks.backend import Machine, attention_form, by_winograd
+from jaxdiff.networks.layers import Conv3x3
+from jaxdiff.networks.winograd import _usual, winograd
+
+Convolution = Callable[[Array, Array], Array]
+
+
+def drawn(*shape: int, seed: int = 0) -> Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+X, KERNEL, DX, DKERNEL = (
+    drawn(2, 8, 6, 5),
+    drawn(3, 3, 5, 7, seed=1),
+    drawn(2, 8, 6, 5, seed=2),
+    drawn(3, 3, 5, 7, seed=3),
+)
+
+
+def exact(x: Array, kernel: Array) -> np.ndarray:
+    """The sum over the nine taps, in float64."""
+    padded = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    height, width = x.shape[1:3]
+    taps = [(i, j) for i in range(3) for j in range(3)]
+    return np.asarray(
+        sum(padded[:, i : i + height, j : j + width] @ np.asarray(kernel[i, j], np.float64) for i, j in taps)
+    )
+
+
+def cubed(convolution: Convolution) -> Callable[[Array, Array], Array]:
+    return lambda x, kernel: (convolution(x, kernel) ** 3).sum()
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 2, 1, 1), (2, 8, 6, 5, 7), (3, 16, 16, 64, 32)])
+def test_it_is_the_convolution(shape: tuple[int, ...]) -> None:
+    *image, outputs = shape
+    x, kernel = drawn(*image), drawn(3, 3, image[-1], outputs, seed=1)
+    found, usual = (np.asarray(f(x, kernel)) - exact(x, kernel) for f in (jax.jit(winograd), _usual))
+    assert np.sqrt((found**2).mean()) <= 3 * np.sqrt((usual**2).mean()) + 1e-6
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda f: jax.vjp(f, X, KERNEL)[1](drawn(2, 8, 6, 7)),
+        lambda f: jax.grad(lambda x: cubed(f)(x, KERNEL))(X),
+        lambda f: jax.grad(lambda kernel: cubed(f)(X, kernel))(KERNEL),
+        lambda f: jax.jvp(f, (X, KERNEL), (DX, DKERNEL)),
+        lambda f: jax.jvp(lambda kernel: f(X, kernel), (KERNEL,), (DKERNEL,)),
+        lambda f: jax.jvp(jax.grad(cubed(f), argnums=(0, 1)), (X, KERNEL), (DX, DKERNEL)),
+        lambda f: jax.grad(lambda x: (jax.grad(cubed(f))(x, KERNEL) ** 2).sum())(X),
+        lambda f: jax.grad(jax.checkpoint(cubed(f)), argnums=(0, 1))(X, KERNEL),
+        lambda f: jax.vmap(f, (0, None))(jnp.stack([X, DX]), KERNEL),
+        lambda f: jax.vmap(f, (None, 0))(X, jnp.stack([KERNEL, DKERNEL])),
+        lambda f: jax.vmap(jax.grad(lambda x: cubed(f)(x[None], KERNEL)))(X),
+        lambda f: jax.jacfwd(lambda kernel: f(X, kernel).sum((0, 1, 2)))(KERNEL),
+    ],
+)
+def test_all_derivatives_and_batches(use: Any) -> None:
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5 * abs(b).max()), use(winograd), use(_usual)
+    )
+
+
+def test_derivatives_are_of_the_usual_convolution_and_of_no_zeros() -> None:
+    """One convolution for the result and one for what moves: none of an unmoved kernel's zeros."""
+    assert str(jax.make_jaxpr(jax.grad(lambda x: cubed(winograd)(x, KERNEL)))(X)).count("conv_general_dilated[") == 2
+    assert (
+        str(jax.make_jaxpr(lambda v: jax.jvp(lambda x: winograd(x, KERNEL), (X,), (v,)))(DX)).count("conv_general") == 2
+    )
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(winograd)(X, KERNEL))
+
+
+def test_odd_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"height and width are to be even, got \(7, 6\)"):
+        winograd(drawn(1, 7, 6, 2), drawn(3, 3, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("taken", "platform", "shape", "outputs", "dtype"),
+    [
+        (True, "cpu", (16, 8, 8, 64), 64, "float32"),
+        (True, "cpu", (1, 32, 32, 256), 128, "float32"),
+        (False, "cuda", (16, 8, 8, 64), 64, "float32"),
+        (False, "cpu", (16, 8, 8, 64), 64, "bfloat16"),
+        (False, "cpu", (16, 8, 8, 63), 64, "float32"),
+        (False, "cpu", (16, 8, 8, 64), 3, "float32"),
+        (False, "cpu", (15, 8, 8, 64), 64, "float32"),
+        (False, "cpu", (64, 7, 8, 64), 64, "float32"),
+        (False, "cpu", (64, 8, 7, 64), 64, "float32"),
+    ],
+)
+def test_where_it_is_taken(taken: bool, platform: str, shape: tuple[int, ...], outputs: int, dtype: Any) -> None:
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    kernel = jax.ShapeDtypeStruct((3, 3, shape[-1], outputs), dtype)
+    assert by_winograd(Machine(platform), x, kernel) == taken
+    with attention_form("portable"):
+        assert not by_winograd(Machine(platform), x, kernel)
+
+
+def test_a_layer_takes_it_for_images_alone_and_not_for_gradients() -> None:
+    conv, strided = Conv3x3(64, 64), Conv3x3(64, 64, stride=2)
+    x = drawn(4, 16, 16, 64)
+    assert "conv_general" not in str(jax.make_jaxpr(conv)(x)) and "dot_general" in str(jax.make_jaxpr(conv)(x))
+    assert "conv_general" in str(jax.make_jaxpr(strided)(x)) and "conv_general" in str(
+        jax.make_jaxpr(conv)(x[:, :2, :2])
+    )
+    assert "dot_general" not in str(jax.make_jaxpr(jax.grad(lambda x: conv(x).sum()))(x))
+    with attention_form("plain"):
+        np.testing.assert_allclose(jax.jit(conv)(x), conv._biased(_usual(x, conv.kernel[...])), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(conv)(x), conv._biased(_usual(x, conv.kernel[...])), rtol=1e-4, atol=1e-5)
