@@ -10,14 +10,16 @@ t where tensor splits it. Per device and step:
     gradients, of an array that fsdp splits       w (f - 1)/f + 2 (w / f)(d - 1)/d                  (3)
     gradients, of any other                       2 w (d f - 1)/(d f)                               (4)
     weights, of an array that fsdp splits         2 w (f - 1)/f                                     (5)
-    its part of a forward pass, where p = 1       min(w, b (f R in + R out)) (f - 1)/f              (6)
+    or, where p = 1, for (5) and the scatter      b ((1 + s) f R in + n s R out) (f - 1)/f          (6)
     activations, where tensor splits a block      m 2 b R L C (t - 1)/t                             (7)
     the state                                     sum of its arrays, each over what splits it       (8)
 
 (1): N tokens of C channels, two products. (3) is a reduce-scatter over fsdp, and an all-reduce over data of the part
 that is left (ZeRO-3: Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, section 7); (4) an all-reduce. (5):
-gathered in the forward pass and again in the backward, for nothing is kept whole between them. (6): a matrix in x out
-that acts on one vector a sample need not be gathered in the forward pass: its inputs can be, and its outputs exchanged.
+gathered in the forward pass and again in the backward, for nothing is kept whole between them. (6): s
+matrices in x out that act on one vector a sample, the same for all, need not be gathered: the vectors are, once, and
+the outputs exchanged; the outputs' gradients the other way, and the vectors' are scattered, s times. n = 2, and 3 where
+the block is recomputed. The lesser of both is the ideal.
 (7): two all-reduces a block in each direction (Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053, section 3), m =
 4; where the block is recomputed its forward ones too, for the gates' gradients need both sums, m = 6. The norms and the
 metrics are a few numbers, and counted as none.
@@ -36,6 +38,8 @@ from jaxdiff.networks import DiT, UNet
 
 VECTOR = {"modulation", "time", "label", "embed"}
 """Names on the path of what acts on one vector a sample. It computes in float32."""
+BLOCKS = ("blocks", "down", "up", "middle_in", "middle_out")
+"""First names on the paths of what `remat` computes again."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ def forward_operations(network: DiT | UNet, size: int, params: Any) -> tuple[flo
             channels = leaf.shape[-1]
             operations += 4.0 * p * p * channels * (leaf.elements // (leaf.shape[-2] * channels))
         whole += operations
-        blocks += operations * (leaf.path[0] in ("blocks", "down", "up", "middle_in", "middle_out"))
+        blocks += operations * (leaf.path[0] in BLOCKS)
     return whole, blocks
 
 
@@ -153,15 +157,17 @@ def sent(network: DiT | UNet, layout: Layout, params: Any) -> Sent:
         if "fsdp" not in leaf.axes:
             whole += 2 * w * (d * f - 1) / (d * f)
             continue
-        scattered += w * (f - 1) / f
         reduced += 2 * w / f * (d - 1) / d
-        forward = w
         if leaf.vector and leaf.path[-1] == "kernel":
             stacked = math.prod(leaf.shape[:-2])
             inputs, outputs = leaf.shape[-2:]
-            moved = element * stacked * (f * layout.batch * inputs + layout.batch * outputs)
-            forward = min(w, moved)
-        weights += (forward + w) * (f - 1) / f
+            directions = 3 if network.remat == "full" and leaf.path[0] in BLOCKS else 2
+            moved = element * layout.batch * ((1 + stacked) * f * inputs + directions * stacked * outputs)
+            if moved < 3 * w:
+                weights += moved * (f - 1) / f
+                continue
+        scattered += w * (f - 1) / f
+        weights += 2 * w * (f - 1) / f
     activations = 0.0
     if split and isinstance(network, DiT):
         tokens = layout.batch * (layout.size // network.patch) ** 2 * network.width * layout.half
