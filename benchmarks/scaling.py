@@ -77,6 +77,7 @@ def asked_of_child(question: Mapping[str, Any], devices: int, flags: str) -> dic
     """
     environment = {
         **os.environ,
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is used: its lock file need not be free
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "XLA_FLAGS": flags,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 
 import numpy as np
@@ -25,9 +26,10 @@ def decode(data: bytes | memoryview, where: str) -> NDArray[np.uint8]:
     Raises:
       DataError: with `where`, when the data are empty, damaged or of another kind.
 
-    >>> decode(b"", "cat.png")
+    >>> decode(b"text", "cat.png")
     Traceback (most recent call last):
-    jaxdiff.data.sources.DataError: cat.png: image is empty (0 bytes); replace or remove it
+    jaxdiff.data.sources.DataError: cat.png: image is damaged or of an unknown kind (cannot identify image file);
+        replace or remove it
     """
     if len(data) == 0:
         raise DataError(f"{where}: image is empty (0 bytes); replace or remove it")
@@ -40,7 +42,6 @@ def decode(data: bytes | memoryview, where: str) -> NDArray[np.uint8]:
                 return pixels.reshape(picture.height, picture.width, -1)
             found = picture.mode
     except DECODE_ERRORS as error:
-        raise DataError(
-            f"{where}: image is damaged or of an unknown kind ({one_line(error)}); replace or remove it"
-        ) from error
+        why = re.sub(r" <[\w.]+ object at 0x[0-9a-f]+>", "", one_line(error))  # Pillow names the file, which is none
+        raise DataError(f"{where}: image is damaged or of an unknown kind ({why}); replace or remove it") from error
     raise DataError(f"{where}: image has Pillow mode {found}, expected 8-bit grey, RGB or RGBA; convert the file")

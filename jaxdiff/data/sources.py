@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -389,13 +388,8 @@ def digest(*arrays: NDArray[np.generic]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message without line breaks and objects' addresses, or its kind where it has none.
-
-    >>> one_line(ValueError("cannot identify image file <_io.BytesIO object at 0x7f52>"))
-    'cannot identify image file'
-    """
-    text = re.sub(r"<[\w.]+ object at 0x[0-9a-f]+>", "", str(error))
-    return " ".join(text.split()) or type(error).__name__
+    """An error's message without line breaks, or its kind where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _shape(shape: tuple[int, ...]) -> str:
