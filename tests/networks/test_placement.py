@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxdiff.networks.backend import present_machine
-from jaxdiff.networks.placement import by_sample, samples_over
+from jaxdiff.networks.placement import by_feature, by_sample, samples_over
 from jaxdiff.train import make_mesh
 from jaxdiff.train.sharding import batch_sharding
 
@@ -28,6 +28,23 @@ def test_by_sample_splits_the_first_axis_where_it_can() -> None:
     assert not jax.make_jaxpr(by_sample)(jnp.zeros((8, 3))).jaxpr.eqns
     with samples_over(batch_sharding(make_mesh(data=1))):  # one device: the program is as it was
         assert not jax.make_jaxpr(by_sample)(jnp.zeros((8, 3))).jaxpr.eqns
+
+
+def test_products_of_vectors_are_made_where_columns_lie() -> None:
+    mesh = jax.sharding.AbstractMesh((2, 4, 1), ("data", "fsdp", "tensor"))
+
+    def constraints(rows: int, features: int, inputs: int) -> list[Any]:
+        with samples_over(batch_sharding(mesh)):
+            traced = jax.make_jaxpr(lambda y: by_feature(y, inputs))(jnp.zeros((rows, features)))
+        return [e.params["sharding"].spec for e in traced.jaxpr.eqns if e.primitive.name == "sharding_constraint"]
+
+    by_columns = PartitionSpec(("data",), "fsdp")
+    by_samples = PartitionSpec(("data", "fsdp"), PartitionSpec.UNCONSTRAINED)
+    assert constraints(8, 64, 16) == [by_columns, by_samples]
+    assert constraints(8, 62, 16) == [by_samples]  # columns that fsdp does not divide
+    assert constraints(800, 64, 16) == [by_samples]  # vectors of more bytes than the matrix
+    assert constraints(6, 64, 16) == []
+    assert not jax.make_jaxpr(lambda y: by_feature(y, 16))(jnp.zeros((8, 64))).jaxpr.eqns
 
 
 def test_an_attention_is_judged_by_a_devices_part_of_it() -> None:
