@@ -25,8 +25,8 @@ times. If they are not, nothing is timed.
 Time it on an idle machine. Exits with 1 when a bound is missed: on a CPU, training the U-Nets at 0.9 and sampling them
 at 0.95, the transformer at 1.0 in both, and 1.5 over plain Flax; on an accelerator 1.2 over PyTorch. ``--full`` times
 diffusers' `UNet2DModel` too, which the twin must not be slower than. ``--read`` makes one table of several runs'
-results. ``--profile`` times nothing: it prints where
-jaxdiff's training step spends its time. ``--quick`` only shows that it runs.
+results. ``--profile`` times nothing: it prints where jaxdiff's training step spends its time. ``--quick`` only shows
+that it runs.
 """
 
 from __future__ import annotations

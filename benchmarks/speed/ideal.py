@@ -16,10 +16,10 @@ t where tensor splits it. Per device and step:
 
 (1): N tokens of C channels, two products. (3) is a reduce-scatter over fsdp, and an all-reduce over data of the part
 that is left (ZeRO-3: Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, section 7); (4) an all-reduce. (5):
-gathered in the forward pass and again in the backward, for nothing is kept whole between them. (6): s
-matrices in x out that act on one vector a sample, the same for all, need not be gathered: the vectors are, once, and
-the outputs exchanged; the outputs' gradients the other way, and the vectors' are scattered, s times. n = 2, and 3 where
-the block is recomputed. The lesser of both is the ideal.
+gathered in the forward pass and again in the backward, for nothing is kept whole between them. (6): s matrices in x out
+that act on one vector a sample, the same for all, need not be gathered: the vectors are, once, and the outputs
+exchanged; the outputs' gradients the other way, and the vectors' are scattered, s times. n = 2, and 3 where the block
+is recomputed. The lesser of both is the ideal.
 (7): two all-reduces a block in each direction (Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053, section 3), m =
 4; where the block is recomputed its forward ones too, for the gates' gradients need both sums, m = 6. The norms and the
 metrics are a few numbers, and counted as none.

@@ -193,7 +193,7 @@ def by_phases(machine: Machine) -> bool:
 
 
 def by_winograd(machine: Machine, x: Any, kernel: Any) -> bool:
-    """Whether a 3x3 convolution of stride 1 is `jaxdiff.networks.winograd.winograd`, with 16 products for 36.
+    """Whether a 3x3 convolution of stride 1 is `jaxdiff.networks.convolution.winograd`, with 16 products for 36.
 
     What it saves in products it spends on copies of the image and of the kernel: it takes many channels and many pixels
     to pay (docs/performance.md). In float32 on a CPU, outside of `attention_form`.

@@ -22,7 +22,7 @@ from flax import nnx
 from jax import Array
 
 from jaxdiff.networks.backend import by_phases, by_winograd, present_machine
-from jaxdiff.networks.winograd import winograd
+from jaxdiff.networks.convolution import convolve, winograd
 
 DType = Literal["float32", "bfloat16"]
 Padding = Literal["bottom_right", "symmetric"]
@@ -175,21 +175,6 @@ def _of_phase(kernel: Array, phase: int, axis: int) -> Array:
     """The two taps along ``axis`` that a kernel of three has on the image, at even or odd places of the upsampled."""
     first, second, third = jnp.split(kernel, 3, axis)
     return jnp.concatenate([first, second + third] if phase == 0 else [first + second, third], axis)
-
-
-def convolve(x: Array, kernel: Array, stride: int, padding: tuple[tuple[int, int], tuple[int, int]]) -> Array:
-    """A convolution in ``x``'s dtype: ``(B, H, W, inputs)`` by ``(h, w, inputs, outputs)``.
-
-    >>> convolve(jnp.ones((1, 4, 4, 2)), jnp.ones((2, 2, 2, 3)), 1, ((1, 0), (1, 0))).shape
-    (1, 4, 4, 3)
-    """
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel.astype(x.dtype),
-        window_strides=(stride, stride),
-        padding=padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
 
 
 class GroupNorm(nnx.Module):

@@ -114,7 +114,7 @@ class Checkpoints:
             create=not readonly,
             temporary_path_class=Summed,
         )
-        keep_to_itself()
+        keep_to_itself(saves=not readonly)
         self._manager: Any = self._opened()
 
     def _opened(self, *, clean: bool = True) -> Any:
@@ -240,11 +240,10 @@ class Checkpoints:
             self._say(f"WARNING: {text}; training goes on")
 
     def _sweep(self) -> None:
-        """Removes what failed saves have left, which takes room; its threads may be writing there yet."""
+        """Removes what failed saves have left, which takes room; where their threads write on, the next sweep does."""
         if self._failed:
             for partial in self.folder.glob("*.orbax-checkpoint-tmp"):
-                shutil.rmtree(partial, ignore_errors=True)  # the next sweep, or the next start, removes the rest
-            self._failed = any(self.folder.glob("*.orbax-checkpoint-tmp"))
+                shutil.rmtree(partial, ignore_errors=True)
 
     def _noted(self) -> int | None:
         """The last step saved, by the ledger; -1 where it cannot be read, None where there is none."""
@@ -325,10 +324,10 @@ class Checkpoints:
         """
         try:
             self._settle(fatal=True)
-            self._sweep()
         finally:
             if self._manager is not None:
                 self._manager.close()
+        self._sweep()
 
     def __enter__(self) -> Checkpoints:
         return self

@@ -5,7 +5,7 @@ With b(x_i) the bits of element i as a whole number, and w_k(j) an odd number th
     sum(x) = sum_i b(x_i) w_1(i_1) ... w_d(i_d)   mod 2^64                                            (1)
 
 The sum of a leaf is that of its shards. On accelerators these make the sums, and eight bytes a leaf leave them; on CPUs
-NumPy is as fast without compiling anything: each process adds up what it holds, and the sums of all are exchanged.
+NumPy is faster and compiles nothing: each process adds up what it holds, and the sums of all are exchanged.
 A changed bit changes (1) by 2^n times an odd number, which is never 0: every single flipped bit is seen, and other
 damage but once in 2^32 times at most. The sums are against accidents; whoever can write files can write sums too.
 """

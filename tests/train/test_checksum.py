@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff.train import checksum
 from jaxdiff.train.checksum import (
     FILES,
     DamageError,
@@ -60,6 +62,26 @@ def test_no_elements_and_swapped_ones() -> None:
     sums = leaf_sums([a, a[::-1], a[:, ::-1], a.T, jnp.zeros((0, 3)), jnp.zeros((2, 3))])
     assert len(set(sums[:4])) == 4 and sums[4] == sums[5] == "0" * 16
     assert device_sums([a, a[::-1], a[:, ::-1], a.T, jnp.zeros((0, 3)), jnp.zeros((2, 3))]) == sums
+
+
+def test_accelerators_make_the_sums_of_what_lies_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All processes of the arrays that they share; a reader by itself of its own copy. The devices are stand-ins."""
+    asked: list[Any] = []
+
+    def sums(leaves: Any) -> list[str]:
+        asked.append(list(leaves))
+        return ["sum"]
+
+    def leaf(platform: str, here: bool) -> Any:
+        devices, own = [SimpleNamespace(platform=platform)], ("own", platform)
+        return SimpleNamespace(devices=lambda: devices, is_fully_addressable=here, addressable_data=lambda _: own)
+
+    monkeypatch.setattr(checksum, "device_sums", sums)
+    shared, mine = leaf("gpu", False), leaf("tpu", True)
+    assert leaf_sums([shared, mine]) == leaf_sums([shared, mine], together=False) == ["sum"]
+    assert asked == [[shared, mine], [("own", "gpu"), mine]]
+    leaf_sums([jnp.zeros(2)])
+    assert len(asked) == 2
 
 
 def test_the_same_on_any_mesh(run_python: Callable[..., Any]) -> None:

@@ -1,5 +1,5 @@
-"""3x3 convolutions with 16 products for 36: Winograd's minimal algorithm (Lavin & Gray 2016, "Fast Algorithms for
-Convolutional Neural Networks", https://arxiv.org/abs/1509.09308, section 4.1).
+"""Convolutions: XLA's, and 3x3 ones with 16 products for 36, by Winograd's minimal algorithm (Lavin & Gray 2016, "Fast
+Algorithms for Convolutional Neural Networks", https://arxiv.org/abs/1509.09308, section 4.1).
 
 Of four neighbouring numbers d and three weights g, F(2, 3) makes two results with four products,
 
@@ -25,6 +25,23 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
+
+EDGES = ((1, 1), (1, 1))  # one pixel on all sides
+
+
+def convolve(x: Array, kernel: Array, stride: int, padding: tuple[tuple[int, int], tuple[int, int]]) -> Array:
+    """A convolution in ``x``'s dtype: ``(B, H, W, inputs)`` by ``(h, w, inputs, outputs)``.
+
+    >>> convolve(jnp.ones((1, 4, 4, 2)), jnp.ones((2, 2, 2, 3)), 1, ((1, 0), (1, 0))).shape
+    (1, 4, 4, 3)
+    """
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        window_strides=(stride, stride),
+        padding=padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 @jax.custom_jvp
@@ -76,10 +93,6 @@ def _outputs(m: Sequence[Array]) -> list[Array]:
     return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]  # A^T m
 
 
-def _usual(x: Array, kernel: Array) -> Array:
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
 def _usual_with_tangent(
     primals: tuple[Array, Array], tangents: tuple[Array | SymbolicZero, Array | SymbolicZero]
 ) -> tuple[Array, Array]:
@@ -88,7 +101,7 @@ def _usual_with_tangent(
 
     def of_moving(*values: Array) -> Array:
         x, kernel = (values[moving.index(i)] if i in moving else primals[i] for i in range(2))
-        return _usual(x, kernel)
+        return convolve(x, kernel, 1, EDGES)
 
     y, dy = jax.jvp(of_moving, [primals[i] for i in moving], [tangents[i] for i in moving])
     return y, dy
