@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs with the command line's arguments, or with those given (from Python, where no flag of XLA is set)."""
     with cfg.one_line_errors("train.py", DataError, training.CheckpointError, training.DivergedError):
         if arguments is None:
-            cfg.set_up(sys.argv[1:], training=True)
+            cfg.set_up(sys.argv[1:])
         train(sys.argv[1:] if arguments is None else arguments)
 
 

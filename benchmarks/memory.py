@@ -32,7 +32,7 @@ import numpy as np
 from benchmarks.report import fill, say, write
 from benchmarks.training_step import Prepared, prepared
 from configs.cifar10_unet import config as cifar10
-from jaxdiff.config import Config, keep_compiled
+from jaxdiff.config import Config, keep_compiled, set_up
 from jaxdiff.networks import dit
 from jaxdiff.networks.remat import Remat
 from jaxdiff.train.low_precision import StateDtype
@@ -206,6 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("turns and micro-batches are to be at least 1, and 1 micro-batch is to come first")
     if options.quick:
         options.turns, options.accumulate = 2, [1, 2]
+    if arguments is None:
+        set_up([])
     return measure(options)
 
 

@@ -55,12 +55,13 @@ from jaxdiff import (
     sample,
     sample_keys,
 )
-from jaxdiff.config import keep_compiled
+from jaxdiff.config import keep_compiled, one_line_errors, set_up
 from jaxdiff.guidance import SparseGuidance
 from jaxdiff.networks import DeepCache, DiT, FirstBlock, TaylorSeer, UNet
 from jaxdiff.networks.caching import FeatureCache
 from jaxdiff.run import rows_of_labels
 from jaxdiff.sampling import sample_parallel
+from jaxdiff.train import CheckpointError
 
 MOST = 50  # evaluations
 BASE = "DPM++(2M)"
@@ -349,8 +350,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("num and turns are to be at least 1, reference at least 2")
     if options.quick:
         options.num, options.turns, options.reference = 2, 1, MOST + 10
+    if arguments is None:
+        set_up([])
     keep_compiled()
-    run = Run.load(options.run)
+    with one_line_errors("speed_vs_error.py", CheckpointError):
+        run = Run.load(options.run)
     rows, details = measure(run, options)
     guidance = "without guidance" if details["guidance"] is None else f"guidance {details['guidance']:g}"
     about = f"{details['run']} at step {run.step}, {guidance}, {options.num} images at once"

@@ -10,13 +10,13 @@ in an environment with jaxdiff, torch 2.13 and a C++ compiler (for `torch.compil
 - *sample*: one evaluation of the network, no gradient.
 - *ddim*: a whole DDIM sampler of 10 evaluations, at the smallest batch only. jaxdiff: `jaxdiff.generate`.
 
-jaxdiff's processes are set up as `train.py` and `sample.py` are (`jaxdiff.config.start`), one for each.
-Two processes, one a library, each with all cores; each computes only when it is asked, and the other waits. They are
-timed in turns, each leading every other time, until the median of the ratio is known within 1% (its 95% interval) or
-``--longest`` seconds have gone. PyTorch stands with its best form: eager and `torch.compile` (sampling also with
-inductor's frozen weights), NCHW and channels_last, fused and foreach AdamW are each tried first (a larger batch tries
-those within 1.5 times the best at the smaller), and all trials are in the JSON. A ratio is PyTorch's time over
-jaxdiff's: above 1 jaxdiff is faster. bfloat16 is ``dtype="bfloat16"`` here and autocast there.
+Two processes, one a library, each with all cores; jaxdiff's is set up as its programs are (`jaxdiff.config.start`).
+Each computes only when it is asked, and the other waits. They are timed in turns, each leading every other time, until
+the median of the ratio is known within 1% (its 95% interval) or ``--longest`` seconds have gone. PyTorch stands with
+its best form: eager and `torch.compile` (sampling also with inductor's frozen weights), NCHW and channels_last, fused
+and foreach AdamW are each tried first (a larger batch tries those within 1.5 times the best at the smaller), and all
+trials are in the JSON. A ratio is PyTorch's time over jaxdiff's: above 1 jaxdiff is faster. bfloat16 is
+``dtype="bfloat16"`` here and autocast there.
 
 Before anything is timed the two are checked to be one: outputs (1e-4), a DDIM sample, and loss, gradient norm and
 movement of the parameters and of their average over three training steps (1e-3), from the same parameters, noise and
@@ -44,7 +44,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import Line, fill, say, table, write
-from benchmarks.speed.cases import AS_IT_COMES, CASES, TRAINS
+from benchmarks.speed.cases import AS_IT_COMES, CASES
 from benchmarks.speed.pipes import Worker
 from benchmarks.speed.turns import Timed, choose, compared, in_turns, repeats, spread
 
@@ -200,7 +200,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def measure(jax: Worker, trainer: Worker, torch: Worker, plain: Worker, options: argparse.Namespace) -> int:
+def measure(jax: Worker, torch: Worker, plain: Worker, options: argparse.Namespace) -> int:
     origin = {"jax": jax.ask("hello"), "torch": torch.ask("hello"), "plain": plain.ask("hello")}
     platform = origin["jax"]["platform"]
     if options.full and not origin["torch"]["diffusers"]:
@@ -213,8 +213,8 @@ def measure(jax: Worker, trainer: Worker, torch: Worker, plain: Worker, options:
         for case in options.cases:
             asked = {"case": case, "quick": options.quick, "dropout": options.dropout, "folder": folder}
             counts = {side: side.ask("prepare", **asked)["parameters"] for side in (jax, torch)}
-            for side in {trainer, plain} - {jax}:
-                side.ask("prepare", **asked)
+            if plain is not jax:
+                plain.ask("prepare", **asked)
             print(f"{case}: {counts[jax]:,} parameters here, {counts[torch]:,} in PyTorch", flush=True)
             for dtype in options.dtypes:
                 parity[f"{case}, {dtype}"] = check_parity(jax, torch, dtype)
@@ -222,9 +222,7 @@ def measure(jax: Worker, trainer: Worker, torch: Worker, plain: Worker, options:
                 for mode in options.modes:
                     forms = forms_of(case, mode, options.torch_forms)
                     for batch in sorted(options.batches)[: 1 if mode == "ddim" else None]:
-                        ours = trainer if mode == "train" else jax
-                        beside = ours if plain is jax else plain
-                        row = measure_one(ours, torch, beside, case, mode, batch, dtype, forms, options)
+                        row = measure_one(jax, torch, plain, case, mode, batch, dtype, forms, options)
                         rows.append(row)
                         forms = row["torch"]["near"]
                         print(table(verdicts(row, platform, not options.quick)), flush=True)
@@ -311,19 +309,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     environment["XLA_FLAGS"] = " ".join(filter(None, [os.environ.get("XLA_FLAGS"), options.xla_flags]))
     with ExitStack() as stack:
         if options.profile:
-            return profile(
-                stack.enter_context(Worker("benchmarks.speed.jax_side", environment | {TRAINS: "1"})), options
-            )
-        jax = trainer = stack.enter_context(Worker("benchmarks.speed.jax_side", environment))
-        if "train" in options.modes:
-            trainer = stack.enter_context(Worker("benchmarks.speed.jax_side", environment | {TRAINS: "1"}))
+            return profile(stack.enter_context(Worker("benchmarks.speed.jax_side", environment)), options)
+        jax = stack.enter_context(Worker("benchmarks.speed.jax_side", environment))
         torch = stack.enter_context(Worker("benchmarks.speed.torch_side", {}))
         plain = jax
         if options.plain and options.plain_defaults:
             usual = environment | {"JAX_NUM_CPU_DEVICES": "1", AS_IT_COMES: "1"}
             usual["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "")
             plain = stack.enter_context(Worker("benchmarks.speed.jax_side", usual))
-        return measure(jax, trainer, torch, plain, options)
+        return measure(jax, torch, plain, options)
 
 
 if __name__ == "__main__":

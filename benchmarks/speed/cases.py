@@ -9,8 +9,8 @@ CHAIN = 1000  # steps of the discrete chain, betas from 1e-4 to 0.02 (Ho et al. 
 LR, CLIP, DECAY = 2e-4, 1.0, 0.9999  # of AdamW, of the gradient's global norm, of the running average
 EVALUATIONS = 10  # of the DDIM sampler
 PARITY_BATCH, PARITY_STEPS = 4, 3
-AS_IT_COMES, TRAINS = "JAXDIFF_BENCHMARK_AS_IT_COMES", "JAXDIFF_BENCHMARK_TRAINS"
-"""Environment variables of a JAX process that is not to be set up as jaxdiff's programs are, or as `train.py` is."""
+AS_IT_COMES = "JAXDIFF_BENCHMARK_AS_IT_COMES"
+"""Environment variable of a JAX process that is not to be set up as jaxdiff's programs are."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,6 @@ from benchmarks.speed.cases import (
     LR,
     PARITY_BATCH,
     PARITY_STEPS,
-    TRAINS,
 )
 from benchmarks.speed.parameters import named
 from benchmarks.speed.pipes import serve
@@ -276,5 +275,5 @@ if __name__ == "__main__":
     if AS_IT_COMES not in os.environ:
         from jaxdiff.config import set_up
 
-        set_up([], training=TRAINS in os.environ)
+        set_up([])
     serve(JaxSide())

@@ -1,20 +1,13 @@
-"""What a program sets up before JAX starts: XLA's flags, the heap, and where compiled programs are kept.
+"""What a program sets up before JAX starts: XLA's flags, the heap (`heap`), and where compiled programs are kept.
 
 XLA reads the environment variable XLA_FLAGS once, when JAX makes its first device or array; importing JAX does not
 count. A flag that it does not know ends the process. So `FLAGS` says of each flag which releases of jaxlib are known to
 take it, and nothing else is ever set. Only the programs set flags (`train.py`, `sample.py`, `evaluate.py`, from a
 command line); importing jaxdiff sets nothing. What the user has put in XLA_FLAGS stays and wins.
-
-On a CPU, XLA asks for the memory of a call's intermediate values at each call and frees it after. glibc hands blocks of
-that size straight back to the system, which must find, zero and map every page again at the next call: of a U-Net's
-training step a quarter of all its work. `keep_memory` has glibc keep what was freed, from one heap that all threads
-share. Sampling's values are few and small enough to be kept anyway, and it would only pay for the sharing (a tenth of
-its speed), so it is for training.
 """
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -66,7 +59,7 @@ class StartOptions:
     cache: bool = True
     """Keep compiled programs and decoded images on disk, so that the next start is faster."""
     xla_flags: bool = True
-    """Set the flags of XLA that pay on this backend; training on a CPU, keep the memory that XLA frees."""
+    """Set the flags of XLA that pay on this backend; on a CPU, keep the memory that XLA frees."""
 
 
 def flags_for(backend: str, jaxlib: str) -> list[str]:
@@ -117,9 +110,6 @@ def set_xla_flags(arguments: Sequence[str], environ: MutableMapping[str, str] | 
         environ["XLA_FLAGS"] = " ".join([*given, *more])
 
 
-_MALLOPT = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1), "M_ARENA_MAX": (-8, 1)}
-"""mallopt's parameters and values: nothing mapped by itself, nothing given back, and one heap, for only the first heap
-can grow to any size."""
 _memory_is_kept = False
 
 
@@ -145,21 +135,20 @@ def keep_memory(arguments: Sequence[str], environ: MutableMapping[str, str] | No
     theirs = any(name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD") for name in environ)
     if _declined(arguments) or theirs or likely_backend(environ) != "cpu" or platform.libc_ver()[0] != "glibc":
         return False
-    mallopt = ctypes.CDLL(None).mallopt
-    _memory_is_kept = all(mallopt(parameter, value) == 1 for parameter, value in _MALLOPT.values())
+    from jaxdiff.config.heap import keep_freed
+
+    _memory_is_kept = keep_freed()
     return _memory_is_kept
 
 
-def set_up(arguments: Sequence[str], *, training: bool = False) -> None:
-    """`set_xla_flags` and, for training, `keep_memory`: a program's first line.
+def set_up(arguments: Sequence[str]) -> None:
+    """`set_xla_flags` and `keep_memory`: a program's first line.
 
     Args:
       arguments: of the command line.
-      training: whether the program trains.
     """
     set_xla_flags(arguments)
-    if training:
-        keep_memory(arguments)
+    keep_memory(arguments)
 
 
 def _declined(arguments: Sequence[str]) -> bool:
