@@ -127,6 +127,36 @@ def test_what_compiling_leaves_in_pieces_is_set_aside(run_python: Callable[..., 
     assert faults < 2000, faults  # of 9,500 pages
 
 
+GROWTH = """
+import threading, types
+from jaxdiff.config import heap
+
+watches = []
+heap.threading = types.SimpleNamespace(Thread=lambda **named: watches.append(named) or threading.Thread())
+assert heap.keep_freed()
+(most,) = watches[0]["args"]
+assert watches[0]["target"] is heap._hold_to_twice and watches[0]["daemon"]
+block = b"1" * 100_000_000
+before = heap._own()
+assert not most.look()
+more = [b"1" * 100_000_000 for _ in range(4)]
+del more
+assert heap._own() > before + 350e6  # kept
+assert most.look()
+assert heap._own() < before + 20e6, (before, heap._own())
+assert not most.look()
+more = [b"1" * 100_000_000 for _ in range(4)]
+assert not most.look()  # all of it is in use
+del more
+assert not most.look()  # and may be again
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc's heap")
+def test_no_more_is_kept_than_is_used(run_python: Callable[..., Any]) -> None:
+    run_python("-c", GROWTH)
+
+
 # --- compilations, in real processes
 
 MOST_IN_TRAINING, MOST_IN_SAMPLING = 40, 40  # small programs outside of a jit, each some 10 ms, among them
