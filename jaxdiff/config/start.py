@@ -116,9 +116,9 @@ _memory_is_kept = False
 def keep_memory(arguments: Sequence[str], environ: MutableMapping[str, str] | None = None) -> bool:
     """Has glibc keep the memory that this process frees, where that pays: on a CPU, under Linux.
 
-    The process then stays at its greatest size until it ends. Left alone are other C libraries, other allocators loaded
-    by LD_PRELOAD (tcmalloc's is faster still), the user's own settings (MALLOC_*, GLIBC_TUNABLES), and a command line
-    with ``--no-xla-flags``.
+    The process then has up to twice the memory that it uses (`jaxdiff.config.heap`). Left alone are other C libraries,
+    other allocators loaded by LD_PRELOAD, the user's own settings (MALLOC_*, GLIBC_TUNABLES), and a command line with
+    ``--no-xla-flags``.
 
     Args:
       arguments: of the command line.
