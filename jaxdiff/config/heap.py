@@ -10,7 +10,7 @@ later request is looked up while the other threads wait for the heap: a training
 long. `set_fragments_aside` asks for all of them, once, and never gives them back; their pages go to the system, so that
 addresses alone are spent, and the process is smaller afterwards. Later requests come from the heap's end, in order.
 
-A block that was kept is sometimes missed by a few bytes at the next call, for something small lies at its edge; then
+A block that was kept is sometimes not found again at the next call (presumably something small lies at its edge); then
 the heap grows by another one. So a thread looks once a second, and has glibc give back all that is free (malloc_trim)
 where the process has more than twice the memory that was in use at the most.
 """
