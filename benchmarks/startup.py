@@ -64,8 +64,9 @@ def first_step(file: Path, most: int, heavy: bool) -> dict[str, Any]:
     import jax
 
     from benchmarks.training_step import prepared
-    from jaxdiff.config import keep_compiled, load_config_file
+    from jaxdiff.config import keep_compiled, load_config_file, set_up
 
+    set_up([])  # as train.py
     keep_compiled()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     config = load_config_file(file)

@@ -6,7 +6,7 @@ a quarter of all its work. `keep_freed` has glibc keep what was freed, in one he
 first heap can grow to any size.
 
 Compiling a U-Net leaves some 80,000 free pieces of 1 KiB to 4 MiB in that heap, 700 MB in all, in whose lists every
-later request is looked up while the other threads wait for the heap: a training step then takes 1.3 to 1.4 times as
+later request is looked up while the other threads wait for the heap: a training step then takes 1.2 to 1.5 times as
 long. `set_fragments_aside` asks for all of them, once, and never gives them back; their pages go to the system, so that
 addresses alone are spent, and the process is smaller afterwards. Later requests come from the heap's end, in order.
 
@@ -25,10 +25,8 @@ from pathlib import Path
 
 _MALLOPT = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1), "M_ARENA_MAX": (-8, 1)}
 """mallopt's parameters and values: nothing mapped by itself, nothing given back, and one heap."""
-_LARGE, _SMALL = (
-    4 << 20,
-    1 << 10,
-)  # bytes: larger blocks are worth keeping, smaller ones are found by their size at once
+_LARGE, _SMALL = 4 << 20, 1 << 10
+"""Bytes: larger blocks are worth keeping, smaller ones are found by their size at once."""
 _MADV_DONTNEED = 4
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _SECONDS = 1.0  # of compiling, that leave enough pieces
