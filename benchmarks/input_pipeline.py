@@ -41,6 +41,7 @@ from PIL import Image
 
 from benchmarks.report import fill, say, spread, write
 from jaxdiff import data as sets
+from jaxdiff.config import keep_compiled, load_config_file, set_up
 from jaxdiff.data import Pipeline, Source, decode_once, horizontal_flip, to_model_range
 from jaxdiff.data.sources import one_by_one, records_at
 from jaxdiff.train import batch_sharding, make_mesh, put_batch
@@ -227,7 +228,6 @@ def need_here(options: argparse.Namespace) -> dict[str, float]:
         found: dict[str, float] = json.loads(options.need.read_text(encoding="utf-8"))
         return found
     from benchmarks.training_step import prepared
-    from jaxdiff.config import keep_compiled, load_config_file
 
     keep_compiled()
     rates = {}
@@ -359,6 +359,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("batch, repeats and seconds are to be above 0")
     if options.quick:
         options.seconds, options.repeats, options.workers = 0.2, 2, [0]
+    if arguments is None:
+        set_up([])  # the steps of `need_here` run as train.py's
     return measure(options)
 
 
