@@ -121,6 +121,7 @@ class SelfAttention(nnx.Module):
         (2, 5, 8)
         """
         batch, length, width = x.shape
-        qkv = self.qkv(x).reshape(batch, length, 3, self.heads, width // self.heads)
-        mixed = attention(*qkv.transpose(2, 0, 3, 1, 4))  # 3 x (B, heads, L, depth) -> (B, heads, L, depth)
+        apart = jnp.split(self.qkv(x), 3, axis=2)  # whose derivative joins; an index's would add up three padded arrays
+        heads = (batch, length, self.heads, width // self.heads)
+        mixed = attention(*(y.reshape(heads).transpose(0, 2, 1, 3) for y in apart))  # (B, heads, L, depth) each
         return self.out(mixed.transpose(0, 2, 1, 3).reshape(batch, length, width))

@@ -1,4 +1,4 @@
-"""What depends on the machine, chosen in one place: the form in which attention is computed, and an upsampling's.
+"""What depends on the machine, chosen in one place: the form in which attention is computed, an upsampling's, a loop's.
 
 `choose_attention` reads the table `ATTENTION` from the top and takes the first row that holds. It is a pure function of
 the machine, the shapes and the dtype; `jaxdiff.networks.attention.attention` asks it while JAX traces. Every form has
@@ -32,6 +32,9 @@ FLASH_KEYS = 1024
 
 WINOGRAD_CHANNELS, WINOGRAD_PIXELS = 64, 1024
 """Fewest channels, of inputs and of outputs, and fewest pixels of a batch for Winograd's convolution on a CPU."""
+
+UNROLLED = 12
+"""Most like blocks that stand one by one in a program for a CPU."""
 
 _asked = jax.make_user_context(default_value=None)
 
@@ -192,6 +195,15 @@ def by_phases(machine: Machine) -> bool:
     return machine.platform == "cpu" and asked_form() is None
 
 
+def in_order(machine: Machine) -> bool:
+    """Whether a convolution's gradients are those of `jaxdiff.networks.convolution.convolve`, with the axes in order.
+
+    >>> in_order(Machine("cpu")), in_order(Machine("cuda"))
+    (True, False)
+    """
+    return machine.platform == "cpu" and asked_form() is None
+
+
 def by_winograd(machine: Machine, x: Any, kernel: Any) -> bool:
     """Whether a 3x3 convolution of stride 1 is `jaxdiff.networks.convolution.winograd`, with 16 products for 36.
 
@@ -216,6 +228,23 @@ def by_winograd(machine: Machine, x: Any, kernel: Any) -> bool:
         and isinstance(batch, int)
         and batch * height * width >= WINOGRAD_PIXELS
     )
+
+
+def unrolled(machine: Machine, depth: int) -> bool:
+    """Whether like blocks in a row are written out rather than passed through in a loop.
+
+    For the gradient a loop copies what each block keeps into arrays of all blocks, and out of them again; written out,
+    a training step of DiT-S/2 takes 0.73 of the time on a CPU and a fifth less memory (docs/performance.md), and
+    compiles a third longer. Accelerators have the bandwidth, and networks so deep that compiling counts.
+
+    Args:
+      machine: where it will run.
+      depth: how many blocks.
+
+    >>> unrolled(Machine("cpu"), 12), unrolled(Machine("cpu"), 28), unrolled(Machine("cuda"), 12)
+    (True, False, False)
+    """
+    return machine.platform == "cpu" and machine.devices == 1 and depth <= UNROLLED and asked_form() is None
 
 
 @contextmanager

@@ -11,7 +11,7 @@ where W, b and the last projection start at zero, so that every block starts as 
 zero.
 
 All blocks are alike: their parameters are stacked along a first axis, and depth is one `jax.lax.scan`, so that the time
-to compile does not grow with it.
+to compile does not grow with it. On a CPU the scan of a few blocks is unrolled (`jaxdiff.networks.backend.unrolled`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.networks.attention import SelfAttention
+from jaxdiff.networks.backend import present_machine, unrolled
 from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, check_cond, position_embedding
 from jaxdiff.networks.layers import DType, Linear, check_images, draw, dropout, layer_norm, normal, zeros
 from jaxdiff.networks.placement import by_feature, by_sample
@@ -202,8 +203,9 @@ class DiTModule(nnx.Module):
             params, key = layer
             return by_sample(nnx.merge(graphdef, params)(by_sample(tokens), by_sample(c), key)), None
 
-        block = recomputed(block, self.config.remat, scanned=True)
-        return jax.lax.scan(block, tokens, (stacked, keys))[0]
+        loop = self.config.remat != "none" or not unrolled(present_machine(), self.config.depth)
+        block = recomputed(block, self.config.remat, scanned=True)  # which holds in a loop only
+        return jax.lax.scan(block, tokens, (stacked, keys), unroll=not loop)[0]
 
 
 def dit(size: Literal["S", "B", "L", "XL"], patch: int = 2, **changes: Any) -> DiT:

@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from jaxdiff.networks.backend import by_phases, by_winograd, present_machine
+from jaxdiff.networks.backend import by_phases, by_winograd, in_order, present_machine
 from jaxdiff.networks.convolution import convolve, winograd
 
 DType = Literal["float32", "bfloat16"]
@@ -138,7 +138,7 @@ class Conv3x3(nnx.Module):
         if self.stride == 1 and symmetric and by_winograd(present_machine(), x, kernel):
             return self._biased(winograd(x, kernel))
         edges = (1, 1) if symmetric else (0, 1)
-        return self._biased(convolve(x, kernel, self.stride, (edges, edges)))
+        return self._biased(convolve(x, kernel, self.stride, (edges, edges), in_order=in_order(present_machine())))
 
     def on_upsampled(self, x: Array) -> Array:
         """``self(upsample(x))``, of stride 1 and symmetric padding: ``(B, H, W, inputs) -> (B, 2 H, 2 W, outputs)``.
@@ -161,7 +161,7 @@ class Conv3x3(nnx.Module):
         rows = []
         for a in (0, 1):
             kernel = _of_phase(self.kernel[...], a, axis=0)
-            phases = [convolve(x, _of_phase(kernel, b, axis=1), 1, (edges[a], edges[b])) for b in (0, 1)]
+            phases = [convolve(x, _of_phase(kernel, b, axis=1), 1, (edges[a], edges[b]), in_order=True) for b in (0, 1)]
             rows.append(jnp.stack(phases, axis=3))  # (B, H, W, 2, outputs)
         batch, height, width, _ = x.shape
         y = jnp.stack(rows, axis=2)  # (B, H, 2, W, 2, outputs)
