@@ -13,10 +13,10 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from jaxdiff.networks.backend import AttentionForm, choose_attention, present_machine
+from jaxdiff.networks.backend import AttentionForm, choose_attention, one_by_one, present_machine
 from jaxdiff.networks.chunked import chunked_attention
 from jaxdiff.networks.kernels import cudnn_attention, flash_attention
-from jaxdiff.networks.layers import DType, Init, Linear, fan_average, zeros
+from jaxdiff.networks.layers import DType, Init, Linear, by_rows, fan_average, zeros
 
 
 def attention(
@@ -66,7 +66,7 @@ FORMS: dict[AttentionForm, Callable[[Array, Array, Array], Array]] = {
 
 
 class QueryKeyValue(nnx.Module):
-    """The three projections of self-attention as one product.
+    """The three projections of self-attention, as one product or three (`jaxdiff.networks.backend.one_by_one`).
 
     The kernel is ``(width, 3, width)`` and the bias ``(3, width)``, with the last axis (head, depth): split along it,
     each device has query, key and value of whole heads (`jaxdiff.train.sharding`). One axis of ``3 width`` could not be
@@ -83,14 +83,24 @@ class QueryKeyValue(nnx.Module):
         self.kernel = type(drawn)(drawn[...].reshape(width, 3, width))
         self.bias = zeros((3, width))
 
-    def __call__(self, x: Array) -> Array:
-        """``(B, L, C) -> (B, L, 3, C)``.
+    def __call__(self, x: Array) -> tuple[Array, Array, Array]:
+        """``(B, L, C) -> 3 x (B, L, C)``.
 
-        >>> QueryKeyValue(8)(jnp.ones((2, 5, 8))).shape
-        (2, 5, 3, 8)
+        >>> [part.shape for part in QueryKeyValue(8)(jnp.ones((2, 5, 8)))]
+        [(2, 5, 8), (2, 5, 8), (2, 5, 8)]
         """
-        y = jnp.einsum("blc,ctd->bltd", x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y + self.bias[...].astype(self.dtype)[None, None]
+        rows, kernel, bias = (y.astype(self.dtype) for y in (by_rows(x), self.kernel[...], self.bias[...]))
+        if one_by_one(present_machine()):
+            kernels = (part.reshape(rows.shape[1], -1) for part in jnp.split(kernel, 3, axis=1))
+            query, key, value = (jnp.dot(rows, part) for part in kernels)
+        else:
+            query, key, value = jnp.split(jnp.einsum("nc,ctd->ntd", rows, kernel), 3, axis=1)
+        b_query, b_key, b_value = jnp.split(bias, 3)
+        return (
+            query.reshape(x.shape) + b_query[None],
+            key.reshape(x.shape) + b_key[None],
+            value.reshape(x.shape) + b_value[None],
+        )
 
 
 class SelfAttention(nnx.Module):
@@ -121,7 +131,6 @@ class SelfAttention(nnx.Module):
         (2, 5, 8)
         """
         batch, length, width = x.shape
-        apart = jnp.split(self.qkv(x), 3, axis=2)  # whose derivative joins; an index's would add up three padded arrays
         heads = (batch, length, self.heads, width // self.heads)
-        mixed = attention(*(y.reshape(heads).transpose(0, 2, 1, 3) for y in apart))  # (B, heads, L, depth) each
+        mixed = attention(*(y.reshape(heads).transpose(0, 2, 1, 3) for y in self.qkv(x)))  # (B, heads, L, depth) each
         return self.out(mixed.transpose(0, 2, 1, 3).reshape(batch, length, width))

@@ -230,6 +230,18 @@ def by_winograd(machine: Machine, x: Any, kernel: Any) -> bool:
     )
 
 
+def one_by_one(machine: Machine) -> bool:
+    """Whether query, key and value are three products of the tokens rather than one.
+
+    The gradient of one would first join their three cotangents in copies: on a CPU a twentieth of a training step of
+    DiT-S/2. An accelerator rather has one wide product, and so have several devices.
+
+    >>> one_by_one(Machine("cpu")), one_by_one(Machine("cuda"))
+    (True, False)
+    """
+    return machine.platform == "cpu" and machine.devices == 1 and asked_form() is None
+
+
 def unrolled(machine: Machine, depth: int) -> bool:
     """Whether like blocks in a row are written out rather than passed through in a loop.
 
