@@ -11,8 +11,8 @@ The gradient of y = f(x) needs what f computed on its way. For a network of bloc
 The gradients are the same but for the order of floating-point operations.
 
 Blocks under a `jax.lax.scan` save this memory everywhere. Blocks in a row save it where XLA orders operations by
-memory, as on GPUs; on a CPU its default order computes again too early, and nothing is saved without
-XLA_FLAGS=--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED (or the same in `compile(compiler_options=)`).
+memory, as on GPUs (not measured). On a CPU it computes again too early, even with its memory-saving scheduler: next to
+nothing is saved (docs/performance.md). There micro-batches, `train.accumulate`, save a U-Net's memory.
 """
 
 from __future__ import annotations
