@@ -12,7 +12,7 @@ Memory is what the compiled program says of itself: its temporaries, and the sta
 the share that is aliased is in the JSON, and the command fails where it is under 99%). Times are of whole steps, taken
 in turns in one process; a ratio is the median over the turns of one case's time over the plain case's of the same turn.
 On a CPU the programs are compiled with XLA's memory-saving scheduler (`--scheduler memory`): its default there orders
-for concurrency. What a network without a loop over its blocks was to compute again late, it computes early all the same.
+for concurrency. What a network without a loop over its blocks was to compute again late, it computes early even so.
 `--quick` only shows that it runs: tiny networks, two turns; its numbers mean nothing.
 """
 
