@@ -192,7 +192,7 @@ def by_phases(machine: Machine) -> bool:
     >>> by_phases(Machine("cpu")), by_phases(Machine("tpu"))
     (True, False)
     """
-    return machine.platform == "cpu" and asked_form() is None
+    return _on_cpu(machine)
 
 
 def in_order(machine: Machine) -> bool:
@@ -201,7 +201,7 @@ def in_order(machine: Machine) -> bool:
     >>> in_order(Machine("cpu")), in_order(Machine("cuda"))
     (True, False)
     """
-    return machine.platform == "cpu" and asked_form() is None
+    return _on_cpu(machine)
 
 
 def by_winograd(machine: Machine, x: Any, kernel: Any) -> bool:
@@ -220,8 +220,7 @@ def by_winograd(machine: Machine, x: Any, kernel: Any) -> bool:
     """
     batch, height, width, inputs = x.shape
     return (
-        machine.platform == "cpu"
-        and asked_form() is None
+        _on_cpu(machine)
         and x.dtype == jnp.float32
         and height % 2 == width % 2 == 0
         and min(inputs, kernel.shape[3]) >= WINOGRAD_CHANNELS
@@ -239,7 +238,7 @@ def one_by_one(machine: Machine) -> bool:
     >>> one_by_one(Machine("cpu")), one_by_one(Machine("cuda"))
     (True, False)
     """
-    return machine.platform == "cpu" and machine.devices == 1 and asked_form() is None
+    return _on_cpu(machine) and machine.devices == 1
 
 
 def unrolled(machine: Machine, depth: int) -> bool:
@@ -256,7 +255,7 @@ def unrolled(machine: Machine, depth: int) -> bool:
     >>> unrolled(Machine("cpu"), 12), unrolled(Machine("cpu"), 28), unrolled(Machine("cuda"), 12)
     (True, False, False)
     """
-    return machine.platform == "cpu" and machine.devices == 1 and depth <= UNROLLED and asked_form() is None
+    return _on_cpu(machine) and machine.devices == 1 and depth <= UNROLLED
 
 
 @contextmanager
@@ -291,3 +290,8 @@ def asked_form() -> AttentionForm | Portable | None:
     """
     asked: AttentionForm | Portable | None = _asked.value
     return asked
+
+
+def _on_cpu(machine: Machine) -> bool:
+    """Whether it is a CPU, and no form is asked for: programs to count or export are the usual ones."""
+    return machine.platform == "cpu" and asked_form() is None

@@ -16,8 +16,8 @@ float32 is 1.6 times that of the convolution itself.
 It pays where nothing but the result is wanted. Under differentiation of any kind it is the usual convolution: a
 training step with the forward pass done so was measured and not faster.
 
-The gradients of y = x * k, of stride s and with l zeros before the image, are convolutions again. With dy the cotangent
-of y, k' the kernel turned by half a circle with inputs and outputs exchanged,
+The gradients of y = x * k, of height h and stride s and with l zeros before the image, are convolutions again. With dy
+the cotangent of y, k' the kernel turned by half a circle with inputs and outputs exchanged,
 
     dx = (dy, s - 1 zeros between its pixels) * k'                                                   (2)
     dk = x^T * (dy^T, s - 1 zeros between its pixels)                                                (3)

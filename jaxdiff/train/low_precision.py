@@ -223,16 +223,12 @@ def scale_by_short_adam(
             return to_bfloat16(x, bits)
         return to_blocks(x, bits, signed=signed) if in_blocks(x.shape) else x
 
-    def nothing(shape: tuple[int, ...], signed: bool) -> jax.Array | Blocks:
-        """What `keep` makes of zeros. Written out: XLA would compute the blocks' largest values as it compiles."""
-        if state_dtype == "bfloat16" or not in_blocks(shape):
-            return jnp.zeros(shape, jnp.bfloat16 if state_dtype == "bfloat16" else jnp.float32)
-        counts = [size // side for size, side in zip(shape, block_of(shape), strict=True)]
-        return Blocks(jnp.zeros(shape, jnp.int8 if signed else jnp.uint8), jnp.zeros(counts))
-
     def init(params: Any) -> optax.ScaleByAdamState:
         def zero(signed: bool) -> Any:
-            return jax.tree.map(lambda p: nothing(p.shape, signed), params)
+            # Zeros are kept as zeros. Only their shapes are asked for: XLA would compute the rest as it compiles.
+            nothing = lambda p: keep(jnp.zeros(p.shape, jnp.float32), jnp.zeros(p.shape, jnp.uint32), signed)  # noqa: E731
+            short = jax.eval_shape(lambda: jax.tree.map(nothing, params))
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), short)
 
         return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zero(True), zero(False))
 

@@ -136,7 +136,7 @@ def test_in_a_loop_only_axes_in_order_are_fast() -> None:
 
 
 def test_a_whole_networks_gradient_is_in_order_in_a_loop() -> None:
-    """Of a training step in micro-batches, or of several steps at a call: each was 20 times as slow."""
+    """Of a training step in micro-batches, which took 20 times as long, or of several steps at a call."""
     net = functional(UNet(in_channels=3, width=8, multipliers=(1, 2), blocks=1, image_size=8, attention_resolutions=()))
     params = jax.jit(net.init)(jax.random.key(0))
     x = drawn(2, 8, 8, 3)
