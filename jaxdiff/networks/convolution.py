@@ -163,18 +163,8 @@ def _outputs(m: Sequence[Array]) -> list[Array]:
     return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]  # A^T m
 
 
-def _usual_with_tangent(
-    primals: tuple[Array, Array], tangents: tuple[Array | SymbolicZero, Array | SymbolicZero]
-) -> tuple[Array, Array]:
-    # Of what does not change, no product with zeros is computed.
-    moving = [i for i, tangent in enumerate(tangents) if not isinstance(tangent, SymbolicZero)]
-
-    def of_moving(*values: Array) -> Array:
-        x, kernel = (values[moving.index(i)] if i in moving else primals[i] for i in range(2))
-        return convolve(x, kernel, 1, EDGES, in_order=True)
-
-    y, dy = jax.jvp(of_moving, [primals[i] for i in moving], [tangents[i] for i in moving])
-    return y, dy
+def _usual_with_tangent(primals: tuple[Array, Array], tangents: tuple[Array | SymbolicZero, ...]) -> tuple[Array, Any]:
+    return _in_order_with_tangent(1, EDGES, primals, tangents)
 
 
 winograd.defjvp(_usual_with_tangent, symbolic_zeros=True)
