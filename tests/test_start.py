@@ -64,6 +64,24 @@ def test_the_module_does_not_need_jax(run_python: Callable[..., Any], repository
     run_python("-c", code)
 
 
+NOTEBOOK = """
+import os
+import jaxdiff, jaxdiff.data, jaxdiff.generate, jaxdiff.train
+from jaxdiff import config
+config.set_up()
+print(os.environ["XLA_FLAGS"])
+os.environ["XLA_FLAGS"] += " --xla_unknown"  # that ends the process, should XLA read it only now
+import jax
+jax.numpy.zeros(1)
+"""
+
+
+def test_a_notebook_has_them_after_its_imports(run_python: Callable[..., Any]) -> None:
+    done = run_python("-c", NOTEBOOK, env={"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}, check=False)
+    assert CPU_FLAG in done.stdout
+    assert done.returncode != 0 and "xla_unknown" in done.stderr
+
+
 # --- memory
 
 FAULTS = """

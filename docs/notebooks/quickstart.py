@@ -36,6 +36,8 @@ from jaxdiff import train as training
 from jaxdiff.data import batches
 from jaxdiff.generate import generate
 
+cfg.set_up()  # before JAX's first array: on a CPU what pays there, as the programs do
+
 plt.rcParams |= {
     "figure.dpi": 110,
     "font.size": 10,

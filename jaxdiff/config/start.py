@@ -2,8 +2,8 @@
 
 XLA reads the environment variable XLA_FLAGS once, when JAX makes its first device or array; importing JAX does not
 count. A flag that it does not know ends the process. So `FLAGS` says of each flag which releases of jaxlib are known to
-take it, and nothing else is ever set. Only the programs set flags (`train.py`, `sample.py`, `evaluate.py`, from a
-command line); importing jaxdiff sets nothing. What the user has put in XLA_FLAGS stays and wins.
+take it, and nothing else is ever set. The programs set flags (`train.py`, `sample.py`, `evaluate.py`, from a command
+line), and who calls `set_up`; importing jaxdiff sets nothing. What the user has put in XLA_FLAGS stays and wins.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ def keep_memory(arguments: Sequence[str], environ: MutableMapping[str, str] | No
     return _memory_is_kept
 
 
-def set_up(arguments: Sequence[str]) -> None:
-    """`set_xla_flags` and `keep_memory`: a program's first line.
+def set_up(arguments: Sequence[str] = ()) -> None:
+    """`set_xla_flags` and `keep_memory`: a program's first line, and a notebook's before it uses JAX.
 
     Args:
       arguments: of the command line.
