@@ -135,9 +135,10 @@ def keep_memory(arguments: Sequence[str], environ: MutableMapping[str, str] | No
     theirs = any(name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD") for name in environ)
     if _declined(arguments) or theirs or likely_backend(environ) != "cpu" or platform.libc_ver()[0] != "glibc":
         return False
-    from jaxdiff.config.heap import keep_freed
+    if not _memory_is_kept:  # a notebook's first cell is run again
+        from jaxdiff.config.heap import keep_freed
 
-    _memory_is_kept = keep_freed()
+        _memory_is_kept = keep_freed()
     return _memory_is_kept
 
 

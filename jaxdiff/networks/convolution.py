@@ -163,8 +163,4 @@ def _outputs(m: Sequence[Array]) -> list[Array]:
     return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]  # A^T m
 
 
-def _usual_with_tangent(primals: tuple[Array, Array], tangents: tuple[Array | SymbolicZero, ...]) -> tuple[Array, Any]:
-    return _in_order_with_tangent(1, EDGES, primals, tangents)
-
-
-winograd.defjvp(_usual_with_tangent, symbolic_zeros=True)
+winograd.defjvp(functools.partial(_in_order_with_tangent, 1, EDGES), symbolic_zeros=True)
