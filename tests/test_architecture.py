@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
     {"record", "lazy"},
-    {"broadcast", "images"},
+    {"broadcast", "images", "spec"},
     {"noise"},
     {"process"},
     {"schedule"},
