@@ -8,6 +8,7 @@
 """
 
 from jaxdiff.networks.caching import DeepCache, FirstBlock, TaylorSeer
+from jaxdiff.networks.conditions import Image, Vector
 from jaxdiff.networks.dit import DiT, dit
 from jaxdiff.networks.functional import Functional, Params, functional
 from jaxdiff.networks.mlp import MLP
@@ -19,9 +20,11 @@ __all__ = [
     "DiT",
     "FirstBlock",
     "Functional",
+    "Image",
     "Params",
     "TaylorSeer",
     "UNet",
+    "Vector",
     "adm",
     "ddpm_256",
     "ddpm_cifar10",
