@@ -90,7 +90,7 @@ def test_config_is_good_and_fits_by_shapes(file: Path) -> None:
         assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template.params)) == PUBLISHED[file.stem]
 
     def forward(params: Any, batch: Any, history: Any, key: jax.Array) -> Any:
-        return loss.terms(net, params, loss.draw(key, batch, history), key).loss
+        return loss.terms(net, params, loss.draw(key, batch, history), key=key).loss
 
     shapes = template.params, batch_shapes(config, source), template.history, jax.random.key(0)
     assert jax.eval_shape(forward, *shapes).shape == (config.train.batch_size,)

@@ -10,7 +10,7 @@
 from jaxdiff.networks.caching import DeepCache, FirstBlock, TaylorSeer
 from jaxdiff.networks.conditions import Image, Vector
 from jaxdiff.networks.dit import DiT, dit
-from jaxdiff.networks.functional import Functional, Params, functional
+from jaxdiff.networks.functional import Functional, Networks, Params, functional
 from jaxdiff.networks.mlp import MLP
 from jaxdiff.networks.unet import UNet, adm, ddpm_256, ddpm_cifar10, iddpm_cifar10
 
@@ -21,6 +21,7 @@ __all__ = [
     "FirstBlock",
     "Functional",
     "Image",
+    "Networks",
     "Params",
     "TaylorSeer",
     "UNet",

@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 from jax import Array
@@ -101,6 +102,41 @@ class Functional:
         """
         graphdef, shapes = _skeleton(self.build)
         return nnx.merge(graphdef, _original_keys(shapes, params, ()))
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Several networks that are trained together: their parameters are one dict, by name.
+
+    An objective takes them apart, ``net["student"].apply(params["student"], ...)``; `optax.multi_transform` gives each
+    an optimizer of its own.
+
+    Args:
+      nets: names and networks, from `functional`.
+
+    >>> from jaxdiff.networks import MLP
+    >>> nets = Networks((("student", functional(MLP(width=8))), ("critic", functional(MLP(width=8)))))
+    >>> import jax
+    >>> sorted(nets.init(jax.random.key(0)))
+    ['critic', 'student']
+    """
+
+    nets: tuple[tuple[str, Functional], ...]
+
+    def __getitem__(self, name: str) -> Functional:
+        return dict(self.nets)[name]
+
+    @property
+    def cond(self) -> Specs:
+        """What any of them takes beside x and t."""
+        return {name: spec for _, net in self.nets for name, spec in net.cond.items()}
+
+    def init(self, key: Array) -> Params:
+        """Fresh parameters of each."""
+        return {
+            name: net.init(key)
+            for key, (name, net) in zip(jax.random.split(key, len(self.nets)), self.nets, strict=True)
+        }
 
 
 def functional(build: Callable[[nnx.Rngs], Any] | linen.Module, shape: tuple[int, ...] | None = None) -> Any:

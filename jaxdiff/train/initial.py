@@ -42,7 +42,7 @@ def read_weights(
 
 
 def with_weights(state: TrainState, weights: Any) -> TrainState:
-    """A new state with other weights: parameters and their average; step, optimizer and history are as they were.
+    """A new state with other weights: parameters and their averages; step, optimizer and history are as they were.
 
     Args:
         state: the new state, from `create_sharded_state`.
@@ -51,9 +51,9 @@ def with_weights(state: TrainState, weights: Any) -> TrainState:
     params = jax.tree.map(
         lambda new, own: own if isinstance(new, jax.ShapeDtypeStruct) else new.astype(own.dtype), weights, state.params
     )
-    # A copy, not the same array: a donated buffer may stand in the state once only.
-    average = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params)
-    return dataclasses.replace(state, params=params, ema=average)
+    # Copies, not the same arrays: a donated buffer may stand in the state once only.
+    averages = {name: jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params) for name in state.ema}
+    return dataclasses.replace(state, params=params, ema=averages)
 
 
 def _located(path: Path) -> tuple[Path, int | None]:

@@ -82,8 +82,8 @@ def test_a_bad_step_leaves_everything_as_it_was(
     data, state = Data(), create_state(net, optimizer, loss, jax.random.key(0))
     parts = {"net": net, "loss": loss, "optimizer": optimizer, "ema": Ema(0.9), "accumulate": accumulate}
     step = jax.jit(lambda s, b: train_step(s, b, **parts))
-    good = [{"image": jnp.asarray(next(data)["image"])} for _ in range(3)]
-    bad = {"image": jnp.asarray(_poisoned(np.asarray(good[1]["image"]), pixel))}
+    good = [{"x": jnp.asarray(next(data)["x"])} for _ in range(3)]
+    bad = {"x": jnp.asarray(_poisoned(np.asarray(good[1]["x"]), pixel))}
     first, _ = step(state, good[0])
     skipped, metrics = step(first, bad)
     assert not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]))
