@@ -16,7 +16,7 @@ from jaxdiff.discrete import (
 )
 from jaxdiff.exact import EmpiricalDenoiser, FullGaussianDenoiser, GaussianDenoiser, MixtureDenoiser
 from jaxdiff.grid import karras_times, log_snr_times, quadratic_times, trailing_times, uniform_times
-from jaxdiff.guidance import ClassifierFree, Clipped
+from jaxdiff.guidance import CFG, ClassifierFree, Clipped, Guidance, Interval, Reuse
 from jaxdiff.lazy import lazily
 from jaxdiff.likelihood import bits_per_dim, continuous_elbo, discrete_vlb, log_likelihood
 from jaxdiff.loss import (
@@ -139,6 +139,7 @@ __getattr__ = lazily(__name__, {"Run": "run", "load_samples": "shards"})
 
 __all__ = [
     "BOGACKI_SHAMPINE",
+    "CFG",
     "DDIM",
     "DDPM",
     "DEIS",
@@ -183,9 +184,11 @@ __all__ = [
     "FullGaussianDenoiser",
     "GaussianDenoiser",
     "GeometricLevels",
+    "Guidance",
     "Heun",
     "HighOrder",
     "Implicit",
+    "Interval",
     "Karras",
     "KarrasVE",
     "KarrasWeight",
@@ -207,6 +210,7 @@ __all__ = [
     "PredictorCorrector",
     "Process",
     "Restart",
+    "Reuse",
     "ReverseDiffusion",
     "Run",
     "RungeKutta",

@@ -14,13 +14,21 @@ and each of them with x gives the pair back:
     x0  = (sigma' x - sigma u)/D,   eps = (alpha u - alpha' x)/D,   D = alpha sigma' - sigma alpha'    (6)
 
 (4) cannot be used where alpha = 0: a network that predicts eps or the score says nothing of x0 there.
+
+Predictions at one (x, t) may be mixed with weights whose sum is 1, and one may be moved by D in x0: the pairs stay
+pairs of that x,
+
+    (x0, eps) = sum_i w_i (x0_i, eps_i),     sum_i w_i = 1                                           (7)
+    (x0, eps) = (x0 + D, eps - (alpha/sigma) D).                                                     (8)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -92,6 +100,41 @@ def from_velocity(process: Process, x: Array, t: ArrayLike, velocity: Array) -> 
     return Prediction(
         (sigma_dot * x - sigma * velocity) / determinant, (alpha * velocity - alpha_dot * x) / determinant
     )
+
+
+def mix(weights: Sequence[ArrayLike], predictions: Sequence[Prediction]) -> Prediction:
+    """Equation (7): how guidance combines what denoisers say of one x.
+
+    Args:
+      weights: one a prediction, each ``()`` or one a sample ``(B,)``, of sum 1. The first is taken for what the others
+        leave of 1, so that equal predictions, and weights (1, 0), give the first bit for bit.
+      predictions: at the same (x, t).
+
+    Returns:
+      The mixed pair, with the first one's variance.
+
+    >>> a, b = Prediction(jnp.ones((1, 2)), jnp.zeros((1, 2))), Prediction(jnp.zeros((1, 2)), jnp.ones((1, 2)))
+    >>> mix((3.0, -2.0), (a, b)).x0.tolist(), mix((3.0, -2.0), (a, b)).eps.tolist()
+    ([[3.0, 3.0]], [[-2.0, -2.0]])
+    """
+
+    first, *others = predictions
+
+    def total(name: str) -> Array:
+        start: Array = getattr(first, name)
+        parts = (
+            expand(jnp.asarray(weight, start.dtype), start) * (getattr(other, name) - start)
+            for weight, other in zip(weights[1:], others, strict=True)
+        )
+        return sum(parts, start)
+
+    return Prediction(total("x0"), total("eps"), first.variance)
+
+
+def moved(process: Process, t: ArrayLike, prediction: Prediction, by: Array) -> Prediction:
+    """Equation (8): the prediction whose x0 is further by ``by``, for the same x. sigma(t) is to be positive."""
+    back = expand(process.alpha(t) / process.sigma(t), by) * by
+    return prediction._replace(x0=prediction.x0 + by, eps=prediction.eps - back)
 
 
 def refuse_zero_alpha(process: Process, t: ArrayLike, why: str) -> None:

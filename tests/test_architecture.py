@@ -37,6 +37,7 @@ LAYERS = [
     {"sampling"},
     {"likelihood"},
     {"networks"},
+    {"methods"},
     {"data"},
     {"config"},
     {"train"},

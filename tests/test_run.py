@@ -248,7 +248,7 @@ def test_ways_to_sample_faster(run: Run, tmp_path: Path) -> None:
     for wrong, message in (
         ({"null_every": 2}, "of guidance, which is not asked for"),
         ({"guidance": 2.0, "null_every": 0}, "every is to be a whole number"),
-        ({"guidance": 2.0, "guidance_interval": (2.0, 1.0)}, "rho_min < rho_max"),
+        ({"guidance": 2.0, "guidance_interval": (2.0, 1.0)}, "low < high"),
         ({"cache": TaylorSeer(2)}, "a cache of a diffusion transformer"),
         ({"sampler": DDPM(run.process, "learned")}, "learned"),
     ):
