@@ -30,16 +30,15 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from jaxdiff import config as cfg
+from jaxdiff.codecs import grid, save_png, scatter, to_uint8
 from jaxdiff.config import ConfigError, SampleConfig
 from jaxdiff.config.build import SAMPLERS, look_up
 from jaxdiff.config.schema import check_ranges
-from jaxdiff.images import grid, save_png, to_uint8
 from jaxdiff.networks import DeepCache, FirstBlock, TaylorSeer
 from jaxdiff.networks.caching import FeatureCache
 from jaxdiff.process import Process
 from jaxdiff.run import Run, rows_of_labels
 from jaxdiff.shards import SHARD_SIZE, Request, claim_samples, read_request, wait_for_shards, write_shards
-from jaxdiff.study import scatter
 from jaxdiff.train import CheckpointError, make_mesh
 
 CACHES: dict[str, type[FeatureCache]] = {"deepcache": DeepCache, "taylorseer": TaylorSeer, "firstblock": FirstBlock}

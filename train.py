@@ -20,10 +20,10 @@ import jax
 
 from jaxdiff import config as cfg
 from jaxdiff import train as training
+from jaxdiff.codecs import save_png
 from jaxdiff.config.folder import CHECKPOINTS, LEDGER, SAMPLES
 from jaxdiff.data import DataError
 from jaxdiff.denoiser import NetworkDenoiser
-from jaxdiff.images import save_png
 from jaxdiff.run import Run
 
 HERE = Path(__file__).parent
