@@ -24,6 +24,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import ArrayLike, NDArray
 
+from jaxdiff.codecs import grid, to_uint8
 from jaxdiff.config import (
     TRUSTED,
     Config,
@@ -38,7 +39,6 @@ from jaxdiff.config.folder import CHECKPOINTS
 from jaxdiff.denoiser import NetCache, NetworkDenoiser
 from jaxdiff.generate import generate, generate_kept
 from jaxdiff.guidance import ClassifierFree, SparseGuidance
-from jaxdiff.images import grid, to_uint8
 from jaxdiff.noise import sample_keys
 from jaxdiff.process import Process
 from jaxdiff.sampling.base import start as begin

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxdiff.codecs import to_uint8
 from jaxdiff.config import ConfigError
-from jaxdiff.images import to_uint8
 
 INDEX = "index.json"
 SHARD_SIZE = 1000
