@@ -29,15 +29,16 @@ from numpy.typing import NDArray
 from jaxdiff.codecs.base import Codec
 from jaxdiff.denoiser import Denoiser, NetCache, NetworkDenoiser
 from jaxdiff.guidance import CFG, Clipped, Guidance, apply, nulls_of
-from jaxdiff.methods import parse_cache, parse_grid, parse_guidance, parse_sampler
+from jaxdiff.methods import parse_cache, parse_guidance, parse_sampler, times
 from jaxdiff.networks.placement import samples_over
 from jaxdiff.noise import sample_keys
 from jaxdiff.process import Process
 from jaxdiff.record import field, record
-from jaxdiff.sampling import Keep, integrate, sample
+from jaxdiff.sampling import integrate, sample
 from jaxdiff.sampling.base import start as check_start
 from jaxdiff.spec import Spec, Specs, check, complete, droppable, shapes
 
+Keep = Any  # TEMPORARY
 Guide = str | float | Guidance | Callable[[Denoiser], Denoiser]
 """An element of guidance: its name with its numbers, the weight of `CFG`, an object, or any function of a denoiser."""
 
@@ -132,7 +133,7 @@ class Plan:
 @functools.partial(jax.jit, static_argnames=("decode", "keep", "sharding"))
 def draw(
     plan: Plan, keys: Array, *, decode: bool = True, keep: Keep | None = None, sharding: NamedSharding | None = None
-) -> Any:
+) -> tuple[Any, Any, Array]:
     """Samples of a plan.
 
     Args:
@@ -143,19 +144,27 @@ def draw(
       sharding: of the batch; static. None: not split.
 
     Returns:
-      The record or x0 ``(B, ...)``; with ``keep`` a pair of it and of what was kept.
+      The record, or x0 ``(B, ...)``; what was kept, () without ``keep``; and which samples are finite ``(B,)``.
     """
     if sharding is not None:
         split = (keys, plan.cond, plan.nulls, plan.x)
         keys, cond, nulls, x = jax.lax.with_sharding_constraint(split, sharding)
         plan = dataclasses.replace(plan, cond=cond, nulls=nulls, x=x)
     with contextlib.nullcontext() if sharding is None else samples_over(sharding):
-        found = sample(plan.sampler, plan.denoise, keys, plan.init(keys), plan.ts, plan.cond or None, keep=keep)
-        x0, kept = (found, None) if keep is None else found
-        given = plan.finish(x0) if decode else x0
+        found = sample(
+            plan.sampler,
+            plan.denoise,
+            keys,
+            plan.init(keys),
+            plan.ts,
+            plan.cond or None,
+            **({} if keep is None else {"keep": keep}),
+        )
+        x0, kept = (found, ()) if keep is None else found
+        drawn = (plan.finish(x0) if decode else x0), kept, jnp.isfinite(x0.reshape(x0.shape[0], -1)).all(axis=1)
     if sharding is not None:  # whole on every device, so that every host can read all of it
-        given, kept = jax.lax.with_sharding_constraint((given, kept), NamedSharding(sharding.mesh, PartitionSpec()))
-    return given if keep is None else (given, kept)
+        drawn = jax.lax.with_sharding_constraint(drawn, NamedSharding(sharding.mesh, PartitionSpec()))
+    return drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,15 +236,15 @@ class Model:
         Raises:
           ValueError: a condition, a method or times that do not fit this model or each other.
         """
-        defaults, process = self.defaults, self.process
+        defaults = self.defaults
         given = self.given(n, cond)
         elements = self.elements(guide, given)
         chosen = defaults.sampler if sampler is None else sampler
-        method = parse_sampler(chosen, process) if isinstance(chosen, str) else chosen
-        times = self._times(method, steps, grid, ts)
+        method = parse_sampler(chosen, self.process)
+        walked = self._times(method, steps, grid, ts)
         plain = self.denoise
         if cache is not None:
-            plain = dataclasses.replace(plain, cache=parse_cache(cache) if isinstance(cache, str) else cache)
+            plain = dataclasses.replace(plain, cache=parse_cache(cache))  # type: ignore[arg-type]
             elements = [dataclasses.replace(e, sequential=True) if isinstance(e, CFG) else e for e in elements]
         instead = None if negative is None else self.given(n, negative, fill=False)
         guided = any(isinstance(element, CFG) for element in elements)
@@ -249,7 +258,7 @@ class Model:
         return Plan(
             plain,
             method,
-            times,
+            walked,
             given,
             tuple(elements),
             nulls,
@@ -329,7 +338,13 @@ class Model:
             keys = sample_keys(key, start + first, size)
             found = program(mine, keys, decode=decode, keep=keep, sharding=self._split(size))
             parts.append(jax.tree.map(np.asarray, found))
-        return _joined(parts, n, size, keep is not None)
+        given, kept, finite = _joined(parts, n)
+        if decode and not finite.all():  # as bytes they would be silent black squares
+            raise ValueError(
+                f"{int((~finite).sum())} of {n} samples are not finite: the sampler or the network diverged; "
+                "decode=False gives them as they are"
+            )
+        return given if keep is None else (given, kept)
 
     def invert(
         self,
@@ -432,9 +447,7 @@ class Model:
         count = self.defaults.steps if steps is None else steps
         if count < 1:
             raise ValueError(f"steps must be at least 1, got {count}")
-        chosen = self.defaults.grid if grid is None else grid
-        made = (parse_grid(chosen) if isinstance(chosen, str) else chosen)(self.process, count)
-        return made[jnp.array([0, -1])] if getattr(sampler, "own_steps", False) and count > 1 else made
+        return times(sampler, self.defaults.grid if grid is None else grid, count)
 
     def _guidable(self, given: Mapping[str, Any]) -> bool:
         """Whether some condition that is given is not its null: the defaults' guidance is for these."""
@@ -468,7 +481,7 @@ def _element(guide: Guide) -> list[Guidance]:
     if isinstance(guide, float | int):
         if not np.isfinite(guide):
             raise ValueError(f"the weight of guidance must be a finite number, got {guide}")
-        return [CFG(jnp.float32(guide))]
+        return [CFG(float(guide))]
     if not callable(guide):
         raise ValueError(f"an element of guidance is a name, a weight, or a function of a denoiser, got {guide!r}")
     return [Function(guide)]
@@ -494,14 +507,14 @@ def _rows(plan: Plan, rows: slice, size: int, n: int) -> Plan:
     return dataclasses.replace(plan, cond=cond, nulls=nulls, x=x, guide=weights)
 
 
-def _joined(parts: list[Any], n: int, size: int, kept: bool) -> Any:
+def _joined(parts: list[Any], n: int) -> tuple[Any, Any, NDArray[np.bool_]]:
+    """The first n samples of all batches; what was kept has its steps before the samples."""
+
     def join(axis: int) -> Callable[..., NDArray[Any]]:
         return lambda *leaves: np.take(np.concatenate(leaves, axis), np.arange(n), axis)
 
-    if not kept:
-        return jax.tree.map(join(0), *parts)
-    given, beside = zip(*parts, strict=True)
-    return jax.tree.map(join(0), *given), jax.tree.map(join(1), *beside)
+    given, kept, finite = zip(*parts, strict=True)
+    return jax.tree.map(join(0), *given), jax.tree.map(join(1), *kept), join(0)(*finite)
 
 
 @jax.jit

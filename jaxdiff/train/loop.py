@@ -269,7 +269,7 @@ def train_loop(
                     pending[-1 - ahead][1]["loss"].block_until_ready()
             step += count
             throughput.steps += count
-            throughput.images += count * batch[0]["image"].shape[0]
+            throughput.images += count * batch[0]["x"].shape[0]
             progress.advance(step)
             trace.after(step, metrics)
 

@@ -178,7 +178,7 @@ def test_a_likelihood_that_is_not_finite_is_said(exact: Run) -> None:
 def test_labels_are_needed_or_refused(run: Run) -> None:
     with pytest.raises(ConfigError, match="has no labels: pass --no-labels"):
         list(bits(run, GreyNoise(2), EvaluateOptions()))
-    config = dataclasses.replace(run.config, loss=dataclasses.replace(run.config.loss, label_dropout=0.0))
+    config = dataclasses.replace(run.config, loss=dataclasses.replace(run.config.loss, dropout={}))
     with pytest.raises(ConfigError, match="label_dropout 0"):
         list(bits(dataclasses.replace(run, config=config), GreyNoise(2), EvaluateOptions(labels=False)))
 

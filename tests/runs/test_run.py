@@ -169,7 +169,7 @@ def test_sample_refuses(run: Run, keywords: dict[str, Any], message: str) -> Non
 
 
 def test_without_label_dropout_there_is_no_null(run: Run) -> None:
-    config = dataclasses.replace(run.config, loss=dataclasses.replace(run.config.loss, label_dropout=0.0))
+    config = dataclasses.replace(run.config, loss=dataclasses.replace(run.config.loss, dropout={}))
     strict = dataclasses.replace(run, config=config)
     assert strict.sample(0, 2, {"label": 1}).shape == (2, 8, 8, 1)
     for keywords in ({}, {"cond": {"label": 10}}, {"cond": {"label": 1}, "guidance": 2.0}):
