@@ -4,6 +4,7 @@
 data's range.
 """
 
+from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.denoiser import Denoiser
@@ -20,12 +21,10 @@ __all__ = ["CFG", "ClassifierFree", "Clipped", "Guidance", "Guided", "Interval",
 def SparseGuidance(
     guided: ClassifierFree,
     process: Process,
-    every: ArrayLike | None = None,
+    every: int | Array | None = None,
     rho_min: ArrayLike = 0.0,
     rho_max: ArrayLike = float("inf"),
 ) -> Denoiser:
     """`Reuse` and `Interval` as `jaxdiff.generate` still names them."""
-    elements = [Interval(rho_min, rho_max)] if every is None else [Reuse(every), Interval(rho_min, rho_max)]
-    for element in elements:
-        guided = element(guided, guided.plain, process, {})
-    return guided
+    reused = guided if every is None else Reuse(every)(guided, guided.plain, process, {})
+    return Interval(rho_min, rho_max)(reused, guided.plain, process, {})

@@ -129,11 +129,10 @@ class ClassifierFree(Guided):
 
 
 def _null(name: str, value: Any, null: Any) -> Any:
-    if jax.tree.structure(value) != jax.tree.structure(null):
-        raise ValueError(
-            f"the null of cond[{name!r}] is to be made as the condition is, {jax.tree.structure(value)}, "
-            f"got {jax.tree.structure(null)}"
-        )
+    wanted, got = (jax.tree.structure(part, is_leaf=lambda leaf: leaf is None) for part in (value, null))
+    same: bool = wanted == got
+    if not same:
+        raise ValueError(f"the null of cond[{name!r}] is to be made as the condition is, {wanted}, got {got}")
 
     def fit(value: Array, null: ArrayLike) -> Array:
         null = jnp.asarray(null, value.dtype)

@@ -57,7 +57,7 @@ class Reuse(Guidance):
         if every.dtype.kind not in "iu" or every.ndim or every < 1:
             raise ValueError(f"every is to be a whole number, 1 or more (1 reuses nothing), got {self.every!r}")
 
-    def __call__(self, denoise: Denoiser, plain: Denoiser, process: Process, nulls: Nulls) -> Denoiser:
+    def __call__(self, denoise: Denoiser, plain: Denoiser, process: Process, nulls: Nulls) -> Guided:
         guided = guided_from(denoise, plain, "every")
         if isinstance(guided, Within):  # outermost, so that what is kept is of the inside
             return dataclasses.replace(guided, guided=self(guided.guided, plain, process, nulls))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,8 @@ class Sampler(abc.ABC):
     """
 
     process: Process
+    own_steps: ClassVar[bool] = False
+    """Whether the method chooses its steps itself, between the first and the last time of a grid."""
 
     def init(self, x: Array) -> State:
         """The state before the first step from x ``(B, ...)``."""
