@@ -23,6 +23,7 @@ from jaxdiff import config as cfg
 from jaxdiff.config import ConfigError
 from jaxdiff.config.build import look_up
 from jaxdiff.data import DataError, Source
+from jaxdiff.data.sources import name_of
 from jaxdiff.evaluate import METRIC_ERRORS, METRICS, EvaluateOptions, Measured
 from jaxdiff.evaluate.measured import ProgressLine
 from jaxdiff.run import Run
@@ -94,7 +95,7 @@ def evaluate(arguments: Sequence[str]) -> bool:
 
 def tell(options: Options, run: Run, source: Source, results: Mapping[str, Measured], interrupted: bool) -> None:
     """Prints the results, and writes them."""
-    print(f"step {run.step} of {options.run}, {options.split} split of {source.name}")
+    print(f"step {run.step} of {options.run}, {options.split} split of {name_of(source)}")
     for measured in results.values():
         print(measured.line())
     if interrupted:

@@ -51,6 +51,7 @@ def train(arguments: Sequence[str]) -> None:
     # --- Data
     source = cfg.build_source(config, cache=options.cache)
     config = cfg.resolve(config, source)
+    codec = cfg.build_codec(config, source)
 
     # --- Network, loss, optimizer
     net, key = cfg.build_network(config), jax.random.key(config.seed)
@@ -75,6 +76,7 @@ def train(arguments: Sequence[str]) -> None:
             spike=config.train.spike,
             max_skipped=config.train.max_skipped,
             template=template,
+            codec=codec,
         )
         jax.eval_shape(step_fn, template, cfg.batch_shapes(config, source))
     run_of(template.ema, 0).check()

@@ -178,9 +178,9 @@ class Objective(abc.ABC):
         return self.time.init()
 
     def draw(self, key: Array, batch: Cond, history: History = ()) -> Draws:
-        """Times, noise and dropped labels for a batch ``{"image": (B, ...) in [-1, 1], "label": (B,), ...}``."""
+        """Times, noise and dropped labels for a batch ``{"x": (B, ...) in [-1, 1], "label": (B,), ...}``."""
         time_key, noise_key, label_key = jax.random.split(key, 3)
-        x0, cond = batch["image"], {name: value for name, value in batch.items() if name != "image"}
+        x0, cond = batch["x"], {name: value for name, value in batch.items() if name != "x"}
         t, weight = self.time.sample(self.process, history, time_key, x0.shape[0])
         if self.null_label is not None and "label" in cond:
             dropped = jax.random.uniform(label_key, x0.shape[:1]) < self.label_dropout
@@ -253,7 +253,7 @@ def denoising_loss(
       net: the network, `jaxdiff.networks.functional`.
       params: its parameters.
       key: a key of this step; draws times, noise, dropped labels and dropout.
-      batch: ``{"image": (B, H, W, C) in [-1, 1], "label": (B,) int32, ...}``; all but the image is the condition.
+      batch: ``{"x": (B, H, W, C) in [-1, 1], "label": (B,) int32, ...}``; all but ``"x"`` is the condition.
       process, parameterization, weight, time, label_dropout, null_label: as `DenoisingLoss`.
 
     Returns:

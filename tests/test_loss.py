@@ -95,7 +95,7 @@ def test_the_loss_of_a_perfect_network_is_the_irreducible_one() -> None:
         jax.random.key(0), (40_000, 2)
     )
     loss = jd.DenoisingLoss(process, jd.Eps(), time=jd.Uniform(0.5, 0.5))
-    terms = loss.terms(Exact(), (), loss.draw(jax.random.key(1), {"image": x0}))
+    terms = loss.terms(Exact(), (), loss.draw(jax.random.key(1), {"x": x0}))
     signal = jnp.square(process.alpha(0.5) * exact.std)
     expected = (signal / (signal + jnp.square(process.sigma(0.5)))).mean()
     np.testing.assert_allclose(terms.loss.mean(), expected, rtol=0.02)
@@ -180,7 +180,7 @@ def test_importance_sampling_leaves_the_expected_gradient_unchanged(time: Any, p
 
 def test_importance_sampling_gradients_through_the_whole_loss() -> None:
     """As above for parameters of a network, by the loss itself: equal within the standard error."""
-    process, batch = jd.VP(), {"image": jnp.full((4096, 3), 0.3)}
+    process, batch = jd.VP(), {"x": jnp.full((4096, 3), 0.3)}
     time = jd.ScoreNorm(10)
     params = jnp.array([0.4, 0.1])
 
@@ -235,7 +235,7 @@ def test_score_norm_history_is_the_running_mean() -> None:
 
 
 def test_labels_are_dropped_to_the_null_label() -> None:
-    batch = {"image": jnp.zeros((20_000, 1)), "label": jnp.zeros(20_000, jnp.int32)}
+    batch = {"x": jnp.zeros((20_000, 1)), "label": jnp.zeros(20_000, jnp.int32)}
     loss = jd.DenoisingLoss(jd.VP(), jd.Eps(), label_dropout=0.2, null_label=10)
     labels = loss.draw(jax.random.key(0), batch).cond["label"]
     assert labels.dtype == jnp.int32 and set(np.unique(labels)) == {0, 10}
@@ -249,7 +249,7 @@ def test_denoising_loss_is_one_number_a_sample() -> None:
         Linear(),
         jnp.array([0.5, 0.0]),
         jax.random.key(0),
-        {"image": jnp.ones((5, 4, 4, 1))},
+        {"x": jnp.ones((5, 4, 4, 1))},
         process=jd.CosineVP(),
         parameterization=jd.V(),
         weight=jd.MinSNR(),
@@ -259,7 +259,7 @@ def test_denoising_loss_is_one_number_a_sample() -> None:
 
 def test_draws_split_into_micro_batches() -> None:
     loss = jd.DenoisingLoss(jd.VP(), jd.Eps())
-    draws = loss.draw(jax.random.key(0), {"image": jnp.ones((8, 3)), "label": jnp.arange(8)})
+    draws = loss.draw(jax.random.key(0), {"x": jnp.ones((8, 3)), "label": jnp.arange(8)})
     whole = loss.terms(Linear(), jnp.array([0.5, 0.1]), draws).loss
     parts = [
         loss.terms(Linear(), jnp.array([0.5, 0.1]), jax.tree.map(lambda leaf, i=i: leaf[i : i + 2], draws)).loss
@@ -351,9 +351,7 @@ def test_the_variational_bound_of_an_exact_model_is_the_entropy() -> None:
 def test_hybrid_loss_moves_the_variance_and_not_the_mean() -> None:
     """The variational term's gradient reaches the variance channels only (stop-gradient on the mean)."""
     process = PROCESSES["DiscreteVP_cosine"]()
-    batch = {
-        "image": jnp.round(jax.random.uniform(jax.random.key(0), (8, 2, 2, 1), minval=-1, maxval=1) * 127.5) / 127.5
-    }
+    batch = {"x": jnp.round(jax.random.uniform(jax.random.key(0), (8, 2, 2, 1), minval=-1, maxval=1) * 127.5) / 127.5}
     output = 0.1 * jax.random.normal(jax.random.key(1), (8, 2, 2, 2))
     make = lambda w: jd.DenoisingLoss(process, jd.LearnedVariance(), vlb_weight=w)  # noqa: E731
     draws = make(0.001).draw(jax.random.key(2), batch)

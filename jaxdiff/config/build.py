@@ -7,16 +7,16 @@ too.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from numpy.typing import NDArray
 
 import jaxdiff.data
+from jaxdiff.codecs import Codec, default_codec
 from jaxdiff.config.schema import (
     Config,
     ConfigError,
@@ -26,7 +26,7 @@ from jaxdiff.config.schema import (
     check_ranges,
     suggestion,
 )
-from jaxdiff.data.sources import Record, Records, Source, records_at
+from jaxdiff.data.sources import Source, Subset, classes_of
 from jaxdiff.grid import karras_times, log_snr_times, quadratic_times, trailing_times, uniform_times
 from jaxdiff.loss import SNR, DenoisingLoss, Likelihood, Objective
 from jaxdiff.networks import Functional, functional
@@ -274,6 +274,7 @@ def build_source(config: Config, *, cache: bool = True) -> Source:
         )
     opener = look_up(SOURCES, name, "data.name")
     channels = getattr(config.network, "in_channels", None) if data.channels is None else data.channels
+    taken = ("label",) if config.num_classes is not None else ()
     source = opener(
         *([dataset] if dataset else []),
         path=data.path,
@@ -283,43 +284,32 @@ def build_source(config: Config, *, cache: bool = True) -> Source:
         num_classes=config.num_classes,
         resize=data.resize,
         **({"skip_bad": True} if data.skip_bad else {}),  # sources of one's own need not know it
+        **({"conditions": taken} if _has_option(opener, "conditions") else {}),
     )
     source = jaxdiff.data.without_bad(source, keep=cache) if data.skip_bad else source
-    return source if config.num_classes is not None or source.num_classes is None else Unlabelled(source)
+    unused = [name for name in source.spec if name not in ("x", *taken)]
+    return Subset(source, names=[name for name in taken if name in source.spec]) if unused else source
 
 
-@dataclasses.dataclass(frozen=True)
-class Unlabelled:
-    """A source whose labels are left out, for a network without classes."""
+def _has_option(function: Callable[..., Any], name: str) -> bool:
+    parameters = inspect.signature(function).parameters.values()
+    return any(each.name == name or each.kind is each.VAR_KEYWORD for each in parameters)
 
-    source: Source
-    num_classes: None = None
 
-    @property
-    def name(self) -> str:
-        return self.source.name
+def build_codec(config: Config, source: Source) -> Codec:
+    """From stored records to what the network sees, as the data need it.
 
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        return self.source.image_shape
-
-    @property
-    def fingerprint(self) -> str:
-        return self.source.fingerprint
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int, /) -> Record:
-        return {"image": self.source[index]["image"]}
-
-    def take(self, indices: NDArray[np.int64], /) -> Records:
-        return {"image": records_at(self.source, indices)["image"]}
+    Raises:
+      DataError: records that no codec is for, or that cannot be flipped.
+    """
+    return default_codec(source, flip=config.data.flip)
 
 
 def resolve(config: Config, source: Source) -> Config:
-    """The configuration with what only the data know: the shape of an image."""
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, image_shape=tuple(source.image_shape)))
+    """The configuration with what only the data know: the shape of a record, and the names of the classes."""
+    shape = tuple(int(size or 0) for size in source.spec["x"].shape)
+    data = dataclasses.replace(config.data, image_shape=shape, classes=classes_of(source))
+    return dataclasses.replace(config, data=data)
 
 
 def build_pipeline(
@@ -340,27 +330,20 @@ def build_pipeline(
       DataError: an image that cannot be decoded, where they are decoded now.
     """
     whole_pass = config.train.steps * config.train.batch_size >= len(source)
-    chosen = _decoded(source, config.data.decoded_mb * 10**6) if cache and whole_pass else source
+    limit = config.data.decoded_mb * 10**6
+    chosen = jaxdiff.data.decode_once(source, limit=limit) if cache and whole_pass else source
     return jaxdiff.data.Pipeline(
         chosen,
         batch_size=config.train.batch_size,
         seed=config.seed,
-        flip=config.data.flip,
         workers=config.data.workers if chosen is source else 0,
         process_index=part[0],
         process_count=part[1],
     )
 
 
-def _decoded(source: Source, limit: int) -> Source:
-    if isinstance(source, Unlabelled):
-        inner = _decoded(source.source, limit)
-        return source if inner is source.source else Unlabelled(inner)
-    return jaxdiff.data.decode_once(source, limit=limit)
-
-
 def batch_shapes(config: Config, source: Source) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a training batch over all devices."""
+    """Shapes of a batch of stored records over all devices."""
     n = config.train.batch_size
-    shapes = {"image": jax.ShapeDtypeStruct((n, *source.image_shape), jnp.float32)}
-    return shapes | ({} if source.num_classes is None else {"label": jax.ShapeDtypeStruct((n,), jnp.int32)})
+    shapes = {name: tuple(int(size or 0) for size in spec.shape) for name, spec in source.spec.items()}
+    return {name: jax.ShapeDtypeStruct((n, *shapes[name]), spec.dtype) for name, spec in source.spec.items()}

@@ -76,6 +76,8 @@ class DataConfig:
     """Leave out records that cannot be used, instead of refusing the set: all are read once before the first step."""
     image_shape: tuple[int, ...] | None = None
     """Height, width and channels, found in the data; a run's saved configuration has them. Points: coordinates."""
+    classes: tuple[str, ...] | None = None
+    """Names of the classes in order of their labels, found in the data; a run's saved configuration has them."""
     flip: bool = False
     """Mirror half of the images left to right."""
     workers: int = 0

@@ -20,8 +20,8 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from jaxdiff.config import ConfigError, as_config_error
-from jaxdiff.data import Source, to_model_range
+from jaxdiff.config import ConfigError, as_config_error, build_codec
+from jaxdiff.data.sources import Source, name_of, take
 from jaxdiff.denoiser import Cond, NetworkDenoiser
 from jaxdiff.evaluate.measured import EvaluateOptions, Measured, MeasureError
 from jaxdiff.grid import log_snr_times, uniform_times
@@ -212,7 +212,7 @@ def bits(run: Run, source: Source, options: EvaluateOptions) -> Iterator[Measure
     count = min(options.num or len(source), len(source))
     indices = np.arange(count) * len(source) // count
     size = min(options.batch_size, count)
-    levels = 256 if source[0]["image"].dtype == np.uint8 else None
+    levels = 256 if source.spec["x"].dtype == "uint8" else None
     key = jax.random.key(options.seed)
     chosen = methods(run, options, levels)
     x, cond = _read(run, source, indices[:size], options.labels)
@@ -238,20 +238,19 @@ def _keys(key: Array, indices: np.ndarray) -> Array:
 
 
 def _read(run: Run, source: Source, indices: np.ndarray, labels: bool) -> tuple[Array, dict[str, Array] | None]:
-    records = [source[int(i)] for i in indices]
-    images: Any = np.stack([record["image"] for record in records])
-    x = jnp.asarray(to_model_range(images) if images.dtype == np.uint8 else images)
+    records = build_codec(run.config, source).encode(take(source, indices))
+    x = records["x"]
     if run.num_classes is None:
         return x, None
     if labels:
-        if "label" not in records[0]:
-            raise ConfigError(f"{source.name} has no labels: pass --no-labels for the model without a class")
-        return x, {"label": jnp.asarray([record["label"] for record in records], jnp.int32)}
+        if "label" not in records:
+            raise ConfigError(f"{name_of(source)} has no labels: pass --no-labels for the model without a class")
+        return x, {"label": jnp.asarray(records["label"], jnp.int32)}
     if run.config.loss.label_dropout == 0:
         raise ConfigError(
             "--no-labels: this run was trained with loss.label_dropout 0, so it knows nothing without one"
         )
-    return x, {"label": jnp.full(len(records), run.num_classes, jnp.int32)}
+    return x, {"label": jnp.full(len(x), run.num_classes, jnp.int32)}
 
 
 def _summary(name: str, found: dict[str, list[np.ndarray]], total: int) -> Measured:

@@ -268,7 +268,7 @@ def train_loop(
                     pending[-1 - ahead][1]["loss"].block_until_ready()
             step += count
             clock.steps += count
-            clock.images += count * batch[0]["image"].shape[0]
+            clock.images += count * batch[0]["x"].shape[0]
             progress.advance(step)
             trace.after(step, metrics)
 

@@ -179,7 +179,7 @@ def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[
 
     Example:
         >>> import numpy as np
-        >>> put_batch({"image": np.zeros((4, 8, 8, 1), np.float32)}, batch_sharding(make_mesh(data=1)))["image"].shape
+        >>> put_batch({"x": np.zeros((4, 8, 8, 1), np.float32)}, batch_sharding(make_mesh(data=1)))["x"].shape
         (4, 8, 8, 1)
     """
     mesh = sharding.mesh

@@ -1,5 +1,6 @@
 """One step of training: draw, differentiate, update, average.
 
+    (0)  batch      = codec.encode(records, key')                           augmented at random
     (1)  draws      = loss.draw(fold_in(key, n), batch, history)            once for the whole batch
     (2)  g          = grad of mean_i loss_i(params, draws_i)                as the mean over `accumulate` micro-batches
     (3)  params, h  = optimizer(g), loss.update(history, draws, terms)
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxdiff.codecs import Codec
 from jaxdiff.networks.placement import samples_over
 from jaxdiff.train.ema import EmaRule, update_ema
 from jaxdiff.train.guard import judge
@@ -30,6 +32,7 @@ from jaxdiff.train.state import Loss, Network, TrainState
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 NOISE_BINS = 8
+AUGMENT = 0x6175676D  # "augm": the augmentation's key apart from the loss's
 
 
 def train_step(
@@ -43,17 +46,20 @@ def train_step(
     accumulate: int = 1,
     spike: float | None = None,
     max_skipped: int = 10,
+    codec: Codec | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Advance the state by one optimizer step, or skip it. Pure; `compile_step` jits it with donation and shardings.
 
     Args:
         state: the state after n steps.
-        batch: {"image": (B, H, W, C) float32 in [-1, 1], ...}, every leaf with leading axis B.
+        batch: {"x": (B, ...), ...}, every leaf with leading axis B: records as they are stored; with no codec, what the
+            network sees.
         net, loss, optimizer, ema: configuration; static under jit.
         accumulate: micro-batches a step, at least 1, a divisor of B; peak activation memory falls by about as much.
         spike: a gradient's norm of more than so many times its running median is bad, above 1; None: only what is not
             finite is.
         max_skipped: bad steps in a row after which nothing changes any more but the step's number.
+        codec: makes of records what the network sees.
 
     Returns:
         The state after n + 1 steps, and metrics: `loss`, `grad_norm` (before clipping), `param_norm` (after the step),
@@ -77,12 +83,12 @@ def train_step(
         ...     def init(self, key): return {"w": jnp.zeros(())}
         >>> class FitOne:                                                # (w x - 1)^2
         ...     def init(self): return ()
-        ...     def draw(self, key, batch, history): return Draws(batch["image"], jax.random.uniform(key, (4,)))
+        ...     def draw(self, key, batch, history): return Draws(batch["x"], jax.random.uniform(key, (4,)))
         ...     def terms(self, net, params, draws, key=None): return Terms(*2 * [(params["w"] * draws.x - 1.0) ** 2])
         ...     def update(self, history, draws, terms): return history
         >>> parts = dict(net=Net(), loss=FitOne(), optimizer=optax.sgd(0.1))
         >>> state = create_state(**parts, key=jax.random.key(0))
-        >>> state, metrics = train_step(state, {"image": jnp.ones(4)}, **parts, ema=Ema(0.0))
+        >>> state, metrics = train_step(state, {"x": jnp.ones(4)}, **parts, ema=Ema(0.0))
         >>> float(metrics["loss"]), round(float(state.params["w"]), 6)
         (1.0, 0.2)
     """
@@ -91,7 +97,10 @@ def train_step(
         raise ValueError(
             f"a batch of {size} does not split into {accumulate} micro-batches; use a multiple of {accumulate}"
         )
-    draw_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+    step_key = jax.random.fold_in(state.key, state.step)
+    draw_key, dropout_key = jax.random.split(step_key)
+    if codec is not None:
+        batch = codec.encode(batch, jax.random.fold_in(step_key, AUGMENT))
     draws = loss.draw(draw_key, batch, state.history)
 
     def objective(params: Any, draws: Any, key: jax.Array) -> tuple[jax.Array, Any]:
@@ -175,12 +184,13 @@ def compile_step(
     accumulate: int = 1,
     spike: float | None = None,
     max_skipped: int = 10,
+    codec: Codec | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """`train_step` under one jit: the state is donated (its buffers are reused; do not touch the old one), shardings
     are fixed.
 
     Args:
-        net, loss, optimizer, ema, accumulate, spike, max_skipped: see `train_step`.
+        net, loss, optimizer, ema, accumulate, spike, max_skipped, codec: see `train_step`.
         schedule: when given, its value is among the metrics as `lr`. Like the optimizer, it counts the steps taken.
         template: from `state_template`: the shardings of the state and, by its mesh, of the batch.
 
@@ -200,6 +210,7 @@ def compile_step(
                 accumulate=accumulate,
                 spike=spike,
                 max_skipped=max_skipped,
+                codec=codec,
             )
         if schedule is not None:
             metrics["lr"] = jnp.asarray(schedule(state.step - state.guard.skipped), jnp.float32)
@@ -234,8 +245,8 @@ def several_steps(step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]
         >>> loss = types.SimpleNamespace(init=lambda: ())
         >>> state = create_sharded_state(net, optax.sgd(0.1), loss, jax.random.key(0), make_mesh(data=1))
         >>> def step(state, batch):
-        ...     return dataclasses.replace(state, step=state.step + 1), {"mean": batch["image"].mean()}
-        >>> three = tuple({"image": jnp.full(4, float(n))} for n in range(3))
+        ...     return dataclasses.replace(state, step=state.step + 1), {"mean": batch["x"].mean()}
+        >>> three = tuple({"x": jnp.full(4, float(n))} for n in range(3))
         >>> state, metrics = several_steps(step, state)(state, three)
         >>> int(state.step), metrics["mean"].tolist()
         (3, [0.0, 1.0, 2.0])

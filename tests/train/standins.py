@@ -61,7 +61,7 @@ class Loss:
 
     def draw(self, key: jax.Array, batch: Any, history: Any) -> Draws:
         time, noise = jax.random.split(key)
-        image = batch["image"]
+        image = batch["x"]
         return Draws(image, jax.random.normal(noise, image.shape), jax.random.uniform(time, image.shape[:1]))
 
     def terms(self, net: Any, params: Any, draws: Draws, key: jax.Array | None = None) -> Terms:
@@ -106,4 +106,4 @@ class Data:
         image = np.random.default_rng(n).uniform(-1, 1, (self.batch_size, 4, 4, 1)).astype(np.float32)
         image[3] = np.nan if n in self.bad else image[3]
         image *= 1000 if n in self.huge else 1
-        return {"image": image, "label": np.zeros(self.batch_size, np.int32)}
+        return {"x": image, "label": np.zeros(self.batch_size, np.int32)}

@@ -101,8 +101,8 @@ def test_a_batch_that_does_not_split_names_the_fix() -> None:
 
 def test_put_batch_needs_no_implicit_transfer() -> None:
     sharding = batch_sharding(make_mesh(data=1))
-    batch = {"image": np.ones((4, 2, 2, 1), np.float32), "label": np.arange(4, dtype=np.int32)}
+    batch = {"x": np.ones((4, 2, 2, 1), np.float32), "label": np.arange(4, dtype=np.int32)}
     with jax.transfer_guard("disallow"):
         placed = put_batch(batch, sharding)
-    assert placed["image"].sharding == sharding
+    assert placed["x"].sharding == sharding
     np.testing.assert_array_equal(placed["label"], batch["label"])

@@ -32,7 +32,7 @@ def batch(step: int) -> dict[str, np.ndarray]:
     """A batch of step `step`, whatever came before."""
     rng = np.random.default_rng(step)
     image = rng.uniform(-1, 1, (16, 8, 8, 1)).astype(np.float32)
-    return {"image": image, "label": rng.integers(0, 10, 16, dtype=np.int32)}
+    return {"x": image, "label": rng.integers(0, 10, 16, dtype=np.int32)}
 
 
 class Run:
