@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from jaxdiff.codecs.arrays import Arrays
     from jaxdiff.codecs.base import Codec, encoded_specs
     from jaxdiff.codecs.default import default_codec
-    from jaxdiff.codecs.images import Images, grid, save_png, to_uint8
+    from jaxdiff.codecs.images import Images, grid, save_png, to_model_range, to_uint8
     from jaxdiff.codecs.points import Points, scatter
 
 __getattr__ = lazily(
@@ -21,7 +21,7 @@ __getattr__ = lazily(
         "Arrays": "arrays",
         **dict.fromkeys(("Codec", "encoded_specs"), "base"),
         "default_codec": "default",
-        **dict.fromkeys(("Images", "grid", "save_png", "to_uint8"), "images"),
+        **dict.fromkeys(("Images", "grid", "save_png", "to_model_range", "to_uint8"), "images"),
         **dict.fromkeys(("Points", "scatter"), "points"),
     },
 )
@@ -36,5 +36,6 @@ __all__ = [
     "grid",
     "save_png",
     "scatter",
+    "to_model_range",
     "to_uint8",
 ]

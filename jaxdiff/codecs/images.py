@@ -76,10 +76,9 @@ class Images:
 
     def encode(self, record: Mapping[str, Any], key: Array | None = None) -> dict[str, Any]:
         """Records ``{"x": uint8 (B, H, W, C), ...}`` as ``{"x": float32 in [-1, 1], ...}``."""
-        stored = jnp.asarray(record["x"])
-        if stored.dtype != jnp.uint8 or stored.shape[1:] != self.shape:
-            raise ValueError(f"x is uint8 (B, {', '.join(map(str, self.shape))}), got {stored.dtype} {stored.shape}")
-        x = stored.astype(jnp.float32) / 127.5 - 1.0
+        x = to_model_range(record["x"])
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"x is uint8 (B, {', '.join(map(str, self.shape))}), got {x.shape}")
         batch = {"x": x, **passed_on(record, self.spec)}
         if self.flip and key is not None:
             keys = sample_keys(key, 0, x.shape[0])
@@ -124,6 +123,27 @@ def area_mean(x: Array, n: int) -> Array:
     if height % n == 0 and width % n == 0:
         return x.reshape(batch, n, height // n, n, width // n, channels).mean(axis=(2, 4))
     return jax.image.resize(x, (batch, n, n, channels), "linear", antialias=True)
+
+
+def to_model_range(images: ArrayLike) -> Array:
+    """Floats in [-1, 1] from bytes: ``u/127.5 - 1``, pure JAX.
+
+    Args:
+      images: uint8, any shape.
+
+    Returns:
+      float32 of the same shape; 0 becomes -1 and 255 becomes 1.
+
+    Raises:
+      ValueError: other numbers than bytes.
+
+    >>> to_model_range(np.uint8([0, 51, 255])).tolist()
+    [-1.0, -0.6000000238418579, 1.0]
+    """
+    images = jnp.asarray(images)
+    if images.dtype != jnp.uint8:
+        raise ValueError(f"images are uint8 in 0..255, got {images.dtype}")
+    return images.astype(jnp.float32) / 127.5 - 1.0
 
 
 def to_uint8(images: ArrayLike) -> NDArray[np.uint8]:

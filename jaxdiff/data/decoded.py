@@ -6,7 +6,8 @@ of times. So `decode_once` writes the records of a small set, in their order, to
     {x: uint8 (H, W, C), label: int32}     (what the source's spec names)
 
 and reads batches from there in one call. The file is NAME-PLACE-STATE.npy: PLACE is a hash of what was asked for (the
-files' paths, the spec), STATE of what the files hold (the source's fingerprint, and each file's size and times). A file that changes is thus met under another STATE, and what was kept of that PLACE is removed.
+files' paths, the spec), STATE of what the files hold (the source's fingerprint, and each file's size and times). A file
+that changes is thus met under another STATE, and what was kept of that PLACE is removed.
 
 A file is there whole or not at all: it is written under a name that nobody reads, synced, and renamed. Processes that
 want the same one take turns by a lock, which ends with its holder; where the file system has no locks, each writes its

@@ -15,7 +15,8 @@ from jaxdiff.data.decoding import decode
 from jaxdiff.data.readers import Expected, ImageSource
 from jaxdiff.data.sources import DataError, Say, digest, one_line, spread, to_stderr
 
-_SUFFIXES = set(".png .jpg .jpeg .jpe .jfif .bmp .gif .webp .avif .tif .tiff .jp2 .ppm .pgm".split())
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff", ".jp2"}
+_SUFFIXES |= {".ppm", ".pgm"}
 _SPLITS = {"train": {"train", "training"}, "validation": {"validation", "val", "valid"}, "test": {"test", "testing"}}
 _DIGESTED, _HEAD = 64, 2**16  # files, and bytes of each, that a folder's fingerprint reads
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from jaxdiff.data.decoding import decode
 from jaxdiff.data.files import find_split, given_path, missing_parts
-from jaxdiff.data.readers import Expected, ImageSource
+from jaxdiff.data.readers import ANYTHING, Expected, ImageSource
 from jaxdiff.data.sources import DataError, check_labels, digest, one_line
 
 CACHE_BYTES = 512 * 2**20
@@ -35,7 +35,7 @@ _LAYOUT = "Parquet with columns image {bytes, path} and label: a file, or a fold
 class ParquetReader:
     """Rows of one or more Parquet files, in order of the files."""
 
-    def __init__(self, files: list[Path], name: str, expected: Expected = Expected()) -> None:
+    def __init__(self, files: list[Path], name: str, expected: Expected = ANYTHING) -> None:
         self.name = name
         self.lost: list[str] = []  # whole files that cannot be read, and why
         if missing := missing_parts(files):
@@ -147,9 +147,8 @@ class ParquetReader:
             path = self.files[file_number]
             try:
                 with _opened(path) as file:
-                    column = file.read_row_group(
-                        number, columns=[self._columns[file_number]], use_threads=False
-                    ).column(0)
+                    name = self._columns[file_number]
+                    column = file.read_row_group(number, columns=[name], use_threads=False).column(0)
             except (pa.ArrowException, OSError) as error:
                 raise DataError(
                     f"{path}: row group {number} is damaged ({one_line(error)}); fetch the file again"

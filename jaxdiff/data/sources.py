@@ -97,7 +97,7 @@ def take(source: Source, indices: ArrayLike) -> Records:
     >>> from jaxdiff.data import open_digits
     >>> records = take(open_digits(), [4, 2, 4])
     >>> records["x"].shape, str(records["x"].dtype), records["label"].tolist()
-    ((3, 8, 8, 1), 'uint8', [5, 2, 5])
+    ((3, 8, 8, 1), 'uint8', [4, 2, 4])
     """
     chosen = np.asarray(indices, np.int64)
     found = source.take(chosen)

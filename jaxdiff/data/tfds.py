@@ -82,8 +82,8 @@ def open_tfds(
     >>> import tensorflow_datasets as tfds
     >>> with tfds.testing.mock_data(num_examples=5):
     ...     source = open_tfds("cifar10")
-    >>> len(source), source.spec["x"].shape, source.classes[:2]
-    (5, (32, 32, 3), ('airplane', 'automobile'))
+    >>> len(source), source.spec["x"].shape, len(source.classes)
+    (5, (32, 32, 3), 10)
     """
     import tensorflow_datasets as tfds  # a second of import, for those who use it
 

@@ -251,13 +251,15 @@ import dataclasses
 import numpy as np
 from jaxdiff.config.build import SOURCES
 from configs.digits_unet import config as digits
+from jaxdiff.spec import Spec
 
 class Points:
-    name, image_shape, num_classes, fingerprint = "nan", (8, 8, 1), None, "nan"
+    spec = {"x": Spec((8, 8, 1), "float32")}
     def __len__(self): return 64
-    def __getitem__(self, index):
-        image = np.random.default_rng(index).uniform(-1, 1, (8, 8, 1)).astype(np.float32)
-        return {"image": np.full_like(image, np.nan) if index == 21 else image}
+    def take(self, indices):
+        x = np.stack([np.random.default_rng(i).uniform(-1, 1, (8, 8, 1)) for i in indices]).astype(np.float32)
+        x[indices == 21] = np.nan
+        return {"x": x}
 
 SOURCES["nan"] = lambda **options: Points()
 small = dict(width=8, multipliers=(1,), blocks=1, attention_resolutions=(), num_classes=None)
