@@ -16,6 +16,7 @@ state: checkpointed with it and, being computed from the global batch, the same 
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxdiff.prediction import refuse_zero_alpha
 from jaxdiff.process import Process
 from jaxdiff.record import field, record
 
@@ -131,21 +133,29 @@ class LogNormalSigma(TrainingTime):
         return _on_chain(process, jnp.clip(t, process.min_time(), 1.0))
 
 
+def _log_snr_range(process: Process, low: float | None, high: float | None) -> tuple[Array, Array]:
+    least, most = process.log_snr(process.max_time(math.exp(6.0))), process.log_snr(process.min_time())
+    return (
+        least if low is None else jnp.maximum(low, process.log_snr(1.0)),
+        most if high is None else jnp.minimum(high, most),
+    )
+
+
 @record
 class UniformLogSNR(TrainingTime):
     """Uniform in log-SNR between that of t_max and t_min, one stratified draw a batch as `Stratified`.
 
     Args:
-      low: the least log-SNR; where the process does not go so far, its own end stands.
-      high: the largest; the process's `min_time` stands where that is less.
+      low: the least log-SNR; where the process does not go so far, its own end stands. None: that end, or -12 in units
+        of sigma(1) (equation 7 of `jaxdiff.process`) where alpha(1) is less than e^-6.
+      high: the largest; the process's `min_time` stands where that is less, or where it is None.
     """
 
-    low: float = -12.0
-    high: float = 12.0
+    low: float | None = None
+    high: float | None = None
 
     def draw(self, process: Process, key: Array, n: int) -> Array:
-        low = jnp.maximum(self.low, process.log_snr(1.0))
-        high = jnp.minimum(self.high, process.log_snr(process.min_time()))
+        low, high = _log_snr_range(process, self.low, self.high)
         u = jnp.mod(jax.random.uniform(key) + jnp.arange(n) / n, 1.0)
         return _on_chain(process, process.time_of_log_snr(low + u * (high - low)))
 
@@ -158,21 +168,21 @@ class GeometricLevels(TrainingTime):
 
     Args:
       levels: L, at least 2; static.
-      low: the least log-SNR; where the process does not go so far, its own end stands.
-      high: the largest; the process's `min_time` stands where that is less.
+      low: the least log-SNR; where the process does not go so far, its own end stands. None: that end, or -12 in units
+        of sigma(1) (equation 7 of `jaxdiff.process`) where alpha(1) is less than e^-6.
+      high: the largest; the process's `min_time` stands where that is less, or where it is None.
     """
 
     levels: int = field(default=10, pytree_node=False)
-    low: float = -12.0
-    high: float = 12.0
+    low: float | None = None
+    high: float | None = None
 
     def __post_init__(self) -> None:
         if self.levels < 2:
             raise ValueError(f"levels is at least 2, got {self.levels}; for one level take Uniform(t, t)")
 
     def draw(self, process: Process, key: Array, n: int) -> Array:
-        low = jnp.maximum(self.low, process.log_snr(1.0))
-        high = jnp.minimum(self.high, process.log_snr(process.min_time()))
+        low, high = _log_snr_range(process, self.low, self.high)
         level = jax.random.randint(key, (n,), 0, self.levels)
         return _on_chain(process, process.time_of_log_snr(low + level / (self.levels - 1) * (high - low)))
 
@@ -188,11 +198,14 @@ class LikelihoodTime(TrainingTime):
 
     Args:
       t_min: the least time; None for the process's `min_time`.
-      t_max: the largest; below 1 for a process with alpha(1) = 0, whose log-SNR has no end there.
+      t_max: the largest; None for the process's `max_time`, below 1 where alpha(1) = 0: log-SNR has no end there.
+
+    Raises:
+      ValueError: (when times are drawn) a discrete chain; alpha(t_max) = 0 at a t_max that is known.
     """
 
     t_min: float | None = None
-    t_max: float = 1.0
+    t_max: float | None = None
 
     def sample(self, process: Process, history: History, key: Array, n: int) -> tuple[Array, Array]:
         if process.steps is not None:
@@ -201,10 +214,12 @@ class LikelihoodTime(TrainingTime):
                 "steps: use LossSecondMoment"
             )
         t_min = process.min_time() if self.t_min is None else jnp.asarray(self.t_min)
-        high, low = process.log_snr(t_min), process.log_snr(self.t_max)
+        t_max = process.max_time() if self.t_max is None else jnp.asarray(self.t_max)
+        refuse_zero_alpha(process, t_max, "LikelihoodTime is uniform in log-SNR, which has no end")
+        high, low = process.log_snr(t_min), process.log_snr(t_max)
         t = process.time_of_log_snr(high + jax.random.uniform(key, (n,)) * (low - high))
         slope = process.diffusion_squared(t) / jnp.square(process.sigma(t))
-        return t, (high - low) / (slope * (self.t_max - t_min))
+        return t, (high - low) / (slope * (t_max - t_min))
 
 
 def _on_chain(process: Process, t: Array) -> Array:
@@ -220,6 +235,9 @@ class Importance(TrainingTime):
     Args:
       bins: number of bins; static. For a chain of T steps take T, or a divisor.
       uniform: the uniform density's share, in (0, 1].
+
+    Raises:
+      ValueError: (when times are drawn) more bins than a chain has steps: some would never be seen.
     """
 
     bins: int = field(default=100, pytree_node=False)
@@ -236,6 +254,11 @@ class Importance(TrainingTime):
         return (1.0 - self.uniform) * relative + self.uniform / self.bins
 
     def sample(self, process: Process, history: History, key: Array, n: int) -> tuple[Array, Array]:
+        if process.steps is not None and self.bins > process.steps:
+            raise ValueError(
+                f"{type(self).__name__} has {self.bins} bins for a chain of {process.steps} steps: those without a "
+                f"time would never be seen, and times stay uniform. Take bins={process.steps}, or a divisor of it"
+            )
         probabilities = self.probabilities(history)
         which, within = jax.random.split(key)
         # by inversion of the cumulative sum: unlike a shuffle of the batch this is the same on any sharding

@@ -18,12 +18,20 @@ PROCESSES: dict[str, Callable[[], jd.Process]] = {
     "VE": jd.VE,
     "KarrasVE": jd.KarrasVE,
     "Flow": jd.Flow,
+    "Shifted_flow": lambda: jd.Shifted(jd.Flow(), 3.0),
     "DiscreteVP_linear": lambda: jd.DiscreteVP(jd.linear_betas(1000)),
     "DiscreteVP_cosine": lambda: jd.DiscreteVP(jd.cosine_betas(1000)),
     "DiscreteVP_zero_snr": lambda: jd.DiscreteVP(jd.rescale_zero_terminal_snr(jd.scaled_linear_betas(1000))),
 }
 DISCRETE = {name for name in PROCESSES if name.startswith("DiscreteVP")}
-NO_SIGNAL_AT_END = {"CosineVP", "SigmoidVP", "SigmoidVP_skewed", "Flow", "DiscreteVP_zero_snr"}  # alpha(1) = 0
+NO_SIGNAL_AT_END = {
+    "CosineVP",
+    "SigmoidVP",
+    "SigmoidVP_skewed",
+    "Flow",
+    "Shifted_flow",
+    "DiscreteVP_zero_snr",
+}  # alpha(1) = 0
 
 PARAMETERIZATIONS: dict[str, jd.Parameterization] = {
     "Eps": jd.Eps(),

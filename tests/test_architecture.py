@@ -23,7 +23,7 @@ LAYERS = [
     {"broadcast", "images", "spec"},
     {"noise"},
     {"process"},
-    {"schedule"},
+    {"schedule", "shifted"},
     {"discrete"},
     {"prediction"},
     {"parameterization"},
@@ -57,6 +57,7 @@ TESTED_BESIDE = {  # modules without a test file of their own -> whose tests are
     "generate": "run",
     "prediction": "parameterization",
     "schedule": "process",
+    "shifted": "process",
     "times": "loss",
     "variational": "loss",
 }

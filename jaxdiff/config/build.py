@@ -70,6 +70,7 @@ SAMPLERS: dict[str, Callable[[Process, SampleConfig], Any]] = {
     "ddim": lambda process, options: DDIM(process, eta=options.eta or None),  # without noise, none is drawn
     "euler": lambda process, options: Euler(process),
     "heun": lambda process, options: Heun(process),
+    "heun_t": lambda process, options: Heun(process, "t"),
     "dpm2": lambda process, options: DPM2(process),
     "rk4": lambda process, options: RK4(process),
     "adaptive": lambda process, options: Adaptive(process, rtol=options.tolerance, atol=options.tolerance),

@@ -30,7 +30,7 @@ from jaxdiff.denoiser import Bound, Cond, Denoise, Denoiser, Memory
 from jaxdiff.denoiser import begin as begin_memory
 from jaxdiff.noise import Noise, NoiseSource, step_noise
 from jaxdiff.prediction import Prediction, refuse_zero_alpha
-from jaxdiff.process import Process
+from jaxdiff.process import Process, refuse_unless
 from jaxdiff.record import record
 
 T = TypeVar("T")
@@ -60,6 +60,10 @@ class Sampler(abc.ABC):
     def check(self, ts: ArrayLike) -> None:
         """Raises ValueError if times that are known do not suit this method; by default all do."""
         del ts
+
+    def noise_level(self) -> ArrayLike:
+        """How much noise its steps draw, in units of its own; 0 is none, and only then may times rise."""
+        return 0.0
 
 
 def check_times(process: Process, ts: ArrayLike, *, falling: bool = True) -> None:
@@ -155,10 +159,18 @@ def _scan(
     return jax.lax.fori_loop(0, num_steps, lambda i, carry: body(carry, (ts[i], ts[i + 1]))[0], begin), None
 
 
-def _promoted(x: Array, ts: ArrayLike) -> tuple[Array, Array]:
-    """The samples, in the times' precision if theirs is less: the coefficients of a step have it."""
+def promoted(x: Any, ts: ArrayLike) -> tuple[Any, Array]:
+    """The samples, in the times' precision if theirs is less: the coefficients of a step have it. Integers (tokens) stay
+    what they are."""
     grid = jnp.asarray(ts, jnp.result_type(float))
-    return jnp.asarray(x, jnp.result_type(x, grid)), grid
+
+    def raised(part: Array) -> Array:
+        part = jnp.asarray(part)
+        if not jnp.issubdtype(part.dtype, jnp.floating):
+            return part
+        return part if jnp.finfo(part.dtype).bits >= jnp.finfo(grid.dtype).bits else part.astype(grid.dtype)
+
+    return jax.tree.map(raised, x), grid
 
 
 def _visited(ts: ArrayLike, num_steps: ArrayLike | None) -> ArrayLike:
@@ -215,14 +227,17 @@ def integrate(
       The samples at ``ts[-1]`` (at ``ts[num_steps]``) and the sampler's last state.
 
     Raises:
-      As `sample`, but the times may rise and may end at sigma = 0.
+      As `sample`, but the times may rise and may end at sigma = 0. ValueError: rising times with a sampler that draws
+      noise; a denoiser made of x0 that is evaluated where sigma = 0.
     """
     visited = _visited(ts, num_steps)
     check_times(sampler.process, visited, falling=False)
     sampler.check(visited)
+    refuse_another_process(sampler.process, denoise)
+    _refuse_noise_on_rising_times(sampler, visited)
     if np.size(visited) > 1:
-        _refuse_eps_without_signal(sampler.process, denoise, x, visited, cond)
-    x, grid = _promoted(x, ts)
+        _refuse_undefined_ends(sampler, denoise, x, visited, cond)
+    x, grid = promoted(x, ts)
 
     def run() -> tuple[Array, State]:
         bound = _bind(denoise, cond, x, debug)
@@ -268,7 +283,7 @@ def sample(
 
     Raises:
       ValueError: times that do not fall, lie outside [0, 1] or end at sigma = 0; a prediction of eps from alpha = 0;
-        a number of steps that is not whole or not within the times.
+        a denoiser of another process; a number of steps that is not whole or not within the times; a single key.
       FloatingPointError: in debug, a prediction that is not finite.
 
     >>> from jaxdiff import DDIM, Flow, GaussianDenoiser, log_snr_times, sample_keys
@@ -279,7 +294,7 @@ def sample(
     (4, 2)
     """
     start(sampler, denoise, x, _visited(ts, num_steps), cond)
-    x, grid = _promoted(x, ts)
+    x, grid = promoted(x, ts)
 
     def run() -> Array:
         bound = _bind(denoise, cond, x, debug)
@@ -301,7 +316,7 @@ def sample_path(
 ) -> tuple[Array, Array]:
     """As `sample`, keeping the way: ``(xs, x0)`` with xs ``(n, B, ...)``, the samples at each of the n times."""
     start(sampler, denoise, x, ts, cond)
-    x, grid = _promoted(x, ts)
+    x, grid = promoted(x, ts)
     bound = _bind(denoise, cond, x)
     (last, _, memory), xs = _scan(sampler, bound, noise(keys, x), x, grid, keep=lambda x: x)
     return jnp.concatenate([x[None], xs]), bound.holding(memory)(last, grid[-1]).x0
@@ -328,18 +343,77 @@ def start(sampler: Sampler, denoise: Denoiser, x: Array, ts: ArrayLike, cond: Co
     """
     check_times(sampler.process, ts)
     sampler.check(ts)
-    _refuse_eps_without_signal(sampler.process, denoise, x, ts, cond)
+    refuse_another_process(sampler.process, denoise)
+    _refuse_undefined_ends(sampler, denoise, x, ts, cond)
 
 
-def _refuse_eps_without_signal(process: Process, denoise: Denoiser, x: Array, ts: ArrayLike, cond: Cond | None) -> None:
-    """A denoiser made of eps refuses an alpha = 0 itself, when it is traced with the time that is known."""
+def refuse_another_process(process: Process, denoise: Denoiser) -> None:
+    """Refuses a denoiser that says of itself, or of the denoiser it wraps, that it is another process'.
+
+    Raises:
+      ValueError: another kind of process, or the same with other numbers that are known.
+    """
+    inner: Any = denoise
+    while getattr(inner, "process", None) is None:
+        if (inner := getattr(inner, "denoise", None)) is None:
+            return
+    (ours, kind), (theirs, other_kind) = (jax.tree.flatten(of) for of in (process, inner.process))
+    alike = kind == other_kind and all(np.shape(a) == np.shape(b) for a, b in zip(ours, theirs, strict=True))
+    if alike and not _traced(ours, theirs):
+        with jax.ensure_compile_time_eval():
+            alike = all(np.allclose(np.asarray(a), np.asarray(b), rtol=1e-5) for a, b in zip(ours, theirs, strict=True))
+    if not alike:
+        raise ValueError(
+            f"the sampler is on {_brief(process)} and the denoiser on {_brief(inner.process)}: make both of one "
+            "process (for a denoiser of a run, its denoise.process)"
+        )
+
+
+def _brief(process: Process) -> str:
+    text = repr(process)
+    return text if len(text) < 80 else type(process).__name__
+
+
+def _refuse_noise_on_rising_times(sampler: Sampler, ts: ArrayLike) -> None:
+    level = sampler.noise_level()
+    if _traced(ts, level):
+        return
+    rise = np.diff(np.asarray(ts)) > 0
+    if rise.any() and np.any(np.asarray(level) != 0):
+        i = int(np.argmax(rise))
+        raise ValueError(
+            f"{type(sampler).__name__} draws noise, and its steps are those of falling times, got {np.asarray(ts)[i]} "
+            f"followed by {np.asarray(ts)[i + 1]}: encode with a deterministic method (DDIM, Heun, DPMpp2M), or make "
+            "data noisy by process.perturb"
+        )
+
+
+def _refuse_undefined_ends(sampler: Sampler, denoise: Denoiser, x: Array, ts: ArrayLike, cond: Cond | None) -> None:
+    """A denoiser made of eps refuses alpha = 0, one made of x0 sigma = 0, when it is traced with a time that is known:
+    so the first and the last step are, where there is such an end."""
+    process = sampler.process
     if _traced(process, ts):
         return
-    first = np.asarray(ts)[0]
+    times = np.asarray(ts)
     with jax.ensure_compile_time_eval():
-        no_signal = bool(process.alpha(first) == 0)
-    if no_signal:
-        jax.eval_shape(lambda x: denoise(x, float(first), cond), x)
+        ends = np.asarray(jnp.minimum(process.alpha(times[[0, -1]]), process.sigma(times[[0, -1]])))
+    if ends[0] == 0:
+        jax.eval_shape(lambda x: denoise(x, float(times[0]), cond), x)
+    if ends[1] == 0 and times.size > 1:
+
+        def given(x: Array, t: ArrayLike) -> Prediction:
+            return denoise(x, float(times[-1]) if t is last else 0.5, cond)
+
+        last = jnp.asarray(times[-1], jnp.result_type(float))
+        jax.eval_shape(
+            lambda x: sampler.step(given, lambda t, s, salt=0: x, sampler.init(x), x, jnp.asarray(times[-2]), last)[0],
+            *promoted(x, times)[:1],
+        )
+
+
+def check_tau(tau: ArrayLike) -> None:
+    """Refuses a known level of noise below 0."""
+    refuse_unless(lambda tau: tau >= 0, "tau, the noise's level, is to be 0 (the flow) or more", tau=tau)
 
 
 def refuse_infinite_velocity(process: Process, ts: ArrayLike, name: str) -> None:

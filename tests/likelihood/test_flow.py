@@ -22,7 +22,7 @@ from jaxdiff.likelihood import (
     discrete_vlb,
     log_likelihood,
 )
-from jaxdiff.likelihood.ends import angle, time_of_angle
+from jaxdiff.likelihood.angle import angle, time_of_angle
 from jaxdiff.prediction import Prediction
 from jaxdiff.sampling.tableau import BOGACKI_SHAMPINE, CLASSIC4, HEUN2, Tableau
 from tests.likelihood.problems import POINTS, keys_of, noisy_log_density

@@ -1,4 +1,4 @@
-"""Widened processes, tabulated multistep methods and the recommendation made of them."""
+"""Smoothed processes, tabulated multistep methods and the recommendation made of them."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from jaxdiff.denoiser import Cond
 from jaxdiff.prediction import Prediction
 from jaxdiff.sampling.base import Sampler
 from jaxdiff.sampling.recommended import GRIDS, WEIGHTS, recommended, recommended_times
+from jaxdiff.sampling.smoothed import Smoothed, SmoothedDenoiser
 from jaxdiff.sampling.tabulated import Tabulated
 from jaxdiff.sampling.unipc import UniPC
-from jaxdiff.sampling.widened import Widened, WidenedDenoiser
 
 PROCESSES = (VP(), SubVP(), Flow())
 WIDTH = 0.15
 
 
-def widened(process: Process, std: float, width: float) -> tuple[GaussianDenoiser, Widened, WidenedDenoiser]:
+def smoothed(process: Process, std: float, width: float) -> tuple[GaussianDenoiser, Smoothed, SmoothedDenoiser]:
     exact = GaussianDenoiser(process, 0.5, std)
-    return exact, Widened(process, width), WidenedDenoiser(exact, process, width)
+    wide = Smoothed(process, width)
+    return exact, wide, SmoothedDenoiser(exact, wide)
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
 def test_one_step_is_exact_where_the_width_is_the_datas(process: Process) -> None:
-    exact, wide, denoise = widened(process, WIDTH, WIDTH)
+    exact, wide, denoise = smoothed(process, WIDTH, WIDTH)
     x = jax.random.normal(jax.random.key(0), (4, 3))
     ts = jnp.array([0.9, 0.0])
     x0, _ = integrate(DDIM(wide), denoise, None, x, ts)
@@ -37,8 +38,8 @@ def test_one_step_is_exact_where_the_width_is_the_datas(process: Process) -> Non
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
-def test_widened_predictions_are_those_of_the_blurred_points(process: Process) -> None:
-    _, wide, denoise = widened(process, 0.5, 0.3)
+def test_smoothed_predictions_are_those_of_the_blurred_points(process: Process) -> None:
+    _, wide, denoise = smoothed(process, 0.5, 0.3)
     points = GaussianDenoiser(wide, 0.5, 0.4)  # 0.4^2 + 0.3^2 = 0.5^2
     x, t = jax.random.normal(jax.random.key(0), (4, 3)), 0.3
     for got, expected in zip(denoise(x, t)[:2], points(x, t)[:2], strict=True):
@@ -48,7 +49,7 @@ def test_widened_predictions_are_those_of_the_blurred_points(process: Process) -
 
 def test_no_width_is_the_plain_method() -> None:
     process = VP()
-    exact, wide, denoise = widened(process, 0.3, 0.0)
+    exact, wide, denoise = smoothed(process, 0.3, 0.0)
     x, ts = jax.random.normal(jax.random.key(0), (4, 3)), log_snr_times(process, 6)
     plain, _ = integrate(UniPC(process), exact, None, x, ts)
     got, _ = integrate(UniPC(wide), denoise, None, x, ts)
@@ -59,7 +60,7 @@ def test_no_width_is_the_plain_method() -> None:
 def test_any_width_keeps_the_order(make: type[Sampler], order: int) -> None:
     with jax.enable_x64(True):
         process = Flow()
-        exact, wide, denoise = widened(process, 0.6, 0.2)
+        exact, wide, denoise = smoothed(process, 0.6, 0.2)
         x, errors = jnp.linspace(-1.0, 1.0, 4)[:, None], []
         for n in (40, 80):
             ts = jnp.linspace(0.6, 0.0, n + 1)
