@@ -147,8 +147,8 @@ class Process(abc.ABC):
         return 2.0 * sigma * (sigma_dot - sigma * alpha_dot / alpha)
 
     def snr_slope(self, t: ArrayLike) -> Array:
-        """-dSNR/dt = SNR g^2/sigma^2 = 2 alpha (alpha sigma' - sigma alpha')/sigma^3, finite where alpha = 0 though g^2 is
-        not."""
+        """-dSNR/dt = SNR g^2/sigma^2 = 2 alpha (alpha sigma' - sigma alpha')/sigma^3, finite where alpha = 0 though g^2
+        is not."""
         alpha_dot, sigma_dot = self.derivatives(t)
         alpha, sigma = self.alpha(t), self.sigma(t)
         return 2.0 * alpha * (alpha * sigma_dot - sigma * alpha_dot) / (sigma * sigma * sigma)

@@ -78,6 +78,12 @@ def _spread(process: Process, u: Array, t_min: ArrayLike | None, t_max: ArrayLik
     return least + u * (jnp.asarray(t_max) - least)
 
 
+def _strata(key: Array, n: int) -> Array:
+    """One draw shifted by i/n."""
+    u = jax.random.uniform(key)
+    return jnp.mod(u + jnp.arange(n, dtype=u.dtype) / n, 1.0)
+
+
 @record
 class Uniform(TrainingTime):
     """Uniform on [t_min, t_max], each sample on its own; on a chain's T times for `DiscreteVP` (Ho et al. 2020).
@@ -103,7 +109,7 @@ class Stratified(TrainingTime):
     t_max: float = 1.0
 
     def draw(self, process: Process, key: Array, n: int) -> Array:
-        u = jnp.mod(jax.random.uniform(key) + jnp.arange(n) / n, 1.0)
+        u = _strata(key, n)
         return _spread(process, u, self.t_min, self.t_max)
 
 
@@ -156,7 +162,7 @@ class UniformLogSNR(TrainingTime):
 
     def draw(self, process: Process, key: Array, n: int) -> Array:
         low, high = _log_snr_range(process, self.low, self.high)
-        u = jnp.mod(jax.random.uniform(key) + jnp.arange(n) / n, 1.0)
+        u = _strata(key, n)
         return _on_chain(process, process.time_of_log_snr(low + u * (high - low)))
 
 
@@ -265,7 +271,8 @@ class Importance(TrainingTime):
         edges = jnp.cumsum(probabilities)
         chosen = jnp.searchsorted(edges, jax.random.uniform(which, (n,)) * edges[-1], side="right")
         chosen = jnp.minimum(chosen, self.bins - 1)
-        u = (chosen + jax.random.uniform(within, (n,))) / self.bins
+        within_bin = jax.random.uniform(within, (n,))
+        u = (chosen.astype(within_bin.dtype) + within_bin) / self.bins
         return _spread(process, u, None, 1.0), 1.0 / (self.bins * probabilities[chosen])
 
     def bin_of(self, process: Process, t: Array) -> Array:

@@ -48,7 +48,7 @@ SAMPLERS: dict[str, Callable[[jd.Process], jd.Sampler]] = {
     "DDIM": jd.DDIM,
     "DDIM_half": lambda process: jd.DDIM(process, 0.5),
     "Euler": jd.Euler,
-    "Heun": jd.Heun,
+    "Heun": lambda process: jd.Heun(process, "t"),
     "Heun_rho": lambda process: jd.Heun(process, "rho"),
     "DPM2": jd.DPM2,
     "RK4": jd.RK4,

@@ -364,3 +364,90 @@ def test_hybrid_loss_moves_the_variance_and_not_the_mean() -> None:
     assert (plain[..., 1:] == 0).all() and (hybrid[..., 1:] != 0).all() and np.isfinite(hybrid).all()
     with pytest.raises(ValueError, match="needs a chain"):
         jd.DenoisingLoss(jd.VP(), jd.LearnedVariance(), vlb_weight=0.001)
+
+
+@pytest.mark.parametrize("weight", sorted(WEIGHTS))
+@pytest.mark.parametrize("process_name", ["Flow", "CosineVP", "SigmoidVP", "Shifted_flow", "DiscreteVP_zero_snr"])
+def test_weights_have_their_limits_where_there_is_no_signal(process_name: str, weight: str) -> None:
+    """At alpha = 0 the weight on x0 and the factor of every target are what they tend to there: numbers, or infinity
+    where they grow without bound."""
+    with jax.enable_x64(True):
+        process, w = PROCESSES[process_name](), WEIGHTS[weight]
+        near = 1.0 - np.array([1e-5, 1e-7])  # of a chain: within its last interval
+        for target in (None, *PARAMETERIZATIONS.values()):
+            say = lambda t, target=target: (  # noqa: E731
+                w.on_x0(process, t) if target is None else w.on_target(process, target, t)
+            )
+            end, (far, close) = float(say(1.0)), np.asarray(say(near))
+            assert not np.isnan(end), (target, weight)
+            if np.isinf(end):
+                assert close > 5 * far > 0, (target, weight)  # like 1/alpha at least
+            else:
+                assert abs(close - end) <= 0.2 * abs(far - end) + 1e-4 * abs(end), (target, weight)
+
+
+def test_weights_have_their_limits_where_there_is_no_noise() -> None:
+    """At sigma = 0, SNR = infinity: SNR is still 1 on eps, min-SNR gamma on x0, P2 of gamma 1 one on x0."""
+    process = jd.Flow()
+    assert float(jd.SNR().on_target(process, jd.Eps(), 0.0)) == 1.0
+    assert float(jd.SNR().on_target(process, jd.V(), 0.0)) == pytest.approx(1.0)
+    assert float(jd.SNR().on_target(process, jd.Karras(0.5), 0.0)) == pytest.approx(1.0)
+    assert (
+        float(jd.MinSNR(5.0).on_x0(process, 0.0)) == 5.0 and float(jd.MinSNR().on_target(process, jd.Eps(), 0.0)) == 0
+    )
+    assert float(jd.P2(1.0, 1.0).on_x0(process, 0.0)) == 1.0
+    assert float(jd.KarrasWeight(0.5).on_target(process, jd.Karras(0.5), 0.0)) == pytest.approx(1.0)
+    assert not np.isnan(jd.Sigmoid().on_x0(jd.VP(), 0.0)) and not np.isnan(
+        jd.Sigmoid().on_target(jd.VP(), jd.Eps(), 0.0)
+    )
+
+
+@pytest.mark.parametrize("process_name", ["Flow", "CosineVP", "SigmoidVP", "Shifted_flow"])
+def test_likelihood_times_of_processes_that_reach_alpha_0(process_name: str) -> None:
+    """Uniform in log-SNR between the process' own ends, not all at t = 1; the weights leave expectations as they are."""
+    process = PROCESSES[process_name]()
+    first, last = process.min_time(), process.max_time()
+    t, weight = jax.jit(lambda key: jd.LikelihoodTime().sample(process, (), key, 40_000))(jax.random.key(0))
+    high, low = float(process.log_snr(first)), float(process.log_snr(last))
+    assert kstest((np.asarray(process.log_snr(t)) - low) / (high - low), "uniform").pvalue > 1e-3
+    f = lambda t: jnp.cos(3 * t)  # noqa: E731
+    values = np.asarray(f(t) * weight, np.float64)
+    expected = float((jnp.sin(3 * last) - jnp.sin(3 * first)) / (3 * (last - first)))
+    assert values.mean() == pytest.approx(expected, abs=5 * values.std() / 200)
+    with pytest.raises(ValueError, match=r"alpha\(1.0\) = 0"):
+        jd.LikelihoodTime(t_max=1.0).sample(process, (), jax.random.key(0), 4)
+
+
+@pytest.mark.parametrize("time", [jd.UniformLogSNR(), jd.GeometricLevels()])
+def test_times_reach_the_process_own_noise(time: jd.TrainingTime) -> None:
+    """VE(1e-4, 1500) is trained from end to end, not up to sigma = e^6 and down to e^-6."""
+    process = jd.VE(1e-4, 1500.0)
+    sigma = process.sigma(time.sample(process, (), jax.random.key(0), 2000)[0])
+    assert float(sigma.min()) < 1.1e-4 and float(sigma.max()) > 1450
+    sigma = jd.VE().sigma(dataclasses.replace(time, low=-2.0, high=2.0).sample(jd.VE(), (), jax.random.key(0), 2000)[0])
+    assert 0.99 * np.exp(-1) < float(sigma.min()) and float(sigma.max()) < 1.01 * np.exp(1)
+
+
+@pytest.mark.parametrize("make", [jd.LossSecondMoment, jd.ScoreNorm])
+def test_more_bins_than_steps_are_refused(make: Any) -> None:
+    process, time = jd.DiscreteVP(jd.linear_betas(50)), make(bins=100)
+    with pytest.raises(ValueError, match="100 bins for a chain of 50 steps.*Take bins=50"):
+        time.sample(process, time.init(), jax.random.key(0), 4)
+    time = make(bins=50)
+    time.sample(process, time.init(), jax.random.key(0), 4)
+
+
+def test_the_bound_of_real_valued_data_has_a_density_for_decoder() -> None:
+    """The last term of a chain on data that are no grey levels: -ln N(x0; x0^, learned variance), in bits."""
+    process = jd.DiscreteVP(jd.linear_betas(100))
+    x0, eps = jax.random.normal(jax.random.key(0), (2, 6, 3))
+    t = 1 / 100
+    given = gaussian(process)(process.perturb(x0[..., :2], eps[..., :2], t), t)
+    x0, eps = x0[..., :2], eps[..., :2]
+    given = given._replace(variance=jnp.full_like(x0, 0.3))
+    log_variance = learned_log_variance(process, 0.0, t, given.variance)
+    expected = -norm.logpdf(np.asarray(x0), np.asarray(given.x0), np.exp(0.5 * np.asarray(log_variance)))
+    found = vlb_term(process, x0, eps, given, 0.0, t, levels=None)
+    np.testing.assert_allclose(found, expected.mean(axis=1) / np.log(2), rtol=1e-5)
+    inner = [vlb_term(process, x0, eps, given, 0.4, 0.5, levels=levels) for levels in (None, 256)]
+    np.testing.assert_array_equal(*inner)  # no decoder there

@@ -233,6 +233,7 @@ class FullGaussianDenoiser:
         beside = jnp.zeros_like(centred) if complete else centred - self._from_axes(along)
         variances, variance_beside = self._variances(x)
         total, total_beside = (
-            jnp.square(alpha) * part + jnp.square(sigma) for part in (variances, jnp.maximum(variance_beside, complete))
+            jnp.square(alpha) * part + jnp.square(sigma)
+            for part in (variances, jnp.maximum(variance_beside, float(complete)))
         )
         return alpha, sigma, _Split(along, beside, total, total_beside)

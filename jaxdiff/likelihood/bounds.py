@@ -226,7 +226,7 @@ class ProposeLogSNR(TimeProposal):
             edges = edges / edges[-1]
             k = jnp.clip(jnp.searchsorted(edges, u, side="right") - 1, 0, bins - 1)
             mass = edges[k + 1] - edges[k]
-            place, slope = (k + (u - edges[k]) / mass) / bins, 1.0 / (bins * mass)
+            place, slope = (k.astype(u.dtype) + (u - edges[k]) / mass) / bins, 1.0 / (bins * mass)
         t = process.time_of_log_snr(low + place * (high - low))
         phi = angle(process, t)
         return t, slope * (high - low) * 0.5 * jnp.sin(phi) * jnp.cos(phi)
@@ -312,7 +312,7 @@ def continuous_elbo(
     error = _error(denoise, process, x0, cond, salted)
 
     def add(total: Array, k: Array) -> tuple[Array, None]:
-        t, slope = time.draw(process, (k + offsets) / draws, first, last)
+        t, slope = time.draw(process, (k.astype(float_type) + offsets) / draws, first, last)
         return total + error(t, k) * slope.astype(x0.dtype) / draws, None
 
     diffusion, _ = jax.lax.scan(add, jnp.zeros(x0.shape[:1], x0.dtype), jnp.arange(draws))
@@ -355,7 +355,7 @@ def learn_proposal(
 
     def measure(k: Array) -> Array:
         u = jax.vmap(jax.random.uniform)(salted_keys(salted, bins + k))
-        t, slope = EVEN_LOG_SNR.draw(process, (k + u) / bins, first, last)
+        t, slope = EVEN_LOG_SNR.draw(process, (k.astype(u.dtype) + u) / bins, first, last)
         return jnp.sqrt(jnp.square(error(t, k) * slope).mean())
 
     size = jax.lax.map(measure, jnp.arange(bins))

@@ -144,8 +144,8 @@ def log_likelihood(
       x: real-valued data ``(B, ...)``: dequantise grey levels first, `bits_per_dim` turns the result into bits.
       keys: ``(B,)``, one a sample, for the probes; None for the exact divergence.
       cond: the condition, batch first.
-      solver: `AdaptiveSteps`, by default of tolerance 1e-4: as many steps as the error asks for, on data of any width; or
-        `FixedSteps`, whose error nothing tells, and which has a reverse-mode derivative.
+      solver: `AdaptiveSteps`, by default of tolerance 1e-4: as many steps as the error asks for, on data of any width;
+        or `FixedSteps`, whose error nothing tells, and which has a reverse-mode derivative.
       divergence: "exact" (D derivatives at each evaluation: small D), "rademacher" or "gaussian"; static.
       probes: directions whose estimates are averaged, at least 1; static.
       t_min: where x is taken to be, `jaxdiff.process.Process.min_time` by default; sigma(t_min) > 0.

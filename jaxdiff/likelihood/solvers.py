@@ -102,8 +102,8 @@ class AdaptiveSteps(Solver):
 
     A step is taken where the root mean square of the error of z against atol + rtol |z|, and the error of the integral
     a dimension against atol + rtol, are both at most 1. The next step's length follows from these by equation (2) of
-    `jaxdiff.sampling.adaptive`. Samples that have arrived stand still, in their place in the batch. A sample whose slope
-    is not finite where it stands, whose next step vanishes in rounding or would pass ``max_evaluations``, goes no
+    `jaxdiff.sampling.adaptive`. Samples that have arrived stand still, in their place in the batch. A sample whose
+    slope is not finite where it stands, whose next step vanishes in rounding or would pass ``max_evaluations``, goes no
     further, and its integral is NaN: its evaluations tell which. The loop has no reverse-mode derivative.
 
     Args:

@@ -160,8 +160,8 @@ def _scan(
 
 
 def promoted(x: Any, ts: ArrayLike) -> tuple[Any, Array]:
-    """The samples, in the times' precision if theirs is less: the coefficients of a step have it. Integers (tokens) stay
-    what they are."""
+    """The samples, in the times' precision if theirs is less: the coefficients of a step have it. Integers (tokens)
+    stay what they are."""
     grid = jnp.asarray(ts, jnp.result_type(float))
 
     def raised(part: Array) -> Array:

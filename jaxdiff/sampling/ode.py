@@ -188,8 +188,8 @@ class Euler(Sampler):
 
 @record
 class Heun(Sampler):
-    """Heun's method, the explicit trapezoid, in the noise level: Karras et al. 2022, algorithm 1, for any process. Order
-    2; two evaluations a step; either direction.
+    """Heun's method, the explicit trapezoid, in the noise level: Karras et al. 2022, algorithm 1, for any process.
+    Order 2; two evaluations a step; either direction.
 
     Args:
       process: the process.

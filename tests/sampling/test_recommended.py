@@ -9,11 +9,26 @@ import pytest
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxdiff import DDIM, VP, DPMpp2M, Flow, GaussianDenoiser, MixtureDenoiser, Process, SubVP, integrate, log_snr_times
+from jaxdiff import (
+    DDIM,
+    VE,
+    VP,
+    CosineVP,
+    DPMpp2M,
+    Flow,
+    GaussianDenoiser,
+    KarrasVE,
+    MixtureDenoiser,
+    Process,
+    Shifted,
+    SubVP,
+    integrate,
+    log_snr_times,
+)
 from jaxdiff.denoiser import Cond
 from jaxdiff.prediction import Prediction
-from jaxdiff.sampling.base import Sampler
-from jaxdiff.sampling.recommended import GRIDS, WEIGHTS, recommended, recommended_times
+from jaxdiff.sampling.base import Sampler, check_times
+from jaxdiff.sampling.recommended import GRIDS, WEIGHTS, data_scale, recommended, recommended_times
 from jaxdiff.sampling.smoothed import Smoothed, SmoothedDenoiser
 from jaxdiff.sampling.tabulated import Tabulated
 from jaxdiff.sampling.unipc import UniPC
@@ -138,3 +153,31 @@ def test_recommended_beats_the_plain_method_at_as_many_evaluations(n: int) -> No
     assert len(calls) == n
     errors = [float(jnp.sqrt(jnp.square(x0 - reference).mean(axis=1)).mean()) for x0 in (got, plain)]
     assert errors[0] < 0.6 * errors[1]
+
+
+@pytest.mark.parametrize(
+    "process", [VE(), VE(0.01, 1500.0), VE(0.5, 3.0), KarrasVE(), Flow(), CosineVP(), Shifted(Flow(), 3.0)], ids=repr
+)
+@pytest.mark.parametrize("n", [5, 15, 50])
+def test_times_of_any_process(process: Process, n: int) -> None:
+    """They fall, whatever the process' ends, and begin at the table's share of its own end."""
+    ts = recommended_times(process, n)
+    check_times(Smoothed(process, 0.1), ts)
+    scale = float(data_scale(process))
+    rho = float(process.sigma(ts[0]) / process.alpha(ts[0]))
+    assert rho == pytest.approx(scale * GRIDS[n][0], rel=2e-3)
+
+
+def test_recommended_is_the_same_in_other_units() -> None:
+    """Data, noise and prior 20 times as large: the samples are 20 times as large, and so is the width."""
+    results = []
+    for scale in (1.0, 20.0):
+        process = VE(0.01 * scale, 80.0 * scale)
+        exact = MixtureDenoiser(process, scale * jnp.array([[-0.9, 0.4], [0.7, 0.8]]), 0.15 * scale)
+        sampler, wide, ts = recommended(process, exact, 10)
+        x = process.sigma(ts[0]) * jax.random.normal(jax.random.key(1), (64, 2))
+        results.append(integrate(sampler, wide, None, x, ts)[0] / scale)
+    np.testing.assert_allclose(results[1], results[0], atol=2e-3)
+    with pytest.raises(ValueError, match="0.15|followed by|fall"):  # a scale that the process does not reach
+        sampler, wide, ts = recommended(VE(), GaussianDenoiser(VE(), 0.0, 1.0), 50, scale=30.0)
+        integrate(sampler, wide, None, jnp.ones((1, 2)), ts)
