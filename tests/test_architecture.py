@@ -58,7 +58,6 @@ TESTED_BESIDE = {  # modules without a test file of their own -> whose tests are
     "prediction": "parameterization",
     "schedule": "process",
     "shifted": "process",
-    "times": "loss",
     "variational": "loss",
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "misc", "common"}

@@ -91,7 +91,7 @@ def test_karras_algorithm_1(name: str, low: float, high: float, steps: int) -> N
 
 @pytest.mark.parametrize("name", ["cifar10_edm", "digits_ve"])
 def test_karras_training(name: str) -> None:
-    """Karras et al. 2022, table 1: ln sigma ~ N(-1.2, 1.2^2), and 1 on the preconditioned network's own target, which is
+    """Karras et al. 2022, table 1: ln sigma ~ N(-1.2, 1.2^2), and 1 on the preconditioned network's own target, that is
     lambda = (sigma^2 + s^2)/(sigma s)^2 on D."""
     config = config_of(name)
     t = times_of(config)
@@ -127,7 +127,7 @@ def test_ddpm_algorithm_2() -> None:
 
 
 def test_song_euler_maruyama() -> None:
-    """Song et al. 2021: the reverse SDE (equation 6) by Euler-Maruyama, beta from 0.1 to 20, and the loss |sigma s + z|^2
+    """Song et al. 2021: the reverse SDE (equation 6) by Euler-Maruyama, beta from 0.1 to 20; the loss |sigma s + z|^2
     of "DDPM cont.". (Their code stops at 1e-3; this grid at sigma/alpha = 0.002.)"""
     with jax.enable_x64(True):
         config, sampler, ts = built("cifar10_vp_continuous")
@@ -156,8 +156,8 @@ def test_song_euler_maruyama() -> None:
 
 @pytest.mark.parametrize("name", ["digits_unet", "digits_dit", "mnist_unet"])
 def test_ddim_of_salimans_and_ho(name: str) -> None:
-    """Salimans & Ho 2022, equation 8 (DDIM) on alpha = cos(pi t/2), evenly spaced from t = 1; the loss on v is SNR + 1 on
-    x0 (their section 4)."""
+    """Salimans & Ho 2022, equation 8 (DDIM) on alpha = cos(pi t/2), evenly spaced from t = 1; the loss on v is SNR + 1
+    on x0 (their section 4)."""
     with jax.enable_x64(True):
         config, sampler, ts = built(name)
         assert ts[0] == 1.0 and np.ptp(np.diff(ts)) < 1e-6
@@ -176,8 +176,8 @@ def test_ddim_of_salimans_and_ho(name: str) -> None:
 
 
 def test_rectified_flow() -> None:
-    """Liu et al. 2022: dx/dt = v, here by Heun's method in t; the loss |v - (eps - x0)|^2; Esser et al. 2024, equation 19:
-    t = logistic(N(0, 1))."""
+    """Liu et al. 2022: dx/dt = v, here by Heun's method in t; the loss |v - (eps - x0)|^2; Esser et al. 2024, equation
+    19: t = logistic(N(0, 1))."""
     with jax.enable_x64(True):
         config, sampler, ts = built("digits_flow")
         assert ts[0] == 1.0 and np.ptp(np.diff(ts)) < 1e-6

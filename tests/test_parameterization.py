@@ -170,7 +170,7 @@ def test_eps_jacobian_is_the_derivative_of_eps() -> None:
             process, t, x = make(), jnp.asarray(0.43), jnp.array([[0.3, -0.8]])
             for parameterization in (*PARAMETERIZATIONS.values(), jd.LearnedVariance(jd.V())):
                 plain = getattr(parameterization, "base", parameterization)
-                slope = jax.jacfwd(lambda o, p=plain: p.read(process, x, t, o).eps)(x)[0, 0, 0, 0]
+                slope = jax.jacfwd(lambda o, p=plain, at=(process, x, t): p.read(*at, o).eps)(x)[0, 0, 0, 0]
                 assert float(parameterization.eps_jacobian(process, t)) == pytest.approx(abs(float(slope)), rel=1e-9)
 
 

@@ -129,7 +129,7 @@ def test_sigmoid_derivatives_at_its_ends() -> None:
 
 @pytest.mark.parametrize("s", [0.5, 1.0, 3.0])
 def test_shifted_flow(s: float) -> None:
-    """Esser et al. 2024, equation 23 and the text before it: SNR(t) is 1/s^2 of the flow's; shifts compose and invert."""
+    """Esser et al. 2024, equation 23: SNR(t) is 1/s^2 of the flow's; shifts compose and invert."""
     with jax.enable_x64(True):
         flow, process, t = jd.Flow(), jd.Shifted(jd.Flow(), s), jnp.linspace(0.01, 0.99, 23)
         np.testing.assert_allclose(process.sigma(t), s * t / (1 + (s - 1) * t), rtol=1e-13)

@@ -41,7 +41,8 @@ from jaxdiff.noise import Noise
 from jaxdiff.prediction import Prediction
 from jaxdiff.process import Process
 from jaxdiff.record import field, record
-from jaxdiff.sampling.base import Sampler, State, check_tau
+from jaxdiff.sampling.base import Sampler, State
+from jaxdiff.sampling.checks import check_tau
 from jaxdiff.sampling.exponential import (
     History,
     check_order,

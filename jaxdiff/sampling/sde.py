@@ -28,7 +28,8 @@ from jax.typing import ArrayLike
 from jaxdiff.denoiser import Denoise
 from jaxdiff.noise import Noise
 from jaxdiff.record import record
-from jaxdiff.sampling.base import Sampler, State, check_tau, refuse_no_signal
+from jaxdiff.sampling.base import Sampler, State, refuse_no_signal
+from jaxdiff.sampling.checks import check_tau
 
 
 @record
