@@ -32,7 +32,7 @@ from jaxdiff.loss import (
     Weight,
     denoising_loss,
 )
-from jaxdiff.noise import brownian_noise, sample_keys, step_noise, white_noise
+from jaxdiff.noise import brownian_noise, salted_keys, sample_keys, step_noise, white_noise
 from jaxdiff.parameterization import (
     X0,
     Eps,
@@ -84,11 +84,11 @@ from jaxdiff.sampling import (
     RungeKutta,
     Sampler,
     SASolver,
+    Smoothed,
+    SmoothedDenoiser,
     Tableau,
     Tabulated,
     UniPC,
-    Widened,
-    WidenedDenoiser,
     ays_times,
     check_times,
     choose,
@@ -115,6 +115,7 @@ from jaxdiff.score_matching import (
     Sliced,
     score_fokker_planck,
 )
+from jaxdiff.shifted import Shifted
 from jaxdiff.times import (
     GeometricLevels,
     LikelihoodTime,
@@ -219,10 +220,13 @@ __all__ = [
     "Score",
     "ScoreNorm",
     "SecondOrder",
+    "Shifted",
     "Sigmoid",
     "SigmoidVP",
     "Simple",
     "Sliced",
+    "Smoothed",
+    "SmoothedDenoiser",
     "Stratified",
     "SubVP",
     "Tableau",
@@ -235,8 +239,6 @@ __all__ = [
     "V",
     "Velocity",
     "Weight",
-    "Widened",
-    "WidenedDenoiser",
     "ays_times",
     "bits_per_dim",
     "brownian_noise",
@@ -263,6 +265,7 @@ __all__ = [
     "recommended_times",
     "record",
     "rescale_zero_terminal_snr",
+    "salted_keys",
     "sample",
     "sample_keys",
     "sample_path",

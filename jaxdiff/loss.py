@@ -16,6 +16,10 @@ SNR:
     sigmoid        w = logistic(b - lambda) (-1/2 dSNR/dt)                        Kingma & Gao 2023
     simple         the factor of (1) as a whole is 1: the network's own target    Ho et al. 2020
 
+Where alpha = 0, w may vanish and |d x0/d output| be infinite; the factor of (1) is then w_eps |d eps/d output|^2, with
+w_eps = w sigma^2/alpha^2 the weight on the error in eps: the same product, of other factors. It is infinite where its
+limit is, as that of the likelihood's weight on Eps.
+
 With a learned variance the loss adds ``vlb_weight`` T times the variational bound's term of the step drawn, the mean
 held constant (Nichol & Dhariwal 2021, equation 16: their lambda, 0.001).
 """
@@ -51,17 +55,24 @@ class Weight(abc.ABC):
     def on_x0(self, process: Process, t: ArrayLike) -> Array:
         """w(t), with the shape of t."""
 
+    def on_eps(self, process: Process, t: ArrayLike) -> Array:
+        """w_eps(t) = w(t)/SNR(t). Overridden where it has a limit at alpha = 0 or sigma = 0."""
+        return self.on_x0(process, t) / _snr(process, t)
+
     def on_target(self, process: Process, parameterization: Parameterization, t: ArrayLike) -> Array:
         """The factor of the error in the network's own target."""
-        return self.on_x0(process, t) * jnp.square(parameterization.jacobian(process, t))
+        factor = self.on_x0(process, t) * jnp.square(parameterization.jacobian(process, t))
+        other = self.on_eps(process, t) * jnp.square(parameterization.eps_jacobian(process, t))
+        return jnp.where(jnp.isnan(factor), other, factor)  # 0 times infinity is no number
 
 
 def _snr(process: Process, t: ArrayLike) -> Array:
     return jnp.exp(process.log_snr(t))
 
 
-def _half_snr_slope(process: Process, t: ArrayLike) -> Array:
-    return 0.5 * _snr(process, t) * process.diffusion_squared(t) / jnp.square(process.sigma(t))
+def _half_rate(process: Process, t: ArrayLike) -> Array:
+    """-1/2 d ln SNR/dt = g^2/(2 sigma^2)."""
+    return 0.5 * process.diffusion_squared(t) / jnp.square(process.sigma(t))
 
 
 @record
@@ -82,6 +93,9 @@ class SNR(Weight):
     def on_x0(self, process: Process, t: ArrayLike) -> Array:
         return _snr(process, t)
 
+    def on_eps(self, process: Process, t: ArrayLike) -> Array:
+        return jnp.ones_like(_snr(process, t))
+
 
 @record
 class MinSNR(Weight):
@@ -91,6 +105,9 @@ class MinSNR(Weight):
 
     def on_x0(self, process: Process, t: ArrayLike) -> Array:
         return jnp.minimum(_snr(process, t), self.gamma)
+
+    def on_eps(self, process: Process, t: ArrayLike) -> Array:
+        return jnp.minimum(1.0, self.gamma / _snr(process, t))
 
 
 @record
@@ -102,7 +119,13 @@ class P2(Weight):
 
     def on_x0(self, process: Process, t: ArrayLike) -> Array:
         snr = _snr(process, t)
-        return snr / jnp.power(self.k + snr, self.gamma)
+        share = jnp.power(
+            1.0 + self.k / snr, -self.gamma
+        )  # the same without infinity over infinity, where SNR is large
+        return jnp.where(snr > 1.0, share * jnp.power(snr, 1.0 - self.gamma), snr * self.on_eps(process, t))
+
+    def on_eps(self, process: Process, t: ArrayLike) -> Array:
+        return jnp.power(self.k + _snr(process, t), -self.gamma)
 
 
 @record
@@ -111,7 +134,10 @@ class Likelihood(Weight):
     2021b)."""
 
     def on_x0(self, process: Process, t: ArrayLike) -> Array:
-        return _half_snr_slope(process, t)
+        return 0.5 * process.snr_slope(t)
+
+    def on_eps(self, process: Process, t: ArrayLike) -> Array:
+        return _half_rate(process, t)
 
 
 @record
@@ -125,6 +151,10 @@ class KarrasWeight(Weight):
         alpha, sigma = process.alpha(t), process.sigma(t)
         return (jnp.square(sigma) + jnp.square(alpha * self.sigma_data)) / jnp.square(sigma * self.sigma_data)
 
+    def on_eps(self, process: Process, t: ArrayLike) -> Array:
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        return (jnp.square(sigma) + jnp.square(alpha * self.sigma_data)) / jnp.square(alpha * self.sigma_data)
+
 
 @record
 class Sigmoid(Weight):
@@ -133,7 +163,15 @@ class Sigmoid(Weight):
     bias: float = 0.0
 
     def on_x0(self, process: Process, t: ArrayLike) -> Array:
-        return jax.nn.sigmoid(self.bias - process.log_snr(t)) * _half_snr_slope(process, t)
+        log_snr = process.log_snr(t)  # the two are the same: logistic(b - l) SNR = 1/(1/SNR + e^-b)
+        noisy = 0.5 * jax.nn.sigmoid(self.bias - log_snr) * process.snr_slope(t)
+        return jnp.where(log_snr < 0.0, noisy, _half_rate(process, t) / (jnp.exp(-log_snr) + jnp.exp(-self.bias)))
+
+    def on_eps(self, process: Process, t: ArrayLike) -> Array:
+        log_snr = process.log_snr(t)
+        noisy = jax.nn.sigmoid(self.bias - log_snr) * _half_rate(process, t)
+        clear = 0.5 * process.diffusion_squared(t) / jnp.square(process.alpha(t))
+        return jnp.where(log_snr < 0.0, noisy, clear / (jnp.exp(-log_snr) + jnp.exp(-self.bias)))
 
 
 @record

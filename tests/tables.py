@@ -18,12 +18,20 @@ PROCESSES: dict[str, Callable[[], jd.Process]] = {
     "VE": jd.VE,
     "KarrasVE": jd.KarrasVE,
     "Flow": jd.Flow,
+    "Shifted_flow": lambda: jd.Shifted(jd.Flow(), 3.0),
     "DiscreteVP_linear": lambda: jd.DiscreteVP(jd.linear_betas(1000)),
     "DiscreteVP_cosine": lambda: jd.DiscreteVP(jd.cosine_betas(1000)),
     "DiscreteVP_zero_snr": lambda: jd.DiscreteVP(jd.rescale_zero_terminal_snr(jd.scaled_linear_betas(1000))),
 }
 DISCRETE = {name for name in PROCESSES if name.startswith("DiscreteVP")}
-NO_SIGNAL_AT_END = {"CosineVP", "SigmoidVP", "SigmoidVP_skewed", "Flow", "DiscreteVP_zero_snr"}  # alpha(1) = 0
+NO_SIGNAL_AT_END = {
+    "CosineVP",
+    "SigmoidVP",
+    "SigmoidVP_skewed",
+    "Flow",
+    "Shifted_flow",
+    "DiscreteVP_zero_snr",
+}  # alpha(1) = 0
 
 PARAMETERIZATIONS: dict[str, jd.Parameterization] = {
     "Eps": jd.Eps(),
@@ -40,7 +48,7 @@ SAMPLERS: dict[str, Callable[[jd.Process], jd.Sampler]] = {
     "DDIM": jd.DDIM,
     "DDIM_half": lambda process: jd.DDIM(process, 0.5),
     "Euler": jd.Euler,
-    "Heun": jd.Heun,
+    "Heun": lambda process: jd.Heun(process, "t"),
     "Heun_rho": lambda process: jd.Heun(process, "rho"),
     "DPM2": jd.DPM2,
     "RK4": jd.RK4,

@@ -30,7 +30,8 @@ def upgraded(saved: Any) -> Any:
         rest = {name: value for name, value in sample.items() if name not in (*FLAT, "guidance")}
         flat = {name: sample[name] for name in FLAT if name in sample}
         weight = sample.get("guidance")
-        rest |= {"sampler": legacy(sample.get("sampler", "ddim"), **flat)}
+        sampler = legacy(sample.get("sampler", "ddim"), **flat)
+        rest |= {"sampler": "heun:t" if sampler == "heun" else sampler}  # which was Heun's method in t
         new["sample"] = rest | {"guide": [] if weight is None else [f"cfg:{weight:g}"]}
     if isinstance(data := saved.get("data"), dict) and "image_shape" in data:
         shape = data["image_shape"]

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxdiff.broadcast import expand, mean_features, sum_features
 from jaxdiff.denoiser import Cond, Net
 from jaxdiff.loss import SNR, Context, Draws, Objective, Weight
-from jaxdiff.parameterization import Eps, Parameterization
+from jaxdiff.parameterization import Eps, Extended
 from jaxdiff.prediction import Prediction
 from jaxdiff.process import Process
 from jaxdiff.record import field, record
@@ -21,7 +21,7 @@ from jaxdiff.times import History, Terms
 
 
 @record
-class LearnedHessian(Parameterization):
+class LearnedHessian(Extended):
     """A network of 2 + rank times the channels: the first C are ``base``'s output, the next the diagonal a, the others
     the factors b_1 .. b_rank of the Hessian of log p_t, equation (8). Samplers see ``base`` alone.
 
@@ -30,21 +30,11 @@ class LearnedHessian(Parameterization):
       rank: number of factors; 1 is enough for any Hessian in two dimensions; static.
     """
 
-    base: Parameterization = Eps()
     rank: int = field(default=1, pytree_node=False)
-
-    def condition(self, process: Process, x: Array, t: ArrayLike) -> tuple[Array, Array]:
-        return self.base.condition(process, x, t)
-
-    def target(self, process: Process, x0: Array, eps: Array, t: ArrayLike) -> Array:
-        return self.base.target(process, x0, eps, t)
 
     def read(self, process: Process, x: Array, t: ArrayLike, output: Array) -> Prediction:
         self._check(x.shape[-1], output)
         return self.base.read(process, x, t, output[..., : x.shape[-1]])
-
-    def jacobian(self, process: Process, t: ArrayLike) -> Array:
-        return self.base.jacobian(process, t)
 
     def parts(self, output: Array) -> tuple[Array, Array]:
         """a ``(B, D)`` and b ``(B, rank, D)`` of equation (8)."""
