@@ -3,11 +3,13 @@ here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+import jax
 import jax.numpy as jnp
 
 import jaxdiff as jd
+from tests.covers import cover
 
 PROCESSES: dict[str, Callable[[], jd.Process]] = {
     "VP": jd.VP,
@@ -24,6 +26,7 @@ PROCESSES: dict[str, Callable[[], jd.Process]] = {
 }
 DISCRETE = {name for name in PROCESSES if name.startswith("DiscreteVP")}
 NO_SIGNAL_AT_END = {"CosineVP", "SigmoidVP", "SigmoidVP_skewed", "Flow", "DiscreteVP_zero_snr"}  # alpha(1) = 0
+EXPLODING = {"VE", "KarrasVE"}  # alpha = 1
 
 PARAMETERIZATIONS: dict[str, jd.Parameterization] = {
     "Eps": jd.Eps(),
@@ -98,6 +101,32 @@ NEEDS_SIGNAL = {  # cannot start where alpha = 0
     "EulerMaruyama_half",
     "EDMStochastic",
 }
+
+
+
+def family(process_name: str) -> str:
+    """What of a process a sampler's formulas can tell."""
+    if process_name in DISCRETE:
+        return "chain"
+    if process_name in EXPLODING:
+        return "no scale"
+    return "no signal at the end" if process_name in NO_SIGNAL_AT_END else "signal throughout"
+
+
+def kind(sampler_name: str) -> tuple[bool, bool, bool]:
+    """Whether a sampler draws noise, divides by alpha, and remembers earlier steps."""
+    remembers = bool(jax.tree.leaves(SAMPLERS[sampler_name](jd.VP()).init(jnp.zeros((1, 2)))))
+    return sampler_name in STOCHASTIC, sampler_name in NEEDS_SIGNAL, remembers
+
+
+def meetings(processes: Iterable[str] = PROCESSES, family: Callable[[str], str] = family) -> list[tuple[str, str]]:
+    """A cover of process x sampler: every sampler on every family, every process with every kind of sampler."""
+    places, names = sorted(processes), sorted(SAMPLERS)
+    kinds = {name: kind(name) for name in names}
+    # along the diagonals, so that of rows that show as much each process has its share
+    rows = [(places[(i + j) % len(places)], name) for i in range(len(places)) for j, name in enumerate(names)]
+    return cover(rows, lambda row: ((family(row[0]), row[1]), (row[0], kinds[row[1]])))
+
 
 MEANS = jnp.array([[1.0, 0.5], [-1.0, 0.3], [0.2, -1.2]])
 STDS = jnp.array([0.2, 0.3, 0.25])
