@@ -103,7 +103,6 @@ NEEDS_SIGNAL = {  # cannot start where alpha = 0
 }
 
 
-
 def family(process_name: str) -> str:
     """What of a process a sampler's formulas can tell."""
     if process_name in DISCRETE:
