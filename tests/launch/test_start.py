@@ -60,7 +60,7 @@ def test_the_backend_is_told_without_jax(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_module_does_not_need_jax(run_python: Callable[..., Any], repository: Path) -> None:
-    code = "import runpy, sys; runpy.run_path('jaxdiff/config/start.py'); assert 'jax' not in sys.modules"
+    code = "import runpy, sys; runpy.run_path('jaxdiff/launch/start.py'); assert 'jax' not in sys.modules"
     run_python("-c", code)
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 import sample
 import train
-from jaxdiff.run import Run
+from jaxdiff.runs.run import Run
 from tests.tiny_run import TINY
 
 
