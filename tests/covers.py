@@ -37,7 +37,7 @@ def cover(rows: Iterable[Row], facts: Callable[[Row], Iterable[Hashable]]) -> li
     return [shown[number][0] for number in sorted(chosen)]
 
 
-def pairs(row: Sequence[Hashable]) -> Iterable[Hashable]:
+def pairs(row: Sequence[Any]) -> Iterable[tuple[tuple[int, Any], tuple[int, Any]]]:
     """The pairs of a row's entries, each with its two places.
 
     >>> len(cover(itertools.product("ab", "cd", "ef"), pairs))

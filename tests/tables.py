@@ -3,7 +3,8 @@ here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Hashable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -112,19 +113,27 @@ def family(process_name: str) -> str:
     return "no signal at the end" if process_name in NO_SIGNAL_AT_END else "signal throughout"
 
 
+@functools.cache
 def kind(sampler_name: str) -> tuple[bool, bool, bool]:
     """Whether a sampler draws noise, divides by alpha, and remembers earlier steps."""
     remembers = bool(jax.tree.leaves(SAMPLERS[sampler_name](jd.VP()).init(jnp.zeros((1, 2)))))
     return sampler_name in STOCHASTIC, sampler_name in NEEDS_SIGNAL, remembers
 
 
-def meetings(processes: Iterable[str] = PROCESSES, family: Callable[[str], str] = family) -> list[tuple[str, str]]:
-    """A cover of process x sampler: every sampler on every family, every process with every kind of sampler."""
+Facts = Callable[[str, str], Iterable[Hashable]]
+
+
+def all_meet(process_name: str, sampler_name: str) -> Iterable[Hashable]:
+    """Every sampler meets every family, and every process every kind of sampler."""
+    return (family(process_name), sampler_name), (process_name, kind(sampler_name))
+
+
+def meetings(processes: Iterable[str] = PROCESSES, facts: Facts = all_meet) -> list[tuple[str, str]]:
+    """A cover of process x sampler by what a pair shows."""
     places, names = sorted(processes), sorted(SAMPLERS)
-    kinds = {name: kind(name) for name in names}
     # along the diagonals, so that of rows that show as much each process has its share
     rows = [(places[(i + j) % len(places)], name) for i in range(len(places)) for j, name in enumerate(names)]
-    return cover(rows, lambda row: ((family(row[0]), row[1]), (row[0], kinds[row[1]])))
+    return cover(rows, lambda row: facts(*row))
 
 
 MEANS = jnp.array([[1.0, 0.5], [-1.0, 0.3], [0.2, -1.2]])
