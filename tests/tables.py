@@ -128,9 +128,16 @@ def all_meet(process_name: str, sampler_name: str) -> Iterable[Hashable]:
     return (family(process_name), sampler_name), (process_name, kind(sampler_name))
 
 
-def meetings(processes: Iterable[str] = PROCESSES, facts: Facts = all_meet) -> list[tuple[str, str]]:
+def each_meets_a_family(process_name: str, sampler_name: str) -> Iterable[Hashable]:
+    """Every sampler meets every family, and every process is met."""
+    return (family(process_name), sampler_name), process_name
+
+
+def meetings(
+    processes: Iterable[str] = PROCESSES, facts: Facts = all_meet, samplers: Iterable[str] = SAMPLERS
+) -> list[tuple[str, str]]:
     """A cover of process x sampler by what a pair shows."""
-    places, names = sorted(processes), sorted(SAMPLERS)
+    places, names = sorted(processes), sorted(samplers)
     # along the diagonals, so that of rows that show as much each process has its share
     rows = [(places[(i + j) % len(places)], name) for i in range(len(places)) for j, name in enumerate(names)]
     return cover(rows, lambda row: facts(*row))
