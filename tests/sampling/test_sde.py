@@ -97,7 +97,7 @@ def test_two_names_of_one_method() -> None:
             np.testing.assert_allclose(samples[left], samples[right], rtol=1e-9, atol=1e-9, err_msg=name)
 
 
-SAMPLED = [  # those that tests/tables.py has not, or otherwise: test_conformance.py and test_contract.py sample the others
+SAMPLED = [  # not those of tests/tables.py, which test_conformance.py and test_contract.py sample
     ("VP", sorted(set(NEW) - set(SAMPLERS) | {"PredictorCorrector", "Restart"})),
     ("VE", ["AnnealedLangevinDynamics", "PredictorCorrector"]),
     ("Flow", ["AnalyticDDPM", "Restart_DPMpp2M"]),
