@@ -18,7 +18,8 @@ from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.networks import DeepCache, FirstBlock, TaylorSeer
 from jaxdiff.runs.run import Run
 from jaxdiff.train import make_mesh
-from tests.commands.test_cli import TINY, one_line
+from tests.commands.test_cli import one_line
+from tests.tiny_run import TINY
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from jax.typing import ArrayLike
 from scipy.stats import norm
 
 import evaluate
-import train
 from jaxdiff import CosineVP, GaussianDenoiser
 from jaxdiff.broadcast import expand
 from jaxdiff.config import ConfigError
@@ -30,19 +29,12 @@ from jaxdiff.runs.run import Run
 from jaxdiff.spec import Spec
 from tests.parallel.processes import Group
 
-TINY = (
-    *("--network.width", "8", "--network.multipliers", "1", "2", "--network.blocks", "1", "--train.batch_size", "16"),
-    *("--train.log_every", "1", "--sample.steps", "3", "--sample.num", "10", "--optimizer.schedule", "constant"),
-)
 QUICK = ("--num", "6", "--batch-size", "4", "--steps", "3")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps of a tiny network."""
-    path = tmp_path_factory.mktemp("runs") / "digits"
-    train.main(["--workdir", str(path), "--train.steps", "2", "--train.sample_every", "0", *TINY])
-    return path
+def folder(tiny_run: Path) -> Path:
+    return tiny_run
 
 
 @pytest.fixture(scope="module")

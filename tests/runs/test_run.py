@@ -16,20 +16,14 @@ from jaxdiff.config import ConfigError, build_network, parse_config
 from jaxdiff.networks import DeepCache, TaylorSeer
 from jaxdiff.runs.run import Run, rows_of_labels
 from jaxdiff.train import CheckpointError, make_mesh
+from tests.tiny_run import TINY
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-TINY = (
-    *("--network.width", "8", "--network.multipliers", "1", "2", "--network.blocks", "1", "--train.batch_size", "16"),
-    *("--train.log_every", "1", "--sample.steps", "3", "--sample.num", "10", "--optimizer.schedule", "constant"),
-)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps of a tiny network."""
-    path = tmp_path_factory.mktemp("runs") / "digits"
-    train.main(["--workdir", str(path), "--train.steps", "2", "--train.sample_every", "2", *TINY])
-    return path
+def folder(tiny_run: Path) -> Path:
+    return tiny_run
 
 
 @pytest.fixture(scope="module")
