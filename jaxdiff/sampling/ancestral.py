@@ -13,7 +13,7 @@ The variance that is best under KL adds to eta^2 w what the true x0 varies about
 al. 2022, Analytic-DPM, theorem 1; their sigma* in alpha and sigma):
 
     eta^2 w + c^2 V(t),   c = alpha_s (1 - sqrt((SNR_t/SNR_s) (1 - eta^2 w/sigma_s^2))),                         (2)
-    V = E|x_0 - x0|^2/d = (sigma_t/alpha_t)^2 (1 - Gamma),     Gamma(t) = E|eps(x_t, t)|^2/d.                    (3)
+    V = E|x_0 - x^_0|^2/d = (sigma_t/alpha_t)^2 (1 - Gamma),     Gamma(t) = E|eps(x_t, t)|^2/d.                    (3)
 
 1 - Gamma is in [0, 1], and V at most the square of half the data's range: (2) is clipped to that (their theorem 2).
 """
