@@ -119,7 +119,9 @@ def tables(found: Found, short: bool) -> Iterator[str]:
         return "" if short else f" {cell} |"
 
     yield f"On {', '.join(found)}, with jax {jax.__version__}:\n"
-    yield "| method | evaluations a step | order | least measured | order as started | least measured |" + last("verdict")
+    yield "| method | evaluations a step | order | least measured | order as started | least measured |" + last(
+        "verdict"
+    )
     yield "|---|---|---|---|---|---|" + last("---")
     for name, lines in by_method(found, "deterministic", families).items():
         judged = [(process, line) for process, line in lines if line["judged"]]
@@ -139,7 +141,9 @@ def tables(found: Found, short: bool) -> Iterator[str]:
             f"| {name} | {lines[0][1]['order']} | {least(lines, 'slope')} |" for name, lines in in_t.items() if lines
         )
     if any(kinds["adaptive"] for kinds in found.values()):
-        yield "\n| adaptive method | order | least measured | evaluations and error at tolerance 1e-4, 1e-7 |" + last("verdict")
+        yield "\n| adaptive method | order | least measured | evaluations and error at tolerance 1e-4, 1e-7 |" + last(
+            "verdict"
+        )
         yield "|---|---|---|---|" + last("---")
     for name, lines in by_method(found, "adaptive").items():
         yield (

@@ -292,9 +292,10 @@ def link_code(app: Sphinx, tree: nodes.document) -> None:
     names = app.env.jaxdiff_names  # type: ignore[attr-defined]
     for node in list(tree.findall(nodes.literal)):
         text = node.astext()
-        path = names.get(text.removeprefix(PACKAGE + ".") if "." not in text.removeprefix(PACKAGE + ".") else text)
+        plain = re.fullmatch(r"[a-z]+|.", text)  # `sample` may be an option, `V` a matrix
+        path = None if plain else names.get(text if text.count(".") > 1 else text.removeprefix(PACKAGE + "."))
         inside = any(isinstance(at, addnodes.pending_xref | nodes.reference | nodes.title) for at in ancestors(node))
-        if path and len(text) > 1 and not inside:
+        if path and not inside:
             node.replace_self(reference(app.env.docname, path, node.deepcopy()))
 
 
