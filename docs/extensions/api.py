@@ -6,10 +6,10 @@ A page names modules or packages, in its order:
        jaxdiff.sampling.base
        jaxdiff.sampling
 
-and shows each of their modules that has a public name (one in the ``__all__`` of a package). Of a module that is named
-in full and has none it shows the module's own functions and classes. A module is on the page that names it, or else on
-that of its nearest package. A public name that is on no page is a warning, which fails the build. Docstrings are read
-as the project writes them: indented blocks are equations, code or tables (`equations`).
+and shows each of their modules that has a public name (one in the ``__all__`` of a package); of a module that is named
+in full and has none, its mathematics. A module is on the page that names it, or else on that of its nearest package. A
+public name that is on no page is a warning, which fails the build. Docstrings are read as the project writes them:
+indented blocks are equations, code or tables (`equations`).
 """
 
 from __future__ import annotations
@@ -76,18 +76,6 @@ def public_names() -> dict[str, list[str]]:
     for (module, _), path in found.items():
         modules.setdefault(module, []).append(path)
     return modules
-
-
-def own_names(module: str) -> list[str]:
-    """The functions and classes of a module that is no package's public part."""
-    members = vars(importlib.import_module(module)).items()
-    return [
-        f"{module}.{name}"
-        for name, value in members
-        if not name.startswith("_")
-        and (inspect.isclass(value) or inspect.isfunction(value))
-        and value.__module__ == module
-    ]
 
 
 def find(path: str) -> Any:
@@ -186,7 +174,7 @@ class Api(Directive):
             if importlib.util.find_spec(module) is None:
                 log.warning("%s: there is no module %s", page.name, module)
                 continue
-            paths = sorted(public.get(module) or own_names(module), key=by_place)
+            paths = sorted(public.get(module, []), key=by_place)
             lines += section(module, paths)
             table += [[f"`{path.rpartition('.')[2]} <{path}>`", summary(find(path))] for path in paths]
         rows = [".. list-table::", "   :class: names", "   :widths: auto", ""]

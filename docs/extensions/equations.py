@@ -192,7 +192,8 @@ def formula(text: str, held: list[str] | None = None) -> str:
             inside, place = script(text, place + 1, held)
             parts.append(f"{word[0]}_{{{word[1]},{inside}}}")
         elif kind == "word":
-            parts.append(symbol(word))
+            thin = r"\," if before == " " and (differential(word) or (word == "d" and following == " ")) else ""
+            parts.append(thin + symbol(word))
         elif word in ("_", "^") and following not in ("", " "):
             inside, place = script(text, place, held)
             parts.append(f"{word}{{{inside}}}")
@@ -221,7 +222,7 @@ def latex(lines: list[str]) -> list[str] | None:
     """The rows of `align*` that set a docstring's block, or None where it is not an equation.
 
     >>> latex(["    dx = f x dt + g dw           (3)"])
-    ['& dx = f x dt + g dw \\\\tag{3}']
+    ['& dx = f x \\\\,dt + g \\\\,dw \\\\tag{3}']
     >>> latex(["    SNR      the error in eps      Ho et al. 2020"]) is None
     True
     """
