@@ -39,7 +39,9 @@ from jaxdiff.variational import learned_log_variance
 
 @record
 class DDIM(Sampler):
-    """Equation (1). Order 1; one evaluation a step; any times, rising ones too at eta = 0 (DDIM inversion).
+    """The step of DDIM with eta times the posterior's noise, equation (1).
+
+    Order 1; one evaluation a step; any times, rising ones too at eta = 0 (DDIM inversion).
 
     Args:
       process: the process.
@@ -63,7 +65,9 @@ class DDIM(Sampler):
 
 @record
 class DDPM(Sampler):
-    """Equation (1) at eta = 1. Weak order 1; one evaluation a step; falling times.
+    """The step of DDPM: the posterior of the chain, equation (1) at eta = 1.
+
+    Weak order 1; one evaluation a step; falling times.
 
     Args:
       process: the process.
@@ -99,7 +103,9 @@ class DDPM(Sampler):
 
 @record
 class AnalyticDDPM(Sampler):
-    """Equations (1), (2) and (3): `DDIM` with the analytic variance. For data that are an isotropic Gaussian it has the
+    """`DDIM` with the variance that is best for the data, equations (1) to (3).
+
+    For data that are an isotropic Gaussian it has the
     exact law, however few the steps. Weak order 1; one evaluation a step; falling times.
 
     Args:
