@@ -21,14 +21,14 @@ def stale(script: Path) -> bool:
 
 def execute(script: Path) -> None:
     import jupytext
-    from jupyter_client.manager import AsyncKernelManager
     from nbclient import NotebookClient
+    from traitlets.config import Config
 
     notebook = jupytext.read(script)
     with tempfile.TemporaryDirectory() as sockets:  # no ports: kernels that start at the same time take the same ones
-        kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/kernel")
+        config = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
         resources = {"metadata": {"path": str(script.parent)}}
-        NotebookClient(notebook, km=kernel, timeout=600, resources=resources).execute()
+        NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources, config=config).execute()
     outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
     figure = next(data["image/png"] for data in outputs if "image/png" in data)
     script.with_suffix(".png").write_bytes(base64.b64decode(figure))  # the gallery's picture
