@@ -129,13 +129,12 @@ from jaxdiff.times import (
 )
 
 if TYPE_CHECKING:
-    from jaxdiff.run import Run
-    from jaxdiff.shards import load_samples
+    from jaxdiff.runs import Run, load_samples
 
 __version__ = "0.1.0"
 
 # Checkpoints and configurations take longer to import than JAX: who only samples pays when asking for a run.
-__getattr__ = lazily(__name__, {"Run": "run", "load_samples": "shards"})
+__getattr__ = lazily(__name__, dict.fromkeys(("Run", "load_samples"), "runs"))
 
 __all__ = [
     "BOGACKI_SHAMPINE",

@@ -16,8 +16,8 @@ import sample
 import train
 from jaxdiff.config import ConfigError, read_config
 from jaxdiff.data import DataError, open_npz
-from jaxdiff.run import Run
-from tests.test_cli import TINY, one_line
+from jaxdiff.runs.run import Run
+from tests.commands.test_cli import TINY, one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS_CODE = {"eval", "exec", "compile", "__import__", "system", "popen", "Popen", "import_module", "exec_module"}

@@ -29,6 +29,7 @@ import numpy as np
 import optax
 
 import jaxdiff as jd
+from jaxdiff.evaluate.score_field import measure_hessian, measure_score
 from jaxdiff.networks import MLP, functional
 from jaxdiff.score_matching import (
     FiniteDifference,
@@ -39,7 +40,6 @@ from jaxdiff.score_matching import (
     SecondOrder,
     Sliced,
 )
-from jaxdiff.study import measure_hessian, measure_score
 from jaxdiff.times import GeometricLevels, LikelihoodTime
 from jaxdiff.train import Ema, create_state, train_step
 

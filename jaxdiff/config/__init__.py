@@ -1,6 +1,5 @@
 """A run's configuration: what it is (`schema`), what is made of it (`build`), how it is stored (`serialize`, `folder`),
-how the command line changes it (`command_line`), what a program sets up before JAX starts (`start`), and how several
-processes become one run (`distributed`)."""
+and how the command line changes it (`command_line`). What a program starts with stands in `jaxdiff.launch`."""
 
 from typing import TYPE_CHECKING
 
@@ -18,22 +17,21 @@ from jaxdiff.config.build import (
     check,
     resolve,
 )
-from jaxdiff.config.distributed import ProcessOptions, as_lead, join, lead_first
 from jaxdiff.config.folder import check_folder, claim_folder, read_config
 from jaxdiff.config.schema import (
     CheckpointConfig,
     Config,
-    ConfigError,
     DataConfig,
     LossConfig,
     MeshConfig,
     OptimizerConfig,
     SampleConfig,
     TrainConfig,
-    as_config_error,
 )
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, to_json
-from jaxdiff.config.start import StartOptions, first_line, keep_compiled, set_up
+from jaxdiff.launch.distributed import ProcessOptions, as_lead, join, lead_first
+from jaxdiff.launch.errors import ConfigError, as_config_error
+from jaxdiff.launch.start import StartOptions, first_line, keep_compiled, set_up
 from jaxdiff.lazy import lazily
 
 if TYPE_CHECKING:

@@ -19,15 +19,13 @@ from numpy.typing import NDArray
 import jaxdiff.data
 from jaxdiff.config.schema import (
     Config,
-    ConfigError,
     LossConfig,
     SampleConfig,
-    as_config_error,
     check_ranges,
-    suggestion,
 )
 from jaxdiff.data.sources import Record, Records, Source, records_at
 from jaxdiff.grid import karras_times, log_snr_times, quadratic_times, trailing_times, uniform_times
+from jaxdiff.launch.errors import ConfigError, as_config_error, suggestion
 from jaxdiff.loss import SNR, DenoisingLoss, Likelihood, Objective
 from jaxdiff.networks import Functional, functional
 from jaxdiff.process import Process
@@ -158,7 +156,7 @@ def look_up(table: Mapping[str, Row], name: str, what: str) -> Row:
     >>> look_up(GRIDS, "karas", "sample.grid")
     Traceback (most recent call last):
     ...
-    jaxdiff.config.schema.ConfigError: sample.grid: there is no 'karas'; did you mean 'karras'? (known: uniform, ...)
+    jaxdiff.launch.errors.ConfigError: sample.grid: there is no 'karas'; did you mean 'karras'? (known: uniform, ...)
     """
     if name not in table:
         raise ConfigError(f"{what}: there is no {name!r}{suggestion(name, table)} (known: {', '.join(table)})")

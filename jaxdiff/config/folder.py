@@ -1,29 +1,26 @@
 """A run's folder: its configuration is saved there, and decides who may go on in it.
 
-Two trainings in one folder would write over each other, so a training holds the folder by an operating system's lock
-(`flock`) on the file `lock` in it. The lock ends with the process, however that ends, so none is ever left over; what
-stands in the file only says who holds it. Readers (`sample.py`, `evaluate.py`, notebooks) need no lock.
+Two trainings in one folder would write over each other, so a training holds the folder by a lock on the file `lock` in
+it (`jaxdiff.launch.lock`). Readers (`sample.py`, `evaluate.py`, notebooks) need no lock.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
-import socket
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from jaxdiff.config.distributed import lead_first
-from jaxdiff.config.schema import Config, ConfigError
+from jaxdiff.config.schema import Config
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, to_json
+from jaxdiff.launch.distributed import lead_first
+from jaxdiff.launch.errors import ConfigError
+from jaxdiff.launch.lock import locked
 
-CONFIG, CHECKPOINTS, LEDGER, SAMPLES, LOCK = "config.json", "checkpoints", "checkpoints.json", "samples", "lock"
+CONFIG, CHECKPOINTS, LAST_SAVED, SAMPLES, LOCK = "config.json", "checkpoints", "checkpoints.json", "samples", "lock"
 
 # What may change when a run goes on: where it stands, how it is watched and spread, how its pictures are made, which
 # steps it skips. None of these changes what the other steps learn.
@@ -117,7 +114,7 @@ def _claimed(folder: Path, config: Config) -> IO[str]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as held:
-            lock = held.enter_context(_locked(folder))
+            lock = held.enter_context(locked(folder / LOCK))
             check_folder(config)  # once more: another training may have begun and ended meanwhile
             file, text = folder / CONFIG, dumps(config)
             if not file.exists() or file.read_text(encoding="utf-8") != text:
@@ -131,32 +128,6 @@ def _claimed(folder: Path, config: Config) -> IO[str]:
 
 def _partial(file: Path) -> Path:
     return file.with_suffix(".partial")
-
-
-def _locked(folder: Path) -> IO[str]:
-    """The open lock file; closing it gives the folder back."""
-    lock = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
-    for patience in (0.1, 0.1, 0.0):  # whoever lists runs (`jaxdiff.runs`) has it for an instant
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if patience:
-                time.sleep(patience)
-                continue
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            lock.close()
-            raise ConfigError(
-                f"{folder} is in use by {holder}: wait for it, end it, or choose another --workdir"
-            ) from None
-        except OSError as error:
-            print(f"WARNING: {folder} cannot be locked ({error.strerror}): start no second run there", file=sys.stderr)
-            return lock
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    lock.flush()
-    return lock
 
 
 def _read(file: Path) -> Any:

@@ -7,53 +7,17 @@ data source) are looked up in `jaxdiff.config.build`.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import difflib
 import math
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxdiff.config.serialize import to_json
+from jaxdiff.launch.errors import ConfigError
 from jaxdiff.loss import Simple, Weight
 from jaxdiff.parameterization import Parameterization
 from jaxdiff.process import Process
 from jaxdiff.times import TrainingTime, Uniform
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used. Its message is one line for the person who wrote it."""
-
-
-@contextlib.contextmanager
-def as_config_error(what: str) -> Iterator[None]:
-    """Reports what the library refuses about a person's values as a `ConfigError`.
-
-    >>> with as_config_error("network"):
-    ...     raise ValueError("width is odd")
-    Traceback (most recent call last):
-    ...
-    jaxdiff.config.schema.ConfigError: network: width is odd
-    """
-    try:
-        yield
-    except ConfigError:
-        raise
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise ConfigError(f"{what}: {error}") from error
-    except MemoryError as error:
-        raise ConfigError(f"{what}: too large for this machine's memory ({error})") from error
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'ddim'?"`` when one of the known names is close, else an empty text.
-
-    >>> suggestion("dddim", ["ddpm", "ddim"]), suggestion("xyz", ["ddpm", "ddim"])
-    ("; did you mean 'ddim'?", '')
-    """
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +191,8 @@ class Config:
     Args:
       process, parameterization, network, loss, ema: objects, see their modules. `network` is a callable from `nnx.Rngs`
         to a module (`jaxdiff.networks.UNet`), `ema` a rule of `jaxdiff.train.ema`.
-      picture: what is drawn and measured during training, such as `jaxdiff.study.ScoreField`; None: a grid of samples.
+      picture: what is drawn and measured during training, such as `jaxdiff.evaluate.ScoreField`; None: a grid of
+        samples.
     """
 
     name: str

@@ -22,6 +22,8 @@ import jax
 import numpy as np
 
 TRUSTED = ("jaxdiff",)
+MOVED = {"jaxdiff.study.ScoreField": "jaxdiff.evaluate.ScoreField"}
+"""Names in configurations that older versions have saved -> where the class stands now."""
 
 
 class StoredTypeError(ValueError):
@@ -113,7 +115,7 @@ def from_json(data: Any, trusted: Sequence[str] = TRUSTED) -> Any:
 def _find(path: Any, trusted: Sequence[str]) -> type:
     if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")):
         raise StoredTypeError(f"{path!r} is not the import path of a class")
-    module, _, name = path.rpartition(".")
+    module, _, name = MOVED.get(path, path).rpartition(".")
     if not _within(module, trusted):
         raise StoredTypeError(
             f"type {path!r} is not from {' or '.join(trusted)}: name its module as trusted if you know it"

@@ -23,7 +23,7 @@ from jax.typing import ArrayLike
 from jaxdiff.config import ConfigError, as_config_error
 from jaxdiff.data import Source, to_model_range
 from jaxdiff.denoiser import Cond, NetworkDenoiser
-from jaxdiff.evaluate.measured import EvaluateOptions, Measured, MeasureError
+from jaxdiff.evaluate.metric import EvaluateOptions, MetricError, Result
 from jaxdiff.grid import log_snr_times, uniform_times
 from jaxdiff.likelihood import (
     AdaptiveSteps,
@@ -45,7 +45,7 @@ from jaxdiff.likelihood.bounds import Variance
 from jaxdiff.likelihood.flow import Divergence
 from jaxdiff.parameterization import LearnedVariance
 from jaxdiff.record import field, record
-from jaxdiff.run import Run
+from jaxdiff.runs.run import Run
 from jaxdiff.train import batch_sharding
 
 CHAIN = 256
@@ -193,17 +193,17 @@ def measure(
     return found
 
 
-def bits(run: Run, source: Source, options: EvaluateOptions) -> Iterator[Measured]:
+def bits(run: Run, source: Source, options: EvaluateOptions) -> Iterator[Result]:
     """Bits per dimension of a source's images under a run, one method after another.
 
     Images of 256 grey levels get the likelihood, or a bound on it, of the levels; real-valued data that of the density.
 
     Yields:
-      A `Measured` after each batch of each method.
+      A `Result` after each batch of each method.
 
     Raises:
       ConfigError: options out of range, or that this run cannot follow.
-      MeasureError: a likelihood that is not finite.
+      MetricError: a likelihood that is not finite.
     """
     for name, least in (("num", 1), ("batch_size", 1), ("probes", 1), ("steps", 1), ("draws", 1)):
         value = getattr(options, name)
@@ -254,15 +254,15 @@ def _read(run: Run, source: Source, indices: np.ndarray, labels: bool) -> tuple[
     return x, {"label": jnp.full(len(records), run.num_classes, jnp.int32)}
 
 
-def _summary(name: str, found: dict[str, list[np.ndarray]], total: int) -> Measured:
+def _summary(name: str, found: dict[str, list[np.ndarray]], total: int) -> Result:
     arrays = {entry: np.concatenate(parts) for entry, parts in found.items()}
     values = arrays.pop("bpd")
     finite = np.isfinite(values)
     if not finite.all():
-        raise MeasureError(
+        raise MetricError(
             f"{name}: {int((~finite).sum())} of {len(values)} images have no finite likelihood. Where adaptive steps "
             "met their bound on evaluations, give a larger --rtol or fixed --steps; a diverged network has none"
         )
     error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     parts: dict[str, Any] = {entry: array.mean(axis=0).tolist() for entry, array in arrays.items()}
-    return Measured(name, "bits/dim", len(values), total, float(values.mean()), error, parts, values.tolist())
+    return Result(name, "bits/dim", len(values), total, float(values.mean()), error, parts, values.tolist())

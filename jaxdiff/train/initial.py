@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.train.checkpoint import Checkpoints
+from jaxdiff.train.checkpoint_format import CheckpointError
 from jaxdiff.train.state import TrainState
-from jaxdiff.train.stored import CheckpointError
 
 
 def read_weights(

@@ -16,10 +16,18 @@ import jaxdiff
 import sample
 import train
 from jaxdiff.config import ConfigError
-from jaxdiff.shards import Request, claim_samples, load_samples, read_request, shard_name, wait_for_shards, write_shards
+from jaxdiff.runs.shards import (
+    Request,
+    claim_samples,
+    load_samples,
+    read_request,
+    shard_name,
+    wait_for_shards,
+    write_shards,
+)
+from tests.commands.test_cli import one_line
 from tests.parallel.processes import Group
 from tests.parallel.test_processes import TINY
-from tests.test_cli import one_line
 
 NUM, SHARD = 60, 8
 

@@ -52,9 +52,9 @@ def nested(tree: Any) -> dict[str, Any]:
     return dict(traverse_util.unflatten_dict(flat))
 
 
-def unflatten(stored: Mapping[str, Any], template: Any) -> Any:
+def unflatten(tree: Mapping[str, Any], template: Any) -> Any:
     """The tree of a nested dict; leaves that it has not are the template's."""
-    flat = traverse_util.flatten_dict(stored)
+    flat = traverse_util.flatten_dict(tree)
     return jax.tree_util.tree_map_with_path(lambda path, leaf: flat.get(_names(path), leaf), template)
 
 

@@ -22,11 +22,11 @@ from jaxdiff.broadcast import expand
 from jaxdiff.config import ConfigError
 from jaxdiff.data import Record, open_digits
 from jaxdiff.denoiser import Cond
-from jaxdiff.evaluate import METRICS, EvaluateOptions, Measured, MeasureError, bits
+from jaxdiff.evaluate import METRICS, EvaluateOptions, MetricError, Result, bits
 from jaxdiff.prediction import Prediction
 from jaxdiff.process import Process
 from jaxdiff.record import record
-from jaxdiff.run import Run
+from jaxdiff.runs.run import Run
 from tests.parallel.processes import Group
 
 TINY = (
@@ -91,7 +91,7 @@ def exact(run: Run) -> Run:
     return dataclasses.replace(run, config=config, denoise=denoise)
 
 
-def final(measured: Iterator[Measured]) -> dict[str, Measured]:
+def final(measured: Iterator[Result]) -> dict[str, Result]:
     return {m.name: m for m in measured}
 
 
@@ -171,7 +171,7 @@ def test_the_model_is_given_the_label_or_none(run: Run) -> None:
 
 def test_a_likelihood_that_is_not_finite_is_said(exact: Run) -> None:
     broken: Any = GaussianDenoiser(CosineVP(), 0.0, float("nan"))
-    with pytest.raises(MeasureError, match="4 of 4 images have no finite likelihood"):
+    with pytest.raises(MetricError, match="4 of 4 images have no finite likelihood"):
         list(bits(dataclasses.replace(exact, denoise=broken), GreyNoise(4), EvaluateOptions(steps=2)))
 
 
@@ -203,8 +203,8 @@ def test_evaluate_prints_and_writes(folder: Path, tmp_path: Path, capsys: Any) -
 def test_an_interrupt_keeps_what_is_done(
     folder: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*arguments: Any) -> Iterator[Measured]:
-        yield Measured("bpd ode", "bits/dim", 4, 10, 3.25, 0.125, {}, [3.0, 3.5, 3.0, 3.5])
+    def interrupted(*arguments: Any) -> Iterator[Result]:
+        yield Result("bpd ode", "bits/dim", 4, 10, 3.25, 0.125, {}, [3.0, 3.5, 3.0, 3.5])
         raise KeyboardInterrupt
 
     monkeypatch.setitem(METRICS, "bpd", interrupted)

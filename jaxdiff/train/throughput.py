@@ -12,7 +12,7 @@ import jax
 from jaxdiff.train.flops import peak_flops
 
 
-class Clock:
+class Throughput:
     """Time spent training: with waiting for data, without compilation, callbacks and checkpoints.
 
     Attributes:

@@ -28,7 +28,7 @@ from jaxdiff.data import point_mixture
 from jaxdiff.denoiser import Denoiser, NetworkDenoiser
 from jaxdiff.exact import MixtureDenoiser
 from jaxdiff.process import Process
-from jaxdiff.run import Run
+from jaxdiff.runs.run import Run
 from jaxdiff.score_matching import LearnedHessian, score_fokker_planck
 from jaxdiff.score_matching.base import all_directions
 

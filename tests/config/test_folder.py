@@ -19,9 +19,9 @@ import pytest
 import sample
 import train
 from jaxdiff.config import Config, ConfigError, check_folder, claim_folder, load_config_file, read_config
-from tests.test_cli import TINY, one_line
+from tests.commands.test_cli import TINY, one_line
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from PIL import Image
 
 import sample
 import train
-from jaxdiff.run import Run
+from jaxdiff.runs.run import Run
 
 TINY = (
     *("--network.width", "8", "--network.multipliers", "1", "2", "--network.blocks", "1", "--train.batch_size", "16"),

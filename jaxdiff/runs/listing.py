@@ -9,7 +9,6 @@ be understood is named with what is wrong, and the others are listed all the sam
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import math
 import os
@@ -17,6 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+from jaxdiff.launch.lock import is_locked
 
 CONFIG, METRICS, CHECKPOINTS, SAMPLES, LOCK = "config.json", "metrics.jsonl", "checkpoints", "samples", "lock"
 _TAIL = 2**16  # bytes at the end of the metrics, more than a few lines
@@ -72,7 +73,7 @@ def read_status(folder: str | os.PathLike[str]) -> Status:
         logged = record.get("step", 0)
         if not isinstance(logged, int):
             raise RunError(f"{METRICS}: its last line has the step {logged!r}")
-        running = _is_locked(folder / LOCK)
+        running = is_locked(folder / LOCK)
     except OSError as error:
         raise RunError(f"{error.filename or folder}: {error.strerror}") from error
     return Status(
@@ -122,18 +123,6 @@ def _numbers(folder: Path, before: str, after: str = "") -> list[int]:
         return []
     found = (path.name.removeprefix(before).removesuffix(after) for path in folder.iterdir())
     return [int(name) for name in found if name.isascii() and name.isdigit()]
-
-
-def _is_locked(file: Path) -> bool:
-    if not file.exists():
-        return False
-    with file.open("rb") as stream:
-        try:
-            # Shared, and let go at once: two who list runs do not see each other.
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def _number(value: Any) -> float | None:
@@ -192,7 +181,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"jaxdiff.runs: error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from jaxdiff.config import start
-from tests.test_cli import TINY
+from tests.commands.test_cli import TINY
 
 CPU_FLAG = next(row.flag for row in start.FLAGS if row.backend == "cpu")
 
@@ -60,7 +60,7 @@ def test_the_backend_is_told_without_jax(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_module_does_not_need_jax(run_python: Callable[..., Any], repository: Path) -> None:
-    code = "import runpy, sys; runpy.run_path('jaxdiff/config/start.py'); assert 'jax' not in sys.modules"
+    code = "import runpy, sys; runpy.run_path('jaxdiff/launch/start.py'); assert 'jax' not in sys.modules"
     run_python("-c", code)
 
 

@@ -4,7 +4,7 @@
     train.py --distributed HOST:PORT --num_processes 4 --process_id 0   by hand: the same with 1, 2 and 3 elsewhere
 
 The processes are JAX's own (`jax.distributed`): process 0 holds a coordination service at HOST:PORT, all others send it
-heartbeats, and devices of all together are `jax.devices()`. What is added here is manners:
+heartbeats, and devices of all together are `jax.devices()`. What is added here is how they start and end:
 
 - Who does not meet all the others within `--join_timeout` says so in one line and ends (JAX would abort).
 - A process that ends by a mistake or an error leaves at once, without waiting for the others in JAX's exit barrier:
@@ -28,8 +28,8 @@ from typing import NoReturn
 import jax
 import numpy as np
 
-from jaxdiff.config.schema import ConfigError
-from jaxdiff.config.start import StartOptions
+from jaxdiff.launch.errors import ConfigError
+from jaxdiff.launch.start import StartOptions
 
 AUTO = "auto"
 GRACE = 5.0  # seconds that a process which fails waits for the others to have failed in the same way

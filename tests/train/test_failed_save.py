@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tensorstore
 
-from jaxdiff.train.aftermath import keep_to_itself
+from jaxdiff.train.failed_save import quiet_failed_saves
 
 
 def test_who_reports_to_a_closed_loop_is_not_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,8 +26,8 @@ def test_who_reports_to_a_closed_loop_is_not_told_of(monkeypatch: pytest.MonkeyP
     loop = asyncio.new_event_loop()
     task = loop.create_task(wait())
     loop.run_until_complete(asyncio.sleep(0))  # now it waits
-    keep_to_itself.cache_clear()
-    keep_to_itself(saves=False)
+    quiet_failed_saves.cache_clear()
+    quiet_failed_saves(saves=False)
     loop.close()
     promise.set_result(None)
     assert said == []
@@ -37,7 +37,7 @@ def test_who_reports_to_a_closed_loop_is_not_told_of(monkeypatch: pytest.MonkeyP
 
 
 def test_only_dropped_errors_of_files_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
-    keep_to_itself(saves=False)
+    quiet_failed_saves(saves=False)
     log = logging.getLogger("asyncio")
     log.error("Future exception was never retrieved", exc_info=OSError(28, "No space left on device"))
     log.error("Task exception was never retrieved", exc_info=ValueError("RESOURCE_EXHAUSTED: Error opening a driver"))

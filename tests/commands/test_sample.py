@@ -10,15 +10,15 @@ import jax
 import numpy as np
 import pytest
 
-import sample
 from jaxdiff import SASolver
+from jaxdiff.commands import sample
 from jaxdiff.config import ConfigError, build_network, build_sampler, parse_config
 from jaxdiff.config.build import SAMPLERS
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.networks import DeepCache, FirstBlock, TaylorSeer
-from jaxdiff.run import Run
+from jaxdiff.runs.run import Run
 from jaxdiff.train import make_mesh
-from tests.test_cli import TINY, one_line
+from tests.commands.test_cli import TINY, one_line
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ import train
 from jaxdiff import DDIM, DDPM, CosineVP, NetworkDenoiser, Prediction
 from jaxdiff.config import ConfigError, build_network, parse_config
 from jaxdiff.networks import DeepCache, TaylorSeer
-from jaxdiff.run import Run, rows_of_labels
+from jaxdiff.runs.run import Run, rows_of_labels
 from jaxdiff.train import CheckpointError, make_mesh
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 TINY = (
     *("--network.width", "8", "--network.multipliers", "1", "2", "--network.blocks", "1", "--train.batch_size", "16"),
     *("--train.log_every", "1", "--sample.steps", "3", "--sample.num", "10", "--optimizer.schedule", "constant"),
@@ -130,7 +130,7 @@ def test_the_same_images_on_eight_devices(
     run: Run, folder: Path, tmp_path: Path, run_python: Callable[..., Any]
 ) -> None:
     code = (
-        "import sys, numpy as np; from jaxdiff.run import Run\n"
+        "import sys, numpy as np; from jaxdiff.runs.run import Run\n"
         "run = Run.load(sys.argv[1]); assert run.mesh.size == 8\n"
         "plain = np.concatenate([run.sample(7, 16, {'label': 3}), run.sample(7, 3, {'label': 3})])\n"
         "kept = [run.sample(7, n, {'label': 3}, compiled=sys.argv[3]) for n in (16, 3)]\n"

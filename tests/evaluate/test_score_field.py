@@ -18,12 +18,12 @@ import train
 from jaxdiff import SNR, VE, MixtureDenoiser, Prediction, Process
 from jaxdiff.config import OBJECTIVES, ConfigError, build_loss, check, parse_config
 from jaxdiff.data import open_points
+from jaxdiff.evaluate.score_field import ScoreField, measure_score, scatter
 from jaxdiff.record import record
-from jaxdiff.run import Run
+from jaxdiff.runs.run import Run
 from jaxdiff.score_matching import FokkerPlanck, Sliced
-from jaxdiff.study import ScoreField, measure_score, scatter
 
-CONFIG = Path(__file__).parents[1] / "configs" / "study_2d.py"
+CONFIG = Path(__file__).parents[2] / "configs" / "study_2d.py"
 TINY = (
     *("--network.width", "8", "--network.depth", "1", "--network.frequencies", "4", "--train.batch_size", "32"),
     *("--train.steps", "2", "--train.log_every", "1", "--train.sample_every", "2", "--optimizer.schedule", "constant"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
 import sys
@@ -32,9 +33,10 @@ from jaxdiff.config import (
     resolve,
     to_json,
 )
+from jaxdiff.config.serialize import MOVED
 from jaxdiff.train import make_mesh, make_optimizer, state_sharding, state_template
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 PUBLISHED = {"cifar10_unet": 35_746_307, "imagenet64_adm": 295_904_454, "imagenet256_dit_xl2": 674_834_720}
 FILES = sorted(CONFIGS.glob("*.py"))
 
@@ -149,6 +151,15 @@ def test_own_classes_need_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "my_ema" not in sys.modules
     made = from_json(stored, trusted=("jaxdiff", "my_ema"))
     assert made.rate == 0.25 and to_json(made) == stored
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_names_of_older_versions_are_found(old: str) -> None:
+    """What has moved since a configuration was saved is read from where it stands now, and saved under that name."""
+    assert to_json(from_json({"type": old}))["type"] == MOVED[old]
+    module, _, name = old.rpartition(".")
+    with pytest.raises((ImportError, AttributeError)):
+        getattr(importlib.import_module(module), name)
 
 
 @pytest.mark.parametrize("value", [lambda x: x, object(), {1, 2}])

@@ -116,7 +116,7 @@ _memory_is_kept = False
 def keep_memory(arguments: Sequence[str], environ: MutableMapping[str, str] | None = None) -> bool:
     """Has glibc keep the memory that this process frees, where that pays: on a CPU, under Linux.
 
-    The process then has up to twice the memory that it uses (`jaxdiff.config.heap`). Left alone are other C libraries,
+    The process then has up to twice the memory that it uses (`jaxdiff.launch.heap`). Left alone are other C libraries,
     other allocators loaded by LD_PRELOAD, the user's own settings (MALLOC_*, GLIBC_TUNABLES), and a command line with
     ``--no-xla-flags``.
 
@@ -136,7 +136,7 @@ def keep_memory(arguments: Sequence[str], environ: MutableMapping[str, str] | No
     if _declined(arguments) or theirs or likely_backend(environ) != "cpu" or platform.libc_ver()[0] != "glibc":
         return False
     if not _memory_is_kept:  # a notebook's first cell is run again
-        from jaxdiff.config.heap import keep_freed
+        from jaxdiff.launch.heap import keep_freed
 
         _memory_is_kept = keep_freed()
     return _memory_is_kept

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from jaxdiff.data import Source
-from jaxdiff.run import Run
+from jaxdiff.runs.run import Run
 
 
-class MeasureError(ValueError):
+class MetricError(ValueError):
     """A metric that has no value. Its message is one line."""
 
 
-METRIC_ERRORS = (MeasureError,)
+METRIC_ERRORS = (MetricError,)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class EvaluateOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class Result:
     """A metric over the images done so far.
 
     Args:
@@ -81,7 +81,7 @@ class Measured:
     def line(self) -> str:
         """One line for people.
 
-        >>> Measured("bpd ode", "bits/dim", 10, 20, 3.14159, 0.012, {}).line()
+        >>> Result("bpd ode", "bits/dim", 10, 20, 3.14159, 0.012, {}).line()
         'bpd ode  3.142 +- 0.012 bits/dim  (10 of 20 images)'
         """
         digits = (
@@ -92,7 +92,7 @@ class Measured:
         return f"{self.name}  {self.mean:.{digits}f} +- {self.error:.{digits}f} {self.unit}  ({self.done}{of} images)"
 
 
-Metric = Callable[[Run, Source, EvaluateOptions], Iterator[Measured]]
+Metric = Callable[[Run, Source, EvaluateOptions], Iterator[Result]]
 """Yields after each batch; the last for each name is the result."""
 
 
@@ -105,16 +105,16 @@ class ProgressLine:
         self._name = ""
         self._width = 0
 
-    def show(self, measured: Measured) -> None:
+    def show(self, result: Result) -> None:
         """The state after a batch."""
         now = time.monotonic()
-        if measured.name != self._name:
-            self._name, self._begun = measured.name, now if self._name else self._begun
+        if result.name != self._name:
+            self._name, self._begun = result.name, now if self._name else self._begun
         if not self._live and now - self._shown < 10:
             return
         self._shown = now
-        left = (now - self._begun) / measured.done * (measured.total - measured.done)
-        text = f"{measured.line()}  {left:,.0f} s left"
+        left = (now - self._begun) / result.done * (result.total - result.done)
+        text = f"{result.line()}  {left:,.0f} s left"
         padded = text.ljust(self._width)
         self._width = len(text)
         print(f"\r{padded}" if self._live else text, end="" if self._live else "\n", file=sys.stderr, flush=True)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from jaxdiff import runs
 from jaxdiff.config import folder as config_folder
-from jaxdiff.runs import RunError, main, read_status
+from jaxdiff.runs import listing
+from jaxdiff.runs.listing import RunError, main, read_status
 from jaxdiff.train import metrics
 
 
@@ -35,8 +35,8 @@ def make(
 
 def test_the_names_are_those_of_a_run() -> None:
     for name in ("CONFIG", "CHECKPOINTS", "SAMPLES"):
-        assert getattr(runs, name) == getattr(config_folder, name)
-    assert runs.METRICS == metrics.METRICS
+        assert getattr(listing, name) == getattr(config_folder, name)
+    assert listing.METRICS == metrics.METRICS
 
 
 def test_states(tmp_path: Path) -> None:

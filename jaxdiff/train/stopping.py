@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
-class Agreement:
+class StopVote:
     """Whether any process has asked to stop.
 
     Args:
@@ -25,8 +25,8 @@ class Agreement:
 
     Example:
         >>> from jaxdiff.train import make_mesh
-        >>> agreement = Agreement(make_mesh(), ahead=0)
-        >>> agreement.reached(False), agreement.reached(True)
+        >>> vote = StopVote(make_mesh(), ahead=0)
+        >>> vote.passed(False), vote.passed(True)
         (False, True)
     """
 
@@ -39,7 +39,7 @@ class Agreement:
         self._mine = sum(device.process_index == jax.process_index() for device in mesh.devices.flat)
         self._add = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
-    def reached(self, asked: bool) -> bool:
+    def passed(self, asked: bool) -> bool:
         """Called by every process after every step; once it is True, it is True in all of them.
 
         Args:

@@ -16,19 +16,19 @@ import warnings
 
 
 @functools.cache  # once a process
-def keep_to_itself(*, saves: bool) -> None:
+def quiet_failed_saves(*, saves: bool) -> None:
     """Drops these from now on, and nothing else.
 
     Args:
         saves: whether this process saves: then all warnings of coroutines never awaited go, which do not say whose.
 
     Example:
-        >>> keep_to_itself(saves=False)
+        >>> quiet_failed_saves(saves=False)
         >>> logging.getLogger("absl").filters[-1].__name__
         '_is_news'
     """
     if saves:
-        keep_to_itself(saves=False)
+        quiet_failed_saves(saves=False)
         warnings.filterwarnings("ignore", r"coroutine '\S+' was never awaited", RuntimeWarning)
         return
     for name in ("absl", "asyncio"):
