@@ -267,7 +267,7 @@ class Objective(abc.ABC):
 
 @record
 class DenoisingLoss(Objective):
-    """Equation (1). `denoising_loss` composes its `draw` and `terms`.
+    """The denoising loss, equation (1). `denoising_loss` composes its `draw` and `terms`.
 
     Args:
       process, parameterization, weight, time, dropout: as `Objective`.

@@ -58,7 +58,7 @@ def grey_step(levels: int = 256) -> float:
 
 
 def decoder_log_probability(x: Array, y: Array, ratio: ArrayLike, levels: int = 256) -> Array:
-    """Equation (3): ln P(x | y) in nats, elementwise.
+    """ln P(x | y) in nats, elementwise: equation (3).
 
     Args:
       x: data on ``levels`` equally spaced values in [-1, 1].

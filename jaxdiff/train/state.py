@@ -1,9 +1,8 @@
 """What training carries from step to step, as one pytree.
 
 Everything a restart needs is here (the data position, which lives on the host, is saved beside it), and nothing else
-is: optimizer, loss and network are configuration. The key never changes; the randomness of step n is `fold_in(key,
-    n)`, so a restart at step n
-draws what the unbroken run would have drawn.
+is: optimizer, loss and network are configuration. The key never changes; the randomness of step n is
+`fold_in(key, n)`, so a restart at step n draws what the unbroken run would have drawn.
 """
 
 from __future__ import annotations
