@@ -12,6 +12,7 @@ add a row, ``SAMPLERS["mine"] = Mine``. From Python the object itself may stand 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -23,6 +24,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from jaxdiff.grid import karras_times, log_snr_times, quadratic_times, trailing_times, uniform_times
 from jaxdiff.guidance import CFG, Guidance, Interval, Reuse
@@ -302,7 +304,9 @@ def _read(
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals and not (key in numbers and _kinds(numbers[key]) & {bool}):
             if place >= len(numbers):
-                raise ValueError(f"{name} takes {len(numbers) or 'no'} numbers, {part!r} is one more. {having}")
+                raise ValueError(
+                    f"{name} takes {f'at most {len(numbers)}' if numbers else 'no'} numbers, {part!r} is one more. {having}"
+                )
             if len(given) < place or list(given) != list(numbers)[:place]:
                 raise ValueError(f"{part!r} stands behind numbers with names: give it its name too. {having}")
             key, value = list(numbers)[place], key
@@ -336,13 +340,11 @@ def _split(text: str) -> list[str]:
 
 def _numbers(row: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """What of a row's signature a person can write, annotated with the types themselves."""
-    made = row.__init__ if inspect.isclass(row) else row  # type: ignore[misc]
-    while isinstance(made, functools.partial):
-        made = made.func
-    hints = typing.get_type_hints(made, vars(inspect.getmodule(row)) if inspect.getmodule(row) else None)
+    made = row.__init__ if inspect.isclass(row) and not dataclasses.is_dataclass(row) else row  # type: ignore[misc]
+    hints = typing.get_type_hints(made.func if isinstance(made, functools.partial) else made)
     found = {}
     for name, parameter in inspect.signature(row).parameters.items():
-        number = parameter.replace(annotation=hints.get(name, float))
+        number = parameter.replace(annotation=hints.get(name, ArrayLike))
         if name not in CONTEXT and (_kinds(number) or _choices(number)):
             found[name] = number
     return found
@@ -410,7 +412,7 @@ def _shown(number: inspect.Parameter) -> str:
         return number.name.upper()
     if value is None or isinstance(value, bool):
         return f"{number.name}={str(value).lower()}"
-    return f"{number.name}={value:g}" if isinstance(value, float | int) else f"{number.name}={value}"
+    return f"{number.name}={value:g}" if isinstance(value, float) else f"{number.name}={value}"
 
 
 def _near(name: str, known: Iterable[str]) -> str:
