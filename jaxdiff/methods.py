@@ -304,9 +304,8 @@ def _read(
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals and not (key in numbers and _kinds(numbers[key]) & {bool}):
             if place >= len(numbers):
-                raise ValueError(
-                    f"{name} takes {f'at most {len(numbers)}' if numbers else 'no'} numbers, {part!r} is one more. {having}"
-                )
+                most = f"at most {len(numbers)} numbers" if numbers else "no numbers"
+                raise ValueError(f"{name} takes {most}, {part!r} is one more. {having}")
             if len(given) < place or list(given) != list(numbers)[:place]:
                 raise ValueError(f"{part!r} stands behind numbers with names: give it its name too. {having}")
             key, value = list(numbers)[place], key

@@ -8,6 +8,7 @@ from jaxdiff.sampling.choose import Choice, choose
 from jaxdiff.sampling.exponential_sde import DPMpp2MSDE, DPMpp3MSDE, DPMppSDE, SASolver
 from jaxdiff.sampling.grid_search import ays_times, gits_times, interpolate_times, polish_times, teacher_path
 from jaxdiff.sampling.karras import EDMStochastic, EulerAncestral, Restart
+from jaxdiff.sampling.keep import Keep, Kept
 from jaxdiff.sampling.langevin import AnnealedLangevin, AnnealedLangevinDynamics, Langevin, PredictorCorrector
 from jaxdiff.sampling.multistep import DPMpp2M, DPMpp3M
 from jaxdiff.sampling.ode import DPM2, RK4, Euler, Heun, RungeKutta
@@ -48,6 +49,8 @@ __all__ = [
     "EulerAncestral",
     "EulerMaruyama",
     "Heun",
+    "Keep",
+    "Kept",
     "Langevin",
     "PredictorCorrector",
     "Restart",
