@@ -338,22 +338,6 @@ def sample(
     return _run(run, debug)
 
 
-def sample_path(
-    sampler: Sampler,
-    denoise: Denoiser,
-    keys: Array | None,
-    x: Array,
-    ts: ArrayLike,
-    cond: Cond | None = None,
-    *,
-    noise: NoiseSource = step_noise,
-) -> tuple[Array, Array]:
-    """As `sample`, keeping the way: ``(xs, x0)`` with xs ``(n, B, ...)``, the samples at each of the n times."""
-    every = Keep(tuple(range(np.size(ts))))
-    x0, kept = sample(sampler, denoise, keys, x, ts, cond, noise=noise, keep=every)
-    return kept.x, x0
-
-
 def pad_times(ts: ArrayLike, bound: int) -> Array:
     """``ts`` filled up to ``bound`` times with its last, for `sample` with ``num_steps = len(ts) - 1``.
 
