@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import jax
@@ -38,7 +39,7 @@ def by_hand(sampler: jd.Sampler, ts: jax.Array) -> tuple[list[jax.Array], jax.Ar
     noise = step_noise(KEYS, START)
     step = jax.jit(lambda state, x, t, s: sampler.step(EXACT, noise, state, x, t, s))
     x, state, states = START, sampler.init(START), [START]
-    for t, s in zip(ts[:-1], ts[1:], strict=True):
+    for t, s in itertools.pairwise(ts):
         x, state = step(state, x, t, s)
         states.append(x)
     return states, EXACT(x, ts[-1]).x0
