@@ -34,11 +34,10 @@ from jaxdiff.networks.placement import samples_over
 from jaxdiff.noise import sample_keys
 from jaxdiff.process import Process
 from jaxdiff.record import field, record
-from jaxdiff.sampling import integrate, sample
+from jaxdiff.sampling import Keep, integrate, sample
 from jaxdiff.sampling.base import start as check_start
 from jaxdiff.spec import Spec, Specs, check, complete, droppable, shapes
 
-Keep = Any  # TEMPORARY
 Guide = str | float | Guidance | Callable[[Denoiser], Denoiser]
 """An element of guidance: its name with its numbers, the weight of `CFG`, an object, or any function of a denoiser."""
 
