@@ -34,9 +34,8 @@ def refuse_another_process(process: Process, denoise: Denoiser) -> None:
         if (inner := getattr(inner, "denoise", None)) is None:
             return
     ours, theirs = (jax.tree.leaves(of) for of in (process, inner.process))
-    alike: bool = jax.tree.structure(process) == jax.tree.structure(inner.process) and all(
-        np.shape(a) == np.shape(b) for a, b in zip(ours, theirs, strict=True)
-    )
+    kinds: list[Any] = [jax.tree.structure(of) for of in (process, inner.process)]
+    alike = kinds[0] == kinds[1] and all(np.shape(a) == np.shape(b) for a, b in zip(ours, theirs, strict=True))
     if alike and not traced(ours, theirs):
         with jax.ensure_compile_time_eval():
             alike = all(np.allclose(np.asarray(a), np.asarray(b), rtol=1e-5) for a, b in zip(ours, theirs, strict=True))
