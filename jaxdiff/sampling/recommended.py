@@ -209,7 +209,7 @@ def recommended_times(process: Process, n: int, scale: ArrayLike | None = None) 
     times = process.time_of_log_snr(-log_rho2)
     if not traced(times) and times[0] == times[1]:
         raise ValueError(
-            f"{type(process).__name__} ends below the first points of this grid, whose scale is {scale}: leave scale out, "
+            f"{type(process).__name__} ends below the first points of this grid, whose scale is {scale}: leave it out, "
             "or take a process with more noise"
         )
     return jnp.concatenate([times, jnp.zeros(1, times.dtype)])
