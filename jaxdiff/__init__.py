@@ -16,7 +16,7 @@ from jaxdiff.discrete import (
 )
 from jaxdiff.exact import EmpiricalDenoiser, FullGaussianDenoiser, GaussianDenoiser, MixtureDenoiser
 from jaxdiff.grid import karras_times, log_snr_times, quadratic_times, trailing_times, uniform_times
-from jaxdiff.guidance import ClassifierFree, Clipped
+from jaxdiff.guidance import CFG, ClassifierFree, Clipped, Guidance, Interval, Reuse
 from jaxdiff.lazy import lazily
 from jaxdiff.likelihood import bits_per_dim, continuous_elbo, discrete_vlb, log_likelihood
 from jaxdiff.loss import (
@@ -130,16 +130,16 @@ from jaxdiff.times import (
 )
 
 if TYPE_CHECKING:
-    from jaxdiff.run import Run
-    from jaxdiff.shards import load_samples
+    from jaxdiff.runs import Run, load_samples
 
 __version__ = "0.1.0"
 
 # Checkpoints and configurations take longer to import than JAX: who only samples pays when asking for a run.
-__getattr__ = lazily(__name__, {"Run": "run", "load_samples": "shards"})
+__getattr__ = lazily(__name__, dict.fromkeys(("Run", "load_samples"), "runs"))
 
 __all__ = [
     "BOGACKI_SHAMPINE",
+    "CFG",
     "DDIM",
     "DDPM",
     "DEIS",
@@ -184,9 +184,11 @@ __all__ = [
     "FullGaussianDenoiser",
     "GaussianDenoiser",
     "GeometricLevels",
+    "Guidance",
     "Heun",
     "HighOrder",
     "Implicit",
+    "Interval",
     "Karras",
     "KarrasVE",
     "KarrasWeight",
@@ -208,6 +210,7 @@ __all__ = [
     "PredictorCorrector",
     "Process",
     "Restart",
+    "Reuse",
     "ReverseDiffusion",
     "Run",
     "RungeKutta",

@@ -27,7 +27,10 @@ held constant (Nichol & Dhariwal 2021, equation 16: their lambda, 0.001).
 from __future__ import annotations
 
 import abc
-from typing import Any
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +42,7 @@ from jaxdiff.denoiser import Cond, Net
 from jaxdiff.parameterization import Parameterization
 from jaxdiff.process import Process
 from jaxdiff.record import field, record
+from jaxdiff.spec import drop
 from jaxdiff.times import History, Terms, TrainingTime, Uniform
 from jaxdiff.variational import vlb_term
 
@@ -179,14 +183,34 @@ class Draws:
       eps: noise, like x0.
       t: times ``(B,)``.
       weight: 1/p(t) of importance sampling ``(B,)``.
-      cond: the condition, labels dropped to the null label at random; {} when unconditional.
+      cond: the conditions as the data has them; {} when there are none.
+      dropped: for conditions that are dropped at random, of which samples: ``(B,)`` bool.
     """
 
     x0: Array
     eps: Array
     t: Array
     weight: Array
-    cond: dict[str, Array]
+    cond: dict[str, Any]
+    dropped: dict[str, Array] = dataclasses.field(default_factory=dict)
+
+    def conditions(self, net: Net) -> dict[str, Any]:
+        """What the network is told: equation (1) of `jaxdiff.spec`, with the nulls that the network declares."""
+        return drop(net.cond, self.cond, self.dropped) if self.dropped else self.cond
+
+
+class Context(NamedTuple):
+    """What an objective may look at beside its batch. Arguments of the jitted step, never constants of it.
+
+    Attributes:
+      step: optimizer steps done, int32 ().
+      ema: the running averages of the parameters, by name.
+      frozen: weights that are not trained, by name: a teacher's denoiser, an encoder.
+    """
+
+    step: ArrayLike = 0
+    ema: Mapping[str, Any] = {}
+    frozen: Mapping[str, Any] = {}
 
 
 @record
@@ -200,33 +224,40 @@ class Objective(abc.ABC):
       parameterization: what the network sees and returns.
       weight: the weighting.
       time: how times are drawn.
-      label_dropout: probability in [0, 1] that ``cond["label"]`` becomes the null label.
-      null_label: the null label's id; static.
+      dropout: for each condition that is to be dropped at random, the probability in [0, 1]; independent of each other.
+        What is dropped becomes the null that the network declares.
     """
 
     process: Process
     parameterization: Parameterization
     weight: Weight = Simple()
     time: TrainingTime = Uniform()
-    label_dropout: float = 0.0
-    null_label: int | None = field(default=None, pytree_node=False)
+    dropout: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def init(self) -> History:
         """The history of importance sampling before the first step."""
         return self.time.init()
 
-    def draw(self, key: Array, batch: Cond, history: History = ()) -> Draws:
-        """Times, noise and dropped labels for a batch ``{"image": (B, ...) in [-1, 1], "label": (B,), ...}``."""
-        time_key, noise_key, label_key = jax.random.split(key, 3)
-        x0, cond = batch["image"], {name: value for name, value in batch.items() if name != "image"}
+    def draw(self, key: Array, batch: Cond, history: History = (), context: Context = Context()) -> Draws:
+        """Times, noise and what is dropped, for a batch ``{"x": (B, ...), "label": (B,), ...}``.
+
+        Raises:
+          ValueError: ``dropout`` names a condition that the batch lacks.
+        """
+        del context
+        time_key, noise_key, drop_key = jax.random.split(key, 3)
+        x0, cond = batch["x"], {name: value for name, value in batch.items() if name != "x"}
+        if missing := sorted(set(self.dropout) - set(cond)):
+            raise ValueError(f"dropout of {missing}: the data's conditions are {sorted(cond)}")
         t, weight = self.time.sample(self.process, history, time_key, x0.shape[0])
-        if self.null_label is not None and "label" in cond:
-            dropped = jax.random.uniform(label_key, x0.shape[:1]) < self.label_dropout
-            cond["label"] = jnp.where(dropped, self.null_label, cond["label"])
-        return Draws(x0, jax.random.normal(noise_key, x0.shape, x0.dtype), t, weight, cond)
+        dropped = {  # a key by name: another condition beside it changes nothing
+            name: jax.random.uniform(jax.random.fold_in(drop_key, zlib.crc32(name.encode())), x0.shape[:1]) < rate
+            for name, rate in self.dropout.items()
+        }
+        return Draws(x0, jax.random.normal(noise_key, x0.shape, x0.dtype), t, weight, cond, dropped)
 
     @abc.abstractmethod
-    def terms(self, net: Net, params: Any, draws: Any, key: Array | None = None) -> Terms:
+    def terms(self, net: Net, params: Any, draws: Any, context: Context = Context(), key: Array | None = None) -> Terms:
         """What is minimised, for each sample; ``key`` turns the network's dropout on."""
 
     def update(self, history: History, draws: Any, terms: Terms) -> History:
@@ -236,10 +267,10 @@ class Objective(abc.ABC):
 
 @record
 class DenoisingLoss(Objective):
-    """Equation (1). `denoising_loss` composes its `draw` and `terms`.
+    """The denoising loss, equation (1). `denoising_loss` composes its `draw` and `terms`.
 
     Args:
-      process, parameterization, weight, time, label_dropout, null_label: as `Objective`.
+      process, parameterization, weight, time, dropout: as `Objective`.
       vlb_weight: factor of the variational term for a `LearnedVariance` network, 0 otherwise; static.
     """
 
@@ -252,12 +283,14 @@ class DenoisingLoss(Objective):
                 f"got {type(self.process).__name__}"
             )
 
-    def terms(self, net: Net, params: Any, draws: Draws, key: Array | None = None) -> Terms:
+    def terms(
+        self, net: Net, params: Any, draws: Draws, context: Context = Context(), key: Array | None = None
+    ) -> Terms:
         """Equation (1) for each sample; ``key`` turns the network's dropout on."""
         x0, eps, t = draws.x0, draws.eps, draws.t
         x = self.process.perturb(x0, eps, t)
         net_x, net_t = self.parameterization.condition(self.process, x, t)
-        output = net.apply(params, net_x, net_t, draws.cond, key=key).astype(x0.dtype)
+        output = net.apply(params, net_x, net_t, draws.conditions(net), key=key).astype(x0.dtype)
         prediction = self.parameterization.read(self.process, x, t, output)
         target = self.parameterization.target(self.process, x0, eps, t)
         mse = mean_features(jnp.square(output[..., : x0.shape[-1]] - target))
@@ -282,21 +315,20 @@ def denoising_loss(
     parameterization: Parameterization,
     weight: Weight = Simple(),
     time: TrainingTime = Uniform(),
-    label_dropout: float = 0.0,
-    null_label: int | None = None,
+    dropout: Mapping[str, float] | None = None,
 ) -> Array:
     """The denoising loss of each sample, equation (1): the whole of it for a training loop of one's own.
 
     Args:
       net: the network, `jaxdiff.networks.functional`.
       params: its parameters.
-      key: a key of this step; draws times, noise, dropped labels and dropout.
-      batch: ``{"image": (B, H, W, C) in [-1, 1], "label": (B,) int32, ...}``; all but the image is the condition.
-      process, parameterization, weight, time, label_dropout, null_label: as `DenoisingLoss`.
+      key: a key of this step; draws times, noise, what is dropped, and the network's dropout.
+      batch: ``{"x": (B, ...), "label": (B,) int32, ...}``; all but x are conditions.
+      process, parameterization, weight, time, dropout: as `DenoisingLoss`.
 
     Returns:
       ``(B,)``; its mean is what is minimised.
     """
     draw_key, dropout_key = jax.random.split(key)
-    loss = DenoisingLoss(process, parameterization, weight, time, label_dropout, null_label)
-    return loss.terms(net, params, loss.draw(draw_key, batch, loss.init()), dropout_key).loss
+    loss = DenoisingLoss(process, parameterization, weight, time, dropout or {})
+    return loss.terms(net, params, loss.draw(draw_key, batch, loss.init()), key=dropout_key).loss

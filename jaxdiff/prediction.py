@@ -20,7 +20,9 @@ Predictions at one (x, t) have affine combinations, by which guidance works: x =
 
     sum_i w_i p_i,    sum_i w_i = 1,                                                                 (7)
 
-and for no other sum of weights (`mix`).
+and for no other sum of weights (`mix`). One may be moved by D in x0 (`moved`),
+
+    (x0, eps) = (x0 + D, eps - (alpha/sigma) D).                                                     (8)
 """
 
 from __future__ import annotations
@@ -141,6 +143,12 @@ def from_velocity(process: Process, x: Array, t: ArrayLike, velocity: Array) -> 
     return Prediction(
         (sigma_dot * x - sigma * velocity) / determinant, (alpha * velocity - alpha_dot * x) / determinant
     )
+
+
+def moved(process: Process, t: ArrayLike, prediction: Prediction, by: Array) -> Prediction:
+    """Equation (8): the prediction whose x0 is further by ``by``, for the same x. sigma(t) is to be positive."""
+    back = expand(process.alpha(t) / process.sigma(t), by) * by
+    return prediction._replace(x0=prediction.x0 + by, eps=prediction.eps - back)
 
 
 def refuse_zero_alpha(process: Process, t: ArrayLike, why: str) -> None:

@@ -164,8 +164,8 @@ class CosineVP(Process):
 class SigmoidVP(Process):
     """The sigmoid schedule of Chen 2023 ("On the Importance of Noise Scheduling", algorithm 1) without its clipping:
 
-        alpha^2 = (s(b) - s(u)) / (s(b) - s(a)),   s the logistic function, a = start/tau, b = end/tau, u = a + t (b -
-        a).
+        alpha^2 = (s(b) - s(u)) / (s(b) - s(a)),   s the logistic function,
+                  a = start/tau,   b = end/tau,   u = a + t (b - a).
 
     Computed by s(p) - s(q) = sinh((p - q)/2) / (2 cosh(p/2) cosh(q/2)), exact near both ends. alpha(1) = 0.
 

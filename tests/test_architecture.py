@@ -37,13 +37,16 @@ LAYERS = [
     {"sampling"},
     {"likelihood"},
     {"networks"},
+    {"methods"},
     {"data"},
+    {"launch"},
     {"config"},
     {"train"},
     {"compiled"},
     {"generate"},
-    {"run", "runs", "shards"},
-    {"study", "evaluate"},
+    {"runs"},
+    {"evaluate"},
+    {"commands"},
 ]
 LINES_PER_FILE = 400
 LONGER_WITH_REASON: dict[str, str] = {  # path -> why this file may pass LINES_PER_FILE
@@ -54,7 +57,7 @@ TESTED_BESIDE = {  # modules without a test file of their own -> whose tests are
     "broadcast": "noise",
     "denoiser": "guidance",
     "discrete": "process",
-    "generate": "run",
+    "generate": "runs",
     "prediction": "parameterization",
     "schedule": "process",
     "shifted": "process",

@@ -58,7 +58,7 @@ def prior_kl(process: Process, x0: Array, t: ArrayLike = 1.0) -> Array:
 
 
 class DiscreteBound(NamedTuple):
-    """Equation (1), in bits per dimension.
+    """The discrete variational bound, equation (1), in bits per dimension.
 
     Attributes:
       total: prior + terms, ``(B,)``.
@@ -240,7 +240,10 @@ EVEN_LOG_SNR = ProposeLogSNR()
 
 
 class ContinuousBound(NamedTuple):
-    """Equation (2), in bits per dimension, ``(B,)`` each: total = prior + reconstruction + diffusion."""
+    """The continuous variational bound, equation (2), in bits per dimension, ``(B,)`` each.
+
+    total = prior + reconstruction + diffusion.
+    """
 
     total: Array
     prior: Array

@@ -1,6 +1,6 @@
 """From grey levels to real numbers, and from densities to bits per dimension.
 
-Images are stored as b in 0..255 and a network sees x = b/127.5 - 1 (`jaxdiff.data.transforms.to_model_range`): 256
+Images are stored as b in 0..255 and a network sees x = b/127.5 - 1 (`jaxdiff.codecs.Images`): 256
 values, a step of 2/255 apart. A density p of real numbers says something of them through a dequantisation q(y | x)
 and a decoder P(x | y) (Theis et al. 2016; Ho et al. 2019, "Flow++", equation 12):
 
@@ -58,7 +58,7 @@ def grey_step(levels: int = 256) -> float:
 
 
 def decoder_log_probability(x: Array, y: Array, ratio: ArrayLike, levels: int = 256) -> Array:
-    """Equation (3): ln P(x | y) in nats, elementwise.
+    """ln P(x | y) in nats, elementwise: equation (3).
 
     Args:
       x: data on ``levels`` equally spaced values in [-1, 1].

@@ -23,7 +23,7 @@ h_0 kept within 1e-5 L and 0.01 L.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +107,7 @@ class Adaptive(Sampler):
     (True, (2,))
     """
 
+    own_steps: ClassVar[bool] = True
     tableau: Tableau = field(default=BOGACKI_SHAMPINE, pytree_node=False)
     rtol: ArrayLike = 1e-3
     atol: ArrayLike = 1e-3

@@ -13,7 +13,7 @@ The variance that is best under KL adds to eta^2 w what the true x0 varies about
 al. 2022, Analytic-DPM, theorem 1; their sigma* in alpha and sigma):
 
     eta^2 w + c^2 V(t),   c = alpha_s (1 - sqrt((SNR_t/SNR_s) (1 - eta^2 w/sigma_s^2))),                         (2)
-    V = E|x_0 - x0|^2/d = (sigma_t/alpha_t)^2 (1 - Gamma),     Gamma(t) = E|eps(x_t, t)|^2/d.                    (3)
+    V = E|x_0 - x^_0|^2/d = (sigma_t/alpha_t)^2 (1 - Gamma),     Gamma(t) = E|eps(x_t, t)|^2/d.                    (3)
 
 1 - Gamma is in [0, 1], and V at most the square of half the data's range: (2) is clipped to that (their theorem 2).
 """
@@ -43,7 +43,9 @@ def _check_eta(eta: ArrayLike) -> None:
 
 @record
 class DDIM(Sampler):
-    """Equation (1). Order 1; one evaluation a step; any times, rising ones too at eta = 0 (DDIM inversion).
+    """The step of DDIM with eta times the posterior's noise, equation (1).
+
+    Order 1; one evaluation a step; any times, rising ones too at eta = 0 (DDIM inversion).
 
     Args:
       process: the process.
@@ -76,7 +78,9 @@ class DDIM(Sampler):
 
 @record
 class DDPM(Sampler):
-    """Equation (1) at eta = 1. Weak order 1; one evaluation a step; falling times.
+    """The step of DDPM: the posterior of the chain, equation (1) at eta = 1.
+
+    Weak order 1; one evaluation a step; falling times.
 
     Args:
       process: the process.
@@ -115,7 +119,9 @@ class DDPM(Sampler):
 
 @record
 class AnalyticDDPM(Sampler):
-    """Equations (1), (2) and (3): `DDIM` with the analytic variance. For data that are an isotropic Gaussian it has the
+    """`DDIM` with the variance that is best for the data, equations (1) to (3).
+
+    For data that are an isotropic Gaussian it has the
     exact law, however few the steps. Weak order 1; one evaluation a step; falling times.
 
     Args:

@@ -5,19 +5,18 @@ of times; what it remembers between steps is its state:
 
     state = sampler.init(x)
     for t, s in zip(ts[:-1], ts[1:]):
-        x, state = sampler.step(denoise, noise, state, x, t, s)      # denoise(x, t) -> Prediction; noise(t, s, salt) ~
-        N(0, I)
+        x, state = sampler.step(denoise, noise, state, x, t, s)
     x0 = denoise(x, ts[-1]).x0
 
-`integrate` is that loop as one `jax.lax.scan`; `sample` adds the last denoising. By hand the same steps give the same
-samples.
+denoise(x, t) is a `Prediction`, noise(t, s, salt) draws from N(0, I). `integrate` is that loop as one `jax.lax.scan`;
+`sample` adds the last denoising. By hand the same steps give the same samples.
 """
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +50,8 @@ class Sampler(abc.ABC):
     """
 
     process: Process
+    own_steps: ClassVar[bool] = False
+    """Whether the method chooses its steps itself, between the first and the last time of a grid."""
 
     def init(self, x: Array) -> State:
         """The state before the first step from x ``(B, ...)``."""

@@ -43,7 +43,9 @@ RESTART = 0x72657374  # "rest"
 
 @record
 class EulerAncestral(Sampler):
-    """Equation (2). Weak order 1; one evaluation a step; falling times, from alpha = 0 too.
+    """Euler's step below the next level and fresh noise up to it, equation (2).
+
+    Weak order 1; one evaluation a step; falling times, from alpha = 0 too.
 
     For eta <= 1 it is `DDIM` with that eta (the two sides of the last equality of (2) are k-diffusion's and Song et
     al.'s ways of writing it), in rho and so on every process; beyond 1, where DDIM ends, its noise is limited.
@@ -76,7 +78,9 @@ def _ratio(process: Process, t: Array) -> Array:
 
 @record
 class EDMStochastic(Sampler):
-    """Equation (3): Heun's method with churn. Two evaluations a step; falling times. Weak order 2 where gamma falls
+    """Heun's method with churn, equation (3).
+
+    Two evaluations a step; falling times. Weak order 2 where gamma falls
     with the step, as S_churn/N does; with gamma fixed every step has the error of one of length ln(1 + gamma) in
     ln rho, however fine the grid.
 

@@ -69,7 +69,9 @@ class EulerMaruyama(Sampler):
 
 @record
 class ReverseDiffusion(Sampler):
-    """Equation (2), and for other tau its family (1 + tau^2)/2 v score, tau sqrt(v) z: weak and strong order 1; one
+    """The discretised SDE's reverse, equation (2).
+
+    For other tau it is the family (1 + tau^2)/2 v score, tau sqrt(v) z: weak and strong order 1; one
     evaluation a step; falling times. tau = 0 is the paper's "reverse diffusion" probability flow (appendix D.3).
 
     From alpha = 0 its step is finite but as coarse as can be, r being 0 there however short the step is: begin below.

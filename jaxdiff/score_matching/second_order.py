@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxdiff.broadcast import expand, mean_features, sum_features
 from jaxdiff.denoiser import Cond, Net
-from jaxdiff.loss import SNR, Draws, Objective, Weight
+from jaxdiff.loss import SNR, Context, Draws, Objective, Weight
 from jaxdiff.parameterization import Eps, Extended
 from jaxdiff.prediction import Prediction
 from jaxdiff.process import Process
@@ -65,7 +65,7 @@ class SecondOrder(Objective):
     in the dimensions.
 
     Args:
-      process, time, label_dropout, null_label: as `Objective`.
+      process, time, dropout: as `Objective`.
       parameterization: a `LearnedHessian`.
       weight: the weighting, of both parts: `SNR` weighs errors in eps and in sigma^2 times the Hessian equally at all
         times.
@@ -83,12 +83,14 @@ class SecondOrder(Objective):
                 f"{type(self.parameterization).__name__}; HighOrder learns the Hessian without one"
             )
 
-    def terms(self, net: Net, params: Any, draws: Draws, key: Array | None = None) -> Terms:
+    def terms(
+        self, net: Net, params: Any, draws: Draws, context: Context = Context(), key: Array | None = None
+    ) -> Terms:
         """Both parts, each the mean over its elements, for each sample."""
         process, parameterization, t = self.process, self.parameterization, draws.t
         x = process.perturb(draws.x0, draws.eps, t)
         net_x, net_t = parameterization.condition(process, x, t)
-        output = net.apply(params, net_x, net_t, draws.cond, key=key).astype(x.dtype)
+        output = net.apply(params, net_x, net_t, draws.conditions(net), key=key).astype(x.dtype)
         eps = parameterization.read(process, x, t, output).eps
         mse = mean_features(jnp.square(eps - draws.eps))
         a, b = parameterization.parts(output)
@@ -115,7 +117,7 @@ class HighOrder(Objective):
     order). Any parameterization; the error in the Jacobian is bounded by that in the score.
 
     Args:
-      process, parameterization, time, label_dropout, null_label: as `Objective`.
+      process, parameterization, time, dropout: as `Objective`.
       weight: the weighting, of both parts.
       factor: of the second part, not negative.
       projections: directions a sample in which the Jacobian is compared; 0: all, D products; static.
@@ -125,17 +127,19 @@ class HighOrder(Objective):
     factor: float = 1.0
     projections: int = field(default=0, pytree_node=False)
 
-    def draw(self, key: Array, batch: Cond, history: History = ()) -> Draws:
-        drawn = super().draw(key, batch, history)
+    def draw(self, key: Array, batch: Cond, history: History = (), context: Context = Context()) -> Draws:
+        drawn = super().draw(key, batch, history, context)
         if not self.projections:
             return drawn
         v = draw_directions(key, drawn.x0, self.projections, "rademacher")
-        return DirectedDraws(drawn.x0, drawn.eps, drawn.t, drawn.weight, drawn.cond, v)
+        return DirectedDraws(drawn.x0, drawn.eps, drawn.t, drawn.weight, drawn.cond, drawn.dropped, directions=v)
 
-    def terms(self, net: Net, params: Any, draws: Draws, key: Array | None = None) -> Terms:
+    def terms(
+        self, net: Net, params: Any, draws: Draws, context: Context = Context(), key: Array | None = None
+    ) -> Terms:
         """Both parts, each the mean over its elements, for each sample."""
         x = self.process.perturb(draws.x0, draws.eps, draws.t)
-        score = network_score(self, net, params, draws.cond, key)
+        score = network_score(self, net, params, draws.conditions(net), key)
         s, push = jax.linearize(lambda x: score(x, draws.t), x)
         sigma = expand(self.process.sigma(draws.t), x)
         error = sigma * s + draws.eps

@@ -14,7 +14,7 @@ import pytest
 from jax.typing import ArrayLike
 
 import jaxdiff as jd
-from jaxdiff.data import to_model_range
+from jaxdiff.codecs import to_model_range
 from jaxdiff.likelihood import (
     ProposeLogSNR,
     ProposeTime,
