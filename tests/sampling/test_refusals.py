@@ -106,7 +106,9 @@ def test_levels_of_noise_out_of_range(make: object, message: str) -> None:
 def test_a_sampler_and_a_denoiser_of_different_processes() -> None:
     ts = jnp.array([0.9, 0.5])
     for ours, theirs in ((jd.VP(), jd.Flow()), (jd.VP(), jd.VP(0.1, 10.0)), (jd.Shifted(jd.Flow(), 3.0), jd.Flow())):
-        for denoise in (gaussian(theirs), Clipped(gaussian(theirs), theirs), network(theirs, jd.V())):
+        other = gaussian(theirs)
+        guided = jd.ClassifierFree(other, 2.0, {"label": jnp.zeros(())})
+        for denoise in (other, Clipped(other, theirs), network(theirs, jd.V()), guided):
             for call in (jd.sample, jd.integrate, jd.sample_path):
                 with pytest.raises(ValueError, match=r"the sampler is on .* and the denoiser on"):
                     call(jd.DDIM(ours), denoise, None, X, ts)
