@@ -157,7 +157,7 @@ def draw(
             plan.init(keys),
             plan.ts,
             plan.cond or None,
-            **({} if keep is None else {"keep": keep}),
+            keep=keep,
         )
         x0, kept = (found, ()) if keep is None else found
         drawn = (plan.finish(x0) if decode else x0), kept, jnp.isfinite(x0.reshape(x0.shape[0], -1)).all(axis=1)

@@ -61,7 +61,6 @@ TESTED_BESIDE = {  # modules without a test file of their own -> whose tests are
     "prediction": "parameterization",
     "schedule": "process",
     "shifted": "process",
-    "variational": "loss",
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "misc", "common"}
 FORBIDDEN_NNX = {"jit", "grad", "value_and_grad", "Optimizer", "sow", "BatchNorm", "BatchStat"}

@@ -25,6 +25,7 @@ from jax import Array
 from jax.experimental import checkify
 from jax.typing import ArrayLike
 
+from jaxdiff.broadcast import flatten
 from jaxdiff.denoiser import Bound, Cond, Denoise, Denoiser, Memory
 from jaxdiff.denoiser import begin as begin_memory
 from jaxdiff.noise import Noise, NoiseSource, step_noise
@@ -112,9 +113,9 @@ def _bind(denoise: Denoiser, cond: Cond | None, x: Array, debug: bool = False) -
 def _refuse_not_finite(x: Array, t: ArrayLike, prediction: Prediction) -> None:
     """Checks a prediction by `jax.experimental.checkify`."""
     times = jnp.broadcast_to(jnp.asarray(t), x.shape[:1])
-    finite_in = jnp.isfinite(x.reshape(x.shape[0], -1)).all(axis=1)
+    finite_in = jnp.isfinite(flatten(x)).all(axis=1)
     for name in ("x0", "eps"):
-        per_sample = jnp.isfinite(getattr(prediction, name).reshape(x.shape[0], -1)).all(axis=1)
+        per_sample = jnp.isfinite(flatten(getattr(prediction, name))).all(axis=1)
         checkify.check(
             per_sample.all(),
             f"the denoiser's {name} is not finite at t = {{t}}, first in sample {{first}} of the batch "
