@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
     {"record", "lazy"},
-    {"broadcast", "images", "spec"},
+    {"broadcast", "spec"},
     {"noise"},
     {"process"},
     {"schedule"},
@@ -38,6 +38,7 @@ LAYERS = [
     {"likelihood"},
     {"networks"},
     {"data"},
+    {"codecs"},
     {"config"},
     {"train"},
     {"compiled"},
