@@ -169,7 +169,7 @@ class JaxSide:
             net=net, loss=loss, optimizer=optimizer, ema=Ema(DECAY), schedule=schedule, template=template
         )
         state = started(optimizer, loss, key, self.params, template)
-        return state, step, put_batch({"image": image, **cond}, batch_sharding(self.mesh)), loss
+        return state, step, put_batch({"x": image, **cond}, batch_sharding(self.mesh)), loss
 
     def sampling(self, batch: int) -> tuple[jax.Array, jax.Array]:
         return sample_keys(jax.random.key(0), 0, batch), uniform_times(PROCESS, EVALUATIONS)
