@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
     {"record", "lazy"},
-    {"broadcast", "images", "spec"},
+    {"broadcast", "spec"},
     {"noise"},
     {"process"},
     {"schedule", "shifted"},
@@ -39,6 +39,8 @@ LAYERS = [
     {"networks"},
     {"methods"},
     {"data"},
+    {"codecs"},
+    {"model"},
     {"launch"},
     {"config"},
     {"train"},
