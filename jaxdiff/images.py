@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from pathlib import Path
@@ -81,13 +82,20 @@ def save_png(path: str | os.PathLike[str], picture: NDArray[np.uint8]) -> None:
     ...         image.size
     (6, 4)
     """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(png(picture))
+    partial.replace(path)
+
+
+def png(picture: NDArray[np.uint8]) -> bytes:
+    """One uint8 picture ``(H, W, C)`` as the bytes of a PNG: grey for C = 1, else its first three channels as RGB."""
     if picture.ndim != 3 or picture.dtype != np.uint8:
         raise ValueError(f"a picture is uint8 (H, W, C), got {picture.dtype} {picture.shape}")
     if picture.shape[2] == 2:
         picture = picture[:, :, :1]
     shown = picture[:, :, 0] if picture.shape[2] == 1 else np.ascontiguousarray(picture[:, :, :3])
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    Image.fromarray(shown).save(partial, format="PNG")
-    partial.replace(path)
+    encoded = io.BytesIO()
+    Image.fromarray(shown).save(encoded, format="PNG")
+    return encoded.getvalue()

@@ -35,6 +35,7 @@ from jaxdiff.config.build import SAMPLERS, look_up
 from jaxdiff.config.schema import check_ranges
 from jaxdiff.evaluate import scatter
 from jaxdiff.images import grid, save_png, to_uint8
+from jaxdiff.launch.signals import end_at_signals
 from jaxdiff.networks import DeepCache, FirstBlock, TaylorSeer
 from jaxdiff.networks.caching import FeatureCache
 from jaxdiff.process import Process
@@ -296,5 +297,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs with the command line's arguments, or with those given (from Python, where no flag of XLA is set)."""
     with cfg.one_line_errors("sample.py", CheckpointError):
         if arguments is None:
+            end_at_signals()
             cfg.set_up(sys.argv[1:])
         sample(sys.argv[1:] if arguments is None else arguments)

@@ -24,6 +24,7 @@ from jaxdiff.config.folder import CHECKPOINTS, LAST_SAVED, SAMPLES
 from jaxdiff.data import DataError
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.images import save_png
+from jaxdiff.launch.signals import end_at_signals
 from jaxdiff.runs.run import Run
 
 HERE = Path(__file__).parents[2]
@@ -165,5 +166,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs with the command line's arguments, or with those given (from Python, where no flag of XLA is set)."""
     with cfg.one_line_errors("train.py", DataError, training.CheckpointError, training.DivergedError):
         if arguments is None:
+            end_at_signals()
             cfg.set_up(sys.argv[1:])
         train(sys.argv[1:] if arguments is None else arguments)
