@@ -27,6 +27,7 @@ from jaxdiff.config.build import look_up
 from jaxdiff.data import DataError, Source
 from jaxdiff.evaluate import METRIC_ERRORS, METRICS, EvaluateOptions, Result
 from jaxdiff.evaluate.metric import ProgressLine
+from jaxdiff.launch.output import check_output, write_output
 from jaxdiff.launch.signals import Stop, end_at_signals
 from jaxdiff.runs.run import Run
 from jaxdiff.train import CheckpointError, make_mesh
@@ -59,6 +60,8 @@ def evaluate(arguments: Sequence[str]) -> int | None:
         raise ConfigError("the folder of a run is missing, for instance: evaluate.py runs/digits")
     if options.out is not None and (options.out.suffix != ".json" or not options.out.parent.is_dir()):
         raise ConfigError(f"--out: {str(options.out)!r} must end in .json, in a folder that is there")
+    if options.out is not None:
+        check_output(options.out)
     if not 0 <= options.seed < 2**32:
         raise ConfigError(f"--seed: {options.seed} is out of range, it must be from 0 to {2**32 - 1}")
     metrics = {name: look_up(METRICS, name, "--metrics") for name in options.metrics}
@@ -112,9 +115,8 @@ def tell(options: Options, run: Run, source: Source, results: Mapping[str, Resul
             "options": {f.name: getattr(options, f.name) for f in dataclasses.fields(EvaluateOptions)},
             "results": [dataclasses.asdict(result) for result in results.values()],
         }
-        partial = options.out.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.replace(options.out)  # there whole or not at all
+        text = json.dumps(content, indent=1) + "\n"
+        write_output(options.out, lambda file: file.write(text.encode()))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

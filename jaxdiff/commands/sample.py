@@ -34,7 +34,8 @@ from jaxdiff.config import ConfigError, SampleConfig
 from jaxdiff.config.build import SAMPLERS, look_up
 from jaxdiff.config.schema import check_ranges
 from jaxdiff.evaluate import scatter
-from jaxdiff.images import grid, save_png, to_uint8
+from jaxdiff.images import grid, png, to_uint8
+from jaxdiff.launch.output import check_output, write_output
 from jaxdiff.launch.signals import end_at_signals
 from jaxdiff.networks import DeepCache, FirstBlock, TaylorSeer
 from jaxdiff.networks.caching import FeatureCache
@@ -123,6 +124,8 @@ def sample(arguments: Sequence[str]) -> None:
     if options.compiled is not None and not options.cache:
         raise ConfigError("--compiled keeps a compiled program and --no-cache keeps none: leave one of them out")
     cache = None if options.feature_cache is None else feature_cache(options.feature_cache)
+    if options.run.is_dir():
+        check_output(out)
 
     cfg.join(options)
     kept = cfg.keep_compiled(options.cache)
@@ -140,14 +143,13 @@ def sample(arguments: Sequence[str]) -> None:
         return
 
     points = len(run.shape) == 1
-    if points and out.suffix == ".png":
-        save_png(out, scatter(drawn))
-    elif out.suffix == ".png":
-        save_png(out, grid(to_uint8(drawn), columns))
+    if out.suffix == ".png":
+        picture = png(scatter(drawn) if points else grid(to_uint8(drawn), columns))
+        write_output(out, lambda file: file.write(picture))
     else:
         labels = cond["label"] if cond else np.full(num, -1, np.int32)
-        with out.open("wb") as file:
-            np.savez_compressed(file, **({"points": drawn} if points else {"images": to_uint8(drawn)}), labels=labels)
+        arrays: dict[str, Any] = {"points": drawn} if points else {"images": to_uint8(drawn)}
+        write_output(out, lambda file: np.savez_compressed(file, **arrays, labels=labels))
     print(f"{num} {'points' if points else 'images'} from step {run.step} of {options.run}: {out}")
 
 

@@ -65,7 +65,7 @@ def read_status(folder: str | os.PathLike[str]) -> Status:
         >>> status.state, status.step, status.total, status.loss
         ('stopped', 40, 100, 0.5)
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     try:
         total = _total(folder / CONFIG)
         record = _last_record(folder / METRICS)
@@ -147,7 +147,7 @@ def folders(parent: str | os.PathLike[str]) -> list[Path]:
     Raises:
         RunError: there is no such folder.
     """
-    parent = Path(parent)
+    parent = Path(parent).expanduser()
     if not parent.is_dir():
         raise RunError(f"there is no folder {str(parent)!r}; pass the folder of your runs, such as runs")
     if (parent / CONFIG).exists():

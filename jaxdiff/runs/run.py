@@ -92,7 +92,7 @@ class Run:
         shapes = jax.eval_shape(net.init, jax.random.key(0))
         whole = NamedSharding(own, PartitionSpec())
         template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes)
-        with Checkpoints(Path(path) / CHECKPOINTS, readonly=True) as checkpoints:
+        with Checkpoints(Path(path).expanduser() / CHECKPOINTS, readonly=True) as checkpoints:
             found, params = _newest_weights(checkpoints, template, ema, step)
             if mesh is not None and (agreed := as_lead(found)) != found:  # a training may be writing newer ones
                 found, params = _newest_weights(checkpoints, template, ema, agreed)
@@ -217,7 +217,7 @@ class Run:
         weight, null = self._guidance(options.guidance if cond is not None else None)
         sparse = self._sparse(null_every, guidance_interval, guided=weight is not None)
         denoise = self.denoise if cache is None else dataclasses.replace(self.denoise, cache=cache)
-        run = generate if compiled is None else functools.partial(generate_kept, os.path.abspath(compiled))
+        run = generate if compiled is None else functools.partial(generate_kept, _absolute(compiled))
         size = min(n, options.batch_size)
         with as_config_error("sampling"):
             made, ts = build_sampler(self.process, options)
@@ -338,6 +338,10 @@ def _newest_weights(checkpoints: Checkpoints, template: Any, ema: bool, step: in
             if isinstance(error, StructureError) or chosen == steps[0]:
                 raise
     raise CheckpointError(f"no checkpoint in {checkpoints.folder}: the run has not saved one yet")
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _per_sample(name: str, value: ArrayLike, n: int) -> NDArray[Any]:

@@ -70,7 +70,7 @@ def test_nohup_stays_in_force() -> None:
 
 def training(folder: Path, repository: Path, **options: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-u", "-m", "tests.train.runs", str(folder), "100000", "--pause", "0.05"]
-    return subprocess.Popen(command, cwd=repository, **options)  # type: ignore[call-overload,no-any-return]
+    return subprocess.Popen(command, cwd=repository, **options)  # type: ignore[call-overload]
 
 
 def newest(folder: Path) -> int | None:
