@@ -24,7 +24,7 @@ import tyro
 from jaxdiff import config as cfg
 from jaxdiff.config import ConfigError
 from jaxdiff.config.build import look_up
-from jaxdiff.data import DataError, Source
+from jaxdiff.data.sources import DataError, Source, name_of
 from jaxdiff.evaluate import METRIC_ERRORS, METRICS, EvaluateOptions, Result
 from jaxdiff.evaluate.metric import ProgressLine
 from jaxdiff.launch.output import check_output, write_output
@@ -101,7 +101,7 @@ def evaluate(arguments: Sequence[str]) -> int | None:
 
 def tell(options: Options, run: Run, source: Source, results: Mapping[str, Result], interrupted: bool) -> None:
     """Prints the results, and writes them."""
-    print(f"step {run.step} of {options.run}, {options.split} split of {source.name}")
+    print(f"step {run.step} of {options.run}, {options.split} split of {name_of(source)}")
     for result in results.values():
         print(result.line())
     if interrupted:
@@ -115,8 +115,13 @@ def tell(options: Options, run: Run, source: Source, results: Mapping[str, Resul
             "options": {f.name: getattr(options, f.name) for f in dataclasses.fields(EvaluateOptions)},
             "results": [dataclasses.asdict(result) for result in results.values()],
         }
-        text = json.dumps(content, indent=1) + "\n"
-        write_output(options.out, lambda file: file.write(text.encode()))
+
+        def write(file: Path) -> None:
+            partial = file.with_suffix(".partial")
+            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            partial.replace(file)  # there whole or not at all
+
+        write_output(options.out, write)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,35 +26,29 @@ def check_output(path: Path, option: str = "--out") -> None:
         raise ConfigError(f"{option}: {str(folder)!r} cannot be written ({error.strerror})") from error
 
 
-def write_output(path: Path, write: Callable[[Any], Any], option: str = "--out") -> None:
-    """Writes a file, whole or not at all; where that fails, into the folder for temporary files.
+def write_output(path: Path, write: Callable[[Path], Any], option: str = "--out") -> None:
+    """Writes a file; where that fails, another of its name in the folder for temporary files.
 
     Args:
       path: the file.
-      write: writes it into an open file.
+      write: writes it to a path.
       option: that the file's name is from.
 
     Raises:
       ConfigError: it could not be written where it was asked for; the message says where it is instead.
 
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_output(Path(folder, "a.txt"), lambda file: file.write(b"done"))
+    ...     write_output(Path(folder, "a.txt"), lambda file: file.write_text("done"))
     ...     Path(folder, "a.txt").read_text()
     'done'
     """
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        with partial.open("wb") as file:
-            write(file)
-        partial.replace(path)
+        write(path)
     except OSError as error:
         said = f"{option}: {str(path)!r} cannot be written ({error.strerror})"
         try:
-            with contextlib.suppress(OSError):  # the folder itself may be gone
-                partial.unlink(missing_ok=True)
-            handle, kept = tempfile.mkstemp(prefix=f"{path.stem}-", suffix=path.suffix)
-            with os.fdopen(handle, "wb") as file:
-                write(file)
+            kept = Path(tempfile.mkdtemp(prefix="jaxdiff-")) / path.name
+            write(kept)
         except OSError as again:
             raise ConfigError(f"{said}, nor can the folder for temporary files ({again.strerror})") from error
         raise ConfigError(f"{said}; what was to stand there is in {kept}") from error

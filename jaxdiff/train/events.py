@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxdiff.images import png
+from jaxdiff.codecs.base import png
 
 _FLUSH_SECONDS = 30.0
 _VARINT, _DOUBLE, _BYTES, _FLOAT = 0, 1, 2, 5  # wire types
