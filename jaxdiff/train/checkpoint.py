@@ -116,8 +116,10 @@ class Checkpoints:
             create=not readonly,
             temporary_path_class=Summed,
         )
-        quiet_failed_saves(saves=not readonly)
-        self._manager: Any = self._opened()
+        with contextlib.ExitStack() as quiet:
+            quiet.enter_context(quiet_failed_saves(saves=not readonly))
+            self._manager: Any = self._opened()
+            self._quiet = quiet.pop_all()
 
     def _opened(self, *, clean: bool = True) -> Any:
         options = dataclasses.replace(self._options, cleanup_tmp_directories=clean and not self._readonly)
@@ -329,6 +331,8 @@ class Checkpoints:
         finally:
             if self._manager is not None:
                 self._manager.close()
+            if not self._failed:  # else what a failed save has left in threads is told of later
+                self._quiet.close()
         self._sweep()
 
     def __enter__(self) -> Checkpoints:
