@@ -208,7 +208,7 @@ def load_samples(folder: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     Raises:
       ConfigError: no folder of samples, or one that is not complete or damaged.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     request = read_request(folder)
     if request is None:
         raise ConfigError(f"{str(folder)!r} is no folder of samples: it has no {INDEX}")

@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.experimental import checkify
 from jax.typing import ArrayLike
 
 from jaxdiff.broadcast import flatten
+from jaxdiff.compat import checkify
 from jaxdiff.denoiser import Bound, Cond, Denoise, Denoiser, Memory
 from jaxdiff.denoiser import begin as begin_memory
 from jaxdiff.noise import Noise, NoiseSource, step_noise
