@@ -23,7 +23,7 @@ LAYERS = [
     {"broadcast", "images", "spec"},
     {"noise"},
     {"process"},
-    {"schedule"},
+    {"schedule", "shifted"},
     {"discrete"},
     {"prediction"},
     {"parameterization"},
@@ -37,6 +37,7 @@ LAYERS = [
     {"sampling"},
     {"likelihood"},
     {"networks"},
+    {"methods"},
     {"data"},
     {"launch"},
     {"config"},
@@ -59,7 +60,7 @@ TESTED_BESIDE = {  # modules without a test file of their own -> whose tests are
     "generate": "runs",
     "prediction": "parameterization",
     "schedule": "process",
-    "times": "loss",
+    "shifted": "process",
     "variational": "loss",
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "misc", "common"}

@@ -53,7 +53,7 @@ def fit(loss: Any, steps: int = 300, accumulate: int = 1) -> tuple[Any, Array]:
     state = create_state(net=NET, optimizer=optimizer, loss=loss, key=jax.random.key(0))
 
     def step(state: Any, key: Array) -> tuple[Any, Array]:
-        batch = {"image": exact.sample_data(key, 256)}
+        batch = {"x": exact.sample_data(key, 256)}
         state, metrics = train_step(
             state, batch, net=NET, loss=loss, optimizer=optimizer, ema=Ema(0.97), accumulate=accumulate
         )

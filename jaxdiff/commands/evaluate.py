@@ -22,7 +22,7 @@ import tyro
 from jaxdiff import config as cfg
 from jaxdiff.config import ConfigError
 from jaxdiff.config.build import look_up
-from jaxdiff.data import DataError, Source
+from jaxdiff.data.sources import DataError, Source, name_of
 from jaxdiff.evaluate import METRIC_ERRORS, METRICS, EvaluateOptions, Result
 from jaxdiff.evaluate.metric import ProgressLine
 from jaxdiff.runs.run import Run
@@ -94,7 +94,7 @@ def evaluate(arguments: Sequence[str]) -> bool:
 
 def tell(options: Options, run: Run, source: Source, results: Mapping[str, Result], interrupted: bool) -> None:
     """Prints the results, and writes them."""
-    print(f"step {run.step} of {options.run}, {options.split} split of {source.name}")
+    print(f"step {run.step} of {options.run}, {options.split} split of {name_of(source)}")
     for result in results.values():
         print(result.line())
     if interrupted:

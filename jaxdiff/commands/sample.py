@@ -1,16 +1,17 @@
 """Samples from a trained run.
 
 python sample.py runs/digits                                       a grid of all classes, one row each
-python sample.py runs/digits --label 3 5 --num 20 --guidance 2     some classes
-python sample.py runs/digits --num 1000 --out samples.npz          arrays: images uint8 (N, H, W, C), labels
+python sample.py runs/digits --label 3 5 --num 20 --guide cfg:2    some classes
+python sample.py runs/digits --num 1000 --out samples.npz          arrays by name: x uint8 (N, H, W, C), label
 python sample.py runs/digits --num 50000 --out samples             a folder of shards: goes on after a kill
-python sample.py runs/digits --sampler dpmpp_2m --steps 20         another sampler
-python sample.py runs/digits --sampler sa_solver --tau 0.5         one with a number of its own
+python sample.py runs/digits --sampler unipc:order=2 --steps 20    another sampler, with a number of its own
 python sample.py runs/digits --feature-cache deepcache:3           faster, at a price: features reused
 python sample.py runs/digits --compiled kept                       faster to start from the second time on
+python sample.py runs/styles --cond label=3 style=2.1,0.3          conditions by name
 
-Of a run on points, the picture is a scatter plot, and the arrays are points float32 (N, 2). A folder is read by
-jaxdiff.load_samples. Several processes (docs/clusters.md) share the shards of a folder, and split each batch otherwise.
+Samples are saved as their codec does it: images as a grid or arrays, points as a scatter plot or arrays. A folder is
+read by jaxdiff.load_samples. Several processes (docs/clusters.md) share the shards of a folder, and split each batch
+otherwise.
 """
 
 from __future__ import annotations
@@ -30,21 +31,11 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from jaxdiff import config as cfg
-from jaxdiff.config import ConfigError, SampleConfig
-from jaxdiff.config.build import SAMPLERS, look_up
-from jaxdiff.config.schema import check_ranges
-from jaxdiff.evaluate import scatter
-from jaxdiff.images import grid, save_png, to_uint8
-from jaxdiff.networks import DeepCache, FirstBlock, TaylorSeer
-from jaxdiff.networks.caching import FeatureCache
-from jaxdiff.process import Process
+from jaxdiff.config import ConfigError
+from jaxdiff.methods import parse_cache, parse_grid, parse_guidance, parse_sampler
 from jaxdiff.runs.run import Run, rows_of_labels
 from jaxdiff.runs.shards import SHARD_SIZE, Request, claim_samples, read_request, wait_for_shards, write_shards
 from jaxdiff.train import CheckpointError, make_mesh
-
-CACHES: dict[str, type[FeatureCache]] = {"deepcache": DeepCache, "taylorseer": TaylorSeer, "firstblock": FirstBlock}
-NUMBERS = ("order", "eta", "tau", "tolerance", "churn", "snr", "langevin_steps")
-"""Options that some samplers have, named as in a configuration's `sample`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,61 +45,78 @@ class Options(cfg.ProcessOptions):
     run: tyro.conf.Positional[Path | None] = None
     """Folder of the run, such as runs/digits."""
     num: int | None = None
-    """How many images; by default 10 for each class shown."""
-    label: tuple[int, ...] = ()
-    """Classes to sample, one or several; by default all (10 of them, where there are many)."""
+    """How many samples; by default 10 for each class shown."""
+    label: tuple[str, ...] = ()
+    """Classes to sample, by number or name; by default all (10 of them, where there are many)."""
+    cond: tuple[str, ...] = ()
+    """Other conditions, NAME=VALUE: numbers with commas, or a .npy file of one row a sample."""
     sampler: str | None = None
-    """ddim, dpmpp_2m, unipc, heun, dpmpp_2m_sde, adaptive, ...: docs/samplers.md lists all."""
+    """A method and its numbers, such as unipc:order=2 or ddim:eta=1: docs/samplers.md lists all."""
     steps: int | None = None
     """Times on the sampler's grid."""
-    spacing: str | None = None
+    grid: str | None = None
     """Of these times: uniform, log_snr, karras, quadratic or trailing."""
-    order: int | None = None
-    """Order of dpm_solver, unipc, deis, lms, ipndm or sa_solver."""
-    eta: float | None = None
-    """Noise of ddim: 0 none, 1 as much as ddpm."""
-    tau: float | None = None
-    """Noise of the samplers on the reverse SDE: 0 none, 1 the reverse of the process."""
-    tolerance: float | None = None
-    """Of adaptive, relative and absolute."""
-    churn: float | None = None
-    """Share by which a step of edm_stochastic raises the noise first."""
-    snr: float | None = None
-    """Size of predictor_corrector's Langevin steps."""
-    langevin_steps: int | None = None
-    """Langevin steps at each time, of predictor_corrector or annealed_langevin."""
+    guide: tuple[str, ...] | None = None
+    """Guidance, in order: cfg:2, interval:0.2,5, every:2."""
     guidance: float | None = None
-    """Weight of classifier-free guidance; 1 is the plain conditional model."""
-    guidance_interval: tuple[float, float] | None = None
-    """The sigma/alpha, from and to, between which there is guidance; by default everywhere."""
-    null_every: int | None = None
-    """Evaluate guidance's unconditional branch only so often, and reuse its difference between."""
+    """Short for --guide cfg:WEIGHT; 1 is the plain conditional model."""
     feature_cache: str | None = None
-    """Reuse the network's features: deepcache:EVERY of a U-Net, taylorseer:EVERY or firstblock:THRESHOLD of a
-    transformer; more by name, taylorseer:4,order=2,whole."""
+    """Reuse the network's features: deepcache:3 of a U-Net, taylorseer:4,order=2 or firstblock:0.1 of a transformer."""
     compiled: Path | None = None
     """Folder that keeps the compiled sampler, for a faster start from the second time on."""
     seed: int = 0
-    """The same seed gives the same images."""
+    """The same seed gives the same samples."""
     out: Path | None = None
     """grid.png, samples.npz, or a folder of many such arrays; by default samples.png in the run's folder."""
     shard_size: int = SHARD_SIZE
-    """Images in each file of a folder."""
+    """Samples in each file of a folder."""
     batch_size: int | None = None
-    """Most images at once."""
+    """Most samples at once."""
     step: int | None = None
     """Checkpoint to sample from; by default the newest."""
+    average: str | None = None
+    """Of several averages of the weights, the one of this name; "none": the last step's weights."""
+    dtype: str | None = None
+    """What the network computes in, such as bfloat16; by default as trained."""
     trust: tuple[str, ...] = ()
     """Modules of your own that the run's configuration uses."""
 
 
 def sample(arguments: Sequence[str]) -> None:
+    # --- What is asked, checked before anything is loaded
     options = cfg.parse(Options, arguments, program="sample.py", positional=1)
     if options.run is None:
         raise ConfigError("the folder of a run is missing, for instance: sample.py runs/digits")
-    out = options.run / "samples.png" if options.out is None else options.out
-    if out.suffix not in (".png", ".npz", ""):
-        raise ConfigError(f"--out: {str(out)!r} must end in .png (a grid) or .npz (arrays), or be a folder (of shards)")
+    path = options.run.expanduser()
+    out = path / "samples.png" if options.out is None else options.out.expanduser()
+    check(options, out)
+    cfg.join(options)
+    kept = cfg.keep_compiled(options.cache)
+
+    # --- Drawing: into a folder of shards, or one file
+    if out.suffix == "":
+        into_folder(options, path, out, kept)
+        return
+    run = load(options, path, options.step, mesh=make_mesh())
+    if out.suffix not in run.codec.suffixes:
+        allowed = " or ".join(run.codec.suffixes)
+        raise ConfigError(f"--out: {str(out)!r} must end in {allowed}, or be a folder (of shards)")
+    cond, num, columns = conditions(run, options)
+    lead = jax.process_index() == 0
+    if lead:
+        print(cfg.first_line(kept))
+    drawn = draw(run, options, num, cond)
+    if lead:
+        run.save(out, drawn, columns)
+        print(f"{num} samples from step {run.step} of {path}: {out}")
+
+
+def check(options: Options, out: Path) -> None:
+    """What can be refused without the run.
+
+    Raises:
+      ConfigError: an option that is out of range, or that contradicts another.
+    """
     if options.shard_size < 1:
         raise ConfigError(f"--shard_size: {options.shard_size} is out of range, it must be at least 1")
     if not out.parent.is_dir() and options.out is not None:
@@ -121,175 +129,141 @@ def sample(arguments: Sequence[str]) -> None:
         raise ConfigError(f"--compiled: {str(options.compiled)!r} is a file, it must be a folder")
     if options.compiled is not None and not options.cache:
         raise ConfigError("--compiled keeps a compiled program and --no-cache keeps none: leave one of them out")
-    cache = None if options.feature_cache is None else feature_cache(options.feature_cache)
+    if options.guide is not None and options.guidance is not None:
+        raise ConfigError("--guidance 2 is short for --guide cfg:2: give one of them")
+    with cfg.as_config_error("--feature-cache"):
+        parse_cache(options.feature_cache or "deepcache")
+    with cfg.as_config_error("--grid"):
+        parse_grid(options.grid or "uniform")
+    with cfg.as_config_error("--guide"):
+        parse_guidance(options.guide or ())
 
-    cfg.join(options)
-    kept = cfg.keep_compiled(options.cache)
-    if out.suffix == "":
-        into_folder(options, options.run, out, cache, kept)
-        return
-    run = load(options, options.run, options.step, mesh=make_mesh())
-    cond, columns = rows_of_labels(run.num_classes, options.num, options.label)
-    num = len(cond["label"]) if cond else options.num or 64
+
+def conditions(run: Run, options: Options) -> tuple[dict[str, Any] | None, int, int | None]:
+    """The conditions that the options ask for, the number of samples, and the columns of a picture."""
+    given = {}
+    for text in options.cond:
+        name, equals, value = text.partition("=")
+        if not equals or name not in run.model.conditions:
+            known = ", ".join(run.model.conditions) or "none"
+            raise ConfigError(f"--cond: {text!r} is no NAME=VALUE of this run's conditions ({known})")
+        given[name] = _value(name, value)
+    labels = [_label(run, text) for text in options.label] if "label" not in given else []
+    shown = run.num_classes if "label" not in given else None
+    rows, columns = rows_of_labels(shown, options.num, labels) if run.num_classes or labels else (None, None)
+    num = len(rows["label"]) if rows else options.num or 64
+    cond = {**(rows or {}), **given}
+    return cond or None, num, columns
+
+
+def _label(run: Run, text: str) -> int:
+    classes = run.config.data.classes or ()
+    if text in classes:
+        return classes.index(text)
+    try:
+        return int(text)
+    except ValueError:
+        known = f"; there are {', '.join(classes[:20])}" if classes else ""
+        raise ConfigError(f"--label: {text!r} is neither a number nor the name of a class{known}") from None
+
+
+def _value(name: str, text: str) -> Any:
+    if text.endswith(".npy"):
+        try:
+            return np.load(Path(text).expanduser(), allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--cond: {name}: {text} cannot be read: {error}") from error
+    try:
+        numbers = [float(part) if any(letter in part for letter in ".en") else int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--cond: {name}: {text!r} is to be numbers with commas, or a .npy file") from None
+    return np.asarray(numbers[0] if len(numbers) == 1 and "," not in text else numbers)
+
+
+def into_folder(options: Options, path: Path, out: Path, kept: Path | None) -> None:
+    """Many samples in shards: each process draws its own ones, and what is there already is not drawn again."""
     lead = jax.process_index() == 0
-    if lead:
-        print(cfg.first_line(kept))
-    drawn = draw(run, options, num, cond, cache)
-    if not lead:
-        return
-
-    points = len(run.shape) == 1
-    if points and out.suffix == ".png":
-        save_png(out, scatter(drawn))
-    elif out.suffix == ".png":
-        save_png(out, grid(to_uint8(drawn), columns))
-    else:
-        labels = cond["label"] if cond else np.full(num, -1, np.int32)
-        with out.open("wb") as file:
-            np.savez_compressed(file, **({"points": drawn} if points else {"images": to_uint8(drawn)}), labels=labels)
-    print(f"{num} {'points' if points else 'images'} from step {run.step} of {options.run}: {out}")
-
-
-def into_folder(options: Options, path: Path, out: Path, cache: FeatureCache | None, kept: Path | None) -> None:
-    """Samples in shards, of which each process draws its own."""
-    with cfg.lead_first("samples") as lead:
-        there = read_request(out)
-        step = options.step if there is None or options.step is not None else there.made_by.get("step")
-        run = load(options, path, step)
-        every = run.num_classes or 0
-        cond, _ = rows_of_labels(run.num_classes, options.num, options.label, most=every)
-        num = len(cond["label"]) if cond else options.num or 64
-        request = Request(num, run.shape, made_by(run, options), options.shard_size)
-        claim_samples(out, request, write=lead)
 
     def say(text: str) -> None:
         if lead:
             print(text, flush=True)
 
+    # The checkpoint of an interrupted request, though a training may have written newer ones since.
+    request = read_request(out)
+    step = options.step if options.step is not None or request is None else request.made_by.get("step")
+    run = load(options, path, None if step is None else cfg.as_lead(step))
+    cond, num, _ = conditions(run, options)
+    request = Request(num, run.shape, made_by(run, options), options.shard_size)
+    with cfg.lead_first("samples"):
+        claim_samples(out, request, write=lead)
     say(cfg.first_line(kept))
     size = options.batch_size or run.config.sample.batch_size
     size = -(-size // run.batch_devices) * run.batch_devices  # what does not divide would not be split
     options = dataclasses.replace(options, batch_size=size)
 
-    def samples(first: int, n: int) -> NDArray[np.float32]:
-        part = None if cond is None else {name: value[first : first + n] for name, value in cond.items()}
-        return draw(run, options, n, part, cache, first)
+    def records(first: int, n: int) -> dict[str, NDArray[Any]]:
+        def rows(value: Any) -> Any:  # one a sample, or one for all
+            return value[first : first + n] if np.ndim(value) and len(value) == num else value
 
-    share = jax.process_index(), jax.process_count()
-    labels = None if cond is None else cond["label"]
-    write_shards(out, request, samples, labels, part=share, say=say)
+        return draw(run, options, n, {name: rows(value) for name, value in cond.items()} if cond else None, first)
+
+    write_shards(out, request, records, part=(jax.process_index(), jax.process_count()), say=say)
     if lead:
         wait_for_shards(out, request)
-    say(f"{num} {'points' if len(run.shape) == 1 else 'images'} from step {run.step} of {path}: {out}")
+    say(f"{num} samples from step {run.step} of {path}: {out}")
 
 
 def made_by(run: Run, options: Options) -> dict[str, Any]:
     """What decides a sample, for a folder's index: beside the weights all options that change the result."""
-    learned = ("seed", "process", "parameterization", "network", "loss", "optimizer")
+    learned = ("seed", "process", "parameterization", "network", "codec", "loss", "optimizer")
     text = json.dumps({name: cfg.to_json(getattr(run.config, name)) for name in learned}, sort_keys=True)
     config = hashlib.sha256(text.encode()).hexdigest()[:16]
     usual = run.config.sample
+    guide = usual.guide if options.guide is None else options.guide
     chosen = {
+        "sampler": options.sampler or usual.sampler,
         "steps": options.steps or usual.steps,
-        "spacing": options.spacing or usual.grid,
-        "guidance": usual.guidance if options.guidance is None else options.guidance,
+        "grid": options.grid or usual.grid,
+        "guide": list(guide if options.guidance is None else (f"cfg:{options.guidance:g}",)),
+        "clip": usual.clip,
     }
-    chosen |= {name: getattr(usual, name) for name in ("sampler", *NUMBERS, "variance", "clip")}
-    chosen |= {name: getattr(options, name) for name in ("guidance_interval", "null_every", "feature_cache", "label")}
+    chosen |= {name: getattr(options, name) for name in ("feature_cache", "label", "cond", "average", "dtype")}
     return {"run": run.config.name, "config": config, "step": run.step, "seed": options.seed, **chosen}
 
 
 def load(options: Options, path: Path, step: int | None, mesh: Mesh | None = None) -> Run:
-    """The run, with the sampler that the options ask for."""
-    return with_numbers(Run.load(path, step=step, trusted=("jaxdiff", *options.trust), mesh=mesh), options)
-
-
-def draw(
-    run: Run,
-    options: Options,
-    num: int,
-    cond: Mapping[str, NDArray[Any]] | None,
-    cache: FeatureCache | None,
-    start: int = 0,
-) -> NDArray[np.float32]:
-    """Samples `start` to `start + num - 1`, as the options say."""
-    return run.sample(
-        jax.random.key(options.seed),
-        num,
-        cond,
-        steps=options.steps,
-        spacing=options.spacing,
-        guidance=options.guidance,
-        batch_size=options.batch_size,
-        start=start,
-        cache=cache,
-        null_every=options.null_every,
-        guidance_interval=options.guidance_interval,
-        compiled=options.compiled,
-    )
-
-
-def with_numbers(run: Run, options: Options) -> Run:
-    """The run with the sampler and the numbers that the command line gives in its configuration.
+    """The run, with the sampler that the options ask for tried on its process.
 
     Raises:
       ConfigError: an unknown sampler, a number that it does not have, or one out of its range.
     """
-    given = {name: getattr(options, name) for name in NUMBERS if getattr(options, name) is not None}
-    name = run.config.sample.sampler if options.sampler is None else options.sampler
-    look_up(SAMPLERS, name, "--sampler")
-    for other in sorted(given.keys() - numbers_of(name, run.process)):
-        having = ", ".join(row for row in SAMPLERS if other in numbers_of(row, run.process))
-        raise ConfigError(f"--{other.replace('_', '-')}: {name} has no such number; these have it: {having}")
-    config = dataclasses.replace(run.config, sample=dataclasses.replace(run.config.sample, sampler=name, **given))
-    if given:
-        check_ranges(config)
-    return dataclasses.replace(run, config=config)
+    average = True if options.average is None else False if options.average == "none" else options.average
+    trusted = ("jaxdiff", *options.trust)
+    run = Run.load(path, step=step, ema=average, trusted=trusted, mesh=mesh, dtype=options.dtype)
+    if options.sampler is not None:
+        with cfg.as_config_error("--sampler"):
+            parse_sampler(options.sampler, run.process)
+    return run
 
 
-def numbers_of(sampler: str, process: Process) -> set[str]:
-    """The options of a configuration's `sample` that a sampler is made of.
-
-    >>> from jaxdiff import VP
-    >>> sorted(numbers_of("sa_solver", VP())), numbers_of("heun", VP())
-    (['order', 'tau'], set())
-    """
-    asked: set[str] = set()
-
-    class Asked(SampleConfig):
-        def __getattribute__(self, name: str) -> Any:
-            asked.add(name)
-            return super().__getattribute__(name)
-
-    SAMPLERS[sampler](process, Asked())
-    return asked & {field.name for field in dataclasses.fields(SampleConfig)}
-
-
-def feature_cache(text: str) -> FeatureCache:
-    """A cache by its name and settings, ``NAME:FIRST,NAME=VALUE,SWITCH``.
-
-    Raises:
-      ConfigError: a name or a setting that does not exist, or a value out of its range.
-
-    >>> feature_cache("taylorseer:4,order=2,whole")
-    TaylorSeer(every=4, order=2, newton=False, whole=True)
-    """
-    name, _, settings = text.partition(":")
-    kind = look_up(CACHES, name, "--feature-cache")
-    defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(kind)}
-    given: dict[str, Any] = {}
-    for setting in settings.split(",") if settings else []:
-        key, equals, value = setting.partition("=")
-        if not (equals or given or key in defaults):
-            key, value = next(iter(defaults)), key  # the first, without its name
-        default = defaults.get(key)
-        try:
-            given[key] = True if default is False and not equals else {int: int, float: float}[type(default)](value)
-        except (KeyError, ValueError):
-            known = ", ".join(row if default is False else f"{row}={default}" for row, default in defaults.items())
-            raise ConfigError(f"--feature-cache: {setting!r} is no setting of {name}, which has {known}") from None
-    with cfg.as_config_error("--feature-cache"):
-        return kind(**given)
+def draw(
+    run: Run, options: Options, num: int, cond: Mapping[str, Any] | None, start: int = 0
+) -> dict[str, NDArray[Any]]:
+    """Samples `start` to `start + num - 1`, as the options say: a record."""
+    record: dict[str, NDArray[Any]] = run.sample(
+        jax.random.key(options.seed),
+        num,
+        cond,
+        sampler=options.sampler,
+        steps=options.steps,
+        grid=options.grid,
+        guide=options.guide if options.guidance is None else options.guidance,
+        batch_size=options.batch_size,
+        start=start,
+        cache=options.feature_cache,
+        compiled=options.compiled,
+    )
+    return record
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

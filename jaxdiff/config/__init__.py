@@ -4,24 +4,25 @@ and how the command line changes it (`command_line`). What a program starts with
 from typing import TYPE_CHECKING
 
 from jaxdiff.config.build import (
-    GRIDS,
     OBJECTIVES,
-    SAMPLERS,
     SOURCES,
     batch_shapes,
+    build_codec,
+    build_defaults,
     build_loss,
     build_network,
     build_pipeline,
-    build_sampler,
     build_source,
     check,
     resolve,
+    with_conditions,
 )
-from jaxdiff.config.folder import check_folder, claim_folder, read_config
+from jaxdiff.config.folder import check_folder, claim_folder, read_config, with_saved
 from jaxdiff.config.schema import (
     CheckpointConfig,
     Config,
     DataConfig,
+    FrozenWeights,
     LossConfig,
     MeshConfig,
     OptimizerConfig,
@@ -48,15 +49,14 @@ _COMMAND_LINE = ("TrainOptions", "command", "load_config_file", "one_line_errors
 __getattr__ = lazily(__name__, dict.fromkeys(_COMMAND_LINE, "command_line"))
 
 __all__ = [
-    "GRIDS",
     "OBJECTIVES",
-    "SAMPLERS",
     "SOURCES",
     "TRUSTED",
     "CheckpointConfig",
     "Config",
     "ConfigError",
     "DataConfig",
+    "FrozenWeights",
     "LossConfig",
     "MeshConfig",
     "OptimizerConfig",
@@ -69,10 +69,11 @@ __all__ = [
     "as_config_error",
     "as_lead",
     "batch_shapes",
+    "build_codec",
+    "build_defaults",
     "build_loss",
     "build_network",
     "build_pipeline",
-    "build_sampler",
     "build_source",
     "check",
     "check_folder",
@@ -93,4 +94,6 @@ __all__ = [
     "resolve",
     "set_up",
     "to_json",
+    "with_conditions",
+    "with_saved",
 ]

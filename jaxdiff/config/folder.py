@@ -16,11 +16,14 @@ from typing import IO, Any
 
 from jaxdiff.config.schema import Config
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, to_json
+from jaxdiff.config.upgrade import upgraded
 from jaxdiff.launch.distributed import lead_first
 from jaxdiff.launch.errors import ConfigError
 from jaxdiff.launch.lock import locked
 
 CONFIG, CHECKPOINTS, LAST_SAVED, SAMPLES, LOCK = "config.json", "checkpoints", "checkpoints.json", "samples", "lock"
+EXAMPLES = "examples.npz"
+"""Conditions of some training records, for pictures of a run that cannot do without."""
 
 # What may change when a run goes on: where it stands, how it is watched and spread, how its pictures are made, which
 # steps it skips. None of these changes what the other steps learn.
@@ -54,12 +57,33 @@ def read_config(folder: str | os.PathLike[str], trusted: Sequence[str] = TRUSTED
     file = Path(folder) / CONFIG
     data = _read(file)
     try:
-        config = from_json(data, trusted)
+        config = from_json(upgraded(data), trusted)
     except StoredTypeError as error:
         raise ConfigError(f"{file}: {error}") from error
     if not isinstance(config, Config):
         raise ConfigError(f"{file} holds no configuration of jaxdiff")
     return config
+
+
+def with_saved(config: Config, trusted: Sequence[str] | None = None) -> Config:
+    """A configuration with what its folder has noted of the data and of frozen weights, where a run lies there.
+
+    A codec that is not given is the one that the run began with: its numbers were estimated then. Frozen weights have
+    the step and the checksum that were noted.
+    """
+    file = Path(config.folder) / CONFIG
+    if not file.is_file():
+        return config
+    modules = {type(item).__module__.split(".")[0] for item in vars(config).values() if dataclasses.is_dataclass(item)}
+    try:
+        saved = read_config(file.parent, (*TRUSTED, *sorted(modules)) if trusted is None else trusted)
+    except ConfigError:  # `check_folder` says what is wrong with it
+        return config
+    noted = {(each.name, each.path): each for each in saved.frozen}
+    frozen = tuple(noted.get((each.name, each.path), each) if each.checksum is None else each for each in config.frozen)
+    if not frozen and config.train.freeze == saved.train.freeze:
+        frozen = saved.frozen
+    return dataclasses.replace(config, codec=saved.codec if config.codec is None else config.codec, frozen=frozen)
 
 
 def check_folder(config: Config) -> Path:
@@ -162,7 +186,7 @@ def _as_of_now(saved: Any, config: Config) -> Any:
     """A saved configuration with what this version has added at its defaults, where it can be read."""
     modules = {type(item).__module__.split(".")[0] for item in vars(config).values() if dataclasses.is_dataclass(item)}
     try:
-        return to_json(from_json(saved, (*TRUSTED, *sorted(modules))))
+        return to_json(from_json(upgraded(saved), (*TRUSTED, *sorted(modules))))
     except StoredTypeError:  # compared as it stands: its unreadable part is then what differs
         return saved
 

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from jaxdiff.config import ConfigError, as_config_error
-from jaxdiff.data import Source, to_model_range
+from jaxdiff.data.sources import Source, name_of, take
 from jaxdiff.denoiser import Cond, NetworkDenoiser
 from jaxdiff.evaluate.metric import EvaluateOptions, MetricError, Result
 from jaxdiff.grid import log_snr_times, uniform_times
@@ -46,6 +46,7 @@ from jaxdiff.likelihood.flow import Divergence
 from jaxdiff.parameterization import LearnedVariance
 from jaxdiff.record import field, record
 from jaxdiff.runs.run import Run
+from jaxdiff.spec import complete, droppable
 from jaxdiff.train import batch_sharding
 
 CHAIN = 256
@@ -212,7 +213,7 @@ def bits(run: Run, source: Source, options: EvaluateOptions) -> Iterator[Result]
     count = min(options.num or len(source), len(source))
     indices = np.arange(count) * len(source) // count
     size = min(options.batch_size, count)
-    levels = 256 if source[0]["image"].dtype == np.uint8 else None
+    levels = 256 if source.spec["x"].dtype == "uint8" else None
     key = jax.random.key(options.seed)
     chosen = methods(run, options, levels)
     x, cond = _read(run, source, indices[:size], options.labels)
@@ -237,21 +238,20 @@ def _keys(key: Array, indices: np.ndarray) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(indices, jnp.uint32))
 
 
-def _read(run: Run, source: Source, indices: np.ndarray, labels: bool) -> tuple[Array, dict[str, Array] | None]:
-    records = [source[int(i)] for i in indices]
-    images: Any = np.stack([record["image"] for record in records])
-    x = jnp.asarray(to_model_range(images) if images.dtype == np.uint8 else images)
-    if run.num_classes is None:
+def _read(run: Run, source: Source, indices: np.ndarray, labels: bool) -> tuple[Array, dict[str, Any] | None]:
+    """x0 and conditions of some records, as the network sees them."""
+    encoded = run.codec.encode(take(source, indices))
+    x = encoded.pop("x")
+    specs = run.model.conditions
+    if not specs:
         return x, None
-    if labels:
-        if "label" not in records[0]:
-            raise ConfigError(f"{source.name} has no labels: pass --no-labels for the model without a class")
-        return x, {"label": jnp.asarray([record["label"] for record in records], jnp.int32)}
-    if run.config.loss.label_dropout == 0:
-        raise ConfigError(
-            "--no-labels: this run was trained with loss.label_dropout 0, so it knows nothing without one"
-        )
-    return x, {"label": jnp.full(len(records), run.num_classes, jnp.int32)}
+    if not labels:
+        if fixed := sorted(name for name in specs if not droppable(specs[name])):
+            raise ConfigError(f"--no-labels: this run was trained without dropping {fixed[0]} (loss.dropout)")
+        return x, run.model.given(len(indices), None)
+    if missing := sorted(name for name in specs if name not in encoded):
+        raise ConfigError(f"{name_of(source)} has no {missing[0]}: pass --no-labels for the model without conditions")
+    return x, complete(specs, {name: encoded[name] for name in specs}, len(indices))
 
 
 def _summary(name: str, found: dict[str, list[np.ndarray]], total: int) -> Result:

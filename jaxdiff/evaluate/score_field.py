@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from jaxdiff.broadcast import expand, sum_features
+from jaxdiff.codecs.points import FINER, PAPER, draw_dots, pixels_of, reduced, scatter
 from jaxdiff.config import ConfigError
 from jaxdiff.data import point_mixture
 from jaxdiff.denoiser import Denoiser, NetworkDenoiser
@@ -32,8 +33,7 @@ from jaxdiff.runs.run import Run
 from jaxdiff.score_matching import LearnedHessian, score_fokker_planck
 from jaxdiff.score_matching.base import all_directions
 
-INK, PAPER = (30, 30, 30), (255, 255, 255)
-FINER = 2  # drawn larger by this factor, then reduced: smooth edges
+INK = (30, 30, 30)
 
 
 @functools.partial(jax.jit, static_argnames=("times", "points"))
@@ -202,24 +202,6 @@ def _score(denoise: Any, x: Array, t: Array) -> Array:
 # --- Drawing
 
 
-def scatter(points: Any, size: int = 480, half: float = 1.3) -> NDArray[np.uint8]:
-    """Points ``(N, 2)`` as dots on the square [-half, half]^2: uint8 ``(size, size, 3)``. Those that are not finite are
-    left out.
-
-    Raises:
-      ValueError: points of other than two coordinates.
-
-    >>> scatter(np.zeros((1, 2)), 20).shape
-    (20, 20, 3)
-    """
-    points = np.asarray(points)
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"a scatter plot is of points (N, 2), got {points.shape}; save them as .npz")
-    picture = Image.new("RGB", (FINER * size, FINER * size), PAPER)
-    _dots(picture, points / half, (31, 90, 160), FINER * size / 200)
-    return _reduced(picture, size)
-
-
 def _mesh(half: float, side: int) -> Array:
     """Centres of side x side squares of [-half, half]^2, from the top row down: ``(side^2, 2)``."""
     place = half * ((np.arange(side) + 0.5) * 2 / side - 1)
@@ -235,34 +217,20 @@ def _field(
     colours = 1.0 - strength[:, None] * (1.0 - wheel)
     pixels = np.rint(255 * colours).astype(np.uint8).reshape(size, size, 3)
     picture = Image.fromarray(pixels).resize((FINER * size, FINER * size), Image.Resampling.BICUBIC)
-    _dots(picture, dots, (120, 120, 120), FINER * size / 300)
+    draw_dots(picture, dots, (120, 120, 120), FINER * size / 300)
     side = round(len(arrows) ** 0.5)
     centres = np.asarray(_mesh(1.0, side))
     norms = np.linalg.norm(arrows, axis=1, keepdims=True)
     ends = centres + arrows / np.maximum(norms, 1e-6) * 1.9 / side * (1.0 - np.exp(-0.8 * norms))
     draw = ImageDraw.Draw(picture)
-    for start, end in zip(_pixels(centres, picture), _pixels(ends, picture), strict=True):
+    for start, end in zip(pixels_of(centres, picture), pixels_of(ends, picture), strict=True):
         along = end - start
         if np.isfinite(along).all() and np.hypot(*along) > 2:
             across = np.array([-along[1], along[0]])
             draw.line([*start, *(start + 0.8 * along)], INK, FINER)
             head = [end, start + 0.6 * along + 0.22 * across, start + 0.6 * along - 0.22 * across]
             draw.polygon([tuple(corner) for corner in head], INK)
-    return _reduced(picture, size)
-
-
-def _pixels(points: NDArray[Any], picture: Image.Image) -> NDArray[Any]:
-    return (np.asarray(points) * [1, -1] + 1) / 2 * picture.width
-
-
-def _dots(picture: Image.Image, points: NDArray[Any], colour: tuple[int, int, int], radius: float) -> None:
-    draw = ImageDraw.Draw(picture)
-    for x, y in _pixels(points[np.isfinite(points).all(axis=1)], picture):
-        draw.ellipse([x - radius, y - radius, x + radius, y + radius], colour)
-
-
-def _reduced(picture: Image.Image, size: int) -> NDArray[np.uint8]:
-    return np.asarray(picture.resize((size, size), Image.Resampling.BOX))
+    return reduced(picture, size)
 
 
 def _text(lines: list[str], size: int) -> NDArray[np.uint8]:

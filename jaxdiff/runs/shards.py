@@ -1,7 +1,7 @@
 """Many samples in a folder, written in shards by any number of processes, resumable, and read back.
 
     samples/index.json                    what was asked: run, checkpoint, number, seed, sampler, labels
-    samples/00000000-00000999.npz         samples 0 to 999: images uint8 (1000, H, W, C), labels int32 (1000,)
+    samples/00000000-00000999.npz         samples 0 to 999: arrays by name, x (1000, ...) and the conditions
     samples/00001000-00001999.npz         ...
 
 Sample i is decided by the request and i alone (`jaxdiff.noise.sample_keys`), so it does not matter who draws it.
@@ -27,13 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdiff.config import ConfigError
-from jaxdiff.images import to_uint8
 
 INDEX = "index.json"
 SHARD_SIZE = 1000
 
-Draw = Callable[[int, int], NDArray[np.float32]]
-"""``draw(first, n)``: the samples ``first, ..., first + n - 1``."""
+Draw = Callable[[int, int], Mapping[str, NDArray[Any]]]
+"""``draw(first, n)``: the record of the samples ``first, ..., first + n - 1``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +129,6 @@ def write_shards(
     folder: str | os.PathLike[str],
     request: Request,
     draw: Draw,
-    labels: NDArray[np.int32] | None = None,
     *,
     part: tuple[int, int] = (0, 1),
     say: Callable[[str], None] = lambda text: None,
@@ -141,7 +139,6 @@ def write_shards(
       folder: claimed by `claim_samples`.
       request: what is asked.
       draw: makes samples. The next are drawn while a shard is being written.
-      labels: ``(num,)``; None: -1 in the files.
       part: (p, P): every P-th shard, from the p-th.
       say: gets a line for each shard.
 
@@ -149,15 +146,15 @@ def write_shards(
       How many shards were drawn.
 
     Raises:
-      ConfigError: a shard cannot be written, or a sample is not finite.
+      ConfigError: a shard cannot be written, or as ``draw``.
 
     >>> import tempfile
     >>> request = Request(5, (2,), {"seed": 0}, shard_size=2)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     claim_samples(folder, request)
-    ...     count = write_shards(folder, request, lambda first, n: np.full((n, 2), first, np.float32))
-    ...     again = write_shards(folder, request, lambda first, n: np.zeros((n, 2), np.float32))
-    ...     points = load_samples(folder)["points"]
+    ...     count = write_shards(folder, request, lambda first, n: {"x": np.full((n, 2), first, np.float32)})
+    ...     again = write_shards(folder, request, lambda first, n: {"x": np.zeros((n, 2), np.float32)})
+    ...     points = load_samples(folder)["x"]
     >>> count, again, points[:, 0].tolist()
     (3, 0, [0.0, 0.0, 2.0, 2.0, 4.0])
     """
@@ -166,10 +163,8 @@ def write_shards(
     if len(missing) < len(mine):
         say(f"{len(mine) - len(missing)} of {len(mine)} shards are there already")
 
-    def store(samples: range, drawn: NDArray[np.float32]) -> None:
-        arrays: dict[str, Any] = {"points": drawn} if len(request.shape) == 1 else {"images": to_uint8(drawn)}
-        none = np.full(len(samples), -1, np.int32)
-        arrays["labels"] = none if labels is None else labels[samples.start : samples.stop]
+    def store(samples: range, drawn: Mapping[str, NDArray[Any]]) -> None:
+        arrays: dict[str, Any] = dict(drawn)
         _write_whole(folder / shard_name(samples), lambda file: np.savez_compressed(file, **arrays))
 
     with ThreadPoolExecutor(1) as writer:
@@ -185,8 +180,6 @@ def write_shards(
                 writing.result()
         except OSError as error:
             raise ConfigError(f"{folder} cannot be written: {error.strerror}") from error
-        except ValueError as error:  # of to_uint8: a sample that is not finite
-            raise ConfigError(f"{folder}: {error}") from error
     return len(missing)
 
 
@@ -210,8 +203,7 @@ def load_samples(folder: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
       folder: with an index and all of its shards.
 
     Returns:
-      ``images`` uint8 ``(N, H, W, C)`` (or ``points`` float32 ``(N, D)``) and ``labels`` int32 ``(N,)``, -1 where there
-      are none.
+      A record: ``x`` ``(N, ...)`` as its codec stores it, and the conditions by name.
 
     Raises:
       ConfigError: no folder of samples, or one that is not complete or damaged.
@@ -227,19 +219,18 @@ def load_samples(folder: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
             f"{folder} is not complete: {request.num - count} of {request.num} samples are there; the same sample.py "
             "command again draws the others"
         )
-    kind = "points" if len(request.shape) == 1 else "images"
-    dtype = np.dtype(np.float32 if kind == "points" else np.uint8)
-    found = np.empty((request.num, *request.shape), dtype)
-    labels = np.empty(request.num, np.int32)
+    found: dict[str, NDArray[Any]] = {}
     for samples in request.shards:
         file = folder / shard_name(samples)
         try:
             with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-                found[samples.start : samples.stop] = arrays[kind]
-                labels[samples.start : samples.stop] = arrays["labels"]
+                for name in arrays.files:
+                    part = arrays[name]
+                    whole = found.setdefault(name, np.empty((request.num, *part.shape[1:]), part.dtype))
+                    whole[samples.start : samples.stop] = part
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ConfigError(f"{file} cannot be read ({error}): remove it, and draw it again") from error
-    return {kind: found, "labels": labels}
+    return found
 
 
 def _write_whole(file: Path, write: Callable[[Any], Any]) -> None:

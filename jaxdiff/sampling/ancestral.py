@@ -31,10 +31,14 @@ from jax.typing import ArrayLike
 from jaxdiff.denoiser import Cond, Denoise, Denoiser
 from jaxdiff.noise import Noise
 from jaxdiff.prediction import refuse_zero_alpha
-from jaxdiff.process import Process
+from jaxdiff.process import Process, refuse_unless
 from jaxdiff.record import field, record
 from jaxdiff.sampling.base import Sampler, State
 from jaxdiff.variational import learned_log_variance
+
+
+def _check_eta(eta: ArrayLike) -> None:
+    refuse_unless(lambda eta: (eta >= 0) & (eta <= 1), "eta is to be from 0 (the flow) to 1 (DDPM's noise)", eta=eta)
 
 
 @record
@@ -46,11 +50,20 @@ class DDIM(Sampler):
     Args:
       process: the process.
       eta: None is deterministic and needs no keys. A number is data, so that changing it compiles nothing: 0
-        deterministic
-        too, 1 the posterior's variance, in between allowed.
+        deterministic too, 1 the posterior's variance, in between allowed.
+
+    Raises:
+      ValueError: eta outside [0, 1]: equation (1) has no root there. `EulerAncestral` takes more.
     """
 
     eta: ArrayLike | None = None
+
+    def __post_init__(self) -> None:
+        if self.eta is not None:
+            _check_eta(self.eta)
+
+    def noise_level(self) -> ArrayLike:
+        return 0.0 if self.eta is None else self.eta
 
     def step(self, denoise: Denoise, noise: Noise, state: State, x: Array, t: Array, s: Array) -> tuple[Array, State]:
         prediction = denoise(x, t)
@@ -83,6 +96,9 @@ class DDPM(Sampler):
     def __post_init__(self) -> None:
         if self.variance not in ("fixed_small", "fixed_large", "learned"):
             raise ValueError(f'variance is to be "fixed_small", "fixed_large" or "learned", got {self.variance!r}')
+
+    def noise_level(self) -> ArrayLike:
+        return 1.0
 
     def step(self, denoise: Denoise, noise: Noise, state: State, x: Array, t: Array, s: Array) -> tuple[Array, State]:
         prediction = denoise(x, t)
@@ -117,7 +133,7 @@ class AnalyticDDPM(Sampler):
       half_range: bounds V by its square: 1 for images in [-1, 1]; data.
 
     Raises:
-      ValueError: times and gamma of different shapes; times that do not fall.
+      ValueError: times and gamma of different shapes; times that do not fall; eta outside [0, 1].
 
     >>> from jaxdiff import VP, GaussianDenoiser, log_snr_times, sample, sample_keys
     >>> process, exact = VP(), GaussianDenoiser(VP(), 1.0, 0.5)
@@ -141,6 +157,10 @@ class AnalyticDDPM(Sampler):
             )
         if not isinstance(self.times, jax.core.Tracer) and not (np.diff(np.asarray(self.times)) < 0).all():
             raise ValueError("the times of gamma are to fall, as a grid's do")
+        _check_eta(self.eta)
+
+    def noise_level(self) -> ArrayLike:
+        return 1.0
 
     def _spread(self, t: Array) -> Array:
         """V(t) of equation (3)."""

@@ -136,6 +136,9 @@ class PredictorCorrector(Sampler):
     def check(self, ts: ArrayLike) -> None:
         self.predictor.check(ts)
 
+    def noise_level(self) -> ArrayLike:
+        return 1.0 if self.corrector.steps else self.predictor.noise_level()
+
     def init(self, x: Array) -> State:
         return self.predictor.init(x)
 
@@ -180,6 +183,9 @@ class AnnealedLangevinDynamics(Sampler):
 
     def check(self, ts: ArrayLike) -> None:
         refuse_no_signal(self.process, ts, "AnnealedLangevinDynamics")
+
+    def noise_level(self) -> ArrayLike:
+        return 1.0
 
     def step(self, denoise: Denoise, noise: Noise, state: State, x: Array, t: Array, s: Array) -> tuple[Array, State]:
         sigma = self.process.sigma(s)

@@ -29,6 +29,7 @@ from jaxdiff.denoiser import Denoise
 from jaxdiff.noise import Noise
 from jaxdiff.record import record
 from jaxdiff.sampling.base import Sampler, State, refuse_no_signal
+from jaxdiff.sampling.checks import check_tau
 
 
 @record
@@ -49,6 +50,12 @@ class EulerMaruyama(Sampler):
     """
 
     tau: ArrayLike = 1.0
+
+    def __post_init__(self) -> None:
+        check_tau(self.tau)
+
+    def noise_level(self) -> ArrayLike:
+        return self.tau
 
     def check(self, ts: ArrayLike) -> None:
         refuse_no_signal(self.process, ts, "EulerMaruyama")
@@ -77,6 +84,12 @@ class ReverseDiffusion(Sampler):
     """
 
     tau: ArrayLike = 1.0
+
+    def __post_init__(self) -> None:
+        check_tau(self.tau)
+
+    def noise_level(self) -> ArrayLike:
+        return self.tau
 
     def step(self, denoise: Denoise, noise: Noise, state: State, x: Array, t: Array, s: Array) -> tuple[Array, State]:
         scale, variance = self.process.transition(s, t)

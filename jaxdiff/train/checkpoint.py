@@ -36,6 +36,7 @@ from jaxdiff.train.checkpoint_format import (
     Summed,
     Want,
     all_of,
+    average_folder,
     make_manifest,
     nested,
     of_the_system,
@@ -283,14 +284,14 @@ class Checkpoints:
         return state_of(trees, data["key"], template), data["position"]
 
     def restore_weights(
-        self, template: Any, *, ema: bool = True, partial: bool = False, step: int | None = None
+        self, template: Any, *, ema: bool | str = True, partial: bool = False, step: int | None = None
     ) -> Any:
         """Read the parameters alone, for sampling or as the start of another training.
 
         Args:
             template: the parameters' shapes, from `jax.eval_shape(net.init, key)`; with shardings, or onto the first
                 device. Parameters themselves will do.
-            ema: their running average (float32) rather than the parameters themselves.
+            ema: their running average (float32), or the one of this name, rather than the parameters themselves.
             partial: take the leaves that fit by name and shape, and leave others as they stand in the template; these
                 are told of.
             step: which; None: the newest that can be read.
@@ -298,7 +299,7 @@ class Checkpoints:
         Raises:
             CheckpointError: as `restore`; or nothing fits.
         """
-        name = "ema" if ema else "params"
+        name = average_folder(ema if isinstance(ema, str) else "ema") if ema else "params"
         leaf = jax.ShapeDtypeStruct
         dtyped = jax.tree.map(lambda a: leaf(a.shape, jnp.float32 if ema else a.dtype, sharding=a.sharding), template)
         wanted, new = {name: nested(dtyped)}, list[str]()
@@ -306,7 +307,7 @@ class Checkpoints:
         def fitting(manifest: Mapping[str, Any], what: str) -> dict[str, Any]:
             if not partial:
                 return all_of(wanted, manifest, what)
-            new[:], fit = split(manifest[name], wanted[name])
+            new[:], fit = split(manifest.get(name, {}), wanted[name])
             if not fit:
                 raise StructureError(f"{what} has no weights that fit: {', '.join(new[:3])} ...")
             return {name: fit}

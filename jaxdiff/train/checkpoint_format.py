@@ -59,7 +59,7 @@ def unflatten(tree: Mapping[str, Any], template: Any) -> Any:
 
 
 def trees_of(state: TrainState) -> dict[str, Any]:
-    """What is stored of a state: nested dicts `params`, `ema` and `state`; keys as their data."""
+    """What is stored of a state: nested dicts `params`, `ema` (and `ema_NAME`) and `state`; keys as their data."""
     if isinstance(state.key, jax.ShapeDtypeStruct):
         data = jax.eval_shape(jax.random.key_data, state.key)
         key: Any = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=state.key.sharding)
@@ -67,7 +67,13 @@ def trees_of(state: TrainState) -> dict[str, Any]:
         key = jax.random.key_data(state.key)
     rest = {"step": state.step, "opt_state": state.opt_state, "key": key}
     rest |= {name: getattr(state, name) for name in ("history", "guard")}
-    return {"params": nested(state.params), "ema": nested(state.ema), "state": nested(rest)}
+    averages = {average_folder(name): nested(tree) for name, tree in state.ema.items()}
+    return {"params": nested(state.params), **averages, "state": nested(rest)}
+
+
+def average_folder(name: str) -> str:
+    """Where an average lies in a checkpoint."""
+    return "ema" if name == "ema" else f"ema_{name}"
 
 
 def state_of(trees: Mapping[str, Any], key_impl: str, template: TrainState) -> TrainState:
@@ -79,7 +85,7 @@ def state_of(trees: Mapping[str, Any], key_impl: str, template: TrainState) -> T
     new = jax.tree.map(lambda value, leaf: jax.device_put(value, leaf.sharding), new_guard(), template.guard)
     return TrainState(
         params=unflatten(trees["params"], template.params),
-        ema=unflatten(trees["ema"], template.ema),
+        ema={name: unflatten(trees[average_folder(name)], tree) for name, tree in template.ema.items()},
         key=key,
         **unflatten({"guard": nested(new)} | trees["state"], rest),
     )
@@ -144,7 +150,7 @@ def compare(manifest: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -
         StructureError: naming the first leaf that differs.
     """
     for name, tree in wanted.items():
-        for path, have, want in _both(manifest[name], tree):
+        for path, have, want in _both(manifest.get(name, {}), tree):
             if have != want:
                 raise StructureError(
                     f"{what} is of another model or configuration: {name}/{path} is {_describe(have)} there and "

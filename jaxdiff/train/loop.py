@@ -41,7 +41,7 @@ from jaxdiff.train.profile import StepTrace, Window
 from jaxdiff.train.sharding import batch_sharding
 from jaxdiff.train.skipped import SKIPPED, DivergedError, SkippedRow, rewound
 from jaxdiff.train.state import TrainState
-from jaxdiff.train.step import several_steps
+from jaxdiff.train.step import Given, several_steps
 from jaxdiff.train.stopping import StopVote
 from jaxdiff.train.throughput import Throughput, device_memory, host_memory, peak_of
 
@@ -119,6 +119,7 @@ def train_loop(
     step_fn: Any,
     state: TrainState,
     data: Data,
+    given: Given = Given(),
     *,
     steps: int,
     log: MetricsLog,
@@ -252,9 +253,9 @@ def train_loop(
                     throughput.pause()
                     # In threads, so that signals are answered meanwhile: Python runs handlers in the main thread only,
                     # between two of its bytecodes.
-                    making = compiler.submit(_compile, step_fn, state, batch, progress)
+                    making = compiler.submit(_compile, step_fn, state, batch, given, progress)
                     if not compiled:
-                        counting = compiler.submit(_count, step_fn, state, batch[0], placed)
+                        counting = compiler.submit(_count, step_fn, state, batch[0], given, placed)
                         throughput = Throughput()
                         throughput.step_flops, throughput.peak = counting.result()
                     compiled[count] = making.result()
@@ -262,13 +263,13 @@ def train_loop(
                 if step + count < steps:
                     batches.begin(steps_of_call(step + count))
                 trace.before(step, step + count, pending)
-                state, metrics = compiled[count](state, batch)
+                state, metrics = compiled[count](state, batch, given)
                 pending.append((count, metrics))
                 if len(pending) > ahead:
                     pending[-1 - ahead][1]["loss"].block_until_ready()
             step += count
             throughput.steps += count
-            throughput.images += count * batch[0]["image"].shape[0]
+            throughput.images += count * batch[0]["x"].shape[0]
             progress.advance(step)
             trace.after(step, metrics)
 
@@ -297,24 +298,26 @@ def train_loop(
     return outcome
 
 
-def _compile(step_fn: Any, state: TrainState, batch: tuple[Any, ...], progress: Progress) -> Callable[..., Any]:
+def _compile(
+    step_fn: Any, state: TrainState, batch: tuple[Any, ...], given: Given, progress: Progress
+) -> Callable[..., Any]:
     """Of a call with these batches; takes them in a tuple."""
     begun = time.perf_counter()
     if len(batch) == 1:
-        single = step_fn.lower(state, *batch).compile()
-        made: Callable[..., Any] = lambda state, batch: single(state, *batch)  # noqa: E731
+        single = step_fn.lower(state, *batch, given).compile()
+        made: Callable[..., Any] = lambda state, batch, given: single(state, *batch, given)  # noqa: E731
     else:
-        made = several_steps(step_fn, state).lower(state, batch).compile()
+        made = several_steps(step_fn, state).lower(state, batch, given).compile()
     several = "" if len(batch) == 1 else f" ({len(batch)} a call)"
     progress.say(f"compiled the training step{several} in {time.perf_counter() - begun:.1f} s")
     progress.begin()
     return made
 
 
-def _count(step_fn: Any, state: TrainState, batch: Any, placed: NamedSharding) -> tuple[float, float]:
+def _count(step_fn: Any, state: TrainState, batch: Any, given: Given, placed: NamedSharding) -> tuple[float, float]:
     """FLOPs of a step, and of the devices a second. Tracing again takes seconds: only where the rate is known."""
     peak = peak_of(list(placed.mesh.devices.flat))
-    return (math.nan if math.isnan(peak) else step_flops(step_fn, state, batch)), peak
+    return (math.nan if math.isnan(peak) else step_flops(step_fn, state, batch, given)), peak
 
 
 def _by_step(calls: Sequence[tuple[int, Mapping[str, Any]]]) -> list[Mapping[str, Any]]:

@@ -22,11 +22,7 @@ from PIL import Image
 import sample
 import train
 from jaxdiff.runs.run import Run
-
-TINY = (
-    *("--network.width", "8", "--network.multipliers", "1", "2", "--network.blocks", "1", "--train.batch_size", "16"),
-    *("--train.log_every", "1", "--sample.steps", "3", "--sample.num", "10", "--optimizer.schedule", "constant"),
-)
+from tests.tiny_run import TINY
 
 
 def one_line(main: Callable[[list[str]], None], arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -41,10 +37,8 @@ def one_line(main: Callable[[list[str]], None], arguments: list[str], capsys: py
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs") / "digits"
-    train.main(["--workdir", str(path), "--train.steps", "2", "--train.sample_every", "0", *TINY])
-    return path
+def finished(tiny_run: Path) -> Path:
+    return tiny_run
 
 
 # --- train.py: mistakes

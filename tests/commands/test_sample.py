@@ -18,7 +18,8 @@ from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.networks import DeepCache, FirstBlock, TaylorSeer
 from jaxdiff.runs.run import Run
 from jaxdiff.train import make_mesh
-from tests.commands.test_cli import TINY, one_line
+from tests.commands.test_cli import one_line
+from tests.tiny_run import TINY
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_feature_caches_by_name() -> None:
         ("--feature-cache taylorseer:2 --compiled RUN/kept", "got a UNetModule"),
         ("--null-every 2", "of guidance, which is not asked for"),
         ("--null-every 0 --guidance 2", "every is to be a whole number, 1 or more"),
-        ("--guidance-interval 2 1 --guidance 2", "0 <= rho_min < rho_max"),
+        ("--guidance-interval 2 1 --guidance 2", "0 <= low < high"),
         ("--guidance-interval 2 --guidance 2", "--guidance-interval takes a number then a number or None, got '2'"),
         ("--compiled RUN/file", "is a file, it must be a folder"),
         ("--compiled RUN/kept --no-cache", "leave one of them out"),

@@ -34,6 +34,7 @@ from jaxdiff.config import (
     to_json,
 )
 from jaxdiff.config.serialize import MOVED
+from jaxdiff.spec import Spec
 from jaxdiff.train import make_mesh, make_optimizer, state_sharding, state_template
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -80,7 +81,8 @@ def test_config_is_good_and_fits_by_shapes(file: Path) -> None:
     size = getattr(config.network, "image_size", None) or config.data.image_size or 8
     channels = config.network.in_channels
     shape = (channels,) if config.data.name.startswith("points:") else (size, size, channels)
-    source = type("Source", (), {"image_shape": shape, "num_classes": config.num_classes})()
+    label = {} if config.num_classes is None else {"label": Spec((), "int32", 0, config.num_classes - 1)}
+    source = type("Source", (), {"spec": {"x": Spec(shape, "float32"), **label}})()
     config = resolve(config, source)
     net, mesh = build_network(config), make_mesh(data=1)
     loss: Any = build_loss(config)
@@ -92,7 +94,7 @@ def test_config_is_good_and_fits_by_shapes(file: Path) -> None:
         assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template.params)) == PUBLISHED[file.stem]
 
     def forward(params: Any, batch: Any, history: Any, key: jax.Array) -> Any:
-        return loss.terms(net, params, loss.draw(key, batch, history), key).loss
+        return loss.terms(net, params, loss.draw(key, batch, history), key=key).loss
 
     shapes = template.params, batch_shapes(config, source), template.history, jax.random.key(0)
     assert jax.eval_shape(forward, *shapes).shape == (config.train.batch_size,)

@@ -19,7 +19,8 @@ import pytest
 import sample
 import train
 from jaxdiff.config import Config, ConfigError, check_folder, claim_folder, load_config_file, read_config
-from tests.commands.test_cli import TINY, one_line
+from tests.commands.test_cli import one_line
+from tests.tiny_run import TINY
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -16,32 +16,25 @@ from jax.typing import ArrayLike
 from scipy.stats import norm
 
 import evaluate
-import train
 from jaxdiff import CosineVP, GaussianDenoiser
 from jaxdiff.broadcast import expand
 from jaxdiff.config import ConfigError
-from jaxdiff.data import Record, open_digits
+from jaxdiff.data import open_digits
 from jaxdiff.denoiser import Cond
 from jaxdiff.evaluate import METRICS, EvaluateOptions, MetricError, Result, bits
 from jaxdiff.prediction import Prediction
 from jaxdiff.process import Process
 from jaxdiff.record import record
 from jaxdiff.runs.run import Run
+from jaxdiff.spec import Spec
 from tests.parallel.processes import Group
 
-TINY = (
-    *("--network.width", "8", "--network.multipliers", "1", "2", "--network.blocks", "1", "--train.batch_size", "16"),
-    *("--train.log_every", "1", "--sample.steps", "3", "--sample.num", "10", "--optimizer.schedule", "constant"),
-)
 QUICK = ("--num", "6", "--batch-size", "4", "--steps", "3")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps of a tiny network."""
-    path = tmp_path_factory.mktemp("runs") / "digits"
-    train.main(["--workdir", str(path), "--train.steps", "2", "--train.sample_every", "0", *TINY])
-    return path
+def folder(tiny_run: Path) -> Path:
+    return tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +45,8 @@ def run(folder: Path) -> Run:
 class GreyNoise:
     """A source of images of rounded Gaussian noise: 2x2 pixels, whose code length is known."""
 
-    name, num_classes, fingerprint = "grey noise", None, "0"
-    image_shape = (2, 2, 1)
+    name = "grey noise"
+    spec: ClassVar = {"x": Spec((2, 2, 1), "uint8", 0, 255)}
     std = 0.25
 
     def __init__(self, n: int) -> None:
@@ -65,8 +58,8 @@ class GreyNoise:
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int, /) -> Record:
-        return {"image": self._images[index]}
+    def take(self, indices: np.ndarray, /) -> dict[str, np.ndarray]:
+        return {"x": self._images[indices]}
 
     def bits(self) -> np.ndarray:
         return -np.log2(self.mass[self._images]).reshape(len(self), -1).mean(axis=1)
@@ -75,7 +68,7 @@ class GreyNoise:
 class Plane(GreyNoise):
     """Points of the plane, real-valued."""
 
-    image_shape = (2,)  # type: ignore[assignment]
+    spec: ClassVar = {"x": Spec((2,))}
 
     def __init__(self, n: int) -> None:
         self._images = np.random.default_rng(0).normal(0, self.std, (n, 2)).astype(np.float32)
@@ -131,7 +124,7 @@ def test_bits_of_a_known_law(exact: Run) -> None:
 def test_points_have_a_density_and_no_grey_levels(exact: Run) -> None:
     source = Plane(40)
     (measured,) = final(bits(exact, source, EvaluateOptions(steps=24))).values()
-    log_density = norm.logpdf(np.stack([source[i]["image"] for i in range(40)]), 0, Plane.std).mean(axis=1)
+    log_density = norm.logpdf(source.take(np.arange(40))["x"], 0, Plane.std).mean(axis=1)
     np.testing.assert_allclose(measured.values, -log_density / math.log(2), atol=2e-3)
 
 
@@ -178,7 +171,7 @@ def test_a_likelihood_that_is_not_finite_is_said(exact: Run) -> None:
 def test_labels_are_needed_or_refused(run: Run) -> None:
     with pytest.raises(ConfigError, match="has no labels: pass --no-labels"):
         list(bits(run, GreyNoise(2), EvaluateOptions()))
-    config = dataclasses.replace(run.config, loss=dataclasses.replace(run.config.loss, label_dropout=0.0))
+    config = dataclasses.replace(run.config, loss=dataclasses.replace(run.config.loss, dropout={}))
     with pytest.raises(ConfigError, match="label_dropout 0"):
         list(bits(dataclasses.replace(run, config=config), GreyNoise(2), EvaluateOptions(labels=False)))
 

@@ -136,14 +136,6 @@ def test_the_true_fields_look_alike_and_their_difference_is_blank(folder: Path) 
     assert difference[:, 3:].min() > 100 and (difference[:, 3:] == 255).mean() > 0.9  # but for the dots
 
 
-def test_scatter_puts_points_where_they_are() -> None:
-    picture = scatter(np.array([[1.0, 0.5], [np.nan, 0.0]]), size=101, half=1.0 + 1 / 50)
-    dark = np.argwhere(picture.sum(axis=2) < 600).mean(axis=0)
-    assert np.allclose(dark, [50 - 0.5 * 50, 99], atol=1.5)
-    with pytest.raises(ValueError, match=r"points \(N, 2\)"):
-        scatter(np.zeros((3, 4)))
-
-
 def test_the_field_is_of_points_alone(folder: Path) -> None:
     run = Run.load(folder)
     data = dataclasses.replace(run.config.data, name="digits")
@@ -152,4 +144,4 @@ def test_the_field_is_of_points_alone(folder: Path) -> None:
         digits.measure()
     with pytest.raises(ValueError, match="levels are positive"):
         ScoreField(levels=(0.0,))
-    assert open_points("eight_gaussians").image_shape == run.shape
+    assert open_points("eight_gaussians").spec["x"].shape == run.shape

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from jaxdiff.config import start
-from tests.commands.test_cli import TINY
+from tests.tiny_run import TINY
 
 CPU_FLAG = next(row.flag for row in start.FLAGS if row.backend == "cpu")
 

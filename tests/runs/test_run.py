@@ -16,20 +16,14 @@ from jaxdiff.config import ConfigError, build_network, parse_config
 from jaxdiff.networks import DeepCache, TaylorSeer
 from jaxdiff.runs.run import Run, rows_of_labels
 from jaxdiff.train import CheckpointError, make_mesh
+from tests.tiny_run import TINY
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-TINY = (
-    *("--network.width", "8", "--network.multipliers", "1", "2", "--network.blocks", "1", "--train.batch_size", "16"),
-    *("--train.log_every", "1", "--sample.steps", "3", "--sample.num", "10", "--optimizer.schedule", "constant"),
-)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps of a tiny network."""
-    path = tmp_path_factory.mktemp("runs") / "digits"
-    train.main(["--workdir", str(path), "--train.steps", "2", "--train.sample_every", "2", *TINY])
-    return path
+def folder(tiny_run: Path) -> Path:
+    return tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +163,7 @@ def test_sample_refuses(run: Run, keywords: dict[str, Any], message: str) -> Non
 
 
 def test_without_label_dropout_there_is_no_null(run: Run) -> None:
-    config = dataclasses.replace(run.config, loss=dataclasses.replace(run.config.loss, label_dropout=0.0))
+    config = dataclasses.replace(run.config, loss=dataclasses.replace(run.config.loss, dropout={}))
     strict = dataclasses.replace(run, config=config)
     assert strict.sample(0, 2, {"label": 1}).shape == (2, 8, 8, 1)
     for keywords in ({}, {"cond": {"label": 10}}, {"cond": {"label": 1}, "guidance": 2.0}):
@@ -248,7 +242,7 @@ def test_ways_to_sample_faster(run: Run, tmp_path: Path) -> None:
     for wrong, message in (
         ({"null_every": 2}, "of guidance, which is not asked for"),
         ({"guidance": 2.0, "null_every": 0}, "every is to be a whole number"),
-        ({"guidance": 2.0, "guidance_interval": (2.0, 1.0)}, "rho_min < rho_max"),
+        ({"guidance": 2.0, "guidance_interval": (2.0, 1.0)}, "low < high"),
         ({"cache": TaylorSeer(2)}, "a cache of a diffusion transformer"),
         ({"sampler": DDPM(run.process, "learned")}, "learned"),
     ):

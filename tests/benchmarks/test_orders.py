@@ -16,6 +16,8 @@ from benchmarks.samplers.order_rows import ADAPTIVE, QUICK, STOCHASTIC, Row, det
 from jaxdiff import VP, DPMpp2M, Sampler
 from tests.tables import PROCESSES
 
+pytestmark = pytest.mark.nightly
+
 # `STOCHASTIC` says why; Tabulated's order is its table's
 WITHOUT_ORDER = {"AnalyticDDPM", "PredictorCorrector", "AnnealedLangevinDynamics", "Restart", "Tabulated"}
 

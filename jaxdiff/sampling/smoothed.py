@@ -33,13 +33,13 @@ from jax.typing import ArrayLike
 
 from jaxdiff.broadcast import expand
 from jaxdiff.denoiser import Cond, Denoiser
-from jaxdiff.prediction import Prediction
-from jaxdiff.process import Process
+from jaxdiff.prediction import Prediction, refuse_zero_sigma
+from jaxdiff.process import RATIO_MAX, Process, refuse_unless
 from jaxdiff.record import record
 
 
 @record
-class Widened(Process):
+class Smoothed(Process):
     """Equation (1): a process that starts from data blurred by ``width``.
 
     Args:
@@ -47,12 +47,15 @@ class Widened(Process):
       width: s, not negative; data of a jitted sampler.
 
     >>> from jaxdiff.schedule import Flow
-    >>> print(f"{Widened(Flow(), 0.15).sigma(0.0):.2f} {Widened(Flow(), 0.15).sigma(1.0):.2f}")
+    >>> print(f"{Smoothed(Flow(), 0.15).sigma(0.0):.2f} {Smoothed(Flow(), 0.15).sigma(1.0):.2f}")
     0.15 1.00
     """
 
     process: Process
     width: ArrayLike
+
+    def __post_init__(self) -> None:
+        refuse_unless(lambda width: width >= 0, "width is to be 0 or more", width=self.width)
 
     @property
     def steps(self) -> int | None:
@@ -67,41 +70,46 @@ class Widened(Process):
     def log_snr(self, t: ArrayLike) -> Array:
         return -jnp.log(jnp.exp(-self.process.log_snr(t)) + jnp.square(self.width))
 
+    def max_time(self, ratio: float = RATIO_MAX) -> Array:
+        return self.process.max_time(ratio)
+
     def prior_std(self, t: ArrayLike = 1.0) -> Array:
         return self.process.prior_std(t)
 
 
 @record
-class WidenedDenoiser:
-    """Equations (2) and (3): a denoiser of x as one of the blurred points, on `Widened`. Not at sigma = 0.
+class SmoothedDenoiser:
+    """Equations (2) and (3): a denoiser of x as one of the points b, on `Smoothed`.
 
     Args:
-      denoise: the denoiser of x.
-      process: its process, not the widened one.
-      width: s.
+      denoise: the denoiser of x, on ``process.process``.
+      process: the `Smoothed` process.
+
+    Raises:
+      ValueError: (when called) sigma(t) of x's own process is 0 at a t that is known.
 
     >>> import jax
     >>> from jaxdiff import Flow, GaussianDenoiser, integrate
     >>> from jaxdiff.sampling.unipc import UniPC
-    >>> process, width = Flow(), 0.15
-    >>> exact = GaussianDenoiser(process, 0.5, width)
-    >>> wide = WidenedDenoiser(exact, process, width)
+    >>> process = Smoothed(Flow(), 0.15)
+    >>> exact = GaussianDenoiser(Flow(), 0.5, 0.15)
     >>> ts = jnp.array([0.99, 0.0])
     >>> x = process.prior_sample(jax.random.split(jax.random.key(0), 2), (3,), ts[0])
-    >>> x0, _ = integrate(UniPC(Widened(process, width)), wide, None, x, ts)
+    >>> x0, _ = integrate(UniPC(process), SmoothedDenoiser(exact, process), None, x, ts)
     >>> bool(jnp.allclose(x0, exact.flow(x, ts[0], ts[1]), atol=1e-5))  # one step is exact: b is one point
     True
     """
 
     denoise: Denoiser
-    process: Process
-    width: ArrayLike
+    process: Smoothed
 
     def __call__(self, x: Array, t: ArrayLike, cond: Cond | None = None) -> Prediction:
+        inner, width = self.process.process, jnp.asarray(self.process.width, x.dtype)
+        refuse_zero_sigma(inner, t, "the points beneath the data's own width are not told by x")
         prediction = self.denoise(x, t, cond)
-        alpha, sigma = (expand(part, x) for part in (self.process.alpha(t), self.process.sigma(t)))
-        blurred = jnp.square(self.width) * alpha / sigma
-        ratio = jnp.sqrt(1.0 + jnp.square(alpha * self.width / sigma))
+        alpha, sigma = (expand(part, x) for part in (inner.alpha(t), inner.sigma(t)))
+        blurred = jnp.square(width) * alpha / sigma
+        ratio = jnp.sqrt(1.0 + jnp.square(alpha * width / sigma))
         return Prediction(
             prediction.x0 - blurred.astype(x.dtype) * prediction.eps,
             ratio.astype(x.dtype) * prediction.eps,

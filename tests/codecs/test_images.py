@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdiff.images import grid, save_png, to_uint8
+from jaxdiff.codecs import grid, save_png, to_uint8
 
 
 def test_every_grey_level_survives() -> None:

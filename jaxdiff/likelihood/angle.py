@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,6 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.denoiser import Cond, Denoiser
-from jaxdiff.grid import RATIO_MAX
 from jaxdiff.process import Process, as_time
 
 
@@ -31,23 +28,19 @@ def time_of_angle(process: Process, phi: Array) -> Array:
     return process.time_of_log_snr(2.0 * (jnp.log(jnp.maximum(jnp.cos(phi), 0.0)) - jnp.log(jnp.sin(phi))))
 
 
-def ends(process: Process, t_min: ArrayLike | None, t_max: ArrayLike | None) -> tuple[Array, Array]:
+def time_limits(process: Process, t_min: ArrayLike | None, t_max: ArrayLike | None) -> tuple[Array, Array]:
     """The least and the largest time of a likelihood.
 
     Args:
       process: the process.
       t_min: None for the process's `min_time`.
-      t_max: None for 1 or, where sigma/alpha is beyond 200 there, for the time where it is 200, as `jaxdiff.grid` does.
+      t_max: None for the process's `max_time`.
 
     Raises:
       ValueError: times that are known and not 0 <= t_min < t_max <= 1, or sigma(t_min) = 0.
     """
     first = as_time(process.min_time() if t_min is None else t_min)
-    if t_max is None:
-        least = -2.0 * math.log(RATIO_MAX)
-        last = jnp.where(process.log_snr(1.0) >= least, 1.0, process.time_of_log_snr(least))
-    else:
-        last = as_time(t_max)
+    last = as_time(process.max_time() if t_max is None else t_max)
     if not _traced(process, first, last):
         with jax.ensure_compile_time_eval():
             low, high, clean = float(first), float(last), bool(process.sigma(first) == 0)

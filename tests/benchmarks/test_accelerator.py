@@ -20,6 +20,8 @@ from benchmarks.speed.turns import Chosen
 from benchmarks.speed.work import forward_work
 from jaxdiff.networks import UNet, dit, functional
 
+pytestmark = pytest.mark.nightly
+
 # Every answer that this file's worker gives is one of these; the module stands in a folder of the test's own.
 STUB = """
 import os, time

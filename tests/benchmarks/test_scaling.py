@@ -17,6 +17,8 @@ from benchmarks.speed.work import forward_work
 from benchmarks.training_step import image_shape, prepared
 from jaxdiff.networks import functional
 
+pytestmark = pytest.mark.nightly
+
 # Five kinds of communication, each in a loop of its own length within an outer one of 3; 16 x 8 float32 a device.
 KNOWN = """
 import json, jax, jax.numpy as jnp
