@@ -31,9 +31,9 @@ from sklearn.svm import SVC
 
 from benchmarks.report import Line, add_arguments, agreement_by_class, by_class, finish, say
 from jaxdiff import Run
+from jaxdiff.codecs import to_model_range, to_uint8
 from jaxdiff.config import ConfigError, keep_compiled, one_line_errors
-from jaxdiff.data import batches, open_digits, to_model_range
-from jaxdiff.images import to_uint8
+from jaxdiff.data import batches, open_digits
 from jaxdiff.train import CheckpointError
 
 CLASSES = 10

@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 
 from benchmarks.report import Line, add_arguments, agreement_by_class, by_class, finish, say
 from jaxdiff import Run
+from jaxdiff.codecs import to_model_range, to_uint8
 from jaxdiff.config import ConfigError, keep_compiled, one_line_errors
-from jaxdiff.data import DataError, Pipeline, Source, batches, open_mnist, to_model_range
-from jaxdiff.images import to_uint8
+from jaxdiff.data import DataError, Pipeline, Source, batches, open_mnist
 from jaxdiff.train import CheckpointError
 
 CLASSES, BATCH, EPOCHS, PEAK = 10, 128, 2, 3e-3

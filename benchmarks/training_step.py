@@ -62,7 +62,7 @@ def prepared(config: Config, mesh: Mesh | None = None) -> Prepared:
         template=template,
     )
     size = config.train.batch_size
-    shapes = {"image": ((size, *image_shape(config)), jnp.float32)}
+    shapes = {"x": ((size, *image_shape(config)), jnp.float32)}
     shapes |= {} if config.num_classes is None else {"label": ((size,), jnp.int32)}
     spread = batch_sharding(mesh)
     batch = {name: jax.ShapeDtypeStruct(*shape, sharding=spread) for name, shape in shapes.items()}

@@ -23,7 +23,7 @@ LAYERS = [
     {"broadcast", "images", "spec"},
     {"noise"},
     {"process"},
-    {"schedule"},
+    {"schedule", "shifted"},
     {"discrete"},
     {"prediction"},
     {"parameterization"},
@@ -39,12 +39,14 @@ LAYERS = [
     {"networks"},
     {"methods"},
     {"data"},
+    {"launch"},
     {"config"},
     {"train"},
     {"compiled"},
     {"generate"},
-    {"run", "runs", "shards"},
-    {"study", "evaluate"},
+    {"runs"},
+    {"evaluate"},
+    {"commands"},
 ]
 LINES_PER_FILE = 400
 LONGER_WITH_REASON: dict[str, str] = {  # path -> why this file may pass LINES_PER_FILE
@@ -55,10 +57,10 @@ TESTED_BESIDE = {  # modules without a test file of their own -> whose tests are
     "broadcast": "noise",
     "denoiser": "guidance",
     "discrete": "process",
-    "generate": "run",
+    "generate": "runs",
     "prediction": "parameterization",
     "schedule": "process",
-    "times": "loss",
+    "shifted": "process",
     "variational": "loss",
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "misc", "common"}

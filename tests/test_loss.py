@@ -13,6 +13,7 @@ from scipy.stats import kstest, norm
 
 import jaxdiff as jd
 from jaxdiff.broadcast import mean_features
+from jaxdiff.spec import Spec
 from jaxdiff.times import Terms
 from jaxdiff.variational import discretised_log_likelihood, gaussian_kl, learned_log_variance, vlb_term
 from tests.tables import PARAMETERIZATIONS, PROCESSES, gaussian
@@ -95,7 +96,7 @@ def test_the_loss_of_a_perfect_network_is_the_irreducible_one() -> None:
         jax.random.key(0), (40_000, 2)
     )
     loss = jd.DenoisingLoss(process, jd.Eps(), time=jd.Uniform(0.5, 0.5))
-    terms = loss.terms(Exact(), (), loss.draw(jax.random.key(1), {"image": x0}))
+    terms = loss.terms(Exact(), (), loss.draw(jax.random.key(1), {"x": x0}))
     signal = jnp.square(process.alpha(0.5) * exact.std)
     expected = (signal / (signal + jnp.square(process.sigma(0.5)))).mean()
     np.testing.assert_allclose(terms.loss.mean(), expected, rtol=0.02)
@@ -180,7 +181,7 @@ def test_importance_sampling_leaves_the_expected_gradient_unchanged(time: Any, p
 
 def test_importance_sampling_gradients_through_the_whole_loss() -> None:
     """As above for parameters of a network, by the loss itself: equal within the standard error."""
-    process, batch = jd.VP(), {"image": jnp.full((4096, 3), 0.3)}
+    process, batch = jd.VP(), {"x": jnp.full((4096, 3), 0.3)}
     time = jd.ScoreNorm(10)
     params = jnp.array([0.4, 0.1])
 
@@ -234,14 +235,57 @@ def test_score_norm_history_is_the_running_mean() -> None:
         assert int(history.seen[b]) == int((where == b).sum())
 
 
-def test_labels_are_dropped_to_the_null_label() -> None:
-    batch = {"image": jnp.zeros((20_000, 1)), "label": jnp.zeros(20_000, jnp.int32)}
-    loss = jd.DenoisingLoss(jd.VP(), jd.Eps(), label_dropout=0.2, null_label=10)
-    labels = loss.draw(jax.random.key(0), batch).cond["label"]
-    assert labels.dtype == jnp.int32 and set(np.unique(labels)) == {0, 10}
-    assert float((labels == 10).mean()) == pytest.approx(0.2, abs=0.01)
-    kept = jd.DenoisingLoss(jd.VP(), jd.Eps(), null_label=10).draw(jax.random.key(0), batch).cond["label"]
-    assert (kept == 0).all()
+class Told:
+    """A network whose output is the label it was told."""
+
+    cond = {"label": Spec((), "int32", 0, 255, null=256), "style": Spec((2,), null=-1.0)}  # noqa: RUF012
+
+    def apply(self, params: Any, x: jax.Array, t: jax.Array, cond: Any = None, *, key: Any = None) -> jax.Array:
+        return jnp.broadcast_to(cond["label"].astype(jnp.float32)[:, None], x.shape)
+
+
+def test_conditions_are_dropped_to_the_nulls_of_the_network_each_by_itself() -> None:
+    n = 20_000
+    batch = {"x": jnp.zeros((n, 1)), "label": jnp.full(n, 255, jnp.uint8), "style": jnp.ones((n, 2))}
+    loss = jd.DenoisingLoss(jd.VP(), jd.Eps(), dropout={"label": 0.2, "style": 0.5})
+    draws = loss.draw(jax.random.key(0), batch)
+    told = draws.conditions(Told())
+    assert told["label"].dtype == jnp.int32 and set(np.unique(told["label"])) == {255, 256}  # 256 is no uint8
+    label, style = told["label"] == 256, (told["style"] == -1.0).all(axis=1)
+    assert float(label.mean()) == pytest.approx(0.2, abs=0.01)
+    assert float(style.mean()) == pytest.approx(0.5, abs=0.02)
+    assert float((label & style).mean()) == pytest.approx(0.1, abs=0.01)  # independent
+    alone = jd.DenoisingLoss(jd.VP(), jd.Eps(), dropout={"label": 0.2}).draw(jax.random.key(0), batch)
+    np.testing.assert_array_equal(alone.dropped["label"], draws.dropped["label"])  # whatever stands beside it
+    np.testing.assert_array_equal(alone.eps, draws.eps)
+    kept = jd.DenoisingLoss(jd.VP(), jd.Eps()).draw(jax.random.key(0), batch)
+    assert (kept.conditions(Told())["label"] == 255).all()
+    assert float(loss.terms(Told(), (), draws).mse.max()) > 250**2
+
+
+def test_a_condition_that_cannot_be_dropped_is_refused() -> None:
+    class Fixed(Told):
+        cond = {"label": Spec((), "int32", 0, 255)}  # noqa: RUF012
+
+    batch = {"x": jnp.zeros((4, 1)), "label": jnp.zeros(4, jnp.int32)}
+    loss = jd.DenoisingLoss(jd.VP(), jd.Eps(), dropout={"label": 0.5})
+    with pytest.raises(ValueError, match=r"cond\['label'\] has no null"):
+        loss.terms(Fixed(), (), loss.draw(jax.random.key(0), batch))
+    with pytest.raises(ValueError, match=r"dropout of \['text'\]"):
+        jd.DenoisingLoss(jd.VP(), jd.Eps(), dropout={"text": 0.5}).draw(jax.random.key(0), batch)
+
+
+def test_rates_of_dropout_are_data() -> None:
+    batch, traces = {"x": jnp.zeros((4, 1)), "label": jnp.zeros(4, jnp.int32)}, []
+
+    @jax.jit
+    def draw(loss: jd.DenoisingLoss) -> jax.Array:
+        traces.append(1)
+        return loss.draw(jax.random.key(0), batch).dropped["label"]
+
+    assert not draw(jd.DenoisingLoss(jd.VP(), jd.Eps(), dropout={"label": 0.0})).any()
+    assert draw(jd.DenoisingLoss(jd.VP(), jd.Eps(), dropout={"label": 1.0})).all()
+    assert len(traces) == 1
 
 
 def test_denoising_loss_is_one_number_a_sample() -> None:
@@ -249,7 +293,7 @@ def test_denoising_loss_is_one_number_a_sample() -> None:
         Linear(),
         jnp.array([0.5, 0.0]),
         jax.random.key(0),
-        {"image": jnp.ones((5, 4, 4, 1))},
+        {"x": jnp.ones((5, 4, 4, 1))},
         process=jd.CosineVP(),
         parameterization=jd.V(),
         weight=jd.MinSNR(),
@@ -259,7 +303,7 @@ def test_denoising_loss_is_one_number_a_sample() -> None:
 
 def test_draws_split_into_micro_batches() -> None:
     loss = jd.DenoisingLoss(jd.VP(), jd.Eps())
-    draws = loss.draw(jax.random.key(0), {"image": jnp.ones((8, 3)), "label": jnp.arange(8)})
+    draws = loss.draw(jax.random.key(0), {"x": jnp.ones((8, 3)), "label": jnp.arange(8)})
     whole = loss.terms(Linear(), jnp.array([0.5, 0.1]), draws).loss
     parts = [
         loss.terms(Linear(), jnp.array([0.5, 0.1]), jax.tree.map(lambda leaf, i=i: leaf[i : i + 2], draws)).loss
@@ -351,9 +395,7 @@ def test_the_variational_bound_of_an_exact_model_is_the_entropy() -> None:
 def test_hybrid_loss_moves_the_variance_and_not_the_mean() -> None:
     """The variational term's gradient reaches the variance channels only (stop-gradient on the mean)."""
     process = PROCESSES["DiscreteVP_cosine"]()
-    batch = {
-        "image": jnp.round(jax.random.uniform(jax.random.key(0), (8, 2, 2, 1), minval=-1, maxval=1) * 127.5) / 127.5
-    }
+    batch = {"x": jnp.round(jax.random.uniform(jax.random.key(0), (8, 2, 2, 1), minval=-1, maxval=1) * 127.5) / 127.5}
     output = 0.1 * jax.random.normal(jax.random.key(1), (8, 2, 2, 2))
     make = lambda w: jd.DenoisingLoss(process, jd.LearnedVariance(), vlb_weight=w)  # noqa: E731
     draws = make(0.001).draw(jax.random.key(2), batch)
@@ -364,3 +406,19 @@ def test_hybrid_loss_moves_the_variance_and_not_the_mean() -> None:
     assert (plain[..., 1:] == 0).all() and (hybrid[..., 1:] != 0).all() and np.isfinite(hybrid).all()
     with pytest.raises(ValueError, match="needs a chain"):
         jd.DenoisingLoss(jd.VP(), jd.LearnedVariance(), vlb_weight=0.001)
+
+
+def test_the_bound_of_real_valued_data_has_a_density_for_decoder() -> None:
+    """The last term of a chain on data that are no grey levels: -ln N(x0; x0^, learned variance), in bits."""
+    process = jd.DiscreteVP(jd.linear_betas(100))
+    x0, eps = jax.random.normal(jax.random.key(0), (2, 6, 3))
+    t = 1 / 100
+    given = gaussian(process)(process.perturb(x0[..., :2], eps[..., :2], t), t)
+    x0, eps = x0[..., :2], eps[..., :2]
+    given = given._replace(variance=jnp.full_like(x0, 0.3))
+    log_variance = learned_log_variance(process, 0.0, t, given.variance)
+    expected = -norm.logpdf(np.asarray(x0), np.asarray(given.x0), np.exp(0.5 * np.asarray(log_variance)))
+    found = vlb_term(process, x0, eps, given, 0.0, t, levels=None)
+    np.testing.assert_allclose(found, expected.mean(axis=1) / np.log(2), rtol=1e-5)
+    inner = [vlb_term(process, x0, eps, given, 0.4, 0.5, levels=levels) for levels in (None, 256)]
+    np.testing.assert_array_equal(*inner)  # no decoder there

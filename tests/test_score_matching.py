@@ -125,7 +125,7 @@ def test_the_weight_on_the_score() -> None:
 
 
 def test_directions_of_both_kinds_are_white() -> None:
-    batch = {"image": jnp.zeros((4000, 2))}
+    batch = {"x": jnp.zeros((4000, 2))}
     for distribution in ("rademacher", "gaussian"):
         loss = Sliced(VP(), SCORE, projections=3, distribution=distribution)
         v = loss.draw(jax.random.key(0), batch).directions
@@ -330,7 +330,7 @@ def test_hutchinsons_residual_is_right_on_average() -> None:
 def test_regulariser_adds_to_any_objective(projections: int) -> None:
     with jax.enable_x64(True):
         key, net = jax.random.key(0), Shifted(mixture(VP()))
-        batch = {"image": jax.random.normal(key, (8, 2))}
+        batch = {"x": jax.random.normal(key, (8, 2))}
         base = Sliced(VP(), SCORE)
         loss = FokkerPlanck(base, 2.0, projections)
         draws = jax.jit(loss.draw)(key, batch, loss.init())
@@ -386,9 +386,9 @@ def test_likelihood_weight_with_its_time_is_unbiased() -> None:
     means, errors = [], []
     for time in (Uniform(0.01), LikelihoodTime(0.01)):
         loss = DenoisingLoss(process, SCORE, Likelihood(), time)
-        values = jax.jit(
-            lambda loss: loss.terms(Shifted(exact), 0.0, loss.draw(jax.random.key(0), {"image": x0})).loss
-        )(loss)
+        values = jax.jit(lambda loss: loss.terms(Shifted(exact), 0.0, loss.draw(jax.random.key(0), {"x": x0})).loss)(
+            loss
+        )
         means.append(float(values.mean()))
         errors.append(float(values.std()) / np.sqrt(len(x0)))
     assert abs(means[0] - means[1]) < 4 * np.hypot(*errors)

@@ -13,6 +13,7 @@ import pytest
 from jax import Array
 
 from jaxdiff import SNR, VE, DenoisingLoss, Karras, Likelihood, LogSigma, MixtureDenoiser, NetworkDenoiser
+from jaxdiff.evaluate.score_field import measure_hessian, measure_score
 from jaxdiff.networks import MLP, functional
 from jaxdiff.score_matching import (
     FiniteDifference,
@@ -23,7 +24,6 @@ from jaxdiff.score_matching import (
     SecondOrder,
     Sliced,
 )
-from jaxdiff.study import measure_hessian, measure_score
 from jaxdiff.times import GeometricLevels, LikelihoodTime
 from jaxdiff.train import Ema, create_state, train_step
 
@@ -53,7 +53,7 @@ def fit(loss: Any, steps: int = 300, accumulate: int = 1) -> tuple[Any, Array]:
     state = create_state(net=NET, optimizer=optimizer, loss=loss, key=jax.random.key(0))
 
     def step(state: Any, key: Array) -> tuple[Any, Array]:
-        batch = {"image": exact.sample_data(key, 256)}
+        batch = {"x": exact.sample_data(key, 256)}
         state, metrics = train_step(
             state, batch, net=NET, loss=loss, optimizer=optimizer, ema=Ema(0.97), accumulate=accumulate
         )

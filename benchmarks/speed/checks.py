@@ -262,7 +262,7 @@ def steps(name: str, dtype: str, quick: bool) -> tuple[np.ndarray, list[Found]]:
     step: Any = compile_step(net=net, loss=loss, optimizer=optimizer, ema=Ema(), schedule=schedule, template=template)
     state = started(optimizer, loss, key, shaken(net), template)
     image = np.clip(np.random.default_rng(2).standard_normal((8, *shape)), -1, 1).astype(np.float32)
-    batch = put_batch({"image": image}, batch_sharding(mesh))
+    batch = put_batch({"x": image}, batch_sharding(mesh))
     compiled = step.lower(state, batch).compile()
     found = []
     if (sizes := compiled.memory_analysis()) is not None:

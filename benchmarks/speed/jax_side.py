@@ -153,7 +153,7 @@ class JaxSide:
             state, metrics = step(state, batch)
             for name in answer:
                 answer[name].append(float(metrics[name]))
-        for name, tree in {"moved": state.params, "moved_average": state.ema}.items():
+        for name, tree in {"moved": state.params, "moved_average": state.ema["ema"]}.items():
             far = jax.tree.map(lambda a, b: float(((np.asarray(a, np.float64) - b) ** 2).sum()), tree, self.params)
             answer[name] = math.sqrt(sum(jax.tree.leaves(far)))
         return answer
@@ -169,7 +169,7 @@ class JaxSide:
             net=net, loss=loss, optimizer=optimizer, ema=Ema(DECAY), schedule=schedule, template=template
         )
         state = started(optimizer, loss, key, self.params, template)
-        return state, step, put_batch({"image": image, **cond}, batch_sharding(self.mesh)), loss
+        return state, step, put_batch({"x": image, **cond}, batch_sharding(self.mesh)), loss
 
     def sampling(self, batch: int) -> tuple[jax.Array, jax.Array]:
         return sample_keys(jax.random.key(0), 0, batch), uniform_times(PROCESS, EVALUATIONS)

@@ -100,7 +100,7 @@ def train_small(steps: int) -> jaxdiff.Run:
             if n % 100 == 0:
                 print(f"step {n}/{steps}, loss {float(metrics['loss']):.3f}")
 
-    denoise = jaxdiff.NetworkDenoiser(net, state.ema, config.process, config.parameterization)
+    denoise = jaxdiff.NetworkDenoiser(net, state.ema["ema"], config.process, config.parameterization)
     return jaxdiff.Run(config, denoise, steps, training.make_mesh(devices=jax.local_devices()))
 
 
@@ -124,7 +124,7 @@ samples = run.sample(jax.random.key(0), 100, {"label": labels})
 
 source = cfg.build_source(run.config)
 real = next(batches(source, len(source)))
-real_by_class = np.concatenate([real["image"][real["label"] == label][:10] for label in range(10)])
+real_by_class = np.concatenate([real["x"][real["label"] == label][:10] for label in range(10)])
 
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 5.0), layout="constrained")
 show(axes[0], real_by_class, 10, rows=range(10), title="real")

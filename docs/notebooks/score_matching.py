@@ -29,6 +29,7 @@ import numpy as np
 import optax
 
 import jaxdiff as jd
+from jaxdiff.evaluate.score_field import measure_hessian, measure_score
 from jaxdiff.networks import MLP, functional
 from jaxdiff.score_matching import (
     FiniteDifference,
@@ -39,7 +40,6 @@ from jaxdiff.score_matching import (
     SecondOrder,
     Sliced,
 )
-from jaxdiff.study import measure_hessian, measure_score
 from jaxdiff.times import GeometricLevels, LikelihoodTime
 from jaxdiff.train import Ema, create_state, train_step
 
@@ -148,9 +148,7 @@ assert np.allclose(even, even[0], rtol=1e-3)
 # For the VE process of this notebook log-SNR is linear in $t$, and the first three are one objective up to a factor.
 
 # %%
-draws = jd.DenoisingLoss(process, jd.Eps()).draw(
-    jax.random.key(0), {"image": exact.sample_data(jax.random.key(1), 256)}
-)
+draws = jd.DenoisingLoss(process, jd.Eps()).draw(jax.random.key(0), {"x": exact.sample_data(jax.random.key(1), 256)})
 ve_weights = [w.on_target(process, jd.Eps(), draws.t) for w in (jd.Simple(), jd.SNR(), jd.Likelihood())]
 assert all(np.allclose(w / w[0], 1.0, rtol=1e-3) for w in ve_weights)
 ladder = GeometricLevels(levels=10).draw(process, jax.random.key(0), 4000)
@@ -200,12 +198,12 @@ def fit(loss, state):
     """Train: the averaged parameters every few steps."""
 
     def step(state, n):
-        batch = {"image": exact.sample_data(jax.random.fold_in(state.key, n), 256)}
+        batch = {"x": exact.sample_data(jax.random.fold_in(state.key, n), 256)}
         return train_step(state, batch, net=net, loss=loss, optimizer=optimizer, ema=Ema(0.97))[0], None
 
     def some_steps(state, ns):
         state, _ = jax.lax.scan(step, state, ns)
-        return state, state.ema
+        return state, state.ema["ema"]
 
     return jax.lax.scan(some_steps, state, jnp.arange(STEPS).reshape(-1, EVERY))[1]
 
@@ -226,7 +224,7 @@ def fisher(params):
 trained, curves = {}, {}
 for name, loss in objectives.items():
     averages = jax.jit(functools.partial(fit, loss))(untrained)
-    kept = [untrained.ema, *(jax.tree.map(lambda leaf, i=i: leaf[i], averages) for i in range(STEPS // EVERY))]
+    kept = [untrained.ema["ema"], *(jax.tree.map(lambda leaf, i=i: leaf[i], averages) for i in range(STEPS // EVERY))]
     curves[name] = np.array([fisher(params) for params in kept])
     trained[name] = jd.NetworkDenoiser(net, kept[-1], process, head)
     print(f"{name:18} F {curves[name][0]:.3f} -> {curves[name][-1]:.4f}")
@@ -348,7 +346,7 @@ for size in (2, 32):
         name: jax.random.normal(key, shape) / shape[0] ** 0.5
         for key, (name, shape) in zip(keys[1:4], shapes.items(), strict=True)
     }
-    batch = {"image": many.sample_data(keys[4], 4096)}
+    batch = {"x": many.sample_data(keys[4], 4096)}
     directed = Sliced(*settings).draw(keys[0], batch)
     target = jax.jit(fisher_gradient)(params, directed, many)
     for name, loss in estimators.items():

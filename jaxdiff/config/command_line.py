@@ -25,8 +25,9 @@ from typing import Annotated, Any, TypeVar
 import jax
 import tyro
 
-from jaxdiff.config.distributed import ProcessOptions, leave_alone
-from jaxdiff.config.schema import Config, ConfigError, as_config_error, suggestion
+from jaxdiff.config.schema import Config
+from jaxdiff.launch.distributed import ProcessOptions, leave_alone
+from jaxdiff.launch.errors import ConfigError, as_config_error, suggestion
 
 Options = TypeVar("Options")
 
@@ -36,7 +37,7 @@ def one_line_errors(program: str, *errors: type[Exception]) -> Iterator[None]:
     """Turns a `ConfigError`, or one of ``errors``, into one line on stderr and exit status 2; Ctrl-C into one and 130.
     Others pass.
 
-    One of several processes ends by whatever error without waiting for the others (`jaxdiff.config.distributed`).
+    One of several processes ends by whatever error without waiting for the others (`jaxdiff.launch.distributed`).
 
     >>> with one_line_errors("train.py"):
     ...     raise ConfigError("train.steps: 0 is out of range")

@@ -1,55 +1,55 @@
-"""Images from disk to batches: sources (random access, uint8), their checks, and an exact, resumable pipeline. Points
-of the plane too.
+"""Data from disk to batches: sources of records as they are stored, their checks, and an exact, resumable pipeline.
 
 A source is opened by one function a kind of storage; all take the same options. `Pipeline` turns any source into the
 endless stream that training reads, `batches` into one pass in order. `decode_once` keeps the pixels of a small set, so
-that images are decoded in the first epoch only.
+that images are decoded in the first epoch only. What a network sees is made of the records by `jaxdiff.codecs`.
 """
 
 from typing import TYPE_CHECKING
 
-from jaxdiff.data.sources import DataError, Record, Source, verify
+from jaxdiff.data.sources import DataError, Source, Subset, fingerprint, num_classes, take, verify
 from jaxdiff.lazy import lazily
 
 if TYPE_CHECKING:
-    from jaxdiff.data.arrays import from_arrays, open_digits, open_npz
+    from jaxdiff.data.arrays import ArraySource, from_arrays, open_digits, open_npz
     from jaxdiff.data.decoded import decode_once
     from jaxdiff.data.files import open_folder
     from jaxdiff.data.parquet import open_cifar10, open_mnist, open_parquet
     from jaxdiff.data.pipeline import Pipeline, batches
-    from jaxdiff.data.points import POINTS, PointMixture, PointSource, open_points, point_mixture
+    from jaxdiff.data.points import POINTS, PointMixture, open_points, point_mixture
     from jaxdiff.data.skipping import without_bad
     from jaxdiff.data.tfds import open_tfds
-    from jaxdiff.data.transforms import center_crop_resize, horizontal_flip, to_model_range
+    from jaxdiff.data.transforms import center_crop_resize
 
 __getattr__ = lazily(
     __name__,
     {
-        **dict.fromkeys(("from_arrays", "open_digits", "open_npz"), "arrays"),
+        **dict.fromkeys(("ArraySource", "from_arrays", "open_digits", "open_npz"), "arrays"),
         "decode_once": "decoded",
         "open_folder": "files",
         **dict.fromkeys(("open_cifar10", "open_mnist", "open_parquet"), "parquet"),
         **dict.fromkeys(("Pipeline", "batches"), "pipeline"),
-        **dict.fromkeys(("POINTS", "PointMixture", "PointSource", "open_points", "point_mixture"), "points"),
+        **dict.fromkeys(("POINTS", "PointMixture", "open_points", "point_mixture"), "points"),
         "without_bad": "skipping",
         "open_tfds": "tfds",
-        **dict.fromkeys(("center_crop_resize", "horizontal_flip", "to_model_range"), "transforms"),
+        "center_crop_resize": "transforms",
     },
 )
 
 __all__ = [
     "POINTS",
+    "ArraySource",
     "DataError",
     "Pipeline",
     "PointMixture",
-    "PointSource",
-    "Record",
     "Source",
+    "Subset",
     "batches",
     "center_crop_resize",
     "decode_once",
+    "fingerprint",
     "from_arrays",
-    "horizontal_flip",
+    "num_classes",
     "open_cifar10",
     "open_digits",
     "open_folder",
@@ -59,7 +59,7 @@ __all__ = [
     "open_points",
     "open_tfds",
     "point_mixture",
-    "to_model_range",
+    "take",
     "verify",
     "without_bad",
 ]

@@ -1,110 +1,202 @@
 """Sources over arrays: the embedded digits, `.npz` files, arrays at hand.
 
-An array stored uncompressed in its `.npz` (`np.savez`) is memory-mapped and read page by page; a compressed one
-(`np.savez_compressed`) is held in memory. Nothing is ever unpickled.
+Arrays are data of any shape, the records first: uint8 is bytes 0..255 (images, and what is stored like them), floats
+are real values. An array stored uncompressed in its `.npz` (`np.savez`) is memory-mapped and read page by page; a
+compressed one (`np.savez_compressed`) is held in memory. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from jaxdiff.data.files import find_split, given_path
-from jaxdiff.data.sources import DataError, Expected, Images, Source, check_labels, digest, one_line
+from jaxdiff.data.readers import ANYTHING, Expected
+from jaxdiff.data.sources import DataError, Records, check_labels, digest, label_spec, one_line, spread
+from jaxdiff.data.transforms import center_crop_resize
+from jaxdiff.spec import Spec
 
 _DIGITS = Path(__file__).with_name("digits.npz")
-_IMAGE_KEYS = ("images", "image", "x", "data", "arr_0")
+_DATA_KEYS = ("images", "image", "x", "points", "data", "arr_0")
 _LABEL_KEYS = ("labels", "label", "y", "targets", "arr_1")
+_CLASS_KEYS = ("classes", "class_names")
 
 
-class ArrayReader:
-    """Images (N, H, W, C) or (N, H, W) and labels (N,) or None, in memory or mapped."""
+class ArraySource:
+    """A `Source` over arrays, in memory or mapped: the data ``"x"`` and any number of conditions.
+
+    Args:
+      arrays: ``(N, ...)`` by name.
+      name: for messages.
+      expected: what was asked for.
+      low: least value of the data, where they are floats; None: no bound.
+      high: largest value.
+      classes: names of the classes.
+      mapped: the file that arrays are mapped from, and their keys in it.
+
+    Raises:
+      DataError: arrays that are empty, of different lengths, of other types, or not what was asked for.
+    """
 
     def __init__(
         self,
-        images: NDArray[Any],
-        labels: NDArray[Any] | None,
+        arrays: Mapping[str, NDArray[Any]],
         *,
         name: str,
-        num_classes: int | None = None,
-        expected: int | None = None,
-        member: tuple[str, str] | None = None,
-        skip_bad: bool = False,
+        expected: Expected = ANYTHING,
+        low: float | None = None,
+        high: float | None = None,
+        classes: Sequence[str] | None = None,
+        mapped: tuple[str, Mapping[str, str]] | None = None,
     ) -> None:
-        if images.dtype != np.uint8:
-            raise DataError(f"{name}: images are {images.dtype}, expected uint8 in 0..255; scale and cast them")
-        if images.ndim not in (3, 4):
-            raise DataError(f"{name}: images have shape {images.shape}, expected (N, H, W, C) or (N, H, W)")
-        images = _channels_last(images)
-        if images.shape[1] in (1, 3, 4) and images.shape[3] > 4:
+        self.name, self._mapped = name, mapped
+        self._arrays = {key: _as_images(array) if key == "x" else array for key, array in arrays.items()}
+        x = self._arrays["x"]
+        if not len(x):
+            raise DataError(f"{name}: the set is empty, expected at least one record")
+        self._size = _check_data(name, x, expected)
+        self.spec = {"x": _spec(name, "x", x, low, high)}
+        if self._size is not None:
+            self.spec["x"] = Spec((self._size, self._size, x.shape[3]), "uint8", 0, 255)
+        count = expected.num_classes or (len(classes) if classes else None)
+        if expected.num_classes is not None and "label" not in arrays:
             raise DataError(
-                f"{name}: images have shape {images.shape}, channels first as it seems; "
-                "store images.transpose(0, 2, 3, 1)"
+                f"{name}: has no labels, num_classes={expected.num_classes} was asked; "
+                "leave num_classes out to train without labels"
             )
-        self.name = name
-        self._images = images
-        self._member = member  # the file and key it came from
-        self._labels: NDArray[np.int64] | None = None
-        self.num_classes: int | None = None
-        if labels is not None:
-            self._labels, self.num_classes = check_labels(labels, num_classes, self, expected, skip_bad)
-        some = images[:: max(1, len(images) // 16)]
-        self.identity = digest(some, *([] if self._labels is None else [self._labels]))
+        for key, array in arrays.items():
+            if key == "label":
+                self._arrays[key], found = check_labels(
+                    array, count, records=len(x), name=name, where=self.where, strict=not expected.skip_bad
+                )
+                self.spec[key] = label_spec(found)
+            elif key != "x":
+                if len(array) != len(x):
+                    raise DataError(f"{name}: {key} has {len(array)} rows for {len(x)} records, expected one for each")
+                self.spec[key] = _spec(name, key, array, None, None)
+        self.classes = None if classes is None else tuple(str(each) for each in classes)
+        some = spread(len(x), 64)
+        others = [self._arrays[key][some] for key in sorted(self._arrays) if key not in ("x", "label")]
+        labels = [self._arrays["label"].astype(np.int64)] if "label" in arrays else []
+        identity = digest(x[:: max(1, len(x) // 16)], *labels, *others)
+        counted = int(self.spec["label"].high or 0) + 1 if labels else None
+        self.fingerprint = digest(np.frombuffer(repr((len(x), self.spec["x"].shape, counted, identity)).encode(), "u1"))
 
     def __getstate__(self) -> dict[str, Any]:
         # For worker processes: a mapped array would be copied whole, so each opens the file again.
-        return {**self.__dict__, "_images": None} if self._member else self.__dict__
+        kept = {key: array for key, array in self._arrays.items() if not isinstance(array, np.memmap)}
+        return {**self.__dict__, "_arrays": kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._member:
-            self._images = _channels_last(_array(*self._member))
+        if self._mapped:
+            path, keys = self._mapped
+            lost = [key for key in self.spec if key not in self._arrays]
+            again = {key: read_array(path, keys[key]) for key in lost}
+            self._arrays |= {key: _as_images(array) if key == "x" else array for key, array in again.items()}
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._arrays["x"])
 
-    def read(self, index: int, /) -> tuple[NDArray[np.uint8], int | None]:
-        return np.array(self._images[index]), None if self._labels is None else int(self._labels[index])
+    def take(self, indices: NDArray[np.int64], /) -> Records:
+        found = {key: self._arrays[key][indices].astype(spec.dtype, copy=False) for key, spec in self.spec.items()}
+        if self._size is not None:
+            found["x"] = np.stack([center_crop_resize(image, self._size) for image in found["x"]])
+        return {key: np.ascontiguousarray(array) for key, array in found.items()}
 
-    def read_many(self, indices: NDArray[np.int64], /) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None]:
-        return np.ascontiguousarray(self._images[indices]), None if self._labels is None else self._labels[indices]
-
-    def where(self, index: int, /) -> str:
+    def where(self, index: int) -> str:
+        """The place of a record, for messages."""
         return f"{self.name} row {index}"
 
 
+def _as_images(x: NDArray[Any]) -> NDArray[Any]:
+    return x[..., None] if x.dtype == np.uint8 and x.ndim == 3 else x
+
+
+def _check_data(name: str, x: NDArray[Any], expected: Expected) -> int | None:
+    """Refuses what was not asked for; gives the side to bring images to, where they have another."""
+    if x.dtype != np.uint8 and x.dtype.kind != "f":
+        raise DataError(f"{name}: images are {x.dtype}, expected uint8 in 0..255, or floats; cast them")
+    if x.ndim < 2:
+        raise DataError(f"{name}: x has shape {x.shape}, expected (N, ...): one row a record")
+    channels, size = expected.channels, expected.image_size
+    images = x.dtype == np.uint8 and x.ndim == 4
+    if images and channels != x.shape[3] and x.shape[1] in (1, 3, 4) and min(x.shape[2:]) > 4:
+        raise DataError(
+            f"{name}: images have shape {x.shape}, channels first as it seems; "
+            f"store images.transpose(0, 2, 3, 1), or set channels={x.shape[3]} if they are not"
+        )
+    if channels not in (None, x.shape[-1]):
+        raise DataError(
+            f"{name} row 0: images have {x.shape[-1]} channel{'s' if x.shape[-1] > 1 else ''}, expected {channels} "
+            f"channel{'s' if channels != 1 else ''}; set channels={x.shape[-1]} or convert them"
+        )
+    if size is None or x.shape[1:3] == (size, size):
+        return None
+    if x.ndim != 4:
+        raise DataError(f"{name}: image_size is of images (N, H, W, C), and x has shape {x.shape}; leave it out")
+    height, width = x.shape[1:3]
+    if not expected.resize or x.dtype != np.uint8:
+        how = "set resize=True to crop and resize (transforms.center_crop_resize), or " if x.dtype == np.uint8 else ""
+        raise DataError(f"{name} row 0: image is {height}x{width}, expected {size}x{size}; {how}leave image_size out")
+    return size
+
+
+def _spec(name: str, key: str, array: NDArray[Any], low: float | None, high: float | None) -> Spec:
+    shape, kind = array.shape[1:], array.dtype.kind
+    if array.dtype == np.uint8 and (key == "x" or shape):
+        return Spec(shape, "uint8", 0, 255)
+    if kind == "f":
+        return Spec(shape, "float32", low, high)
+    if kind not in "iub":
+        raise DataError(f"{name}: {key} is {array.dtype}, expected numbers; leave it out")
+    bounds = (None, None) if shape else (int(array.min()), int(array.max()))
+    return Spec(shape, "int32", *bounds)
+
+
 def from_arrays(
-    images: NDArray[np.uint8],
-    labels: NDArray[np.integer] | None = None,
+    x: ArrayLike,
+    label: ArrayLike | None = None,
     *,
+    low: float | None = None,
+    high: float | None = None,
     num_classes: int | None = None,
+    classes: Sequence[str] | None = None,
     name: str = "arrays",
-) -> Source:
+    **conditions: ArrayLike,
+) -> ArraySource:
     """A source over arrays at hand.
 
     Args:
-      images: uint8 ``(N, H, W, C)`` or ``(N, H, W)``.
-      labels: integers (N,) in [0, num_classes), or None.
-      num_classes: None: the largest label + 1.
+      x: the data, uint8 or floats, ``(N, ...)``; uint8 ``(N, H, W)`` are grey images.
+      label: integers ``(N,)`` or ``(N, 1)`` in [0, num_classes), or None.
+      low: least value of float data; with ``high``, what is drawn is clipped to the two. None: no bound.
+      high: largest value of float data.
+      num_classes: None: as many as ``classes``, or the largest label + 1.
+      classes: names of the classes, in order of their labels.
       name: for messages.
+      conditions: further conditions by name, ``(N, ...)``.
 
     Raises:
       DataError: for other shapes or types.
 
-    >>> source = from_arrays(np.zeros((5, 8, 8, 3), np.uint8), np.arange(5))
-    >>> len(source), source.image_shape, source.num_classes, source[4]["label"]
-    (5, (8, 8, 3), 5, 4)
+    >>> source = from_arrays(np.zeros((5, 8, 8, 3), np.uint8), np.arange(5), width=np.ones((5, 1), np.float32))
+    >>> len(source), {name: (spec.shape, spec.dtype) for name, spec in source.spec.items()}
+    (5, {'x': ((8, 8, 3), 'uint8'), 'label': ((), 'int32'), 'width': ((1,), 'float32')})
     """
-    labels = None if labels is None else np.asarray(labels)
-    reader = ArrayReader(np.asarray(images), labels, name=name, expected=num_classes)
-    return Images(reader, Expected(num_classes=num_classes))
+    arrays = {"x": x, **({} if label is None else {"label": label}), **conditions}
+    expected = Expected(num_classes=num_classes)
+    held = {key: np.asarray(array) for key, array in arrays.items()}
+    return ArraySource(held, name=name, expected=expected, low=low, high=high, classes=classes)
 
 
 def open_digits(
@@ -116,7 +208,8 @@ def open_digits(
     num_classes: int | None = None,
     resize: bool = False,
     skip_bad: bool = False,
-) -> Source:
+    conditions: Sequence[str] | None = None,
+) -> ArraySource:
     """The 1,797 handwritten digits (8x8, grey, ten classes) that lie in the package: no download.
 
     Stored values v = 0..16 become grey levels u = round(255 v / 16); v = round(16 u / 255) recovers them. The split is
@@ -125,12 +218,13 @@ def open_digits(
     Args:
       path: there is none to give.
       split: "train", "test" or "all".
-      image_size, channels, num_classes, resize, skip_bad: as in `open_parquet`.
+      image_size, channels, num_classes, resize, skip_bad, conditions: as in `open_parquet`.
 
     >>> source = open_digits()
-    >>> len(source), source.image_shape, source.num_classes
+    >>> len(source), source.spec["x"].shape, len(source.classes)
     (1438, (8, 8, 1), 10)
-    >>> np.round(source[0]["image"][0, :, 0] * (16 / 255)).astype(int).tolist()
+    >>> first = source.take(np.array([0]))["x"][0]
+    >>> np.round(first[0, :, 0] * (16 / 255)).astype(int).tolist()
     [0, 0, 5, 13, 9, 1, 0, 0]
     """
     if path is not None:
@@ -143,8 +237,9 @@ def open_digits(
         values, labels, test = file["images"], file["labels"], file["test"]
     chosen = {"train": ~test, "test": test, "all": np.ones_like(test)}[split]
     grey = np.rint(values[chosen] * (255 / 16)).astype(np.uint8)
-    reader = ArrayReader(grey, labels[chosen], name="digits", num_classes=10, expected=num_classes)
-    return Images(reader, Expected(image_size, channels, num_classes, resize, skip_bad))
+    expected = Expected(image_size, channels, num_classes, resize, skip_bad, conditions)
+    arrays = {"x": grey, **({"label": labels[chosen]} if expected.labelled else {})}
+    return ArraySource(arrays, name="digits", expected=expected, classes="0123456789" if expected.labelled else None)
 
 
 def open_npz(
@@ -156,18 +251,20 @@ def open_npz(
     num_classes: int | None = None,
     resize: bool = False,
     skip_bad: bool = False,
-) -> Source:
-    """Images and labels from an `.npz` file.
+    conditions: Sequence[str] | None = None,
+) -> ArraySource:
+    """Arrays from an `.npz` file: images, points, latents, signals, and what they are conditioned on.
 
-    Images are uint8 ``(N, H, W, C)`` or ``(N, H, W)`` under the key images, image, x, data or arr_0; integer labels,
+    The data, uint8 or floats ``(N, ...)``, lie under the key images, image, x, points, data or arr_0; integer labels,
     which may be absent, under labels, label, y, targets or arr_1; either with the split before or after it
-    (`train_images`, `x_train`).
+    (`train_images`, `x_train`). Every other array of numbers with N rows is a condition of its own name. Text under
+    classes or class_names names the classes.
 
     Args:
       path: the file, or a folder that holds `train.npz`, `test.npz`.
       split: which of them. A file without splits is its own only one: "train", "all", or the name that the file begins
         with.
-      image_size, channels, num_classes, resize, skip_bad: as in `open_parquet`.
+      image_size, channels, num_classes, resize, skip_bad, conditions: as in `open_parquet`.
 
     Raises:
       DataError: the file or split is missing, damaged, or not what was asked for.
@@ -176,10 +273,10 @@ def open_npz(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     np.savez(folder + "/set.npz", images=np.zeros((4, 8, 8), np.uint8), labels=np.array([0, 1, 1, 2]))
     ...     source = open_npz(folder + "/set.npz")
-    ...     len(source), source.image_shape, source.num_classes
-    (4, (8, 8, 1), 3)
+    ...     len(source), source.spec["x"].shape, source.spec["label"].high
+    (4, (8, 8, 1), 2)
     """
-    expected = Expected(image_size, channels, num_classes, resize, skip_bad)
+    expected = Expected(image_size, channels, num_classes, resize, skip_bad, conditions)
     path = given_path(path, "npz", "an .npz file with images (N, H, W, C) uint8 and labels (N,)")
     if path.is_dir():
         files = find_split(path, split, "npz")
@@ -189,24 +286,47 @@ def open_npz(
             )
         path = files[0]
     keys = _keys(path)
-    image_key, label_key = _find(keys, _IMAGE_KEYS, split), _find(keys, _LABEL_KEYS, split)
+    image_key, inside = _find(keys, _DATA_KEYS, split), True
     if image_key is None:
         if split_keys := [
-            key for key in keys if any(f in key for f in _IMAGE_KEYS[:3]) and ("train" in key or "test" in key)
+            key for key in keys if any(f in key for f in _DATA_KEYS[:3]) and ("train" in key or "test" in key)
         ]:
             raise DataError(f"{path}: no split {split!r}; it has the arrays {', '.join(split_keys)}")
         find_split(path, split, "npz")  # a file without splits inside: is it the one that was asked for?
-        image_key, label_key = _find(keys, _IMAGE_KEYS, None), _find(keys, _LABEL_KEYS, None)
+        image_key, inside = _find(keys, _DATA_KEYS, None), False
     if image_key is None:
         raise DataError(
-            f"{path}: no array of images; it has {', '.join(keys) or 'none'}, expected one of {', '.join(_IMAGE_KEYS)}"
+            f"{path}: no array of images; it has {', '.join(keys) or 'none'}, expected one of {', '.join(_DATA_KEYS)}"
         )
-    return Images(_read_npz(str(path), image_key, label_key, expected), expected)
+    found = {"x": image_key}
+    label_key = _find(keys, _LABEL_KEYS, split if inside else None)
+    for key in keys:
+        name = "label" if key == label_key else _without(key, split) if inside else key
+        other = key in (image_key, *_CLASS_KEYS) or name is None or name in _DATA_KEYS
+        if not other and (expected.conditions is None or name in expected.conditions):
+            found[str(name)] = key
+    rows = _header(str(path), image_key)[0][:1]
+    for name, key in [*found.items()]:
+        shape, kind = _header(str(path), key)
+        if name not in ("x", "label") and (shape[:1] != rows or kind.kind not in "iufb"):
+            del found[name]
+    arrays = {name: read_array(str(path), key) for name, key in found.items()}
+    names = next((read_array(str(path), key) for key in _CLASS_KEYS if key in keys and "label" in arrays), None)
+    classes = None if names is None else [str(each) for each in names]
+    return ArraySource(arrays, name=str(path), expected=expected, classes=classes, mapped=(str(path), found))
 
 
 def _find(keys: list[str], names: tuple[str, ...], split: str | None) -> str | None:
     forms = [name if split is None else form for name in names for form in (f"{name}_{split}", f"{split}_{name}")]
     return next((form for form in forms if form in keys), None)
+
+
+def _without(key: str, split: str) -> str | None:
+    """The name of an array of this split; None for one of another."""
+    for name in (key.removesuffix(f"_{split}"), key.removeprefix(f"{split}_")):
+        if name != key:
+            return name
+    return None
 
 
 def _keys(path: Path) -> list[str]:
@@ -219,32 +339,36 @@ def _keys(path: Path) -> list[str]:
         ) from error
 
 
-def _read_npz(path: str, image_key: str, label_key: str | None, expected: Expected) -> ArrayReader:
-    images = _array(path, image_key)
-    labels = None if label_key is None else _array(path, label_key)
-    asked, skip = expected.num_classes, expected.skip_bad
-    return ArrayReader(images, labels, name=path, expected=asked, member=(path, image_key), skip_bad=skip)
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-def _channels_last(images: NDArray[Any]) -> NDArray[Any]:
-    return images[..., None] if images.ndim == 3 else images
+def _header(path: str, key: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array of an `.npz`."""
+    with _reading(path, key), zipfile.ZipFile(path) as archive, archive.open(key + ".npy") as file:
+        shape, _, kind = _HEADERS[np.lib.format.read_magic(file)](file)
+        return shape, kind
 
 
-def _array(path: str, key: str) -> NDArray[Any]:
+def read_array(path: str, key: str) -> NDArray[Any]:
     """An array of an `.npz`, memory-mapped where it is stored uncompressed."""
+    with _reading(path, key), zipfile.ZipFile(path) as archive:
+        member = archive.getinfo(key + ".npy")
+        with archive.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            if member.compress_type == zipfile.ZIP_STORED and version == (1, 0):
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+                if 0 not in shape and not dtype.hasobject:
+                    start = _data_offset(path, member) + file.tell()
+                    return np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
+        with archive.open(member) as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+
+
+@contextlib.contextmanager
+def _reading(path: str, key: str) -> Iterator[None]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            member = archive.getinfo(key + ".npy")
-            with archive.open(member) as file:
-                version = np.lib.format.read_magic(file)
-                if member.compress_type == zipfile.ZIP_STORED and version == (1, 0):
-                    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-                    if 0 not in shape and not dtype.hasobject:
-                        start = _data_offset(path, member) + file.tell()
-                        return np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
-            with archive.open(member) as file:
-                return np.lib.format.read_array(file, allow_pickle=False)
-    except (zipfile.BadZipFile, zlib.error, struct.error, OSError, ValueError, EOFError) as error:
+        yield
+    except (zipfile.BadZipFile, zlib.error, struct.error, OSError, ValueError, EOFError, KeyError) as error:
         raise DataError(
             f"{path}: array {key!r} cannot be read ({one_line(error)}); write it again with np.savez, without objects"
         ) from error

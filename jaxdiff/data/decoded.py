@@ -3,11 +3,11 @@
 To decode a small PNG or JPEG takes tens of times as long as to copy its pixels, and training reads each image hundreds
 of times. So `decode_once` writes the records of a small set, in their order, to a NumPy file of
 
-    {image: uint8 (H, W, C), label: int64}     (without label, where there are none)
+    {x: uint8 (H, W, C), label: int32}     (what the source's spec names)
 
 and reads batches from there in one call. The file is NAME-PLACE-STATE.npy: PLACE is a hash of what was asked for (the
-files' paths, the split, size, channels, classes), STATE of what the files hold (the source's fingerprint, and each
-file's size and times). A file that changes is thus met under another STATE, and what was kept of that PLACE is removed.
+files' paths, the spec), STATE of what the files hold (the source's fingerprint, and each file's size and times). A file
+that changes is thus met under another STATE, and what was kept of that PLACE is removed.
 
 A file is there whole or not at all: it is written under a name that nobody reads, synced, and renamed. Processes that
 want the same one take turns by a lock, which ends with its holder; where the file system has no locks, each writes its
@@ -24,10 +24,9 @@ import hashlib
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -35,17 +34,23 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdiff.data.sources import DataError, Images, Record, Records, Source, one_line
+from jaxdiff.data.sources import (
+    DataError,
+    Records,
+    Say,
+    Source,
+    Subset,
+    classes_of,
+    fingerprint,
+    name_of,
+    one_line,
+    take,
+    to_stderr,
+)
 
-_VERSION = 1  # of what the file holds; another one is another PLACE
+_VERSION = 2  # of what the file holds; another one is another PLACE
 _CHUNK_BYTES = 2**20  # decoded at a time by each thread
 _SPARE = 100 * 10**6  # bytes that are left free on the disk
-
-Say = Callable[[str], None]
-
-
-def to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def cache_folder() -> Path:
@@ -82,10 +87,13 @@ def decode_once(
     ...         Image.new("RGB", (8, 8)).save(Path(data, name))
     ...     source = open_folder(data)
     ...     decoded = decode_once(source, limit=10**6, folder=kept, say=lambda text: None)
-    >>> type(decoded).__name__, decoded.fingerprint == source.fingerprint, len(decoded), decoded[1]["image"].shape
+    >>> type(decoded).__name__, decoded.fingerprint == source.fingerprint, len(decoded), decoded.spec["x"].shape
     ('Decoded', True, 2, (8, 8, 3))
     """
-    if not isinstance(source, Images) or not source.files:
+    if isinstance(source, Subset) and source.indices is None:  # one file, whichever conditions a run reads
+        inner = decode_once(source.source, limit=limit, folder=folder, say=say)
+        return source if inner is source.source else Subset(inner, names=[name for name in source.spec if name != "x"])
+    if not getattr(source, "files", ()):
         return source
     kind = _kind(source)
     if len(source) * kind.itemsize > limit:
@@ -93,7 +101,7 @@ def decode_once(
     try:
         folder = cache_folder() if folder is None else Path(folder)
         place, state = hashes(source)
-        name = re.sub(r"\W+", "_", Path(source.name).name)[:50]
+        name = re.sub(r"\W+", "_", Path(name_of(source)).name)[:50]
         file = folder / f"{name}-{place}-{state}.npy"
         rows = _mapped(file, kind, len(source))
         if rows is None:
@@ -108,7 +116,7 @@ def decode_once(
                 raise OSError(errno.EIO, "what was written does not read back")
     except OSError as error:
         where = "" if folder is None else f" in {folder}"
-        say(f"{source.name}: decoded images cannot be kept{where} ({one_line(error)}); each access decodes anew")
+        say(f"{name_of(source)}: decoded images cannot be kept{where} ({one_line(error)}); each access decodes anew")
         return source
     return Decoded(source, file, rows)
 
@@ -117,10 +125,8 @@ class Decoded:
     """A `Source` over a file of decoded records; made by `decode_once`. Fields as `Source`."""
 
     def __init__(self, source: Source, file: Path, rows: NDArray[Any]) -> None:
-        self.name = source.name
-        self.image_shape = source.image_shape
-        self.num_classes = source.num_classes
-        self.fingerprint = source.fingerprint
+        self.name, self.classes, self.spec = name_of(source), classes_of(source), dict(source.spec)
+        self.fingerprint = fingerprint(source)
         self._file, self._count, self._kind = file, len(source), rows.dtype
         self._hold(rows)
 
@@ -142,32 +148,24 @@ class Decoded:
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int, /) -> Record:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.name}: no record {index}, there are {len(self)}")
-        row = self._bytes[index].view(self._kind)[0]
-        image = np.array(row["image"])
-        return {"image": image} if self.num_classes is None else {"image": image, "label": int(row["label"])}
-
     def take(self, indices: NDArray[np.int64], /) -> Records:
         """Several records: one copy of their bytes."""
         rows = self._bytes.take(indices, axis=0).view(self._kind)[:, 0]
-        image = rows["image"]
-        return {"image": image} if self.num_classes is None else {"image": image, "label": rows["label"].astype("i4")}
+        return {name: rows[name] for name in self.spec}
 
 
 def _kind(source: Source) -> np.dtype[Any]:
-    label = [] if source.num_classes is None else [("label", "<i8")]
-    return np.dtype([("image", "u1", source.image_shape), *label])
+    return np.dtype([(name, np.dtype(spec.dtype).newbyteorder("<"), spec.shape) for name, spec in source.spec.items()])
 
 
-def hashes(source: Images) -> tuple[str, str]:
+def hashes(source: Any) -> tuple[str, str]:
     """PLACE and STATE, of the files of a source."""
-    where = os.path.abspath(source.name) if os.path.exists(source.name) else source.name
+    name = name_of(source)
+    where = os.path.abspath(name) if os.path.exists(name) else name
     paths = [os.path.abspath(file) for file in source.files]
-    asked = (_VERSION, where, paths, source.request, source.image_shape, source.num_classes)
+    asked = (_VERSION, where, paths, len(source), sorted(source.spec.items()))
     found = [os.stat(path) for path in paths]
-    held = (source.fingerprint, [(file.st_size, file.st_mtime_ns, file.st_ctime_ns) for file in found])
+    held = (fingerprint(source), [(file.st_size, file.st_mtime_ns, file.st_ctime_ns) for file in found])
     place, state = (hashlib.blake2b(repr(text).encode(), digest_size=8).hexdigest() for text in (asked, held))
     return place, state
 
@@ -188,7 +186,7 @@ def locked(lock: IO[str], source: Source, say: Say) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        say(f"{source.name}: waiting for another process that decodes it")
+        say(f"{name_of(source)}: waiting for another process that decodes it")
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError:
         return False
@@ -203,7 +201,7 @@ def _write(file: Path, prefix: str, source: Source, kind: np.dtype[Any], has_loc
     free = shutil.disk_usage(folder).free
     if free < size + _SPARE:
         raise OSError(errno.ENOSPC, f"{size / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free")
-    say(f"{source.name}: decoding {len(source):,} images once; their {size / 1e6:,.0f} MB are kept in {folder}")
+    say(f"{name_of(source)}: decoding {len(source):,} images once; their {size / 1e6:,.0f} MB are kept in {folder}")
     handle, partial = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=".partial")
     try:
         with open(handle, "wb") as out, contextlib.closing(_decode(source, kind)) as chunks:
@@ -237,12 +235,10 @@ def _decode(source: Source, kind: np.dtype[Any]) -> Generator[NDArray[Any]]:
     threads = min(4, os.cpu_count() or 1)
 
     def chunk(start: int) -> NDArray[Any]:
-        rows = np.empty(min(each, len(source) - start), kind)
-        for place in range(len(rows)):
-            record = source[start + place]
-            rows["image"][place] = record["image"]
-            if "label" in record:
-                rows["label"][place] = record["label"]
+        count = min(each, len(source) - start)
+        rows = np.empty(count, kind)
+        for name, array in take(source, np.arange(start, start + count)).items():
+            rows[name] = array
         return rows
 
     pending: deque[Future[NDArray[Any]]] = deque()

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxdiff.data.decoding import decode
-from jaxdiff.data.sources import DataError, Expected, Images, Source, digest, one_line
+from jaxdiff.data.readers import Expected, ImageSource
+from jaxdiff.data.sources import DataError, Say, digest, one_line, spread, to_stderr
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff", ".jp2"}
+_SUFFIXES |= {".ppm", ".pgm"}
+_SPLITS = {"train": {"train", "training"}, "validation": {"validation", "val", "valid"}, "test": {"test", "testing"}}
+_DIGESTED, _HEAD = 64, 2**16  # files, and bytes of each, that a folder's fingerprint reads
 
 
 def given_path(path: str | os.PathLike[str] | None, name: str, what: str) -> Path:
@@ -28,9 +35,32 @@ def given_path(path: str | os.PathLike[str] | None, name: str, what: str) -> Pat
     return path
 
 
+def split_of(name: str) -> str | None:
+    """The split that a file or folder of this name is; None where the name is no split's.
+
+    >>> split_of("Training"), split_of("val"), split_of("cats")
+    ('train', 'validation', None)
+    """
+    return next((split for split, names in _SPLITS.items() if name.lower() in names), None)
+
+
+def _is_split(name: str, asked: str) -> bool:
+    return name == asked or (split_of(asked) is not None and split_of(name) == split_of(asked))
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """What to sort names by, so that numbers in them count: 2 before 10.
+
+    >>> sorted(["10", "b", "2", "a10", "a9"], key=natural)
+    ['2', '10', 'a9', 'a10', 'b']
+    """
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return [(0, int(part), part) if part[0] in "0123456789" else (1, 0, part) for part in parts]
+
+
 def find_split(path: Path, split: str, suffix: str) -> list[Path]:
-    """The files of one split: `SPLIT.suffix`, `SPLIT-*.suffix` or `SPLIT/*.suffix`, in the folder or in its `data`
-    folder.
+    """The files of one split, in order: `SPLIT.suffix`, `SPLIT-*.suffix` or `SPLIT/*.suffix`, in the folder or in one
+    folder of it (`data`, `default`).
 
     Args:
       path: the folder; or a file, which is "train", "all" and the split that its name begins with.
@@ -38,52 +68,108 @@ def find_split(path: Path, split: str, suffix: str) -> list[Path]:
       suffix: without the dot.
 
     Raises:
-      DataError: there is no such split, or the folder has no such files.
+      DataError: there is no such split, it lies in two places, a part of it is missing, or the folder has no such
+        files.
     """
     if path.is_file():
-        if split in ("train", "all") or path.stem.split("-")[0] == split:
+        if split in ("train", "all") or _is_split(path.stem.split("-")[0], split):
             return [path]
         raise DataError(
             f"{path}: one file, which does not tell of a split {split!r}; point the path at that split's file or folder"
         )
-    for folder in (path, path / "data"):
-        files = sorted([*folder.glob(f"*.{suffix}"), *folder.glob(f"*/*.{suffix}")])
-        splits = {file: file.parent.name if file.parent != folder else file.stem.split("-")[0] for file in files}
-        chosen = [file for file in files if split in ("all", splits[file])]
-        if chosen:
-            return chosen
-        if files and not (folder == path and (path / "data").is_dir()):
-            raise DataError(f"{path}: no split {split!r}; it has {', '.join(sorted(set(splits.values())))}")
-    raise DataError(f"{path}: no .{suffix} files, expected {split}.{suffix} or {split}-*.{suffix}")
+    depths = [pattern for each in ("*", "*/*", "*/*/*") for pattern in (f"{each}.{suffix}", f"{each}.{suffix.upper()}")]
+    files = sorted({file for pattern in depths for file in path.glob(pattern)}, key=lambda file: natural(str(file)))
+    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    if not files:
+        raise DataError(f"{path}: no .{suffix} files, expected {split}.{suffix} or {split}-*.{suffix}")
+    found = {file: _named_split(file, path, split) for file in files}
+    chosen = [file for file in files if split == "all" or _is_split(found[file], split)]
+    if not chosen:
+        raise DataError(f"{path}: no split {split!r}; it has {', '.join(sorted(set(found.values())))}")
+    for name in sorted({found[file] for file in chosen}):
+        places = sorted({str(file.parent.relative_to(path)) for file in chosen if found[file] == name})
+        if len(places) > 1:
+            raise DataError(
+                f"{path}: split {name!r} lies in several places ({', '.join(places)}); point the path at one of them"
+            )
+    return chosen
+
+
+def _named_split(file: Path, root: Path, split: str) -> str:
+    """The split of a file: what its name begins with, or the folder it lies in."""
+    first = re.split(r"[-_.]", file.stem)[0] if split_of(re.split(r"[-_.]", file.stem)[0]) else file.stem.split("-")[0]
+    inside = file.parent != root and split_of(first) is None and first != split
+    return file.parent.name if inside else first
+
+
+def missing_parts(files: list[Path]) -> list[str]:
+    """Names of the files that a set of numbered parts lacks: of NAME-00000-of-00003, or of 0000, 0001, ...
+
+    >>> missing_parts([Path("train-00000-of-00003.parquet"), Path("train-00002-of-00003.parquet")])
+    ['train-00001-of-00003.parquet']
+    >>> missing_parts([Path("train/0000.parquet"), Path("train/0002.parquet")])
+    ['0001.parquet']
+    """
+    lacking: list[str] = []
+    for folder in dict.fromkeys(file.parent for file in files):
+        names = {file.name for file in files if file.parent == folder}
+        counted = [match for name in names if (match := re.fullmatch(r"(.*-)(\d+)(-of-)(\d+)(\..*)", name))]
+        for start, width, of, total, end in sorted({(m[1], len(m[2]), m[3], m[4], m[5]) for m in counted}):
+            wanted = [f"{start}{n:0{width}}{of}{total}{end}" for n in range(int(total))]
+            lacking += [name for name in wanted if name not in names]
+        plain = [match for name in names if (match := re.fullmatch(r"(\d{4,})(\..*)", name))]
+        if plain:
+            last, width, end = max(int(m[1]) for m in plain), len(plain[0][1]), plain[0][2]
+            lacking += [name for n in range(last) if (name := f"{n:0{width}}{end}") not in names]
+    return lacking
 
 
 class FolderReader:
-    """Image files by class: `root/CLASS/**`, or `root/*` without labels."""
+    """Image files by class: `root/CLASS/**`, or `root/*` without labels. Links are followed."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, labelled: bool = True, say: Say = to_stderr) -> None:
         self.name = str(root)
         self._root = root
-        entries = [entry for entry in sorted(root.iterdir(), key=lambda e: e.name) if not entry.name.startswith(".")]
-        classes = [entry for entry in entries if entry.is_dir()]
-        loose = [entry.name for entry in entries if entry.is_file() and entry.suffix.lower() in _SUFFIXES]
-        if classes and loose:
+        entries = [entry for entry in sorted(root.iterdir(), key=lambda e: natural(e.name)) if _shown(entry.name)]
+        folders = [entry for entry in entries if entry.is_dir()]
+        loose = [entry.name for entry in entries if not entry.is_dir()]
+        other = [name for name in loose if Path(name).suffix.lower() not in _SUFFIXES]
+        loose = [name for name in loose if name not in set(other)]
+        if folders and loose:
             raise DataError(
                 f"{root}: has class folders and loose images ({loose[0]}, ...); move the images into class folders"
             )
-        self.num_classes = len(classes) or None
+        self.classes = tuple(folder.name for folder in folders) if folders and labelled else None
+        self.num_classes = len(folders) if folders and labelled else None
         self._labels: NDArray[np.int64] | None = None
         self._files = loose
-        if classes:
-            found = [_images_under(root, folder) for folder in classes]
-            for folder, files in zip(classes, found, strict=True):
-                if not files:
+        if folders:
+            under = [_files_under(root, folder) for folder in folders]
+            found = [[name for name in names if Path(name).suffix.lower() in _SUFFIXES] for names in under]
+            other += [name for names in under for name in names if Path(name).suffix.lower() not in _SUFFIXES]
+            for folder, files in zip(folders, found, strict=True):
+                if not files and labelled:
                     raise DataError(
                         f"{folder}: class folder without images "
                         f"(kinds: {' '.join(sorted(_SUFFIXES))}); fill it or remove it"
                     )
             self._files = [file for files in found for file in files]
-            self._labels = np.repeat(np.arange(len(classes)), [len(files) for files in found])
-        self.identity = digest(np.array(self._files, dtype=str)) + str(self.num_classes)
+            if labelled:
+                self._labels = np.repeat(np.arange(len(folders)), [len(files) for files in found])
+        if other:
+            kinds = Counter(Path(name).suffix.lower() or "no suffix" for name in other)
+            listed = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+            say(f"{root}: {len(other)} files are no images and are left out ({listed}; the first: {other[0]})")
+        self.identity = self._identity()
+
+    def _identity(self) -> str:
+        """Of the files' names and sizes, and of the first bytes of some."""
+        sizes, heads = [_size(self._root / name) for name in self._files], []
+        for index in spread(len(self), _DIGESTED) if len(self) else ():
+            if sizes[index] >= 0:
+                with open(self._root / self._files[index], "rb") as file:
+                    heads.append(np.frombuffer(file.read(_HEAD), np.uint8))
+        return digest(np.array(self._files, dtype=str), np.array(sizes, np.int64), *heads) + str(self.num_classes)
 
     @property
     def files(self) -> list[Path]:
@@ -104,9 +190,32 @@ class FolderReader:
         return f"{self._root / self._files[index]} (row {index})"
 
 
-def _images_under(root: Path, folder: Path) -> list[str]:
-    files = (Path(place, name) for place, _, names in os.walk(folder) for name in names if not name.startswith("."))
-    return sorted(file.relative_to(root).as_posix() for file in files if file.suffix.lower() in _SUFFIXES)
+def _shown(name: str) -> bool:
+    return not name.startswith(".") and name not in ("__MACOSX", "Thumbs.db", "desktop.ini")
+
+
+def _files_under(root: Path, folder: Path) -> list[str]:
+    """The files below a folder, in order of their names; linked folders too, but none within itself."""
+    return sorted((file.relative_to(root).as_posix() for file in _walk(folder, ())), key=natural)
+
+
+def _walk(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    for entry in os.scandir(folder):
+        if _shown(entry.name):
+            if entry.is_dir():
+                yield from _walk(folder / entry.name, (*above, real))
+            else:
+                yield folder / entry.name
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # a link that leads nowhere: the record is refused when it is read
+        return -1
 
 
 def open_folder(
@@ -118,16 +227,18 @@ def open_folder(
     num_classes: int | None = None,
     resize: bool = False,
     skip_bad: bool = False,
-) -> Source:
+    conditions: Sequence[str] | None = None,
+) -> ImageSource:
     """A folder of images by class: `PATH/SPLIT/CLASS/*.png`, or `PATH/CLASS/*.png` where there are no splits.
 
-    Class folders in order of their names are labels 0, 1, ...; files are read on access, in order of their names.
-    Images that lie in the folder itself make a set without labels.
+    Class folders in natural order of their names (2 before 10) are labels 0, 1, ..., and the source's `classes`; files
+    are read on access, in order of their names. Images that lie in the folder itself make a set without labels.
 
     Args:
       path: the folder.
-      split: the sub-folder; a folder without a sub-folder `train` is "train" and "all".
-      image_size, channels, num_classes, resize, skip_bad: as in `open_parquet`.
+      split: the sub-folder, in any case: train is also training, validation also val and valid, test also testing. A
+        folder without splits is "train" and "all".
+      image_size, channels, num_classes, resize, skip_bad, conditions: as in `open_parquet`.
 
     Raises:
       DataError: the folder or split is missing, empty, or not what was asked for.
@@ -139,20 +250,15 @@ def open_folder(
     ...         (Path(folder) / name).mkdir()
     ...         Image.new("RGB", (8, 8)).save(Path(folder, name, "1.png"))
     ...     source = open_folder(folder)
-    ...     len(source), source.image_shape, source.num_classes, source[1]["label"]
-    (2, (8, 8, 3), 2, 1)
+    ...     len(source), source.spec["x"].shape, source.classes, source.take(np.array([1]))["label"]
+    (2, (8, 8, 3), ('cat', 'dog'), array([1], dtype=int32))
     """
     root = given_path(path, "folder", "a folder with one sub-folder of images for each class")
     if not root.is_dir():
         raise DataError(f"{root}: is a file, expected a folder with one sub-folder of images for each class")
-    splits = [name for name in ("train", "validation", "val", "test") if (root / name).is_dir()]
-    if (root / split).is_dir():
-        root = root / split
-    elif splits or split not in ("train", "all"):
-        raise DataError(
-            f"{root}: no split {split!r}; it has {', '.join(splits) or 'class folders only, which are train'}"
-        )
-    reader = FolderReader(root)
+    expected = Expected(image_size, channels, num_classes, resize, skip_bad, conditions)
+    root = _split_folder(root, split)
+    reader = FolderReader(root, expected.labelled)
     if len(reader) == 0:
         raise DataError(f"{root}: no images, expected one sub-folder of images for each class")
     if num_classes is not None and reader.num_classes is not None and reader.num_classes > num_classes:
@@ -160,4 +266,25 @@ def open_folder(
             f"{root}: {reader.num_classes} class folders, expected at most {num_classes}; "
             "set num_classes or remove some"
         )
-    return Images(reader, Expected(image_size, channels, num_classes, resize, skip_bad))
+    return ImageSource(reader, expected)
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and _shown(entry.name))
+    splits = [name for name in folders if split_of(name) is not None]
+    chosen = [name for name in folders if name == split] or [name for name in splits if _is_split(name, split)]
+    if len(chosen) > 1:
+        raise DataError(f"{root}: split {split!r} could be {' or '.join(chosen)}; rename one of them")
+    if chosen:
+        return root / chosen[0]
+    if splits and len(splits) < len(folders) and "train" not in map(split_of, splits):
+        other = next(name for name in folders if name not in splits)
+        raise DataError(
+            f"{root}: {splits[0]} is named like a split and {other} like a class; "
+            "put the class folders into a folder train, or rename one of them"
+        )
+    if splits or split not in ("train", "all"):
+        raise DataError(
+            f"{root}: no split {split!r}; it has {', '.join(splits) or 'class folders only, which are train'}"
+        )
+    return root

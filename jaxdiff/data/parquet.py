@@ -1,5 +1,5 @@
-"""Parquet in the image layout of Hugging Face `datasets`: a column `image` of {bytes, path} and, where there are
-labels, `label`.
+"""Parquet in the image layouts of Hugging Face `datasets`: a column `image` or `img` of {bytes, path} and, where there
+are labels, `label`, `labels` or `fine_label`.
 
 What is held in memory: all labels; of the images, the encoded bytes of the row groups read last, up to 512 MiB in each
 process. MNIST and CIFAR-10 fit whole and are read once. A larger set reads a row group whenever a record outside of
@@ -12,6 +12,7 @@ import json
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +23,54 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from jaxdiff.data.decoding import decode
-from jaxdiff.data.files import find_split, given_path
-from jaxdiff.data.sources import DataError, Expected, Images, Source, check_labels, digest, one_line
+from jaxdiff.data.files import find_split, given_path, missing_parts
+from jaxdiff.data.readers import ANYTHING, Expected, ImageSource
+from jaxdiff.data.sources import DataError, check_labels, digest, one_line
 
 CACHE_BYTES = 512 * 2**20
+_IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")
 _LAYOUT = "Parquet with columns image {bytes, path} and label: a file, or a folder with train.parquet and test.parquet"
 
 
 class ParquetReader:
     """Rows of one or more Parquet files, in order of the files."""
 
-    def __init__(self, files: list[Path], name: str, expected: int | None, skip_bad: bool = False) -> None:
+    def __init__(self, files: list[Path], name: str, expected: Expected = ANYTHING) -> None:
         self.name = name
         self.lost: list[str] = []  # whole files that cannot be read, and why
-        self.files = files = self._readable(files) if skip_bad else files
+        if missing := missing_parts(files):
+            why = f"{name}: {missing[0]} is missing" + (f", and {len(missing) - 1} more" if len(missing) > 1 else "")
+            if not expected.skip_bad:
+                raise DataError(f"{why}; fetch it, or set skip_bad to train without it")
+            self.lost.append(why)
+        self.files = files = self._readable(files) if expected.skip_bad else files
         self._groups: list[tuple[int, int]] = []  # of each row group: its file, its number there
+        self._columns: list[str] = []  # of each file: its column of images
         first_of_group, first_of_file, sizes = [0], [0], list[int]()
         labels: list[NDArray[Any]] = []
-        num_classes: int | None = None
+        self.classes: tuple[str, ...] | None = None
         for number, path in enumerate(files):
             with _opened(path) as file:
                 names = file.schema_arrow.names
-                self._column = _image_column(path, file.schema_arrow)
-                if number and ("label" in names) != bool(labels):
+                self._columns.append(_image_column(path, file.schema_arrow))
+                column = next((each for each in _LABELS if each in names), None) if expected.labelled else None
+                if number and (column is not None) != bool(labels):
                     raise DataError(
                         f"{path}: column label is in some files and not in others; expected the same columns in each"
                     )
-                if "label" in names:
-                    labels.append(_labels(path, file, skip_bad))
-                    num_classes = _class_count(path, file.schema_arrow)
-                elif expected is not None:
+                if column is not None:
+                    labels.append(_labels(path, file, column, expected.skip_bad))
+                    classes = _class_names(path, file.schema_arrow, column)
+                    if number and classes != self.classes:
+                        raise DataError(
+                            f"{path}: its classes are {_brief(classes)}, those of the files before "
+                            f"{_brief(self.classes)}; write the files with the same classes"
+                        )
+                    self.classes = classes
+                elif expected.num_classes is not None:
                     raise DataError(
                         f"{path}: no column label; it has {', '.join(names)}; "
-                        f"num_classes={expected} needs one: rename it"
+                        f"num_classes={expected.num_classes} needs one: rename it"
                     )
                 for group in range(file.num_row_groups):
                     part = file.metadata.row_group(group)
@@ -63,11 +79,20 @@ class ParquetReader:
                     sizes.append(part.total_byte_size)
                 first_of_file.append(first_of_group[-1])
         self._first_of_group, self._first_of_file = np.array(first_of_group), np.array(first_of_file)
-        self._labels: NDArray[np.int64] | None = None
+        self._labels: NDArray[np.int32] | None = None
         self.num_classes: int | None = None
         if labels:
-            self._labels, self.num_classes = check_labels(np.concatenate(labels), num_classes, self, expected, skip_bad)
-        self.identity = digest(np.array(sizes), *([] if self._labels is None else [self._labels]))
+            count = expected.num_classes or (len(self.classes) if self.classes else None)
+            self._labels, self.num_classes = check_labels(
+                np.concatenate(labels),
+                count,
+                records=len(self),
+                name=name,
+                where=self.where,
+                strict=not expected.skip_bad,
+            )
+            self.num_classes = len(self.classes) if self.classes else self.num_classes
+        self.identity = digest(np.array(sizes), *([] if self._labels is None else [self._labels.astype(np.int64)]))
         self._reset()
 
     def _readable(self, files: list[Path]) -> list[Path]:
@@ -122,7 +147,8 @@ class ParquetReader:
             path = self.files[file_number]
             try:
                 with _opened(path) as file:
-                    column = file.read_row_group(number, columns=[self._column], use_threads=False).column(0)
+                    name = self._columns[file_number]
+                    column = file.read_row_group(number, columns=[name], use_threads=False).column(0)
             except (pa.ArrowException, OSError) as error:
                 raise DataError(
                     f"{path}: row group {number} is damaged ({one_line(error)}); fetch the file again"
@@ -145,7 +171,7 @@ def _opened(path: Path) -> Any:
 
 def _image_column(path: Path, schema: Any) -> str:
     """The name of the column of encoded images, as Parquet wants it asked for."""
-    for name in ("image", "img"):
+    for name in _IMAGES:
         if name in schema.names:
             kind = schema.field(name).type
             if pa.types.is_struct(kind) and "bytes" in [kind.field(i).name for i in range(kind.num_fields)]:
@@ -156,34 +182,38 @@ def _image_column(path: Path, schema: Any) -> str:
     raise DataError(f"{path}: no column image; it has {', '.join(schema.names) or 'none'}; expected {_LAYOUT}")
 
 
-def _labels(path: Path, file: Any, skip_bad: bool) -> NDArray[Any]:
+def _labels(path: Path, file: Any, name: str, skip_bad: bool) -> NDArray[Any]:
     try:
-        column = file.read(columns=["label"], use_threads=False).column("label")
+        column = file.read(columns=[name], use_threads=False).column(name)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: column label is damaged ({one_line(error)}); fetch the file again") from error
+        raise DataError(f"{path}: column {name} is damaged ({one_line(error)}); fetch the file again") from error
     if column.null_count and skip_bad and pa.types.is_integer(column.type):
         column = pc.fill_null(pc.cast(column, pa.int64()), -1)  # out of range: its record is refused when it is read
     if column.null_count:
         row = pc.index(pc.is_null(column), True).as_py()
-        raise DataError(f"{path} row {row}: label is missing ({column.null_count} such rows), expected an integer")
+        raise DataError(f"{path} row {row}: {name} is missing ({column.null_count} such rows), expected an integer")
     if not pa.types.is_integer(column.type):
-        raise DataError(f"{path}: column label is {column.type}, expected integers; store class numbers 0, 1, 2, ...")
+        raise DataError(f"{path}: column {name} is {column.type}, expected integers; store class numbers 0, 1, 2, ...")
     return column.to_numpy()
 
 
-def _class_count(path: Path, schema: Any) -> int | None:
-    """How many classes the metadata that `datasets` writes speak of; None where there are none."""
+def _class_names(path: Path, schema: Any, column: str) -> tuple[str, ...] | None:
+    """The names of the classes in the metadata that `datasets` writes; None where there are none."""
     text = (schema.metadata or {}).get(b"huggingface")
     if text is None:
         return None
     try:
-        return len(json.loads(text)["info"]["features"]["label"]["names"]) or None
+        return tuple(map(str, json.loads(text)["info"]["features"][column]["names"])) or None
     except ValueError as error:
         raise DataError(
             f"{path}: its huggingface metadata are not JSON ({one_line(error)}); write the file again"
         ) from error
     except (KeyError, TypeError):
         return None  # a label that is a plain integer has no names
+
+
+def _brief(classes: tuple[str, ...] | None) -> str:
+    return "unnamed" if classes is None else f"{len(classes)} ({', '.join(classes[:3])}, ...)"
 
 
 def open_parquet(
@@ -195,18 +225,21 @@ def open_parquet(
     num_classes: int | None = None,
     resize: bool = False,
     skip_bad: bool = False,
-) -> Source:
+    conditions: Sequence[str] | None = None,
+) -> ImageSource:
     """Images from Parquet in the layout of Hugging Face `datasets`.
 
     Args:
       path: a file; or a folder with `train.parquet`, `train-*.parquet` or `train/*.parquet` (and so on for other
-        splits), in it or in its folder `data`.
+        splits), in it or in one folder of it.
       split: which of them, or "all". A file is its own only split: "train", "all", or the name that it begins with.
       image_size: side of the square images, pixels; None: what they have.
-      channels: of an image; None: what they have. Grey images among coloured ones are given three equal channels.
+      channels: of an image; None: 3 where there are colours, else 1. Grey images among coloured ones are given three
+        equal channels; what is transparent is laid on white, unless 4 channels are asked for.
       num_classes: labels must lie in [0, num_classes); None: from the metadata, or else the largest label + 1.
       resize: bring images of other sizes to `image_size` (`center_crop_resize`), instead of refusing them.
       skip_bad: take what can be read, and leave bad records to be found by `without_bad`.
+      conditions: names of the conditions to read; None: all, () none, so that labels nobody uses are not looked at.
 
     Raises:
       DataError: a file, split or column is missing, a file is damaged, the set is empty, or it is not what was asked
@@ -219,12 +252,12 @@ def open_parquet(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     pq.write_table(table, folder + "/train.parquet")
     ...     source = open_parquet(folder)
-    >>> len(source), source.image_shape, source.num_classes
-    (3, (8, 8, 3), 2)
+    >>> len(source), source.spec["x"].shape, source.spec["label"].high
+    (3, (8, 8, 3), 1)
     """
-    expected = Expected(image_size, channels, num_classes, resize, skip_bad)
+    expected = Expected(image_size, channels, num_classes, resize, skip_bad, conditions)
     root = given_path(path, "parquet", _LAYOUT)
-    return Images(ParquetReader(find_split(root, split, "parquet"), str(root), num_classes, skip_bad), expected)
+    return ImageSource(ParquetReader(find_split(root, split, "parquet"), str(root), expected), expected)
 
 
 def open_mnist(
@@ -236,7 +269,8 @@ def open_mnist(
     num_classes: int | None = None,
     resize: bool = False,
     skip_bad: bool = False,
-) -> Source:
+    conditions: Sequence[str] | None = None,
+) -> ImageSource:
     """MNIST (28x28, grey, ten classes) from Parquet under `path` or `path/mnist`; the options are those of
     `open_parquet`.
 
@@ -250,9 +284,10 @@ def open_mnist(
         split=split,
         image_size=image_size or 28,
         channels=channels or 1,
-        num_classes=num_classes or 10,
+        num_classes=num_classes or (10 if conditions is None or "label" in conditions else None),
         resize=resize,
         skip_bad=skip_bad,
+        conditions=conditions,
     )
 
 
@@ -265,7 +300,8 @@ def open_cifar10(
     num_classes: int | None = None,
     resize: bool = False,
     skip_bad: bool = False,
-) -> Source:
+    conditions: Sequence[str] | None = None,
+) -> ImageSource:
     """CIFAR-10 (32x32, RGB, ten classes) from Parquet under `path` or `path/cifar10`; the options are those of
     `open_parquet`.
 
@@ -279,9 +315,10 @@ def open_cifar10(
         split=split,
         image_size=image_size or 32,
         channels=channels or 3,
-        num_classes=num_classes or 10,
+        num_classes=num_classes or (10 if conditions is None or "label" in conditions else None),
         resize=resize,
         skip_bad=skip_bad,
+        conditions=conditions,
     )
 
 

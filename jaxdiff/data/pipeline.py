@@ -33,10 +33,10 @@ import numpy as np
 from absl import flags
 from numpy.typing import NDArray
 
-from jaxdiff.data.sources import DataError, Records, Source, records_at
-from jaxdiff.data.transforms import horizontal_flip, to_model_range
+from jaxdiff.data.sources import DataError, Records, Source, fingerprint, name_of, one_line, take
+from jaxdiff.spec import Spec
 
-Batch = dict[str, NDArray[Any]]
+Batch = Records
 
 _ENDLESS = 2**53  # batches; Grain wants a length
 _THREADS = 2
@@ -53,10 +53,10 @@ class _Stream:
     """Batch k of equation (2), this process's rows of it."""
 
     def __init__(
-        self, source: Source, batch_size: int, rows: slice, seed: int, shuffle: bool, flip: bool, drop_remainder: bool
+        self, source: Source, batch_size: int, rows: slice, seed: int, shuffle: bool, drop_remainder: bool
     ) -> None:
         self.source, self.batch_size, self.rows = source, batch_size, rows
-        self.seed, self.shuffle, self.flip, self.drop_remainder = seed, shuffle, flip, drop_remainder
+        self.seed, self.shuffle, self.drop_remainder = seed, shuffle, drop_remainder
 
     def places(self, k: int) -> NDArray[np.int64]:
         """The places g in the stream of batch k, of all processes."""
@@ -79,17 +79,7 @@ class _Stream:
         return chosen
 
     def __call__(self, k: int) -> Batch:
-        places = self.places(int(k))[self.rows]
-        records = records_at(self.source, self.records(places))
-        if self.flip:
-            records["image"] = horizontal_flip(records["image"], self.seed, places)
-        return _in_model_range(records)
-
-
-def _in_model_range(records: Records) -> Batch:
-    images = records["image"]
-    batch: Batch = {"image": images if images.dtype == np.float32 else to_model_range(images)}
-    return batch | {"label": records["label"]} if "label" in records else batch
+        return take(self.source, self.records(self.places(int(k))[self.rows]))
 
 
 def _start_worker(worker: int, workers: int) -> None:
@@ -109,8 +99,13 @@ def _end_with(sentinel: int) -> None:
 def _ended(name: str, code: int | None) -> str:
     killed = code is not None and -code in set(signal.Signals)
     how = f"by {signal.Signals(-code).name}" if killed and code is not None else f"with status {code}"
-    memory = " (out of memory, perhaps; fewer data.workers need less)" if code == -signal.SIGKILL else ""
-    return f"{name}: a worker that reads it was ended {how}{memory}; the same command goes on from the last checkpoint"
+    why = " (out of memory, perhaps; fewer data.workers need less)" if code == -signal.SIGKILL else ""
+    if code == 1:
+        why = (
+            ' (it could not start, perhaps: a program with workers is a file whose work stands under if __name__ == "'
+            '__main__":, and a source of your own lies in a module that can be imported; data.workers 0 needs neither)'
+        )
+    return f"{name}: a worker that reads it was ended {how}{why}; the same command goes on from the last checkpoint"
 
 
 def _close(iterators: list[Any]) -> None:
@@ -121,23 +116,26 @@ def _close(iterators: list[Any]) -> None:
 class Pipeline:
     """Endless batches for training, read ahead in the background, exactly resumable.
 
-    An iterator of ``{"image": float32 (B/P, H, W, C) in [-1, 1], "label": int32 (B/P,)}``, NumPy; no "label" for a
-    source without labels. Records of float32 pass as they are. A failed read raises its DataError and leaves the
-    position where it was. Close it, or use it in a `with`.
+    An iterator of records as the source stores them, batch first, NumPy: for images ``{"x": uint8 (B/P, H, W, C),
+    "label": int32 (B/P,)}``. A failed read raises its DataError and leaves the position where it was. Close it, or use
+    it in a `with`.
 
     Args:
       source: where records come from.
       batch_size: B, of all processes together; may exceed the number of records, which then repeat within a batch.
-      seed: of the order and the flips, at least 0.
-      flip: mirror images left to right with probability 1/2, each time anew.
+      seed: of the order, at least 0.
       shuffle: another order each epoch; False: the source's own, each epoch.
       workers: processes that read and decode; 0: threads of this process. The stream is the same. With workers, the
-        program's main module must be importable without side effects (`if __name__ == "__main__":`).
+        program's main module must be importable without side effects (`if __name__ == "__main__":`), and so must the
+        module that a source of your own is defined in.
       process_index: p, which of the processes this one is.
       process_count: P; divides the batch size.
       drop_remainder: True: batches run on across the ends of epochs, all of one size, and no record is dropped. False:
         each epoch ends with a smaller batch where B does not divide n (one process only).
       position: a saved `position` to go on from.
+
+    Attributes:
+      spec: of a record, as the source's.
 
     Raises:
       DataError: an option out of range, or a position of another stream.
@@ -147,10 +145,10 @@ class Pipeline:
     ...     first, second = next(pipeline), next(pipeline)
     ...     position = pipeline.position
     ...     third = next(pipeline)
-    >>> first["image"].shape, str(first["image"].dtype), first["label"].shape, position["batches"]
-    ((32, 8, 8, 1), 'float32', (32,), 2)
+    >>> first["x"].shape, str(first["x"].dtype), first["label"].shape, position["batches"]
+    ((32, 8, 8, 1), 'uint8', (32,), 2)
     >>> with Pipeline(open_digits(), batch_size=32, seed=0, position=position) as pipeline:
-    ...     bool((next(pipeline)["image"] == third["image"]).all())
+    ...     bool((next(pipeline)["x"] == third["x"]).all())
     True
     """
 
@@ -160,7 +158,6 @@ class Pipeline:
         *,
         batch_size: int,
         seed: int,
-        flip: bool = False,
         shuffle: bool = True,
         workers: int = 0,
         process_index: int = 0,
@@ -187,20 +184,18 @@ class Pipeline:
                 "drop_remainder=False makes batches that do not divide over several processes; leave it True"
             )
         if len(source) == 0:
-            raise DataError(f"{source.name}: the set is empty, expected at least one image")
-        if flip and len(source.image_shape) != 3:
-            raise DataError(f"{source.name}: flip mirrors images, and records have shape {source.image_shape}")
+            raise DataError(f"{name_of(source)}: the set is empty, expected at least one record")
         local = batch_size // process_count
         rows = slice(process_index * local, (process_index + 1) * local)
-        self._stream = _Stream(source, batch_size, rows, seed, shuffle, flip, drop_remainder)
+        self.spec: Mapping[str, Spec] = dict(source.spec)
+        self._stream = _Stream(source, batch_size, rows, seed, shuffle, drop_remainder)
         self._identity = {
             "seed": int(seed),
             "batch_size": int(batch_size),
             "shuffle": bool(shuffle),
-            "flip": bool(flip),
             "drop_remainder": bool(drop_remainder),
             "records": len(source),
-            "data": source.fingerprint,
+            "data": fingerprint(source),
         }
         self._workers = workers
         self._batches = 0
@@ -259,15 +254,21 @@ class Pipeline:
     def __next__(self) -> Batch:
         if self._closed:
             raise ValueError("the pipeline is closed; make a new one with position=pipeline.position")
-        if not self._iterators:
-            self._iterators.append(iter(self._dataset()))
+        name = name_of(self._stream.source)
         try:
+            if not self._iterators:
+                self._iterators.append(iter(self._dataset()))
             batch = next(self._iterators[0])
         except BaseException as error:
             self._stop()  # what was read ahead is no longer in step with the position
+            if any("cannot be pickled" in note for note in getattr(error, "__notes__", ())):
+                raise DataError(
+                    f"{name}: cannot be sent to worker processes ({one_line(error)}); open what it holds in take, "
+                    "leave it out in __getstate__, or set data.workers to 0"
+                ) from error
             if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
                 found = re.search(r"exit code (-?\d+)", str(error))
-                raise DataError(_ended(self._stream.source.name, int(found[1]) if found else None)) from error
+                raise DataError(_ended(name, int(found[1]) if found else None)) from error
             raise
         self._batches += 1
         return {key: np.asarray(value) for key, value in batch.items()}  # plain arrays, over a worker's shared memory
@@ -306,7 +307,7 @@ def batches(source: Source, batch_size: int) -> Iterator[Batch]:
       batch_size: at least 1.
 
     Yields:
-      ``{"image": float32 (b, H, W, C) in [-1, 1], "label": int32 (b,)}`` as `Pipeline` does, without flips.
+      Records as they are stored, as `Pipeline` does.
 
     >>> from jaxdiff.data import open_digits
     >>> [len(batch["label"]) for batch in batches(open_digits(split="test"), 100)]
@@ -315,4 +316,4 @@ def batches(source: Source, batch_size: int) -> Iterator[Batch]:
     if batch_size < 1:
         raise DataError(f"batch_size is at least 1, got {batch_size}")
     for start in range(0, len(source), batch_size):
-        yield _in_model_range(records_at(source, np.arange(start, min(start + batch_size, len(source)))))
+        yield take(source, np.arange(start, min(start + batch_size, len(source))))

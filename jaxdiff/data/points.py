@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdiff.data.sources import DataError, Record, Records, digest
+from jaxdiff.data.arrays import ArraySource
+from jaxdiff.data.sources import DataError
 
 SIZES = {"train": 65_536, "test": 8_192}
 
@@ -115,27 +116,6 @@ def point_mixture(name: str) -> PointMixture:
     return POINTS[name]()
 
 
-class PointSource:
-    """A `Source` of points: float32 ``(2,)`` in place of images. Fields as `Source`."""
-
-    num_classes = None
-
-    def __init__(self, name: str, points: NDArray[np.float32]) -> None:
-        self.name = name
-        self.image_shape: tuple[int, ...] = points.shape[1:]
-        self.fingerprint = digest(points)
-        self._points = points
-
-    def __len__(self) -> int:
-        return len(self._points)
-
-    def __getitem__(self, index: int, /) -> Record:
-        return {"image": self._points[index]}
-
-    def take(self, indices: NDArray[np.int64], /) -> Records:
-        return {"image": self._points[indices]}
-
-
 def open_points(
     name: str,
     path: str | os.PathLike[str] | None = None,
@@ -146,7 +126,8 @@ def open_points(
     num_classes: int | None = None,
     resize: bool = False,
     skip_bad: bool = False,
-) -> PointSource:
+    conditions: Sequence[str] | None = None,
+) -> ArraySource:
     """Points drawn from a mixture, always the same ones: 65,536 for training, 8,192 for tests.
 
     Args:
@@ -156,13 +137,14 @@ def open_points(
       image_size, num_classes, resize: are of images; points have none.
       skip_bad: no point is bad.
       channels: coordinates, 2 or None.
+      conditions: points have none.
 
     Raises:
       DataError: there is no such set or split, or an option of images is given.
 
     >>> source = open_points("moons")
-    >>> len(source), source.image_shape, source[0]["image"].dtype
-    (65536, (2,), dtype('float32'))
+    >>> len(source), source.spec["x"]
+    (65536, Spec(shape=(2,), dtype='float32', low=None, high=None, null=None))
     """
     if path is not None or image_size is not None or num_classes is not None or resize:
         raise DataError(
@@ -174,4 +156,4 @@ def open_points(
     if split not in SIZES:
         raise DataError(f"points:{name}: no split {split!r}; there are {', '.join(SIZES)}")
     rng = np.random.default_rng([list(SIZES).index(split), *name.encode()])
-    return PointSource(f"points:{name} ({split})", point_mixture(name).draw(rng, SIZES[split]))
+    return ArraySource({"x": point_mixture(name).draw(rng, SIZES[split])}, name=f"points:{name} ({split})")

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from jaxdiff.data.decoded import Say, cache_folder, hashes, locked, remove, to_stderr
-from jaxdiff.data.sources import DataError, Images, Source, one_line
+from jaxdiff.data.decoded import cache_folder, hashes, locked, remove
+from jaxdiff.data.sources import DataError, Say, Source, Subset, name_of, one_line, take, to_stderr
 
 _SHOWN = 5
 _CHUNK = 256  # records that one thread reads in a row
@@ -32,7 +32,7 @@ def without_bad(
     """The records of a source that can be used; says how many are left out, and which.
 
     Args:
-      source: opened with ``skip_bad``; points, which cannot be bad, are returned as they are.
+      source: opened with ``skip_bad``, or any other.
       keep: keep what was found for the next time, where the records are files.
       folder: where; None: `jaxdiff.data.decoded.cache_folder`.
       say: gets a line for what is left out, and one when all records are read.
@@ -50,28 +50,28 @@ def without_bad(
     ...     len(without_bad(open_folder(data, skip_bad=True), keep=False, say=lambda text: None))
     2
     """
-    if not isinstance(source, Images):
-        return source
-    lost: list[str] = getattr(source.reader, "lost", [])
-    bad = _kept(source, folder, say) if keep and source.files else _read_all(source, say)
+    lost: list[str] = getattr(source, "lost", [])
+    bad = _kept(source, folder, say) if keep and getattr(source, "files", ()) else _read_all(source, say)
+    if len(bad) == len(source):
+        raise DataError(f"{name_of(source)}: none of its {len(source)} records can be used")
     if bad or lost:
         listed = [*lost, *bad.values()]
         more = f" | and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
         files = f"{len(lost)} files and " if lost else ""
         say(
-            f"WARNING: {source.name}: {files}{len(bad):,} of {len(source):,} records are bad and left out: "
+            f"WARNING: {name_of(source)}: {files}{len(bad):,} of {len(source):,} records are bad and left out: "
             + " | ".join(listed[:_SHOWN])
             + more
         )
-    return source.without(sorted(bad)) if bad else source
+    return Subset(source, [index for index in range(len(source)) if index not in bad]) if bad else source
 
 
-def _kept(source: Images, folder: str | os.PathLike[str] | None, say: Say) -> dict[int, str]:
+def _kept(source: Source, folder: str | os.PathLike[str] | None, say: Say) -> dict[int, str]:
     """The bad records as found before, or now."""
     try:
         folder = cache_folder() if folder is None else Path(folder)
         place, state = hashes(source)
-        name = re.sub(r"\W+", "_", Path(source.name).name)[:50]
+        name = re.sub(r"\W+", "_", Path(name_of(source)).name)[:50]
         file = folder / f"{name}-{place}-{state}.bad.json"
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f"{name}-{place}.lock", "w") as lock:
@@ -85,12 +85,12 @@ def _kept(source: Images, folder: str | os.PathLike[str] | None, say: Say) -> di
             remove(old for old in folder.glob(f"{name}-{place}-*.bad.json") if old != file)  # of other states
             return bad
     except OSError as error:
-        say(f"{source.name}: which records are bad cannot be kept in {folder} ({one_line(error)})")
+        say(f"{name_of(source)}: which records are bad cannot be kept in {folder} ({one_line(error)})")
         return _read_all(source, say)
 
 
-def _read_all(source: Images, say: Say) -> dict[int, str]:
-    say(f"{source.name}: reading all {len(source):,} records once, to leave out bad ones")
+def _read_all(source: Source, say: Say) -> dict[int, str]:
+    say(f"{name_of(source)}: reading all {len(source):,} records once, to leave out bad ones")
 
     def part(start: int) -> list[tuple[int, str]]:
         return list(_bad(source, range(start, min(start + _CHUNK, len(source)))))
@@ -99,9 +99,9 @@ def _read_all(source: Images, say: Say) -> dict[int, str]:
         return {index: why for found in pool.map(part, range(0, len(source), _CHUNK)) for index, why in found}
 
 
-def _bad(source: Images, indices: range) -> Iterator[tuple[int, str]]:
+def _bad(source: Source, indices: range) -> Iterator[tuple[int, str]]:
     for index in indices:
         try:
-            source[index]
+            take(source, [index])
         except DataError as error:
             yield index, str(error)

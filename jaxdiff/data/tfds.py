@@ -7,6 +7,7 @@ opening fails at once and names the command.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdiff.data.decoding import DECODE_ERRORS
-from jaxdiff.data.sources import DataError, Expected, Images, Source, digest, one_line
+from jaxdiff.data.readers import Expected, ImageSource
+from jaxdiff.data.sources import DataError, digest, one_line
 
 
 class TFDSReader:
@@ -29,10 +31,11 @@ class TFDSReader:
         label: str | None,
         num_classes: int | None,
         files: list[Path],
+        classes: tuple[str, ...] | None,
     ) -> None:
         self.name = name
         self.files = files
-        self.num_classes = num_classes
+        self.num_classes, self.classes = num_classes, classes
         self.identity = identity
         self._data, self._image, self._label = data, image, label
 
@@ -62,7 +65,8 @@ def open_tfds(
     num_classes: int | None = None,
     resize: bool = False,
     skip_bad: bool = False,
-) -> Source:
+    conditions: Sequence[str] | None = None,
+) -> ImageSource:
     """A data set of TensorFlow Datasets that lies prepared on disk as ArrayRecord.
 
     Args:
@@ -70,7 +74,7 @@ def open_tfds(
       path: the TFDS data folder; None: TFDS's own default (~/tensorflow_datasets, or the environment variable
         TFDS_DATA_DIR).
       split: a TFDS split, slices included: "train", "train[:90%]".
-      image_size, channels, num_classes, resize, skip_bad: as in `open_parquet`.
+      image_size, channels, num_classes, resize, skip_bad, conditions: as in `open_parquet`.
 
     Raises:
       DataError: no such data set or split, or it is not prepared: with the command that prepares it.
@@ -78,12 +82,12 @@ def open_tfds(
     >>> import tensorflow_datasets as tfds
     >>> with tfds.testing.mock_data(num_examples=5):
     ...     source = open_tfds("cifar10")
-    >>> len(source), source.image_shape, source.num_classes
+    >>> len(source), source.spec["x"].shape, len(source.classes)
     (5, (32, 32, 3), 10)
     """
     import tensorflow_datasets as tfds  # a second of import, for those who use it
 
-    expected = Expected(image_size, channels, num_classes, resize, skip_bad)
+    expected = Expected(image_size, channels, num_classes, resize, skip_bad, conditions)
     folder = None if path is None else str(Path(path).expanduser())
     shown = f"tfds:{name}"
     try:
@@ -110,12 +114,14 @@ def open_tfds(
     image = next((key for key, feature in features.items() if isinstance(feature, tfds.features.Image)), None)
     if image is None:
         raise DataError(f"{shown}: no feature is an image; it has {', '.join(features)}")
-    label, classes = _label_feature(shown, features, num_classes)
+    label, classes = _label_feature(shown, features, num_classes) if expected.labelled else (None, None)
     lengths = {key: info.shard_lengths for key, info in builder.info.splits.items()}
     identity = digest(np.array([builder.info.full_name, split, str(lengths)]))
     prepared = Path(builder.data_path)
     files = sorted(prepared.iterdir()) if prepared.is_dir() else []
-    return Images(TFDSReader(data, f"{shown} ({split})", identity, image, label, classes, files), expected)
+    names = None if label is None else tuple(getattr(features[label], "names", None) or ()) or None
+    reader = TFDSReader(data, f"{shown} ({split})", identity, image, label, classes, files, names)
+    return ImageSource(reader, expected)
 
 
 def _label_feature(shown: str, features: Any, expected: int | None) -> tuple[str | None, int | None]:

@@ -59,7 +59,7 @@ class EmpiricalDenoiser:
     >>> from jaxdiff.data import open_digits
     >>> from jaxdiff.schedule import Flow
     >>> source = open_digits()
-    >>> digits = jnp.stack([source[i]["image"] for i in range(100)]) / 127.5 - 1.0
+    >>> digits = jnp.asarray(source.take(np.arange(100))["x"]) / 127.5 - 1.0
     >>> exact = EmpiricalDenoiser(Flow(), digits)
     >>> x = Flow().perturb(digits[:2], jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), 0.1)
     >>> bool(jnp.allclose(exact(x, 0.1).x0, digits[:2], atol=1e-5))

@@ -232,7 +232,6 @@ class FullGaussianDenoiser:
         complete = self.directions.shape[0] == self.directions.shape[1]
         beside = jnp.zeros_like(centred) if complete else centred - self._from_axes(along)
         variances, variance_beside = self._variances(x)
-        total, total_beside = (
-            jnp.square(alpha) * part + jnp.square(sigma) for part in (variances, jnp.maximum(variance_beside, complete))
-        )
+        beside_or_1 = jnp.maximum(variance_beside, float(complete))  # 1: no such direction
+        total, total_beside = (jnp.square(alpha) * part + jnp.square(sigma) for part in (variances, beside_or_1))
         return alpha, sigma, _Split(along, beside, total, total_beside)

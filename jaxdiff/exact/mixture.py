@@ -71,7 +71,9 @@ class MixtureDenoiser:
         total = jnp.square(alpha) * variance + jnp.square(sigma)
         means = self.means.reshape(self.means.shape[0], -1)
         shares = responsibility[:, :, None] * centred / total
-        x0 = responsibility @ means + alpha[:, 0] * (variance * shares).sum(axis=1)
+        x0 = jnp.matmul(responsibility, means, precision=jax.lax.Precision.HIGHEST) + alpha[:, 0] * (
+            variance * shares
+        ).sum(axis=1)
         return Prediction(x0.reshape(x.shape), (sigma[:, 0] * shares.sum(axis=1)).reshape(x.shape))
 
     def log_density(self, x: Array, t: ArrayLike) -> Array:

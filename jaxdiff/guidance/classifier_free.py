@@ -108,12 +108,12 @@ class ClassifierFree(Guided):
         if self.sequential or isinstance(memory, Branches):  # one memory a branch allows no call of both at once
             given, mine = recall(self.denoise, x, t, with_cond, memory[0] if memory else ())
             without, other = recall(self.denoise, x, t, null, memory[1] if memory else ())
-            return mix((weight, 1.0 - weight), (given, without)), given, Branches(mine, other) if memory else ()
+            return mix(given, (1.0 - weight, without)), given, Branches(mine, other) if memory else ()
         t = jnp.asarray(t)
         times = t if t.ndim == 0 else _joined(t, t)
         joined, memory = recall(self.denoise, _joined(x, x), times, jax.tree.map(_joined, with_cond, null), memory)
         given, without = (jax.tree.map(lambda leaf, i=i: _branch(i, leaf), joined) for i in (0, 1))
-        return mix((weight, 1.0 - weight), (given, without)), given, memory
+        return mix(given, (1.0 - weight, without)), given, memory
 
     def alone(self, x: Array, t: ArrayLike, cond: Cond | None, memory: Memory) -> tuple[Prediction, Memory]:
         given, mine = recall(self.denoise, x, t, cond, memory[0] if memory else ())

@@ -17,10 +17,10 @@ from jaxdiff.sampling.path import sample_path
 from jaxdiff.sampling.recommended import recommended, recommended_times
 from jaxdiff.sampling.sde import EulerMaruyama, ReverseDiffusion
 from jaxdiff.sampling.singlestep import DPMpp2S, DPMSolver
+from jaxdiff.sampling.smoothed import Smoothed, SmoothedDenoiser
 from jaxdiff.sampling.tableau import BOGACKI_SHAMPINE, DORMAND_PRINCE, TABLEAUX, Tableau
 from jaxdiff.sampling.tabulated import Tabulated
 from jaxdiff.sampling.unipc import UniPC
-from jaxdiff.sampling.widened import Widened, WidenedDenoiser
 
 __all__ = [
     "BOGACKI_SHAMPINE",
@@ -59,11 +59,11 @@ __all__ = [
     "RungeKutta",
     "SASolver",
     "Sampler",
+    "Smoothed",
+    "SmoothedDenoiser",
     "Tableau",
     "Tabulated",
     "UniPC",
-    "Widened",
-    "WidenedDenoiser",
     "ays_times",
     "check_times",
     "choose",

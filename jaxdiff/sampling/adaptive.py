@@ -139,14 +139,14 @@ class Adaptive(Sampler):
         y = x / expand(scale, x)
         first = slope(self.process, self.variable, denoise, y, begin)
         new, arrived = state.h == 0, start == end
-        entry = 1 + new  # the first slope, and that of equation (3)
+        entry = 1 + new.astype(jnp.int32)  # the first slope, and that of equation (3)
         running = ~arrived & _finite(y) & _finite(first) & self._within_bound(state.evaluations + entry)
         h = jax.lax.cond(
             new.any(),
             lambda: jnp.where(new, self._first_length(denoise, y, first, begin, start, end - start), state.h),
             lambda: state.h,
         )
-        progress = state._replace(h=h, evaluations=state.evaluations + running * entry)
+        progress = state._replace(h=h, evaluations=state.evaluations + jnp.where(running, entry, 0))
         walk = _Walk(y, _per_unit(self.process, x, begin), start, begin, first, running, arrived, progress)
         walk = jax.lax.while_loop(
             lambda walk: walk.running.any(), lambda walk: self._attempt(denoise, walk, s, end), walk
@@ -181,9 +181,9 @@ class Adaptive(Sampler):
         progress = Progress(
             jnp.where(walk.running, length, progress.h),
             jnp.where(accepted, jnp.maximum(error, LEAST_ERROR), progress.error),
-            progress.evaluations + walk.running * (len(tableau.c) - 1),
-            progress.accepted + accepted,
-            progress.rejected + rejected,
+            progress.evaluations + jnp.where(walk.running, len(tableau.c) - 1, 0),
+            progress.accepted + accepted.astype(jnp.int32),
+            progress.rejected + rejected.astype(jnp.int32),
         )
         arrived = walk.arrived | (accepted & last)
         y, z, following = (
@@ -195,13 +195,13 @@ class Adaptive(Sampler):
         if tableau.first_same_as_last:
             running = running & self._within_bound(progress.evaluations)
         else:
-            running = running & self._within_bound(progress.evaluations + accepted)
+            running = running & self._within_bound(progress.evaluations + accepted.astype(jnp.int32))
             fresh = running & accepted
             following = jax.lax.cond(
                 fresh.any(), lambda: slope(process, self.variable, denoise, y, time), lambda: walk.first
             )
             following = jnp.where(expand(fresh, y), following, walk.first)
-            progress = progress._replace(evaluations=progress.evaluations + fresh)
+            progress = progress._replace(evaluations=progress.evaluations + fresh.astype(jnp.int32))
         return _Walk(y, z, position, time, following, running, arrived, progress)
 
     def _within_bound(self, evaluations: Array) -> Array:

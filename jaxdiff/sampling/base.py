@@ -5,12 +5,11 @@ of times; what it remembers between steps is its state:
 
     state = sampler.init(x)
     for t, s in zip(ts[:-1], ts[1:]):
-        x, state = sampler.step(denoise, noise, state, x, t, s)      # denoise(x, t) -> Prediction; noise(t, s, salt) ~
-        N(0, I)
+        x, state = sampler.step(denoise, noise, state, x, t, s)
     x0 = denoise(x, ts[-1]).x0
 
-`integrate` is that loop as one `jax.lax.scan`; `sample` adds the last denoising. By hand the same steps give the same
-samples.
+denoise(x, t) is a `Prediction`, noise(t, s, salt) draws from N(0, I). `integrate` is that loop as one `jax.lax.scan`;
+`sample` adds the last denoising. By hand the same steps give the same samples.
 """
 
 from __future__ import annotations
@@ -32,6 +31,8 @@ from jaxdiff.noise import Noise, NoiseSource, step_noise
 from jaxdiff.prediction import Prediction, refuse_zero_alpha
 from jaxdiff.process import Process
 from jaxdiff.record import record
+from jaxdiff.sampling.checks import refuse_another_process, refuse_noise_on_rising_times, refuse_undefined_ends
+from jaxdiff.sampling.checks import traced as _traced
 from jaxdiff.sampling.keep import Keep, Kept, Recorder
 
 T = TypeVar("T")
@@ -63,6 +64,10 @@ class Sampler(abc.ABC):
     def check(self, ts: ArrayLike) -> None:
         """Raises ValueError if times that are known do not suit this method; by default all do."""
         del ts
+
+    def noise_level(self) -> ArrayLike:
+        """How much noise its steps draw, in units of its own; 0 is none, and only then may times rise."""
+        return 0.0
 
 
 def check_times(process: Process, ts: ArrayLike, *, falling: bool = True) -> None:
@@ -164,10 +169,18 @@ def _scan(
     return jax.lax.fori_loop(0, num_steps, lambda i, carry: body(carry, (i, ts[i], ts[i + 1]))[0], begin)
 
 
-def _promoted(x: Array, ts: ArrayLike) -> tuple[Array, Array]:
-    """The samples, in the times' precision if theirs is less: the coefficients of a step have it."""
+def promoted(x: Any, ts: ArrayLike) -> tuple[Any, Array]:
+    """The samples, in the times' precision if theirs is less: the coefficients of a step have it. Integers (tokens)
+    stay what they are."""
     grid = jnp.asarray(ts, jnp.result_type(float))
-    return jnp.asarray(x, jnp.result_type(x, grid)), grid
+
+    def raised(part: Array) -> Array:
+        part = jnp.asarray(part)
+        if not jnp.issubdtype(part.dtype, jnp.floating):
+            return part
+        return part if jnp.finfo(part.dtype).bits >= jnp.finfo(grid.dtype).bits else part.astype(grid.dtype)
+
+    return jax.tree.map(raised, x), grid
 
 
 def _visited(ts: ArrayLike, num_steps: ArrayLike | None) -> ArrayLike:
@@ -188,10 +201,6 @@ def _visited(ts: ArrayLike, num_steps: ArrayLike | None) -> ArrayLike:
     while last > 0 and times[last] == times[last - 1]:
         last -= 1
     return times[: last + 1]
-
-
-def _traced(*values: Any) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
 def integrate(
@@ -224,14 +233,17 @@ def integrate(
       The samples at ``ts[-1]`` (at ``ts[num_steps]``) and the sampler's last state.
 
     Raises:
-      As `sample`, but the times may rise and may end at sigma = 0.
+      As `sample`, but the times may rise and may end at sigma = 0. ValueError: rising times with a sampler that draws
+      noise; a denoiser made of x0 that is evaluated where sigma = 0.
     """
+    x, grid = promoted(x, ts)
     visited = _visited(ts, num_steps)
     check_times(sampler.process, visited, falling=False)
     sampler.check(visited)
+    refuse_another_process(sampler.process, denoise)
+    refuse_noise_on_rising_times(sampler, visited)
     if np.size(visited) > 1:
-        _refuse_eps_without_signal(sampler.process, denoise, x, visited, cond)
-    x, grid = _promoted(x, ts)
+        refuse_undefined_ends(sampler, denoise, x, visited, cond)
 
     def run() -> tuple[Array, State]:
         bound = _bind(denoise, cond, x, debug)
@@ -311,7 +323,7 @@ def sample(
 
     Raises:
       ValueError: times that do not fall, lie outside [0, 1] or end at sigma = 0; a prediction of eps from alpha = 0;
-        a number of steps that is not whole or not within the times.
+        a denoiser of another process; a number of steps that is not whole or not within the times; a single key.
       FloatingPointError: in debug, a prediction that is not finite.
 
     >>> from jaxdiff import DDIM, Flow, GaussianDenoiser, log_snr_times, sample_keys
@@ -322,7 +334,7 @@ def sample(
     (4, 2)
     """
     start(sampler, denoise, x, _visited(ts, num_steps), cond)
-    x, grid = _promoted(x, ts)
+    x, grid = promoted(x, ts)
 
     record = None if keep is None else Recorder(keep, len(grid), from_end=num_steps is None)
     end = len(grid) - 1 if num_steps is None else num_steps
@@ -359,18 +371,8 @@ def start(sampler: Sampler, denoise: Denoiser, x: Array, ts: ArrayLike, cond: Co
     """
     check_times(sampler.process, ts)
     sampler.check(ts)
-    _refuse_eps_without_signal(sampler.process, denoise, x, ts, cond)
-
-
-def _refuse_eps_without_signal(process: Process, denoise: Denoiser, x: Array, ts: ArrayLike, cond: Cond | None) -> None:
-    """A denoiser made of eps refuses an alpha = 0 itself, when it is traced with the time that is known."""
-    if _traced(process, ts):
-        return
-    first = np.asarray(ts)[0]
-    with jax.ensure_compile_time_eval():
-        no_signal = bool(process.alpha(first) == 0)
-    if no_signal:
-        jax.eval_shape(lambda x: denoise(x, float(first), cond), x)
+    refuse_another_process(sampler.process, denoise)
+    refuse_undefined_ends(sampler, denoise, x, ts, cond)
 
 
 def refuse_infinite_velocity(process: Process, ts: ArrayLike, name: str) -> None:

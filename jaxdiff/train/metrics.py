@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class MetricsLog:
         start: the step the run goes on from: lines of later steps, and a torn last line, are cut off.
         tensorboard: write events as well.
         active: False writes nothing: processes other than the first.
+        listener: gets each record too, with its step: for a tracker of experiments.
 
     Attributes:
         folder: the run's folder.
@@ -73,9 +74,16 @@ class MetricsLog:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], *, start: int = 0, tensorboard: bool = True, active: bool = True
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        start: int = 0,
+        tensorboard: bool = True,
+        active: bool = True,
+        listener: Callable[[int, Mapping[str, Any]], None] | None = None,
     ) -> None:
         self.folder = Path(folder)
+        self._listener = listener if active else None
         self._file: Any = None
         self._events: Any = None
         self._owed = b""  # what did not fit on the disk yet
@@ -94,6 +102,8 @@ class MetricsLog:
 
     def write(self, step: int, record: Mapping[str, Value]) -> None:
         """Append one line, and flush it."""
+        if self._listener is not None:
+            self._listener(step, record)
         if self._file is None:
             return
         line = {"step": step} | {name: _json(value) for name, value in record.items()}

@@ -72,7 +72,7 @@ class Prefetch:
         >>> with Pipeline(open_digits(), batch_size=4, seed=0) as data, Prefetch(data, sharding) as batches:
         ...     (batch,) = batches.take()
         ...     batches.begin()
-        ...     batch["image"].shape, batches.position["batches"]
+        ...     batch["x"].shape, batches.position["batches"]
         ((4, 8, 8, 1), 1)
     """
 

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jaxdiff.data import DataError, Source
+from jaxdiff.data import DataError, Source, take
+from jaxdiff.spec import Spec
 
 Pixels = np.ndarray
 
@@ -51,18 +52,22 @@ def one_line_error(call: Callable[[], object]) -> str:
     return message
 
 
+def record(source: Source, index: int) -> dict[str, Any]:
+    """One record of a source, checked as all are."""
+    return {name: array[0] for name, array in take(source, [index]).items()}
+
+
 def check_content(source: Source, images: Pixels, labels: list[int] | None) -> None:
     assert len(source) == len(images)
-    assert source.image_shape == images.shape[1:]
+    assert source.spec["x"] == Spec(images.shape[1:], "uint8", 0, 255)
     for index, image in enumerate(images):
-        record = source[index]
-        assert record["image"].dtype == np.uint8
-        assert (record["image"] == image).all()
-        if labels is None:
-            assert "label" not in record
-        else:
-            assert record["label"] == labels[index]
-            assert type(record["label"]) is int
-    assert (source[-1]["image"] == images[-1]).all()
+        found = record(source, index)
+        assert found["x"].dtype == np.uint8
+        assert (found["x"] == image).all()
+        assert found.keys() == source.spec.keys() == ({"x"} if labels is None else {"x", "label"})
+        if labels is not None:
+            assert found["label"] == labels[index]
+            assert found["label"].dtype == np.int32
+    assert (record(source, -1)["x"] == images[-1]).all()
     with pytest.raises(IndexError):
-        source[len(source)]
+        record(source, len(source))

@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxdiff.config.build import Unlabelled, build_pipeline
-from jaxdiff.data import Pipeline, Source, decoded, from_arrays, open_folder, open_npz, open_parquet
+from jaxdiff.config.build import build_pipeline
+from jaxdiff.data import Pipeline, Source, Subset, decoded, from_arrays, open_folder, open_npz, open_parquet
 from jaxdiff.data.decoded import Decoded, decode_once
 from jaxdiff.data.points import open_points
-from jaxdiff.data.sources import one_by_one, records_at
-from tests.data.pictures import check_content, encoded, one_line_error, pictures, write_folder, write_parquet
+from jaxdiff.data.sources import Records, take
+from tests.data.pictures import check_content, encoded, one_line_error, pictures, record, write_folder, write_parquet
 
 
 def silent(text: str) -> None:
@@ -39,10 +39,15 @@ def once(source: Source, folder: Path, **options: Any) -> Source:
     return decode_once(source, **defaults | options)
 
 
+def one_by_one(source: Source, indices: np.ndarray) -> Records:
+    found = [record(source, int(index)) for index in indices]
+    return {key: np.stack([each[key] for each in found]) for key in found[0]}
+
+
 def same_records(a: Source, b: Source) -> bool:
     every = np.arange(len(a))
-    x, y = records_at(a, every), one_by_one(b, every)
-    return x.keys() == y.keys() and all(np.array_equal(x[key], y[key]) for key in x)  # type: ignore[literal-required]
+    x, y = take(a, every), one_by_one(b, every)
+    return x.keys() == y.keys() and all(np.array_equal(x[key], y[key]) for key in x)
 
 
 @pytest.fixture
@@ -70,16 +75,15 @@ def test_equals_the_source_and_is_decoded_once(
         again = once(source, tmp_path / "kept", say=said.append)
         assert isinstance(again, Decoded)
         assert again.fingerprint == source.fingerprint
-        records = [source[i] for i in range(7)]
-        labels = [record["label"] for record in records] if "label" in records[0] else None
-        check_content(again, np.stack([record["image"] for record in records]), labels)
-        options: dict[str, Any] = {"batch_size": 5, "seed": 0, "flip": True}
+        records = take(source, np.arange(7))
+        check_content(again, records["x"], records["label"].tolist() if "label" in records else None)
+        options: dict[str, Any] = {"batch_size": 5, "seed": 0}
         with Pipeline(source, **options) as plain, Pipeline(first[name], **options) as fast:
             for _ in range(3):
                 a, b = next(plain), next(fast)
                 assert a.keys() == b.keys()
                 assert all(a[k].dtype == b[k].dtype and np.array_equal(a[k], b[k]) for k in a)
-                assert b["image"].flags.c_contiguous
+                assert b["x"].flags.c_contiguous
     assert len(said) == 2
 
 
@@ -87,17 +91,17 @@ def test_equals_the_source_and_is_decoded_once(
 @given(indices=st.lists(st.integers(-7, 6), min_size=1, max_size=20), which=st.integers(0, 5))
 def test_many_at_once_is_one_by_one(many: list[Source], indices: list[int], which: int) -> None:
     source, chosen = many[which], np.array(indices)
-    a, b = records_at(source, chosen), one_by_one(source, chosen)
+    a, b = take(source, chosen), one_by_one(source, chosen)
     assert a.keys() == b.keys()
-    assert a["image"].dtype == b["image"].dtype
-    assert (a["image"] == b["image"]).all()
+    assert a["x"].dtype == b["x"].dtype
+    assert (a["x"] == b["x"]).all()
     if "label" in a:
         assert a["label"].dtype == np.int32
         assert (a["label"] == b["label"]).all()
-    a["image"][:] = 0  # a copy: the source stays as it is
-    assert (one_by_one(source, chosen)["image"] == b["image"]).all()
+    a["x"][:] = 0  # a copy: the source stays as it is
+    assert (one_by_one(source, chosen)["x"] == b["x"]).all()
     with pytest.raises(IndexError):
-        records_at(source, np.array([*indices, len(source)]))
+        take(source, np.array([*indices, len(source)]))
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +116,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> list[Source]:
         open_npz(folder / "a.npz", image_size=4, resize=True),
         open_points("moons"),
         once(parquet, folder),
-        Unlabelled(once(parquet, folder)),
+        Subset(once(parquet, folder), names=()),
     ]
 
 
@@ -128,12 +132,12 @@ def test_a_changed_file_is_decoded_anew(tmp_path: Path) -> None:
     assert changing.stat().st_size == before.st_size
     source = open_folder(tmp_path / "set")
     second = once(source, folder)
-    assert (first[1]["image"][0, 0, 0], second[1]["image"][0, 0, 0]) == (1, 200)
+    assert (record(first, 1)["x"][0, 0, 0], record(second, 1)["x"][0, 0, 0]) == (1, 200)
     assert same_records(second, source)
     assert first.fingerprint == second.fingerprint  # which knows no pixels: the times tell
     assert kept(folder) == [".lock", ".npy"]
     smaller = once(open_folder(tmp_path / "set", image_size=4, resize=True), folder)
-    assert smaller.image_shape == (4, 4, 3)
+    assert smaller.spec["x"].shape == (4, 4, 3)
     assert kept(folder) == [".lock", ".lock", ".npy", ".npy"]
 
 
@@ -164,7 +168,7 @@ def slowly(*arguments, decode=decoded._decode):
 decoded._CHUNK_BYTES, decoded._decode = 1, slowly
 sys.stdin.readline()
 source = decoded.decode_once(open_folder(sys.argv[1]), limit=10**6, folder=sys.argv[2])
-print(type(source).__name__, source[6]["image"].tobytes().hex())
+print(type(source).__name__, record(source, 6)["x"].tobytes().hex())
 """
 
 
@@ -209,7 +213,7 @@ def test_a_killed_writer_and_two_at_once(sources: dict[str, Source], tmp_path: P
     mine = once(source, folder, say=lambda text: killed.kill() if "waiting for another process" in text else None)
     assert same_records(mine, source)
     out, err = other.communicate(timeout=60)
-    assert out.split() == ["Decoded", source[6]["image"].tobytes().hex()], err
+    assert out.split() == ["Decoded", record(source, 6)["x"].tobytes().hex()], err
     assert kept(folder) == [".lock", ".npy"]
 
 
@@ -260,7 +264,7 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     files = [encoded(image) for image in pictures(12)]
     files[10] = files[10][:60]
     source = open_parquet(write_parquet(tmp_path / "train.parquet", files, list(range(12))))
-    message = one_line_error(lambda: source[10])
+    message = one_line_error(lambda: record(source, 10))
     assert one_line_error(lambda: once(source, tmp_path / "kept")) == message
     assert kept(tmp_path / "kept") == [".lock"]
 
@@ -296,7 +300,7 @@ def test_which_runs_decode_once(
     assert not (tmp_path / "cache").exists()
     assert isinstance(read_by(source, 4), Decoded)
     assert kept(tmp_path / "cache" / "jaxdiff" / "decoded") == [".lock", ".npy"]
-    unlabelled = read_by(Unlabelled(source), 4)
-    assert isinstance(unlabelled, Unlabelled)
+    unlabelled = read_by(Subset(source, names=()), 4)
+    assert isinstance(unlabelled, Subset)
     assert isinstance(unlabelled.source, Decoded)
     assert capsys.readouterr().err.count("decoding 7 images once") == 1

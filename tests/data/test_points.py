@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxdiff.data import POINTS, DataError, Pipeline, batches, from_arrays, open_points, point_mixture
+from jaxdiff.data import POINTS, DataError, Pipeline, batches, open_points, point_mixture
 
 
 @pytest.mark.parametrize("name", POINTS)
@@ -13,7 +13,7 @@ def test_points_are_of_their_mixture(name: str) -> None:
     mixture, source = point_mixture(name), open_points(name, split="test")
     assert mixture.weights.sum() == pytest.approx(1.0) and mixture.weights.min() > 0
     assert np.abs(mixture.means).max() + mixture.std <= 1.1
-    points: Any = np.stack([source[i]["image"] for i in range(len(source))])
+    points: Any = source.take(np.arange(len(source)))["x"]
     assert points.dtype == np.float32 and points.shape == (8192, 2)
     mean = mixture.weights @ mixture.means
     centred = mixture.means - mean
@@ -36,21 +36,17 @@ def test_points_are_always_the_same_and_splits_differ() -> None:
     first, again = open_points("moons"), open_points("moons")
     assert first.fingerprint == again.fingerprint != open_points("moons", split="test").fingerprint
     assert first.fingerprint != open_points("rings").fingerprint
-    assert (first[7]["image"] == again[7]["image"]).all()
+    assert (record(first, 7)["x"] == record(again, 7)["x"]).all()
 
 
 def test_pipeline_leaves_points_as_they_are() -> None:
     source = open_points("two_gaussians", split="test")
     with Pipeline(source, batch_size=64, seed=3) as pipeline:
-        batch = next(pipeline)["image"]
+        batch = next(pipeline)["x"]
     assert batch.dtype == np.float32 and batch.shape == (64, 2)
-    everything = {tuple(source[i]["image"]) for i in range(len(source))}
+    everything = {tuple(point) for point in source.take(np.arange(len(source)))["x"]}
     assert all(tuple(point) in everything for point in batch)
-    assert (next(batches(source, 10))["image"] == np.stack([source[i]["image"] for i in range(10)])).all()
-    with pytest.raises(DataError, match="flip mirrors images"):
-        Pipeline(source, batch_size=4, seed=0, flip=True)
-    with pytest.raises(DataError, match="expected uint8"):  # images still come as bytes
-        from_arrays(np.zeros((2, 4, 4), np.float32))
+    assert (next(batches(source, 10))["x"] == source.take(np.arange(10))["x"]).all()
 
 
 def test_what_points_do_not_have_is_refused() -> None:

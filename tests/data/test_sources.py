@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from jaxdiff import data
-from tests.data.pictures import check_content, encoded, one_line_error, pictures, write_folder, write_parquet
+from tests.data.pictures import check_content, encoded, one_line_error, pictures, record, write_folder, write_parquet
 
 # --- a folder
 
@@ -19,7 +19,7 @@ def test_folder(tmp_path: Path) -> None:
     (tmp_path / "all" / "a" / "notes.txt").write_text("not an image")
     (tmp_path / "all" / ".cache").mkdir()
     source = data.open_folder(tmp_path / "all")
-    assert source.num_classes == 3
+    assert data.num_classes(source) == 3
     check_content(source, images[[2, 5, 0, 3, 1, 4]], [0, 0, 1, 1, 2, 2])
 
 
@@ -61,8 +61,8 @@ def test_folder_bad_images(tmp_path: Path) -> None:
     empty.write_bytes(b"")
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(deep)
     source = data.open_folder(tmp_path)
-    assert one_line_error(lambda: source[10]).startswith(f"{empty} (row 10): image is empty (0 bytes)")
-    assert f"{deep} (row 11): image has Pillow mode I;16, expected 8-bit" in one_line_error(lambda: source[11])
+    assert one_line_error(lambda: record(source, 10)).startswith(f"{empty} (row 10): image is empty (0 bytes)")
+    assert f"{deep} (row 11): image has Pillow mode I;16, expected 8-bit" in one_line_error(lambda: record(source, 11))
     message = one_line_error(lambda: data.verify(source))
     assert "bad records: 2" in message
     assert str(empty) in message
@@ -75,8 +75,8 @@ def test_folder_resize(tmp_path: Path) -> None:
     write_folder(tmp_path, big, ["a"])
     write_folder(tmp_path, small, ["b"])
     source = data.open_folder(tmp_path, image_size=8, resize=True)
-    assert (source[0]["image"] == data.center_crop_resize(big[0], 8)).all()
-    assert (source[1]["image"] == small[0]).all()
+    assert (record(source, 0)["x"] == data.center_crop_resize(big[0], 8)).all()
+    assert (record(source, 1)["x"] == small[0]).all()
     assert "image is 8x8 with 3 channels, the set's others are 20x30" in one_line_error(
         lambda: data.open_folder(tmp_path)
     )

@@ -13,8 +13,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxdiff.data import DataError, Pipeline, Source, decode_once, open_tfds
+from jaxdiff.data import DataError, Pipeline, Source, decode_once, num_classes, open_tfds
 from jaxdiff.data.decoded import Decoded
+from tests.data.pictures import record
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
 
@@ -47,11 +48,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_prepared_set(prepared: Path) -> None:
     source = open_tfds("tiny_colours", prepared)
-    assert (len(source), source.image_shape, source.num_classes) == (9, (8, 8, 3), 3)
-    records = [source[i] for i in range(9)]
-    numbers = [int(np.argmax([(r["image"] == p).all() for p in PIXELS])) for r in records]
+    assert (len(source), source.spec["x"].shape, num_classes(source)) == (9, (8, 8, 3), 3)
+    records = [record(source, i) for i in range(9)]
+    numbers = [int(np.argmax([(r["x"] == p).all() for p in PIXELS])) for r in records]
     assert sorted(numbers) == list(range(9))  # TFDS shuffles when it prepares
-    assert all((r["image"] == PIXELS[i]).all() for r, i in zip(records, numbers, strict=True))
+    assert all((r["x"] == PIXELS[i]).all() for r, i in zip(records, numbers, strict=True))
     assert [r["label"] for r in records] == [i % 3 for i in numbers]
     assert len(open_tfds("tiny_colours", prepared, split="test")) == 4
     assert len(open_tfds("tiny_colours", prepared, split="train[:3]")) == 3
@@ -63,10 +64,8 @@ def test_prepared_set_in_a_pipeline(prepared: Path) -> None:
     source = open_tfds("tiny_colours", prepared)
     with Pipeline(source, batch_size=3, seed=0) as pipeline:
         epoch = [next(pipeline) for _ in range(3)]
-    seen = np.concatenate([batch["image"] for batch in epoch])
-    assert sorted(image.tobytes() for image in np.rint((seen + 1) * 127.5).astype(np.uint8)) == sorted(
-        image.tobytes() for image in PIXELS
-    )
+    seen = np.concatenate([batch["x"] for batch in epoch])
+    assert sorted(image.tobytes() for image in seen) == sorted(image.tobytes() for image in PIXELS)
 
 
 def test_each_split_is_decoded_once(prepared: Path, tmp_path: Path) -> None:
@@ -74,7 +73,7 @@ def test_each_split_is_decoded_once(prepared: Path, tmp_path: Path) -> None:
         source = open_tfds("tiny_colours", prepared, split=split)
         found = decode_once(source, limit=10**6, folder=tmp_path, say=lambda text: None)
         assert isinstance(found, Decoded)
-        assert all((found[i]["image"] == source[i]["image"]).all() for i in range(len(source)))
+        assert all((record(found, i)["x"] == record(source, i)["x"]).all() for i in range(len(source)))
         return found
 
     assert [len(decoded(split)) for split in ("train[:4]", "train[4:8]", "train[:4]")] == [4, 4, 4]
@@ -93,7 +92,7 @@ def test_refusals(prepared: Path) -> None:
             open_tfds("tiny_colours", prepared, **options)
         assert message in str(caught.value)
         assert "\n" not in str(caught.value)
-    assert open_tfds("tiny_colours", prepared, image_size=16, resize=True).image_shape == (16, 16, 3)
+    assert open_tfds("tiny_colours", prepared, image_size=16, resize=True).spec["x"].shape == (16, 16, 3)
 
 
 def test_unknown_name(tmp_path: Path) -> None:
@@ -119,11 +118,11 @@ def test_damaged_file(prepared: Path, tmp_path: Path) -> None:
 def test_mock_data() -> None:
     with tfds.testing.mock_data(num_examples=5):
         source = open_tfds("mnist", image_size=28, channels=1, num_classes=10)
-        assert (len(source), source.image_shape, source.num_classes) == (5, (28, 28, 1), 10)
+        assert (len(source), source.spec["x"].shape, num_classes(source)) == (5, (28, 28, 1), 10)
         with Pipeline(source, batch_size=5, seed=0) as pipeline:
             batch = next(pipeline)
-    assert batch["image"].shape == (5, 28, 28, 1)
-    assert sorted(batch["label"]) == sorted(source[i]["label"] for i in range(5))
+    assert batch["x"].shape == (5, 28, 28, 1)
+    assert sorted(batch["label"]) == sorted(record(source, i)["label"] for i in range(5))
 
 
 def test_not_prepared_fails_at_once_with_the_command(

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.config.build import SOURCES
-from jaxdiff.data import Record, Source, open_digits
+from jaxdiff.data import Source, open_digits
+from jaxdiff.spec import Spec
 from tests.faults.tiny import config as tiny
 
 
@@ -16,17 +17,18 @@ class Poisoned:
     """A source with NaN in place of some images; its other images are digits, float32 in [-1, 1]."""
 
     def __init__(self, digits: Source, bad: set[int]) -> None:
-        self.name, self.image_shape, self.num_classes = "poisoned", digits.image_shape, digits.num_classes
-        self.fingerprint = f"poisoned {digits.fingerprint}"
+        self.name, self.fingerprint = "poisoned", "poisoned digits"
+        self.spec = {**digits.spec, "x": Spec(digits.spec["x"].shape, "float32")}
         self._digits, self._bad = digits, bad
 
     def __len__(self) -> int:
         return len(self._digits)
 
-    def __getitem__(self, index: int, /) -> Record:
-        record = self._digits[index]
-        image = record["image"].astype(np.float32) / 127.5 - 1
-        return {**record, "image": np.full_like(image, np.nan) if index in self._bad else image}
+    def take(self, indices: np.ndarray, /) -> dict[str, np.ndarray]:
+        records = self._digits.take(indices)
+        x = records["x"].astype(np.float32) / 127.5 - 1
+        x[np.isin(indices, [*self._bad])] = np.nan
+        return {**records, "x": x}
 
 
 def _open(path: str, **options: Any) -> Source:

@@ -150,11 +150,12 @@ class Training:
             "NPROC": "32",  # more simulated devices than cores: queued collectives would deadlock in `cores` threads
             "JAX_COMPILATION_CACHE_DIR": str(self.compiled / "jax"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "PYTHONPYCACHEPREFIX": str(self.compiled / "python"),
             "PYTHONUNBUFFERED": "1",
             "XDG_CACHE_HOME": str(self.compiled / "cache"),
         }
-        old = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        old = dict(os.environ)
+        if old.pop("PYTHONDONTWRITEBYTECODE", None):
+            new["PYTHONPYCACHEPREFIX"] = str(self.compiled / "python")
         return old | new
 
 

@@ -14,7 +14,7 @@ import pytest
 from jax.typing import ArrayLike
 
 import jaxdiff as jd
-from jaxdiff.data import to_model_range
+from jaxdiff.codecs import to_model_range
 from jaxdiff.likelihood import (
     ProposeLogSNR,
     ProposeTime,
@@ -23,7 +23,7 @@ from jaxdiff.likelihood import (
     learn_proposal,
     prior_kl,
 )
-from jaxdiff.likelihood.ends import angle
+from jaxdiff.likelihood.angle import angle
 from jaxdiff.prediction import Prediction
 from jaxdiff.variational import learned_log_variance, vlb_term
 from tests.likelihood.problems import POINTS, keys_of

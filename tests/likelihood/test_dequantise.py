@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 import jaxdiff as jd
-from jaxdiff.data import to_model_range
-from jaxdiff.images import to_uint8
+from jaxdiff.codecs import to_model_range, to_uint8
 from jaxdiff.likelihood import (
     Dequantiser,
     FixedSteps,

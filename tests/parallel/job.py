@@ -24,7 +24,7 @@ from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.networks import DiT, UNet
 from jaxdiff.networks.layers import Conv3x3, Linear
 from jaxdiff.noise import sample_keys
-from jaxdiff.run import Run
+from jaxdiff.runs.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, BATCH, SAMPLES = 20, 16, 8
@@ -87,7 +87,10 @@ def one(case: list[Any], double: bool) -> dict[str, Any]:
             FIRST[name] = jax.jit(lambda key: training.create_state(net, optimizer, loss, key))(key)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, template)
         state = jax.jit(lambda state: state, out_shardings=shardings)(FIRST[name])
-    step = training.compile_step(net=net, loss=loss, optimizer=optimizer, ema=config.ema, template=template)
+    codec = cfg.build_codec(config, source)
+    step = training.compile_step(
+        net=net, loss=loss, optimizer=optimizer, ema=config.ema, template=template, codec=codec
+    )
     losses = []
     with cfg.build_pipeline(config, source, part=training.batch_part(mesh)) as data:
         for _ in range(STEPS):

@@ -82,8 +82,8 @@ def test_a_bad_step_leaves_everything_as_it_was(
     data, state = Data(), create_state(net, optimizer, loss, jax.random.key(0))
     parts = {"net": net, "loss": loss, "optimizer": optimizer, "ema": Ema(0.9), "accumulate": accumulate}
     step = jax.jit(lambda s, b: train_step(s, b, **parts))
-    good = [{"image": jnp.asarray(next(data)["image"])} for _ in range(3)]
-    bad = {"image": jnp.asarray(_poisoned(np.asarray(good[1]["image"]), pixel))}
+    good = [{"x": jnp.asarray(next(data)["x"])} for _ in range(3)]
+    bad = {"x": jnp.asarray(_poisoned(np.asarray(good[1]["x"]), pixel))}
     first, _ = step(state, good[0])
     skipped, metrics = step(first, bad)
     assert not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]))
@@ -251,13 +251,15 @@ import dataclasses
 import numpy as np
 from jaxdiff.config.build import SOURCES
 from configs.digits_unet import config as digits
+from jaxdiff.spec import Spec
 
 class Points:
-    name, image_shape, num_classes, fingerprint = "nan", (8, 8, 1), None, "nan"
+    spec = {"x": Spec((8, 8, 1), "float32")}
     def __len__(self): return 64
-    def __getitem__(self, index):
-        image = np.random.default_rng(index).uniform(-1, 1, (8, 8, 1)).astype(np.float32)
-        return {"image": np.full_like(image, np.nan) if index == 21 else image}
+    def take(self, indices):
+        x = np.stack([np.random.default_rng(i).uniform(-1, 1, (8, 8, 1)) for i in indices]).astype(np.float32)
+        x[indices == 21] = np.nan
+        return {"x": x}
 
 SOURCES["nan"] = lambda **options: Points()
 small = dict(width=8, multipliers=(1,), blocks=1, attention_resolutions=(), num_classes=None)
@@ -265,7 +267,7 @@ config = dataclasses.replace(
     digits,
     data=dataclasses.replace(digits.data, name="nan"),
     network=dataclasses.replace(digits.network, **small),
-    loss=dataclasses.replace(digits.loss, label_dropout=0.0),
+    loss=dataclasses.replace(digits.loss, dropout={}),
 )
 """
 

@@ -80,7 +80,7 @@ def test_logs_callbacks_and_checkpoints_come_when_due(tmp_path: Path, capsys: py
 
     def note(name: str) -> Callable[[int, Any], None]:
         def call(step: int, state: Any) -> None:
-            assert float(jnp.sum(state.ema["in"]["bias"] * 1.5)) is not None  # implicit transfers are fine here
+            assert float(jnp.sum(state.ema["ema"]["in"]["bias"] * 1.5)) is not None  # implicit transfers are fine here
             assert int(state.step) == step
             called.append((name, step))
 

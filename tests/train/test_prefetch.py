@@ -65,4 +65,4 @@ def test_within_several_batches_only_the_one_that_failed_is_read_again() -> None
         assert batches.position == {"batches": 0}
         taken, expected = batches.take(4), Data()
         assert batches.position == {"batches": 4}
-        assert [(one["image"] == next(expected)["image"]).all() for one in taken] == [True] * 4
+        assert [(one["x"] == next(expected)["x"]).all() for one in taken] == [True] * 4

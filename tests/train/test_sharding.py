@@ -27,7 +27,7 @@ def losses(data, fsdp, accumulate):
     for _ in range(20):
         state, metrics = step(state, put_batch(next(stream), batch_sharding(parts[-1])))
         found.append(float(metrics["loss"]))
-    kernel = state.ema["out"]["kernel"]
+    kernel = state.ema["ema"]["out"]["kernel"]
     leaves = jax.tree.leaves((state.params, state.ema, state.opt_state))
     return {
         "losses": found,
@@ -101,8 +101,8 @@ def test_a_batch_that_does_not_split_names_the_fix() -> None:
 
 def test_put_batch_needs_no_implicit_transfer() -> None:
     sharding = batch_sharding(make_mesh(data=1))
-    batch = {"image": np.ones((4, 2, 2, 1), np.float32), "label": np.arange(4, dtype=np.int32)}
+    batch = {"x": np.ones((4, 2, 2, 1), np.float32), "label": np.arange(4, dtype=np.int32)}
     with jax.transfer_guard("disallow"):
         placed = put_batch(batch, sharding)
-    assert placed["image"].sharding == sharding
+    assert placed["x"].sharding == sharding
     np.testing.assert_array_equal(placed["label"], batch["label"])

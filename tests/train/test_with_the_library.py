@@ -32,7 +32,7 @@ def batch(step: int) -> dict[str, np.ndarray]:
     """A batch of step `step`, whatever came before."""
     rng = np.random.default_rng(step)
     image = rng.uniform(-1, 1, (16, 8, 8, 1)).astype(np.float32)
-    return {"image": image, "label": rng.integers(0, 10, 16, dtype=np.int32)}
+    return {"x": image, "label": rng.integers(0, 10, 16, dtype=np.int32)}
 
 
 class Run:
@@ -40,9 +40,7 @@ class Run:
 
     def __init__(self, accumulate: int = 1, data: int = 1, fsdp: int = 1) -> None:
         net = functional(NETWORK)
-        self.loss = DenoisingLoss(
-            CosineVP(), V(), time=LossSecondMoment(bins=4, length=1), label_dropout=0.2, null_label=10
-        )
+        self.loss = DenoisingLoss(CosineVP(), V(), time=LossSecondMoment(bins=4, length=1), dropout={"label": 0.2})
         optimizer, schedule = make_optimizer(lr=1e-3, steps=100, warmup=5, weight_decay=0.01)
         self.mesh = make_mesh(data, fsdp)
         parts = (net, optimizer, self.loss, jax.random.key(0), self.mesh)

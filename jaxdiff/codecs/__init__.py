@@ -1,0 +1,41 @@
+"""Codecs: from records as they are stored to what a network sees, and back to records, pictures and files.
+
+A codec is a frozen pytree, so it is an argument of a jitted function and its numbers are data. `default_codec` finds
+the one that goes with a source; a codec of your own is any class with the methods of `Codec`.
+"""
+
+from typing import TYPE_CHECKING
+
+from jaxdiff.lazy import lazily
+
+if TYPE_CHECKING:
+    from jaxdiff.codecs.arrays import Arrays
+    from jaxdiff.codecs.base import Codec, encoded_specs
+    from jaxdiff.codecs.default import default_codec
+    from jaxdiff.codecs.images import Images, grid, save_png, to_model_range, to_uint8
+    from jaxdiff.codecs.points import Points, scatter
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "Arrays": "arrays",
+        **dict.fromkeys(("Codec", "encoded_specs"), "base"),
+        "default_codec": "default",
+        **dict.fromkeys(("Images", "grid", "save_png", "to_model_range", "to_uint8"), "images"),
+        **dict.fromkeys(("Points", "scatter"), "points"),
+    },
+)
+
+__all__ = [
+    "Arrays",
+    "Codec",
+    "Images",
+    "Points",
+    "default_codec",
+    "encoded_specs",
+    "grid",
+    "save_png",
+    "scatter",
+    "to_model_range",
+    "to_uint8",
+]

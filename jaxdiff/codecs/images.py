@@ -1,0 +1,202 @@
+"""Images: bytes u = 0..255 as stored, and x0 = u/127.5 - 1 as a network sees them.
+
+    encode:  x0 = u/127.5 - 1,  mirrored left to right with probability 1/2 where that is asked for
+    decode:  u  = round(127.5 (x0 + 1)),  clipped to [0, 255]
+
+With `low_resolution` the record's own small copy is a condition (super-resolution, Saharia et al. 2021,
+arXiv:2104.07636): the mean of x0 over each of n x n equal rectangles, after mirroring.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpy.typing import ArrayLike, NDArray
+
+from jaxdiff.broadcast import expand
+from jaxdiff.codecs.base import Stored, passed_on, save_npz, save_png, saved_as
+from jaxdiff.noise import sample_keys
+from jaxdiff.record import field, record
+from jaxdiff.spec import Spec, Specs
+
+SHOWN_SIZE = 48  # smaller images are enlarged to about this many pixels, or an 8x8 digit is a speck on a screen
+
+
+@record
+class Images:
+    """The codec of uint8 images.
+
+    Args:
+      shape: (H, W, C).
+      flip: mirror half of the samples left to right, where `encode` is given a key; conditions ``(B, H', W', C')``,
+        which are images too, are mirrored with them.
+      low_resolution: n, side in pixels of a small copy, which becomes the condition ``"low"``; None: no such condition.
+
+    Raises:
+      ValueError: a shape that is no image's, or a small copy that is not smaller.
+
+    >>> codec = Images((2, 2, 1), low_resolution=1)
+    >>> batch = codec.encode({"x": np.uint8([[[[0], [255]], [[0], [255]]]]), "label": np.array([3])})
+    >>> batch["x"][0, 0, :, 0].tolist(), batch["low"].ravel().tolist(), batch["label"].tolist()
+    ([-1.0, 1.0], [0.0], [3])
+    >>> codec.decode(batch["x"])["x"][0, 0, :, 0].tolist()
+    [0, 255]
+    """
+
+    shape: tuple[int, int, int] = field(pytree_node=False)
+    flip: bool = field(default=False, pytree_node=False)
+    low_resolution: int | None = field(default=None, pytree_node=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise ValueError(f"shape: an image is (H, W, C), got {self.shape}")
+        n = self.low_resolution
+        if n is not None and not 1 <= n < min(self.shape[:2]):
+            raise ValueError(f"low_resolution is at least 1 and below the image's {min(self.shape[:2])}, got {n}")
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """.npz; and .png of up to four channels."""
+        return (".png", ".npz") if self.shape[2] <= 4 else (".npz",)
+
+    @property
+    def spec(self) -> Specs:
+        """``"x"`` in [-1, 1], and ``"low"`` where it is made."""
+        x = Spec(self.shape, "float32", -1, 1)
+        n = self.low_resolution
+        return {"x": x} if n is None else {"x": x, "low": Spec((n, n, self.shape[2]), "float32", -1, 1)}
+
+    def encode(self, record: Mapping[str, Any], key: Array | None = None) -> dict[str, Any]:
+        """Records ``{"x": uint8 (B, H, W, C), ...}`` as ``{"x": float32 in [-1, 1], ...}``."""
+        x = to_model_range(record["x"])
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"x is uint8 (B, {', '.join(map(str, self.shape))}), got {x.shape}")
+        batch = {"x": x, **passed_on(record, self.spec)}
+        if self.flip and key is not None:
+            keys = sample_keys(key, 0, x.shape[0])
+            mirrored = jax.vmap(jax.random.bernoulli)(keys)
+            for name, value in batch.items():
+                if jnp.ndim(value) == 4:
+                    value = jnp.asarray(value)
+                    batch[name] = jnp.where(expand(mirrored, value), value[:, :, ::-1], value)
+        if self.low_resolution is not None:
+            batch["low"] = area_mean(batch["x"], self.low_resolution)
+        return batch
+
+    def decode(self, x0: Array, cond: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Bytes of samples ``(B, H, W, C)``. What is not finite is no byte: look at x0 first."""
+        return {"x": jnp.clip(jnp.rint((x0 + 1.0) * 127.5), 0, 255).astype(jnp.uint8), **passed_on(cond, self.spec)}
+
+    def picture(self, stored: Stored, columns: int | None = None) -> NDArray[np.uint8]:
+        """A grid of the images; of two channels the first, of more than three the first three."""
+        images = np.asarray(stored["x"])
+        return grid(images[..., :3] if images.shape[-1] >= 3 else images[..., :1], columns)
+
+    def save(self, path: str | os.PathLike[str], stored: Stored, columns: int | None = None) -> None:
+        """A grid (.png), or the arrays by name (.npz)."""
+        what = "images" if self.shape[2] <= 4 else f"images of {self.shape[2]} channels"
+        if saved_as(path, self.suffixes, what) == ".npz":
+            save_npz(path, stored)
+        else:
+            save_png(path, self.picture(stored, columns))
+
+
+def area_mean(x: Array, n: int) -> Array:
+    """Images at n x n pixels: means over equal rectangles where n divides the sides, else antialiased by area.
+
+    Args:
+      x: ``(B, H, W, C)``.
+      n: side of the result.
+
+    >>> area_mean(jnp.arange(4.0).reshape(1, 2, 2, 1), 1).item()
+    1.5
+    """
+    batch, height, width, channels = x.shape
+    if height % n == 0 and width % n == 0:
+        return x.reshape(batch, n, height // n, n, width // n, channels).mean(axis=(2, 4))
+    return jax.image.resize(x, (batch, n, n, channels), "linear", antialias=True)
+
+
+def to_model_range(images: ArrayLike) -> Array:
+    """Floats in [-1, 1] from bytes: ``u/127.5 - 1``, pure JAX.
+
+    Args:
+      images: uint8, any shape.
+
+    Returns:
+      float32 of the same shape; 0 becomes -1 and 255 becomes 1.
+
+    Raises:
+      ValueError: other numbers than bytes.
+
+    >>> to_model_range(np.uint8([0, 51, 255])).tolist()
+    [-1.0, -0.6000000238418579, 1.0]
+    """
+    images = jnp.asarray(images)
+    if images.dtype != jnp.uint8:
+        raise ValueError(f"images are uint8 in 0..255, got {images.dtype}")
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_uint8(images: ArrayLike) -> NDArray[np.uint8]:
+    """Bytes from floats: ``round(127.5 (x + 1))``, clipped to [0, 255].
+
+    Args:
+      images: floats in [-1, 1], any shape; what lies outside is clipped.
+
+    Returns:
+      uint8 of the same shape.
+
+    Raises:
+      ValueError: a value is not finite: a picture of NaN would be a silent black square.
+
+    >>> to_uint8([-1.0, 0.0, 1.0, 1.5]).tolist()
+    [0, 128, 255, 255]
+    """
+    values = np.asarray(images, np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"{int((~np.isfinite(values)).sum())} of {values.size} values are not finite: the samples diverged"
+        )
+    return np.clip(np.rint((values + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+def grid(
+    images: NDArray[np.uint8], columns: int | None = None, *, padding: int = 1, scale: int | None = None
+) -> NDArray[np.uint8]:
+    """One picture of many, row by row, each enlarged by a whole factor (nearest) and set apart by black lines.
+
+    Args:
+      images: uint8 ``(N, H, W, C)``, N at least 1.
+      columns: images a row; None: the most nearly square grid.
+      padding: width of the lines, pixels of the result.
+      scale: whole factor of enlargement; None: what brings the longer side to about 48 pixels.
+
+    Returns:
+      uint8 ``(rows (H scale + padding) + padding, columns (W scale + padding) + padding, C)``; empty places are black.
+
+    >>> grid(np.zeros((10, 8, 8, 1), np.uint8), 5, scale=2).shape
+    (35, 86, 1)
+    """
+    if images.ndim != 4 or images.shape[0] < 1 or images.dtype != np.uint8:
+        raise ValueError(f"a grid is made of uint8 (N, H, W, C) with N >= 1, got {images.dtype} {images.shape}")
+    n, height, width, channels = images.shape
+    columns = math.ceil(math.sqrt(n)) if columns is None else columns
+    scale = max(1, round(SHOWN_SIZE / max(height, width))) if scale is None else scale
+    if columns < 1 or padding < 0 or scale < 1:
+        raise ValueError(f"columns and scale are at least 1, padding at least 0; got {columns}, {scale}, {padding}")
+    rows = math.ceil(n / columns)
+    large = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    tiles = np.zeros((rows * columns, height * scale + padding, width * scale + padding, channels), np.uint8)
+    tiles[:n, : height * scale, : width * scale] = large
+    tiles = tiles.reshape(rows, columns, *tiles.shape[1:]).swapaxes(1, 2)  # (rows, height, columns, width, C)
+    picture = tiles.reshape(rows * tiles.shape[1], columns * tiles.shape[3], channels)
+    return np.pad(picture, ((padding, 0), (padding, 0), (0, 0)))

@@ -1,0 +1,270 @@
+"""Images that lie encoded or one by one in files: the source over a reader.
+
+Storage is read by a `Reader` (one class a kind of storage: Parquet, folder, TFDS); `ImageSource` makes a `Source` of
+any reader and refuses what does not fit. So a new kind of storage is one reader and one function that opens it.
+
+The channels of a set are those that were asked for, or else 3 where any of the images looked at has colours and 1 where
+none has. Each image is brought to them: grey is repeated, and what is transparent is laid on white,
+
+    c' = (a c + (255 - a) 255) / 255,                                                               (1)
+
+unless four channels are asked for. An image with colours in a set of one channel is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxdiff.data.sources import DataError, Records, label_spec, spread
+from jaxdiff.data.transforms import center_crop_resize
+from jaxdiff.spec import Spec
+
+_PROBED = 8  # records decoded when a source is opened
+Pixels = NDArray[np.uint8]
+
+
+class Reader(Protocol):
+    """One kind of storage of images: what it holds, as it lies there.
+
+    A reader that decodes files at each read names them in an attribute `files`; then the set can be decoded once
+    (`jaxdiff.data.decoded`).
+
+    Attributes:
+        name: for messages.
+        num_classes: what the storage tells; None: no labels.
+        classes: names of the classes, where the storage tells them.
+        identity: text that differs where the records differ; cheap to make (names, sizes, labels: not every pixel).
+    """
+
+    name: str
+    num_classes: int | None
+    classes: tuple[str, ...] | None
+    identity: str
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int, /) -> tuple[Pixels, int | None]:
+        """The image (H, W, C) and the label of one record; DataError where it is damaged."""
+        ...
+
+    def where(self, index: int, /) -> str:
+        """The file and row of a record, for messages."""
+        ...
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the caller needs of a source; None leaves it to the data.
+
+    Attributes:
+        image_size: side of the square images, pixels.
+        channels: of an image.
+        num_classes: labels must lie in [0, num_classes).
+        resize: bring images of another size to image_size by `center_crop_resize`, instead of refusing them.
+        skip_bad: take what most records are for what they should be, and let `without_bad` find the others.
+        conditions: names of the conditions to read; None: all there are.
+    """
+
+    image_size: int | None = None
+    channels: int | None = None
+    num_classes: int | None = None
+    resize: bool = False
+    skip_bad: bool = False
+    conditions: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        for option in ("image_size", "channels", "num_classes"):
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                raise DataError(f"{option} is at least 1, got {value}")
+        if self.resize and self.image_size is None:
+            raise DataError("resize needs image_size: the side to bring the images to")
+
+    @property
+    def labelled(self) -> bool:
+        """Whether labels are read, where there are any."""
+        return self.conditions is None or "label" in self.conditions
+
+
+ANYTHING = Expected()
+
+
+class ImageSource:
+    """A `Source` over a reader: decodes on access, and brings each image to the set's channels and size.
+
+    Args:
+      reader: the storage.
+      expected: what was asked for.
+
+    Raises:
+      DataError: the set is empty, or what is looked at has another size, channel count or label range than asked for.
+    """
+
+    def __init__(self, reader: Reader, expected: Expected) -> None:
+        self._reader, self._expected = reader, expected
+        self.name, self.classes = reader.name, reader.classes
+        self.files: Sequence[Path] = getattr(reader, "files", ())
+        self.lost: Sequence[str] = getattr(reader, "lost", ())  # whole files that cannot be read, and why
+        if len(reader) == 0:
+            raise DataError(f"{reader.name}: the set is empty, expected at least one image")
+        if expected.num_classes is not None and reader.num_classes is None:
+            raise DataError(
+                f"{reader.name}: has no labels, num_classes={expected.num_classes} was asked; "
+                "leave num_classes out to train without labels"
+            )
+        probed = self._probe()
+        self._channels = self._count_channels(probed)
+        sizes = Counter(self._size(image, index) for index, image in probed.items())
+        self._shape = (*max(sizes, key=lambda each: sizes[each]), self._channels)
+        classes = expected.num_classes or reader.num_classes
+        self.spec = {"x": Spec(self._shape, "uint8", 0, 255)}
+        if classes is not None:
+            self.spec["label"] = label_spec(classes)
+        text = repr((len(reader), self._shape, classes, reader.identity))
+        self.fingerprint = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+        for index, image in {} if expected.skip_bad else probed.items():
+            self._fit(image, index)
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def take(self, indices: NDArray[np.int64], /) -> Records:
+        """Several records, each decoded, brought to the set's channels and size, or refused by file and row."""
+        images = np.empty((len(indices), *self._shape), np.uint8)
+        labels = np.empty(len(indices), np.int32)
+        for row, given in enumerate(indices):
+            if not -len(self) <= given < len(self):
+                raise IndexError(f"{self.name}: no record {given}, there are {len(self)}")
+            index = int(given) % len(self)
+            image, label = self._reader.read(index)
+            images[row] = self._fit(image, index)
+            if "label" in self.spec:
+                labels[row] = self._label(label, index)
+        return {"x": images, "label": labels} if "label" in self.spec else {"x": images}
+
+    def _probe(self) -> dict[int, Pixels]:
+        """Some images, spread over the set; with `skip_bad`, of those that can be read."""
+        chosen = [int(index) for index in spread(len(self), _PROBED)]
+        if not self._expected.skip_bad:
+            return {index: self._image(index) for index in chosen}
+        probed: dict[int, Pixels] = {}
+        first: DataError | None = None
+        for index in [*chosen, *(index for index in range(len(self)) if index not in set(chosen))]:
+            try:
+                image = self._image(index)
+                self._size(image, index)
+                probed[index] = image
+            except DataError as error:
+                first = first or error
+            if len(probed) == min(_PROBED, len(self)):
+                break
+        if not probed:
+            raise DataError(f"{self.name}: none of its {len(self)} records can be read; the first: {first}")
+        return probed
+
+    def _image(self, index: int) -> Pixels:
+        image = self._reader.read(index)[0]
+        if image.dtype != np.uint8 or image.ndim != 3:
+            raise DataError(
+                f"{self._reader.where(index)}: image is {image.dtype} {image.shape}, expected uint8 (H, W, C)"
+            )
+        return image
+
+    def _count_channels(self, probed: dict[int, Pixels]) -> int:
+        """What was asked for, where the images can be brought to it; else 3 for colour and 1 for grey."""
+        index, most = max(((i, image.shape[2]) for i, image in probed.items()), key=lambda each: _COLOURS[each[1]])
+        asked = self._expected.channels
+        found = most if asked == 4 and most == 4 else _COLOURS[most]
+        if self._expected.skip_bad:  # what most have; where as many have colours, those
+            counts = Counter(_COLOURS[image.shape[2]] for image in probed.values())
+            return asked or max(counts, key=lambda count: (counts[count], count))
+        if asked is None or asked == found or (asked == 3 and found == 1):
+            return asked or found
+        raise DataError(
+            f"{self._reader.where(index)}: images have {_channels(found)}, expected {_channels(asked)}; "
+            f"set channels={found} or convert the files"
+        )
+
+    def _size(self, image: Pixels, index: int) -> tuple[int, int]:
+        """The size at which an image is given; refused where it differs from the one that was asked for."""
+        size, (height, width) = self._expected.image_size, image.shape[:2]
+        if size is None:
+            return height, width
+        if self._expected.resize or (height, width) == (size, size):
+            return size, size
+        raise DataError(
+            f"{self._reader.where(index)}: image is {height}x{width}, expected {size}x{size}; "
+            "set resize=True to crop and resize (transforms.center_crop_resize), or leave image_size out"
+        )
+
+    def _fit(self, image: Pixels, index: int) -> Pixels:
+        """The image with the set's channels and size; refused where it cannot have them."""
+        found = image.shape
+        if image.dtype != np.uint8 or image.ndim != 3:
+            return self._image(index)  # refused there
+        if self._channels == 1 and _COLOURS[image.shape[2]] == 3:
+            raise DataError(
+                f"{self._reader.where(index)}: image has colours, the set's others are grey; "
+                "set channels=3 to read all in colour, or convert the file"
+            )
+        image = with_channels(image, self._channels)
+        height, width = self._size(image, index)
+        if image.shape[:2] != (height, width):
+            return center_crop_resize(image, height)
+        if image.shape != self._shape:
+            raise DataError(
+                f"{self._reader.where(index)}: image is {_shape(found)}, the set's others are {_shape(self._shape)}; "
+                "fix the file, or for images of many sizes set image_size and resize=True"
+            )
+        return image
+
+    def _label(self, label: int | None, index: int) -> int:
+        count = int(self.spec["label"].high or 0) + 1
+        if label is None or not 0 <= label < count:
+            raise DataError(f"{self._reader.where(index)}: label {label}, expected 0..{count - 1}")
+        return label
+
+
+_COLOURS = {1: 1, 2: 1, 3: 3, 4: 3}  # channels -> those without transparency
+
+
+def with_channels(image: Pixels, channels: int) -> Pixels:
+    """An image of 1 to 4 channels (grey, grey and opacity, RGB, RGBA) as one of 1, 3 or 4, by equation (1).
+
+    Args:
+      image: uint8 ``(H, W, C)``.
+      channels: 1 takes grey images only.
+
+    >>> half = np.uint8([[[255, 0, 0, 51]]])  # a fifth of red
+    >>> with_channels(half, 3).tolist()
+    [[[255, 204, 204]]]
+    >>> with_channels(np.uint8([[[7]]]), 4).tolist()
+    [[[7, 7, 7, 255]]]
+    """
+    opacity = image[:, :, -1:] if image.shape[2] in (2, 4) else None
+    colours = image if opacity is None else image[:, :, :-1]
+    if opacity is not None and channels != 4:
+        a, c = opacity.astype(np.uint32), colours.astype(np.uint32)
+        colours = ((a * c + (255 - a) * 255 + 127) // 255).astype(np.uint8)
+    if colours.shape[2] == 1 and channels != 1:
+        colours = colours.repeat(3, axis=2)
+    if channels == 4:
+        full = np.full_like(colours[:, :, :1], 255) if opacity is None else opacity
+        return np.concatenate([colours, full], axis=2)
+    return colours
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape[:2])) + f" with {_channels(shape[2])}"
+
+
+def _channels(count: int) -> str:
+    return f"{count} channel{'s' if count > 1 else ''}"
