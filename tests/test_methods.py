@@ -23,9 +23,8 @@ PROCESS = jd.VP()
 
 def alike(one: Any, other: Any) -> bool:
     """The same class with the same numbers: a row may write them as another type."""
-    leaves, kind = jax.tree.flatten(one)
-    others, other_kind = jax.tree.flatten(other)
-    return kind == other_kind and all(map(np.array_equal, leaves, others))
+    kinds: list[Any] = [jax.tree.structure(each) for each in (one, other)]
+    return kinds[0] == kinds[1] and all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
 
 
 def test_numbers_by_place_and_by_name() -> None:

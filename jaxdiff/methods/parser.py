@@ -130,7 +130,7 @@ def _split(text: str) -> list[str]:
 
 def _numbers(row: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """What of a row's signature a person can write, annotated with the types themselves."""
-    made = row.__init__ if inspect.isclass(row) and not dataclasses.is_dataclass(row) else row  # type: ignore[misc]
+    made = row.__init__ if inspect.isclass(row) and not dataclasses.is_dataclass(row) else row
     hints = typing.get_type_hints(made.func if isinstance(made, functools.partial) else made)
     found = {}
     for name, parameter in inspect.signature(row).parameters.items():
