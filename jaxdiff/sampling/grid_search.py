@@ -191,10 +191,10 @@ def step_costs(path: TeacherPath, probes: Array | None = None) -> Array:
             seen = jax.vmap(lambda w: sum_features(w * error))(probes[j])
             return math.sqrt(math.pi / (2 * error[0].size)) * jnp.abs(seen).mean()
 
-        return jax.lax.map(to_one, jnp.arange(len(ends)))
+        return jax.lax.map(to_one, jnp.arange(len(targets)))
 
     costs = jax.lax.map(from_one, jnp.arange(len(path.rho)))
-    return jnp.where(jnp.arange(len(path.rho))[:, None] < jnp.arange(len(ends))[None], costs, jnp.inf)
+    return jnp.where(jnp.arange(len(path.rho))[:, None] < jnp.arange(len(targets))[None], costs, jnp.inf)
 
 
 @partial(jax.jit, static_argnames="steps")
