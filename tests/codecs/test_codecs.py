@@ -62,7 +62,7 @@ def test_every_grey_level_survives() -> None:
 def test_mirrors_follow_the_sample_alone() -> None:
     """Half of the samples, by the key and each one's place; image conditions with them, and nothing without a key."""
     x = np.arange(2 * 3, dtype=np.uint8).reshape(1, 2, 3, 1).repeat(4000, axis=0)
-    record = {"x": x, "mask": x.astype(np.float32), "label": np.arange(4000)}
+    record: Any = {"x": x, "mask": x.astype(np.float32), "label": np.arange(4000)}
     codec: Any = Images((2, 3, 1), flip=True)
     plain, first = codec.encode(record), jax.jit(codec.encode)(record, jax.random.key(0))
     whole: Any = (first["x"] == plain["x"][:, :, ::-1]).all(axis=(1, 2, 3))
