@@ -1,129 +1,13 @@
-"""Evaluates a trained run.
+"""Evaluates a trained run: see `jaxdiff/commands/evaluate.py`, or `python evaluate.py --help`."""
 
-python evaluate.py runs/digits                                        bits per dimension of the test split
-python evaluate.py runs/digits --estimator rademacher gaussian        by the probability flow, with both estimators
-python evaluate.py runs/digits --method ode elbo vlb --num 100        and by the variational bounds; 100 images
-python evaluate.py runs/digits --split train --out results.json       another split; figures as JSON
+import signal
 
-Ctrl-C ends it with the figures of the images done so far. Several processes (docs/clusters.md) split each batch.
-"""
+if __name__ == "__main__":  # a Ctrl-C amid the imports would be an exception, and may be lost: jaxdiff.launch.signals
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from __future__ import annotations
+from jaxdiff.commands.evaluate import main
 
-import dataclasses
-import json
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-import jax
-import tyro
-
-from jaxdiff import config as cfg
-from jaxdiff.config import ConfigError
-from jaxdiff.config.build import look_up
-from jaxdiff.data import DataError, Source
-from jaxdiff.data.sources import name_of
-from jaxdiff.evaluate import METRIC_ERRORS, METRICS, EvaluateOptions, Measured
-from jaxdiff.evaluate.measured import ProgressLine
-from jaxdiff.run import Run
-from jaxdiff.train import CheckpointError, make_mesh
-
-
-@dataclasses.dataclass(frozen=True)
-class Options(EvaluateOptions, cfg.ProcessOptions):
-    """Evaluate a trained run on real images."""
-
-    run: tyro.conf.Positional[Path | None] = None
-    """Folder of the run, such as runs/digits."""
-    metrics: tuple[str, ...] = ("bpd",)
-    """What to measure: bpd (bits per dimension)."""
-    split: str = "test"
-    """Which part of the run's data."""
-    path: str | None = None
-    """Where the data are, if not where the run found them."""
-    out: Path | None = None
-    """results.json: the figures, image by image too."""
-    step: int | None = None
-    """Checkpoint to evaluate; by default the newest."""
-    trust: tuple[str, ...] = ()
-    """Modules of your own that the run's configuration uses."""
-
-
-def evaluate(arguments: Sequence[str]) -> bool:
-    """Whether it came to the end."""
-    options = cfg.parse(Options, arguments, program="evaluate.py", positional=1)
-    if options.run is None:
-        raise ConfigError("the folder of a run is missing, for instance: evaluate.py runs/digits")
-    if options.out is not None and (options.out.suffix != ".json" or not options.out.parent.is_dir()):
-        raise ConfigError(f"--out: {str(options.out)!r} must end in .json, in a folder that is there")
-    if not 0 <= options.seed < 2**32:
-        raise ConfigError(f"--seed: {options.seed} is out of range, it must be from 0 to {2**32 - 1}")
-    metrics = {name: look_up(METRICS, name, "--metrics") for name in options.metrics}
-
-    # --- The run, and its data
-    cfg.join(options)
-    lead = jax.process_index() == 0
-    kept = cfg.keep_compiled(options.cache)
-    run = Run.load(options.run, step=options.step, trusted=("jaxdiff", *options.trust), mesh=make_mesh())
-    data = dataclasses.replace(run.config.data, split=options.split)
-    data = data if options.path is None else dataclasses.replace(data, path=options.path)
-    source = cfg.build_source(dataclasses.replace(run.config, data=data))
-
-    # --- Measuring: the last answer of each name is its result
-    results: dict[str, Measured] = {}
-    progress, interrupted = ProgressLine(), False
-    try:
-        for metric in metrics.values():
-            for measured in metric(run, source, options):
-                if not results and lead:
-                    print(cfg.first_line(kept))  # not before: a mistake is one line
-                results[measured.name] = measured
-                if lead:
-                    progress.show(measured)
-    except KeyboardInterrupt:
-        interrupted = True
-    progress.clear()
-
-    # --- What came of it
-    if lead:
-        tell(options, run, source, results, interrupted)
-    if interrupted and jax.process_count() > 1:
-        raise KeyboardInterrupt  # leaves at once: the others may wait for this one
-    return not interrupted
-
-
-def tell(options: Options, run: Run, source: Source, results: Mapping[str, Measured], interrupted: bool) -> None:
-    """Prints the results, and writes them."""
-    print(f"step {run.step} of {options.run}, {options.split} split of {name_of(source)}")
-    for measured in results.values():
-        print(measured.line())
-    if interrupted:
-        print("interrupted: these are the images done so far" if results else "interrupted before the first figures")
-    if options.out is not None:
-        content = {
-            "run": str(options.run),
-            "step": run.step,
-            "split": options.split,
-            "interrupted": interrupted,
-            "options": {f.name: getattr(options, f.name) for f in dataclasses.fields(EvaluateOptions)},
-            "results": [dataclasses.asdict(measured) for measured in results.values()],
-        }
-        partial = options.out.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.replace(options.out)  # there whole or not at all
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs with the command line's arguments, or with those given (from Python, where no flag of XLA is set). An
-    interrupted run ends with status 130."""
-    with cfg.one_line_errors("evaluate.py", DataError, CheckpointError, *METRIC_ERRORS):
-        if arguments is None:
-            cfg.set_up(sys.argv[1:])
-        finished = evaluate(sys.argv[1:] if arguments is None else arguments)
-    if not finished:
-        raise SystemExit(130)
-
+__all__ = ["main"]
 
 if __name__ == "__main__":
     main()

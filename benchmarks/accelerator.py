@@ -15,7 +15,7 @@ installed, PyTorch is timed beside it. Its parts, of which ``--parts`` chooses, 
   networks in PyTorch, with fused attention, `torch.compile`, autocast and fused AdamW.
 - *attention*: every form at many shapes, and what that says of the constants in `jaxdiff/networks/backend.py`.
 - *sample*: a DDIM sampler, many images a call and one image waited for; its time over its evaluations' alone.
-- *flags*: training steps with the XLA flags of `jaxdiff/config/start.py` and without, or with each ``--xla-flags=``.
+- *flags*: training steps with the XLA flags of `jaxdiff/launch/start.py` and without, or with each ``--xla-flags=``.
 
 One process a library, timed in turns (`benchmarks.speed.turns`); calls are queued, as a training loop queues them, and
 the last is waited for. Batches are halved until they fit. After ``--limit`` seconds in all it ends; the JSON of

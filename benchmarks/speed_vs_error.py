@@ -59,7 +59,7 @@ from jaxdiff.config import keep_compiled, one_line_errors, set_up
 from jaxdiff.guidance import SparseGuidance
 from jaxdiff.networks import DeepCache, DiT, FirstBlock, TaylorSeer, UNet
 from jaxdiff.networks.caching import FeatureCache
-from jaxdiff.run import rows_of_labels
+from jaxdiff.runs.run import rows_of_labels
 from jaxdiff.sampling import sample_parallel
 from jaxdiff.train import CheckpointError
 

@@ -10,7 +10,7 @@ in an environment with jaxdiff, torch 2.13 and a C++ compiler (for `torch.compil
 - *sample*: one evaluation of the network, no gradient.
 - *ddim*: a whole DDIM sampler of 10 evaluations, at the smallest batch only. jaxdiff: `jaxdiff.generate`.
 
-Two processes, one a library, each with all cores; jaxdiff's is set up as its programs are (`jaxdiff.config.start`).
+Two processes, one a library, each with all cores; jaxdiff's is set up as its programs are (`jaxdiff.launch.start`).
 Each computes only when it is asked, and the other waits. They are timed in turns, each leading every other time, until
 the median of the ratio is known within 1% (its 95% interval) or ``--longest`` seconds have gone. PyTorch stands with
 its best form: eager and `torch.compile` (sampling also with inductor's frozen weights), NCHW and channels_last, fused

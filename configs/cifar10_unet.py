@@ -23,5 +23,5 @@ config = Config(
     ema=Ema(0.9999),
     train=TrainConfig(steps=800_000, batch_size=128, log_every=100, sample_every=20_000),
     checkpoint=CheckpointConfig(every=10_000, keep=3),
-    sample=SampleConfig(sampler="ddpm", variance="fixed_large", steps=1000, grid="uniform"),
+    sample=SampleConfig(sampler="ddpm:fixed_large", steps=1000, grid="uniform"),
 )

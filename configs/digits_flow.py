@@ -17,6 +17,6 @@ config = dataclasses.replace(
     name="digits_flow",
     process=Flow(),
     parameterization=Velocity(),
-    loss=LossConfig(time=LogitNormal(mean=0.0, std=1.0), label_dropout=0.1),
-    sample=SampleConfig(sampler="heun", steps=16, grid="uniform", num=100),
+    loss=LossConfig(time=LogitNormal(mean=0.0, std=1.0), dropout={"label": 0.1}),
+    sample=SampleConfig(sampler="heun:t", steps=16, grid="uniform", num=100),
 )

@@ -29,7 +29,7 @@ config = Config(
         num_classes=10,
         dropout=0.1,
     ),
-    loss=LossConfig(time=Stratified(), label_dropout=0.1),
+    loss=LossConfig(time=Stratified(), dropout={"label": 0.1}),
     optimizer=OptimizerConfig(lr=2e-3, schedule="cosine", warmup=100, final_fraction=0.05),
     ema=Ema(0.995),
     train=TrainConfig(steps=1500, batch_size=64, log_every=50, sample_every=500),

@@ -17,6 +17,6 @@ config = dataclasses.replace(
     name="digits_ve",
     process=VE(sigma_min=0.01, sigma_max=50.0),
     parameterization=Karras(sigma_data=0.5),
-    loss=LossConfig(time=LogNormalSigma(mean=-1.2, std=1.2), label_dropout=0.1),
+    loss=LossConfig(time=LogNormalSigma(mean=-1.2, std=1.2), dropout={"label": 0.1}),
     sample=SampleConfig(sampler="heun", steps=18, grid="karras", num=100),
 )

@@ -26,13 +26,11 @@ config = Config(
     process=DiscreteVP(linear_betas(1000)),
     parameterization=LearnedVariance(base=Eps(time=TimeIndex(1000)), time=TimeIndex(1000)),
     network=dit("XL", patch=2, dtype="bfloat16", remat="full"),
-    loss=LossConfig(label_dropout=0.1, vlb_weight=0.001),
+    loss=LossConfig(dropout={"label": 0.1}, vlb_weight=0.001),
     optimizer=OptimizerConfig(lr=1e-4, clip_norm=None),
     ema=Ema(0.9999),
     train=TrainConfig(steps=7_000_000, batch_size=256, log_every=100, sample_every=50_000),
     checkpoint=CheckpointConfig(every=10_000, keep=3),
-    sample=SampleConfig(
-        sampler="ddpm", variance="learned", steps=250, grid="uniform", guidance=1.5, clip=False, num=32
-    ),
+    sample=SampleConfig(sampler="ddpm:learned", steps=250, grid="uniform", guide=("cfg:1.5",), clip=False, num=32),
     mesh=MeshConfig(data=-1, fsdp=1),
 )

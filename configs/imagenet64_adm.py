@@ -23,5 +23,5 @@ config = Config(
     ema=Ema(0.9999),
     train=TrainConfig(steps=540_000, batch_size=2048, log_every=100, sample_every=10_000),
     checkpoint=CheckpointConfig(every=5000, keep=3),
-    sample=SampleConfig(sampler="ddpm", variance="learned", steps=250, grid="uniform"),
+    sample=SampleConfig(sampler="ddpm:learned", steps=250, grid="uniform"),
 )

@@ -26,10 +26,10 @@ config = Config(
         attention_resolutions=(7,),
         num_classes=10,
     ),
-    loss=LossConfig(time=Stratified(), label_dropout=0.1),
+    loss=LossConfig(time=Stratified(), dropout={"label": 0.1}),
     optimizer=OptimizerConfig(lr=2e-3, schedule="cosine", warmup=50, final_fraction=0.05),
     ema=Ema(0.99),
     train=TrainConfig(steps=1000, batch_size=32, log_every=50, sample_every=500),
     checkpoint=CheckpointConfig(every=500, keep=2),
-    sample=SampleConfig(sampler="ddim", steps=40, grid="uniform", guidance=2.0, num=100),
+    sample=SampleConfig(sampler="ddim", steps=40, grid="uniform", guide=("cfg:2",), num=100),
 )

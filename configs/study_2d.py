@@ -17,9 +17,9 @@ Expected:  E sigma^2 |s - s*|^2 relative to E sigma^2 |s*|^2, printed at the end
 
 from jaxdiff import SNR, VE, Karras, LogSigma, Uniform
 from jaxdiff.config import CheckpointConfig, Config, DataConfig, LossConfig, OptimizerConfig, SampleConfig, TrainConfig
+from jaxdiff.evaluate import ScoreField
 from jaxdiff.networks import MLP
 from jaxdiff.score_matching import LearnedHessian
-from jaxdiff.study import ScoreField
 from jaxdiff.train.ema import Ema
 
 config = Config(

@@ -16,7 +16,7 @@ from jaxdiff.discrete import (
 )
 from jaxdiff.exact import EmpiricalDenoiser, FullGaussianDenoiser, GaussianDenoiser, MixtureDenoiser
 from jaxdiff.grid import karras_times, log_snr_times, quadratic_times, trailing_times, uniform_times
-from jaxdiff.guidance import ClassifierFree, Clipped
+from jaxdiff.guidance import CFG, ClassifierFree, Clipped, Guidance, Interval, Reuse
 from jaxdiff.lazy import lazily
 from jaxdiff.likelihood import bits_per_dim, continuous_elbo, discrete_vlb, log_likelihood
 from jaxdiff.loss import (
@@ -32,7 +32,7 @@ from jaxdiff.loss import (
     Weight,
     denoising_loss,
 )
-from jaxdiff.noise import brownian_noise, sample_keys, step_noise, white_noise
+from jaxdiff.noise import brownian_noise, salted_keys, sample_keys, step_noise, white_noise
 from jaxdiff.parameterization import (
     X0,
     Eps,
@@ -77,6 +77,8 @@ from jaxdiff.sampling import (
     EulerAncestral,
     EulerMaruyama,
     Heun,
+    Keep,
+    Kept,
     Langevin,
     PredictorCorrector,
     Restart,
@@ -84,11 +86,11 @@ from jaxdiff.sampling import (
     RungeKutta,
     Sampler,
     SASolver,
+    Smoothed,
+    SmoothedDenoiser,
     Tableau,
     Tabulated,
     UniPC,
-    Widened,
-    WidenedDenoiser,
     ays_times,
     check_times,
     choose,
@@ -115,6 +117,7 @@ from jaxdiff.score_matching import (
     Sliced,
     score_fokker_planck,
 )
+from jaxdiff.shifted import Shifted
 from jaxdiff.times import (
     GeometricLevels,
     LikelihoodTime,
@@ -129,16 +132,16 @@ from jaxdiff.times import (
 )
 
 if TYPE_CHECKING:
-    from jaxdiff.run import Run
-    from jaxdiff.shards import load_samples
+    from jaxdiff.runs import Run, load_samples
 
 __version__ = "0.1.0"
 
 # Checkpoints and configurations take longer to import than JAX: who only samples pays when asking for a run.
-__getattr__ = lazily(__name__, {"Run": "run", "load_samples": "shards"})
+__getattr__ = lazily(__name__, dict.fromkeys(("Run", "load_samples"), "runs"))
 
 __all__ = [
     "BOGACKI_SHAMPINE",
+    "CFG",
     "DDIM",
     "DDPM",
     "DEIS",
@@ -183,12 +186,16 @@ __all__ = [
     "FullGaussianDenoiser",
     "GaussianDenoiser",
     "GeometricLevels",
+    "Guidance",
     "Heun",
     "HighOrder",
     "Implicit",
+    "Interval",
     "Karras",
     "KarrasVE",
     "KarrasWeight",
+    "Keep",
+    "Kept",
     "Langevin",
     "LearnedHessian",
     "LearnedVariance",
@@ -207,6 +214,7 @@ __all__ = [
     "PredictorCorrector",
     "Process",
     "Restart",
+    "Reuse",
     "ReverseDiffusion",
     "Run",
     "RungeKutta",
@@ -216,10 +224,13 @@ __all__ = [
     "Score",
     "ScoreNorm",
     "SecondOrder",
+    "Shifted",
     "Sigmoid",
     "SigmoidVP",
     "Simple",
     "Sliced",
+    "Smoothed",
+    "SmoothedDenoiser",
     "Stratified",
     "SubVP",
     "Tableau",
@@ -232,8 +243,6 @@ __all__ = [
     "V",
     "Velocity",
     "Weight",
-    "Widened",
-    "WidenedDenoiser",
     "ays_times",
     "bits_per_dim",
     "brownian_noise",
@@ -260,6 +269,7 @@ __all__ = [
     "recommended_times",
     "record",
     "rescale_zero_terminal_snr",
+    "salted_keys",
     "sample",
     "sample_keys",
     "sample_path",

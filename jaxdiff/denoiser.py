@@ -21,17 +21,18 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.extend.core import get_opaque_trace_state
 from jax.typing import ArrayLike
 
 from jaxdiff.broadcast import per_sample
+from jaxdiff.compat import get_opaque_trace_state
 from jaxdiff.parameterization import Parameterization
 from jaxdiff.prediction import Prediction
 from jaxdiff.process import Process
 from jaxdiff.record import field, record
+from jaxdiff.spec import Specs
 
-Cond = Mapping[str, Array]
-"""What a sample is conditioned on: arrays with the batch first, such as ``{"label": (B,) int32}``."""
+Cond = Mapping[str, Any]
+"""What a sample is conditioned on: arrays, or small trees of arrays, the batch first, such as ``{"label": (B,)}``."""
 
 Denoise = Callable[[Array, ArrayLike], Prediction]
 """A denoiser with its condition bound, as samplers receive it: ``denoise(x, t)``."""
@@ -47,7 +48,14 @@ class Denoiser(Protocol):
 
 
 class Net(Protocol):
-    """A network as pure functions: see `jaxdiff.networks.functional`."""
+    """A network as pure functions: see `jaxdiff.networks.functional`.
+
+    Attributes:
+      cond: what it takes beside x and t, by name.
+    """
+
+    @property
+    def cond(self) -> Specs: ...
 
     def apply(
         self, params: Any, x: Array, t: Array, cond: Cond | None = None, *, key: Array | None = None

@@ -24,7 +24,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.process import Process, as_time
-from jaxdiff.record import field, record
+from jaxdiff.record import record
 from jaxdiff.schedule import unit_at_end
 
 
@@ -33,9 +33,8 @@ class DiscreteVP(Process):
     """The chain of ``betas`` in continuous time: t = k/T at its k-th step.
 
     Args:
-      betas: ``(T,)`` in (0, 1), rising or not; the last may be 1 (zero terminal SNR). Concrete values are tabulated in
-        float64;
-        traced ones (a learned schedule) in the working precision.
+      betas: ``(T,)`` in (0, 1), rising or not; the last may be 1 (zero terminal SNR). All else is made of them, so they
+        can be learned: the process' derivative with respect to its leaves is that with respect to betas.
 
     Raises:
       ValueError: ``betas`` is not a vector of numbers in (0, 1), or a 1 stands before its end.
@@ -46,30 +45,32 @@ class DiscreteVP(Process):
     """
 
     betas: ArrayLike | Sequence[float]
-    log_alpha: ArrayLike = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.betas, jax.core.Tracer):
-            table: ArrayLike = jnp.concatenate(
-                [jnp.zeros(1, self.betas.dtype), 0.5 * jnp.cumsum(jnp.log1p(-self.betas))]
+            return
+        betas = np.asarray(self.betas, np.float64)
+        inside = (betas > 0) & (betas <= 1)
+        if betas.ndim != 1 or betas.size == 0 or not inside.all() or (betas[:-1] == 1).any():
+            raise ValueError(
+                "betas is to be a vector of numbers in (0, 1), of which only the last may be 1; "
+                f"got shape {betas.shape}"
+                + (f" with values from {betas.min():g} to {betas.max():g}" if betas.size else "")
             )
-        else:
-            betas = np.asarray(self.betas, np.float64)
-            inside = (betas > 0) & (betas <= 1)
-            if betas.ndim != 1 or betas.size == 0 or not inside.all() or (betas[:-1] == 1).any():
-                raise ValueError(
-                    "betas is to be a vector of numbers in (0, 1), of which only the last may be 1; "
-                    f"got shape {betas.shape}"
-                    + (f" with values from {betas.min():g} to {betas.max():g}" if betas.size else "")
-                )
-            with np.errstate(divide="ignore"):
-                table = np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-betas))])
-            object.__setattr__(self, "betas", betas)
-        object.__setattr__(self, "log_alpha", table)
+        object.__setattr__(self, "betas", betas)
 
     @property
     def steps(self) -> int:
         return np.shape(self.betas)[0]
+
+    @property
+    def log_alpha(self) -> Array:
+        """``(T + 1,)``: log alpha at k/T, k = 0..T."""
+        if isinstance(self.betas, jax.core.Tracer):
+            return _table(jnp.asarray(self.betas))
+        with np.errstate(divide="ignore"):  # known ones are added up in float64
+            table = np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-np.asarray(self.betas, np.float64)))])
+        return jnp.asarray(table, jnp.result_type(float))
 
     def min_time(self) -> Array:
         """1/T: the first step of the chain."""
@@ -82,8 +83,8 @@ class DiscreteVP(Process):
         near = jnp.round(u)  # k/T times T is k but for rounding: then the table's own entry is meant
         u = jnp.where(jnp.abs(u - near) <= 4 * jnp.finfo(t.dtype).eps * jnp.maximum(u, 1.0), near, u)
         k = jnp.clip(jnp.ceil(u).astype(jnp.int32) - 1, 0, self.steps - 1)
-        table = jnp.asarray(self.log_alpha, t.dtype)
-        return k, u - k, table[k], table[k + 1]
+        table = self.log_alpha.astype(t.dtype)
+        return k, u - k.astype(t.dtype), table[k], table[k + 1]
 
     def _log_alpha(self, t: ArrayLike) -> Array:
         _, w, before, after = self._interval(t)
@@ -103,13 +104,13 @@ class DiscreteVP(Process):
 
     def time_of_log_snr(self, log_snr: ArrayLike) -> Array:
         log_alpha = -0.5 * jax.nn.softplus(-as_time(log_snr))
-        table = jnp.asarray(self.log_alpha, log_alpha.dtype)
+        table = self.log_alpha.astype(log_alpha.dtype)
         k = jnp.clip(jnp.searchsorted(-table, -log_alpha) - 1, 0, self.steps - 1)
         before, after = table[k], table[k + 1]
         ends_at_zero = jnp.isneginf(after)
         past = log_alpha - before
         w = jnp.where(ends_at_zero, -jnp.expm1(past), past / jnp.where(ends_at_zero, 1.0, after - before))
-        return jnp.clip((k + w) / self.steps, 0.0, 1.0)
+        return jnp.clip((k.astype(w.dtype) + w) / self.steps, 0.0, 1.0)
 
     def drift(self, t: ArrayLike) -> Array:
         """Of the interpolated path; at k/T that of the interval that ends there."""
@@ -143,9 +144,16 @@ class DiscreteVP(Process):
         """Equation (2): (c_0, c_k, betatilde_k) of q(x_{k-1} | x_k, x_0), k in 1..T."""
         k = jnp.asarray(k)
         scale, beta = self.kernel(k)
-        log_alpha = jnp.asarray(self.log_alpha, beta.dtype)
+        log_alpha = self.log_alpha.astype(beta.dtype)
         variance, earlier = -jnp.expm1(2.0 * log_alpha[k]), -jnp.expm1(2.0 * log_alpha[k - 1])
         return jnp.exp(log_alpha[k - 1]) * beta / variance, scale * earlier / variance, beta * earlier / variance
+
+
+@jax.jit  # one call in a program that asks for it many times
+def _table(betas: Array) -> Array:
+    # 1 at the end has no finite derivative, and needs none: log alpha is -infinity there whatever it is
+    total = jnp.cumsum(jnp.log1p(-jnp.where(betas < 1, betas, 0.0)))
+    return 0.5 * jnp.concatenate([jnp.zeros(1, betas.dtype), jnp.where(betas < 1, total, -jnp.inf)])
 
 
 def linear_betas(steps: int, start: float = 1e-4, end: float = 0.02) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Grids of times for sampling: ``(n,)`` falling from near 1 to near 0.
 
 n times are n - 1 steps and one last denoising, n network evaluations for a method of one evaluation a step. A grid ends
-where sigma > 0: at ``t_min``, by default the process's `min_time`; it begins at ``t_max``, by default 1 or, where
-sigma/alpha at 1 is beyond 200 (alpha(1) = 0 for `Flow`, `CosineVP`, zero terminal SNR), where it is 200 for the grids
-in log-SNR and sigma.
+where sigma > 0: at ``t_min``, by default the process's `min_time`. It begins at ``t_max``, by default the process's own
+end t = 1; for the grids in log-SNR and sigma its `max_time`, which is below 1 where alpha(1) = 0 (`Flow`, `CosineVP`,
+zero terminal SNR): there sigma/alpha = 200 sigma(1). Start from ``process.prior_sample(keys, shape, ts[0])``.
 
 Spacings, i = 0..n-1, u = i/(n-1): uniform in t; uniform in lambda = ln(alpha^2/sigma^2) (Lu et al. 2022); Karras'
 rho-warp of sigma/alpha (Karras et al. 2022, equation 5); quadratic in t (Song et al. 2021 DDIM, appendix D.2);
@@ -12,16 +12,11 @@ trailing, t = 1 - i/n, that begins at the chain's end and leaves equal steps (Li
 
 from __future__ import annotations
 
-import math
-
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.process import Process
-
-RATIO_MAX = 200.0
-"""Largest noise-to-signal ratio sigma/alpha at which grids in log-SNR or sigma begin by default."""
 
 
 def _places(n: int) -> Array:
@@ -32,16 +27,23 @@ def _places(n: int) -> Array:
 
 def _ends(process: Process, t_max: ArrayLike | None, t_min: ArrayLike | None, limit: bool) -> tuple[Array, Array]:
     if t_max is None:
-        t_max = process.time_of_log_snr(-2.0 * math.log(RATIO_MAX)) if limit else 1.0
+        t_max = process.max_time() if limit else 1.0
     return jnp.asarray(t_max, jnp.result_type(float)), jnp.asarray(
         process.min_time() if t_min is None else t_min, jnp.result_type(float)
     )
 
 
 def _on_chain(process: Process, ts: Array) -> Array:
-    """The nearest times of a discrete chain, where it has at least as many."""
-    steps = process.steps
-    return ts if steps is None or len(ts) > steps else jnp.round(ts * steps) / steps
+    """The nearest times of a discrete chain, but the first and the last as they are; all of them as they are where two
+    would become one."""
+    if process.steps is None:
+        return ts
+    nearest = _fix_ends(_nearest(process, ts), ts[0], ts[-1])
+    return jnp.where((jnp.diff(nearest) < 0).all(), nearest, ts)
+
+
+def _nearest(process: Process, t: Array) -> Array:
+    return t if process.steps is None else jnp.floor(t * process.steps + 0.5) / process.steps
 
 
 def _fix_ends(ts: Array, t_max: Array, t_min: Array) -> Array:
@@ -49,14 +51,14 @@ def _fix_ends(ts: Array, t_max: Array, t_min: Array) -> Array:
 
 
 def uniform_times(process: Process, n: int, *, t_max: ArrayLike | None = None, t_min: ArrayLike | None = None) -> Array:
-    """Uniform in t from ``t_max`` (1) to ``t_min``. For a discrete chain of T >= n steps rounded to its own times.
+    """Uniform in t from ``t_max`` (1) to ``t_min``. For a discrete chain that has so many, its own times between them.
 
     >>> from jaxdiff.discrete import DiscreteVP, linear_betas
     >>> [f"{t:.3f}" for t in uniform_times(DiscreteVP(linear_betas(1000)), 4)]
     ['1.000', '0.667', '0.334', '0.001']
     """
     first, last = _ends(process, t_max, t_min, limit=False)
-    return _fix_ends(_on_chain(process, first + _places(n) * (last - first)), first, last)
+    return _on_chain(process, _fix_ends(first + _places(n) * (last - first), first, last))
 
 
 def quadratic_times(
@@ -71,12 +73,12 @@ def quadratic_times(
 def trailing_times(
     process: Process, n: int, *, t_max: ArrayLike | None = None, t_min: ArrayLike | None = None
 ) -> Array:
-    """t_max (1 - i/n): equal steps, of which the last, from t_max/n to 0, is the last denoising. ``t_min`` bounds it
-    below."""
+    """t_max (1 - i/n): equal steps, of which the last, from t_max/n to 0, is the last denoising. Where t_max/n is below
+    ``t_min``, equal steps from t_max to ``t_min``."""
     first, last = _ends(process, t_max, t_min, limit=False)
-    if n < 1:
-        raise ValueError(f"a grid needs at least one time, got n = {n}")
-    return jnp.maximum(_on_chain(process, first * (1.0 - jnp.arange(n) / n)), last)
+    places, least = _places(n), first / max(n, 1)
+    ts = jnp.where(least < last, first + places * (last - first), first * (1.0 - jnp.arange(n) / n))
+    return _on_chain(process, _fix_ends(ts, first, jnp.maximum(_nearest(process, least), last)))
 
 
 def log_snr_times(process: Process, n: int, *, t_max: ArrayLike | None = None, t_min: ArrayLike | None = None) -> Array:

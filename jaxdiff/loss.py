@@ -16,6 +16,10 @@ SNR:
     sigmoid        w = logistic(b - lambda) (-1/2 dSNR/dt)                        Kingma & Gao 2023
     simple         the factor of (1) as a whole is 1: the network's own target    Ho et al. 2020
 
+Where alpha = 0, w may vanish and |d x0/d output| be infinite; the factor of (1) is then w_eps |d eps/d output|^2, with
+w_eps = w sigma^2/alpha^2 the weight on the error in eps: the same product, of other factors. It is infinite where its
+limit is, as that of the likelihood's weight on Eps.
+
 With a learned variance the loss adds ``vlb_weight`` T times the variational bound's term of the step drawn, the mean
 held constant (Nichol & Dhariwal 2021, equation 16: their lambda, 0.001).
 """
@@ -23,7 +27,10 @@ held constant (Nichol & Dhariwal 2021, equation 16: their lambda, 0.001).
 from __future__ import annotations
 
 import abc
-from typing import Any
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +42,7 @@ from jaxdiff.denoiser import Cond, Net
 from jaxdiff.parameterization import Parameterization
 from jaxdiff.process import Process
 from jaxdiff.record import field, record
+from jaxdiff.spec import drop
 from jaxdiff.times import History, Terms, TrainingTime, Uniform
 from jaxdiff.variational import vlb_term
 
@@ -47,17 +55,24 @@ class Weight(abc.ABC):
     def on_x0(self, process: Process, t: ArrayLike) -> Array:
         """w(t), with the shape of t."""
 
+    def on_eps(self, process: Process, t: ArrayLike) -> Array:
+        """w_eps(t) = w(t)/SNR(t). Overridden where it has a limit at alpha = 0 or sigma = 0."""
+        return self.on_x0(process, t) / _snr(process, t)
+
     def on_target(self, process: Process, parameterization: Parameterization, t: ArrayLike) -> Array:
         """The factor of the error in the network's own target."""
-        return self.on_x0(process, t) * jnp.square(parameterization.jacobian(process, t))
+        factor = self.on_x0(process, t) * jnp.square(parameterization.jacobian(process, t))
+        other = self.on_eps(process, t) * jnp.square(parameterization.eps_jacobian(process, t))
+        return jnp.where(jnp.isnan(factor), other, factor)  # 0 times infinity is no number
 
 
 def _snr(process: Process, t: ArrayLike) -> Array:
     return jnp.exp(process.log_snr(t))
 
 
-def _half_snr_slope(process: Process, t: ArrayLike) -> Array:
-    return 0.5 * _snr(process, t) * process.diffusion_squared(t) / jnp.square(process.sigma(t))
+def _half_rate(process: Process, t: ArrayLike) -> Array:
+    """-1/2 d ln SNR/dt = g^2/(2 sigma^2)."""
+    return 0.5 * process.diffusion_squared(t) / jnp.square(process.sigma(t))
 
 
 @record
@@ -78,6 +93,9 @@ class SNR(Weight):
     def on_x0(self, process: Process, t: ArrayLike) -> Array:
         return _snr(process, t)
 
+    def on_eps(self, process: Process, t: ArrayLike) -> Array:
+        return jnp.ones_like(_snr(process, t))
+
 
 @record
 class MinSNR(Weight):
@@ -87,6 +105,9 @@ class MinSNR(Weight):
 
     def on_x0(self, process: Process, t: ArrayLike) -> Array:
         return jnp.minimum(_snr(process, t), self.gamma)
+
+    def on_eps(self, process: Process, t: ArrayLike) -> Array:
+        return jnp.minimum(1.0, self.gamma / _snr(process, t))
 
 
 @record
@@ -98,7 +119,13 @@ class P2(Weight):
 
     def on_x0(self, process: Process, t: ArrayLike) -> Array:
         snr = _snr(process, t)
-        return snr / jnp.power(self.k + snr, self.gamma)
+        share = jnp.power(
+            1.0 + self.k / snr, -self.gamma
+        )  # the same without infinity over infinity, where SNR is large
+        return jnp.where(snr > 1.0, share * jnp.power(snr, 1.0 - self.gamma), snr * self.on_eps(process, t))
+
+    def on_eps(self, process: Process, t: ArrayLike) -> Array:
+        return jnp.power(self.k + _snr(process, t), -self.gamma)
 
 
 @record
@@ -107,7 +134,10 @@ class Likelihood(Weight):
     2021b)."""
 
     def on_x0(self, process: Process, t: ArrayLike) -> Array:
-        return _half_snr_slope(process, t)
+        return 0.5 * process.snr_slope(t)
+
+    def on_eps(self, process: Process, t: ArrayLike) -> Array:
+        return _half_rate(process, t)
 
 
 @record
@@ -121,6 +151,10 @@ class KarrasWeight(Weight):
         alpha, sigma = process.alpha(t), process.sigma(t)
         return (jnp.square(sigma) + jnp.square(alpha * self.sigma_data)) / jnp.square(sigma * self.sigma_data)
 
+    def on_eps(self, process: Process, t: ArrayLike) -> Array:
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        return (jnp.square(sigma) + jnp.square(alpha * self.sigma_data)) / jnp.square(alpha * self.sigma_data)
+
 
 @record
 class Sigmoid(Weight):
@@ -129,7 +163,15 @@ class Sigmoid(Weight):
     bias: float = 0.0
 
     def on_x0(self, process: Process, t: ArrayLike) -> Array:
-        return jax.nn.sigmoid(self.bias - process.log_snr(t)) * _half_snr_slope(process, t)
+        log_snr = process.log_snr(t)  # the two are the same: logistic(b - l) SNR = 1/(1/SNR + e^-b)
+        noisy = 0.5 * jax.nn.sigmoid(self.bias - log_snr) * process.snr_slope(t)
+        return jnp.where(log_snr < 0.0, noisy, _half_rate(process, t) / (jnp.exp(-log_snr) + jnp.exp(-self.bias)))
+
+    def on_eps(self, process: Process, t: ArrayLike) -> Array:
+        log_snr = process.log_snr(t)
+        noisy = jax.nn.sigmoid(self.bias - log_snr) * _half_rate(process, t)
+        clear = 0.5 * process.diffusion_squared(t) / jnp.square(process.alpha(t))
+        return jnp.where(log_snr < 0.0, noisy, clear / (jnp.exp(-log_snr) + jnp.exp(-self.bias)))
 
 
 @record
@@ -141,14 +183,34 @@ class Draws:
       eps: noise, like x0.
       t: times ``(B,)``.
       weight: 1/p(t) of importance sampling ``(B,)``.
-      cond: the condition, labels dropped to the null label at random; {} when unconditional.
+      cond: the conditions as the data has them; {} when there are none.
+      dropped: for conditions that are dropped at random, of which samples: ``(B,)`` bool.
     """
 
     x0: Array
     eps: Array
     t: Array
     weight: Array
-    cond: dict[str, Array]
+    cond: dict[str, Any]
+    dropped: dict[str, Array] = dataclasses.field(default_factory=dict)
+
+    def conditions(self, net: Net) -> dict[str, Any]:
+        """What the network is told: equation (1) of `jaxdiff.spec`, with the nulls that the network declares."""
+        return drop(net.cond, self.cond, self.dropped) if self.dropped else self.cond
+
+
+class Context(NamedTuple):
+    """What an objective may look at beside its batch. Arguments of the jitted step, never constants of it.
+
+    Attributes:
+      step: optimizer steps done, int32 ().
+      ema: the running averages of the parameters, by name.
+      frozen: weights that are not trained, by name: a teacher's denoiser, an encoder.
+    """
+
+    step: ArrayLike = 0
+    ema: Mapping[str, Any] = {}
+    frozen: Mapping[str, Any] = {}
 
 
 @record
@@ -162,33 +224,40 @@ class Objective(abc.ABC):
       parameterization: what the network sees and returns.
       weight: the weighting.
       time: how times are drawn.
-      label_dropout: probability in [0, 1] that ``cond["label"]`` becomes the null label.
-      null_label: the null label's id; static.
+      dropout: for each condition that is to be dropped at random, the probability in [0, 1]; independent of each other.
+        What is dropped becomes the null that the network declares.
     """
 
     process: Process
     parameterization: Parameterization
     weight: Weight = Simple()
     time: TrainingTime = Uniform()
-    label_dropout: float = 0.0
-    null_label: int | None = field(default=None, pytree_node=False)
+    dropout: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def init(self) -> History:
         """The history of importance sampling before the first step."""
         return self.time.init()
 
-    def draw(self, key: Array, batch: Cond, history: History = ()) -> Draws:
-        """Times, noise and dropped labels for a batch ``{"x": (B, ...) in [-1, 1], "label": (B,), ...}``."""
-        time_key, noise_key, label_key = jax.random.split(key, 3)
+    def draw(self, key: Array, batch: Cond, history: History = (), context: Context = Context()) -> Draws:
+        """Times, noise and what is dropped, for a batch ``{"x": (B, ...), "label": (B,), ...}``.
+
+        Raises:
+          ValueError: ``dropout`` names a condition that the batch lacks.
+        """
+        del context
+        time_key, noise_key, drop_key = jax.random.split(key, 3)
         x0, cond = batch["x"], {name: value for name, value in batch.items() if name != "x"}
+        if missing := sorted(set(self.dropout) - set(cond)):
+            raise ValueError(f"dropout of {missing}: the data's conditions are {sorted(cond)}")
         t, weight = self.time.sample(self.process, history, time_key, x0.shape[0])
-        if self.null_label is not None and "label" in cond:
-            dropped = jax.random.uniform(label_key, x0.shape[:1]) < self.label_dropout
-            cond["label"] = jnp.where(dropped, self.null_label, cond["label"])
-        return Draws(x0, jax.random.normal(noise_key, x0.shape, x0.dtype), t, weight, cond)
+        dropped = {  # a key by name: another condition beside it changes nothing
+            name: jax.random.uniform(jax.random.fold_in(drop_key, zlib.crc32(name.encode())), x0.shape[:1]) < rate
+            for name, rate in self.dropout.items()
+        }
+        return Draws(x0, jax.random.normal(noise_key, x0.shape, x0.dtype), t, weight, cond, dropped)
 
     @abc.abstractmethod
-    def terms(self, net: Net, params: Any, draws: Any, key: Array | None = None) -> Terms:
+    def terms(self, net: Net, params: Any, draws: Any, context: Context = Context(), key: Array | None = None) -> Terms:
         """What is minimised, for each sample; ``key`` turns the network's dropout on."""
 
     def update(self, history: History, draws: Any, terms: Terms) -> History:
@@ -198,10 +267,10 @@ class Objective(abc.ABC):
 
 @record
 class DenoisingLoss(Objective):
-    """Equation (1). `denoising_loss` composes its `draw` and `terms`.
+    """The denoising loss, equation (1). `denoising_loss` composes its `draw` and `terms`.
 
     Args:
-      process, parameterization, weight, time, label_dropout, null_label: as `Objective`.
+      process, parameterization, weight, time, dropout: as `Objective`.
       vlb_weight: factor of the variational term for a `LearnedVariance` network, 0 otherwise; static.
     """
 
@@ -214,12 +283,14 @@ class DenoisingLoss(Objective):
                 f"got {type(self.process).__name__}"
             )
 
-    def terms(self, net: Net, params: Any, draws: Draws, key: Array | None = None) -> Terms:
+    def terms(
+        self, net: Net, params: Any, draws: Draws, context: Context = Context(), key: Array | None = None
+    ) -> Terms:
         """Equation (1) for each sample; ``key`` turns the network's dropout on."""
         x0, eps, t = draws.x0, draws.eps, draws.t
         x = self.process.perturb(x0, eps, t)
         net_x, net_t = self.parameterization.condition(self.process, x, t)
-        output = net.apply(params, net_x, net_t, draws.cond, key=key).astype(x0.dtype)
+        output = net.apply(params, net_x, net_t, draws.conditions(net), key=key).astype(x0.dtype)
         prediction = self.parameterization.read(self.process, x, t, output)
         target = self.parameterization.target(self.process, x0, eps, t)
         mse = mean_features(jnp.square(output[..., : x0.shape[-1]] - target))
@@ -244,21 +315,20 @@ def denoising_loss(
     parameterization: Parameterization,
     weight: Weight = Simple(),
     time: TrainingTime = Uniform(),
-    label_dropout: float = 0.0,
-    null_label: int | None = None,
+    dropout: Mapping[str, float] | None = None,
 ) -> Array:
     """The denoising loss of each sample, equation (1): the whole of it for a training loop of one's own.
 
     Args:
       net: the network, `jaxdiff.networks.functional`.
       params: its parameters.
-      key: a key of this step; draws times, noise, dropped labels and dropout.
-      batch: ``{"x": (B, H, W, C) in [-1, 1], "label": (B,) int32, ...}``; all but ``"x"`` is the condition.
-      process, parameterization, weight, time, label_dropout, null_label: as `DenoisingLoss`.
+      key: a key of this step; draws times, noise, what is dropped, and the network's dropout.
+      batch: ``{"x": (B, ...), "label": (B,) int32, ...}``; all but x are conditions.
+      process, parameterization, weight, time, dropout: as `DenoisingLoss`.
 
     Returns:
       ``(B,)``; its mean is what is minimised.
     """
     draw_key, dropout_key = jax.random.split(key)
-    loss = DenoisingLoss(process, parameterization, weight, time, label_dropout, null_label)
-    return loss.terms(net, params, loss.draw(draw_key, batch, loss.init()), dropout_key).loss
+    loss = DenoisingLoss(process, parameterization, weight, time, dropout or {})
+    return loss.terms(net, params, loss.draw(draw_key, batch, loss.init()), key=dropout_key).loss

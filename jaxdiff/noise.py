@@ -2,7 +2,7 @@
 
 Sample i owns the key ``fold_in(key, i)`` (`sample_keys`). Whatever it draws comes from that key alone, so the noise of
 sample i is the same bit for bit at any batch size, device count or host count. Draws of different purpose are salted
-apart: the prior, a sampler's steps, its correctors.
+apart (`salted_keys`): the prior, a sampler's steps, its correctors.
 """
 
 from __future__ import annotations
@@ -47,31 +47,64 @@ def sample_keys(key: Array, start: ArrayLike, n: int) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
 
 
+def salted_keys(keys: Array, *salts: ArrayLike) -> Array:
+    """The samples' keys for one purpose: each folded with ``salts`` in order, so that draws of different purposes have
+    nothing in common.
+
+    Args:
+      keys: ``(B,)``, one a sample, from `sample_keys`.
+      salts: integers, ``()`` or one a sample ``(B,)``: a constant of the purpose first, then what counts its draws.
+
+    Returns:
+      ``(B,)`` keys.
+
+    Raises:
+      ValueError: a single key, where one a sample is needed.
+
+    >>> keys = sample_keys(jax.random.key(0), 0, 4)
+    >>> white_noise(salted_keys(keys, PRIOR), (2,)).shape
+    (4, 2)
+    """
+    _refuse_single(keys)
+    for salt in salts:  # one for all, or one a key
+        keys = jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(jnp.asarray(salt), keys.shape[:1]))
+    return keys
+
+
+def _refuse_single(keys: Array) -> None:
+    raw = not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)  # jax.random.PRNGKey: numbers in a last axis
+    if keys.ndim - raw < 1:
+        raise ValueError(
+            "one key a sample is needed, (B,), and a single key came: pass sample_keys(key, 0, B), so that the noise "
+            "of a sample does not depend on its batch"
+        )
+
+
 def white_noise(keys: Array, shape: tuple[int, ...], dtype: np.dtype | type | None = None) -> Array:
     """Standard normal noise, one draw a key: ``(B,)`` keys and the shape of one sample give ``(B, *shape)``.
+
+    Raises:
+      ValueError: a single key, where one a sample is needed.
 
     >>> white_noise(sample_keys(jax.random.key(0), 0, 2), (8, 8, 1)).shape
     (2, 8, 8, 1)
     """
+    _refuse_single(keys)
     return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
-
-
-def _fold(keys: Array, data: ArrayLike) -> Array:
-    """Folds an integer into every key; ``()``, or one a key."""
-    return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(jnp.asarray(data), keys.shape[:1]))
 
 
 def _fold_time(keys: Array, t: ArrayLike) -> Array:
     t = jnp.broadcast_to(jnp.asarray(t, jnp.result_type(float)), keys.shape[:1])
     words = jax.lax.bitcast_convert_type(t, jnp.uint32).reshape(t.shape[0], -1)  # (B, 1), or (B, 2) in float64
     for word in range(words.shape[1]):
-        keys = _fold(keys, words[:, word])
+        keys = salted_keys(keys, words[:, word])
     return keys
 
 
 def _one_a_sample(keys: Array | None, x: Array) -> Array:
     if keys is None:
         raise ValueError("this sampler draws noise: pass keys=sample_keys(key, 0, batch), got keys=None")
+    _refuse_single(keys)
     if keys.shape[:1] != x.shape[:1]:
         raise ValueError(f"one key a sample is needed: {keys.shape[0]} keys came with samples of shape {x.shape}")
     return keys
@@ -92,9 +125,9 @@ def step_noise(keys: Array | None, x: Array) -> Noise:
     """
 
     def noise(t: ArrayLike, s: ArrayLike, salt: ArrayLike = 0) -> Array:
-        keys_given = _one_a_sample(keys, x)
-        salted = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, STEP), salt))(keys_given)
-        return white_noise(_fold_time(_fold_time(salted, t), s), x.shape[1:], x.dtype)
+        salted = salted_keys(_one_a_sample(keys, x), STEP, salt)
+        dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.result_type(float)  # x may be tokens
+        return white_noise(_fold_time(_fold_time(salted, t), s), x.shape[1:], dtype)
 
     return noise
 
@@ -138,7 +171,7 @@ def brownian_noise(keys: Array | None, x: Array, depth: int | None = None) -> No
     left, right, middle = 1, 2, 3  # what a node's key is folded with
 
     def draw(nodes: Array) -> Array:
-        return white_noise(_fold(nodes, middle), x.shape[1:], x.dtype)
+        return white_noise(salted_keys(nodes, middle), x.shape[1:], x.dtype)
 
     def path(nodes: Array, t: Array) -> Array:
         """W(t), ``(B, ...)``, at the times ``(B,)``."""
@@ -149,14 +182,14 @@ def brownian_noise(keys: Array | None, x: Array, depth: int | None = None) -> No
             at_middle = 0.5 * (at_a + at_b) + (0.5 * jnp.sqrt(width)).astype(x.dtype) * draw(nodes)
             later = t >= a + half
             return (
-                _fold(nodes, jnp.where(later, right, left)),
+                salted_keys(nodes, jnp.where(later, right, left)),
                 jnp.where(later, a + half, a),
                 half,
                 jnp.where(expand(later, x), at_middle, at_a),
                 jnp.where(expand(later, x), at_b, at_middle),
             )
 
-        begin = (_fold(nodes, left), jnp.zeros_like(t), jnp.ones((), t.dtype), jnp.zeros_like(x), draw(nodes))
+        begin = (salted_keys(nodes, left), jnp.zeros_like(t), jnp.ones((), t.dtype), jnp.zeros_like(x), draw(nodes))
         levels = jnp.finfo(t.dtype).nmant + 1 if depth is None else depth
         nodes, a, width, at_a, at_b = jax.lax.fori_loop(0, levels, halve, begin)
         share = jnp.clip((t - a) / width, 0.0, 1.0)
@@ -165,7 +198,7 @@ def brownian_noise(keys: Array | None, x: Array, depth: int | None = None) -> No
         return at_a + expand(share.astype(x.dtype), x) * (at_b - at_a) + expand(spread.astype(x.dtype), x) * bridge
 
     def noise(t: ArrayLike, s: ArrayLike, salt: ArrayLike = 0) -> Array:
-        nodes = _fold(_fold(_one_a_sample(keys, x), PATH), salt)
+        nodes = salted_keys(_one_a_sample(keys, x), PATH, salt)
         begin, end = (jnp.broadcast_to(jnp.asarray(time, jnp.result_type(float)), x.shape[:1]) for time in (t, s))
         length = jnp.abs(end - begin)
         scale = jnp.where(length == 0, 0.0, jax.lax.rsqrt(jnp.where(length == 0, 1.0, length)))

@@ -13,8 +13,8 @@ and multiplied out, so that it holds where alpha = 0 too, with n^2 = sigma^2 + s
 
 What a network is told about time is a function of (process, t) of its own: `TimeIndex`, `ScaledTime`, `LogSigma`.
 
-Each parameterization also knows |d x0 / d output| (`jacobian`), by which a weight on the x0 error becomes one on its
-own target.
+Each parameterization also knows |d x0/d output| (`jacobian`), by which a weight on the x0 error becomes one on its own
+target, and |d eps/d output| = (alpha/sigma) |d x0/d output| (`eps_jacobian`), which is finite where the first is not.
 """
 
 from __future__ import annotations
@@ -106,6 +106,10 @@ class Parameterization(abc.ABC):
     def jacobian(self, process: Process, t: ArrayLike) -> Array:
         """|d x0 / d output| at fixed x; shape of t."""
 
+    def eps_jacobian(self, process: Process, t: ArrayLike) -> Array:
+        """|d eps / d output| at fixed x; shape of t. Overridden where it has a limit at alpha = 0 or sigma = 0."""
+        return process.alpha(t) / process.sigma(t) * self.jacobian(process, t)
+
 
 @record
 class Eps(Parameterization):
@@ -119,6 +123,9 @@ class Eps(Parameterization):
 
     def jacobian(self, process: Process, t: ArrayLike) -> Array:
         return process.sigma(t) / process.alpha(t)
+
+    def eps_jacobian(self, process: Process, t: ArrayLike) -> Array:
+        return jnp.ones_like(as_time(t))
 
 
 @record
@@ -149,6 +156,10 @@ class V(Parameterization):
         alpha, sigma = process.alpha(t), process.sigma(t)
         return sigma / (jnp.square(alpha) + jnp.square(sigma))
 
+    def eps_jacobian(self, process: Process, t: ArrayLike) -> Array:
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        return alpha / (jnp.square(alpha) + jnp.square(sigma))
+
 
 @record
 class Score(Parameterization):
@@ -162,6 +173,9 @@ class Score(Parameterization):
 
     def jacobian(self, process: Process, t: ArrayLike) -> Array:
         return jnp.square(process.sigma(t)) / process.alpha(t)
+
+    def eps_jacobian(self, process: Process, t: ArrayLike) -> Array:
+        return process.sigma(t)
 
 
 @record
@@ -178,6 +192,11 @@ class Velocity(Parameterization):
         alpha_dot, sigma_dot = process.derivatives(t)
         sigma = process.sigma(t)
         return sigma / (process.alpha(t) * sigma_dot - sigma * alpha_dot)
+
+    def eps_jacobian(self, process: Process, t: ArrayLike) -> Array:
+        alpha_dot, sigma_dot = process.derivatives(t)
+        alpha = process.alpha(t)
+        return alpha / (alpha * sigma_dot - process.sigma(t) * alpha_dot)
 
 
 @record
@@ -215,23 +234,58 @@ class Karras(Parameterization):
         _, sigma, norm = self._norm(process, t)
         return sigma * self.sigma_data / norm
 
+    def eps_jacobian(self, process: Process, t: ArrayLike) -> Array:
+        alpha, _, norm = self._norm(process, t)
+        return alpha * self.sigma_data / norm
+
 
 @record
-class LearnedVariance(Parameterization):
-    """A network of twice the channels: the first half is ``base``'s output, the second the variance's place between its
-    bounds (Nichol & Dhariwal 2021, equation 15).
+class Extended(Parameterization):
+    """A network whose first channels are ``base``'s output and whose others say more; abstract.
 
     Args:
-      base: what the first half is.
+      base: what the first channels are, and what the network is told: time and scale of its input are given there.
+
+    Raises:
+      ValueError: a ``time`` or ``scale_input`` that contradicts the base's.
     """
 
     base: Parameterization = Eps()
+
+    def __post_init__(self) -> None:
+        kind, base = type(self).__name__, type(self.base).__name__
+        for name, default in (("time", ScaledTime()), ("scale_input", False)):
+            given, meant = getattr(self, name), getattr(self.base, name)
+            if given not in (default, meant):
+                raise ValueError(
+                    f"{kind}: the network is told what the base says, {name} = {meant}, and {name} = {given} was "
+                    f"given beside it: write {kind}(base={base}({name}=...))"
+                )
 
     def condition(self, process: Process, x: Array, t: ArrayLike) -> tuple[Array, Array]:
         return self.base.condition(process, x, t)
 
     def target(self, process: Process, x0: Array, eps: Array, t: ArrayLike) -> Array:
         return self.base.target(process, x0, eps, t)
+
+    def jacobian(self, process: Process, t: ArrayLike) -> Array:
+        return self.base.jacobian(process, t)
+
+    def eps_jacobian(self, process: Process, t: ArrayLike) -> Array:
+        return self.base.eps_jacobian(process, t)
+
+
+@record
+class LearnedVariance(Extended):
+    """A network of twice the channels: the first half is ``base``'s output, the second the variance's place between its
+    bounds (Nichol & Dhariwal 2021, equation 15).
+
+    Args:
+      base: what the first half is, and what the network is told about time.
+
+    Raises:
+      ValueError: a ``time`` or ``scale_input`` that contradicts the base's.
+    """
 
     def read(self, process: Process, x: Array, t: ArrayLike, output: Array) -> Prediction:
         if output.shape[-1] != 2 * x.shape[-1]:
@@ -241,6 +295,3 @@ class LearnedVariance(Parameterization):
             )
         first, second = jnp.split(output, 2, axis=-1)
         return self.base.read(process, x, t, first)._replace(variance=second)
-
-    def jacobian(self, process: Process, t: ArrayLike) -> Array:
-        return self.base.jacobian(process, t)

@@ -22,30 +22,60 @@ bisection); a subclass overrides a method only with a closed form that is better
 Ends. sigma(0) = 0 for `VP`, `CosineVP`, `SigmoidVP`, `SubVP`, `Flow`: there eps is undefined, and sampling and training
 stop at `min_time`. alpha(1) = 0 for `CosineVP`, `SigmoidVP`, `Flow` and zero-terminal-SNR chains: there f and g^2 are
 infinite and x_0 cannot be had from eps. `VE` and `KarrasVE` begin at sigma(0) = sigma_min > 0.
+
+A process that ends by itself is taken to its end: t = 0 where sigma(0) > 0 (`VE`), t = 1 where alpha(1) is not small.
+Else something finite stands for the end. At the noise end the prior N(0, sigma^2) leaves out alpha m and alpha^2 s^2,
+for data of mean m and standard deviation s; with data of the size of the noise they end in, s about sigma(1), it is off
+by alpha^2/2 of its standard deviation: 1.25e-5 where alpha = 1/200. So `max_time` is where
+
+    sigma/alpha = min(sigma(1)/alpha(1), 200 sigma(1)),                                              (7)
+
+which is t = 1 for alpha(1) >= 1/200, whatever sigma(1) is, and does not depend on the units of the data: noise c times
+as large, for data c times as large, ends at the same t.
 """
 
 from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxdiff.broadcast import expand
-from jaxdiff.noise import PRIOR, white_noise
+from jaxdiff.broadcast import expand, flatten
+from jaxdiff.noise import PRIOR, salted_keys, white_noise
 from jaxdiff.record import record
 
 RATIO_MIN = 0.002
-"""Least noise-to-signal ratio sigma/alpha visited by default: invisible in 8-bit images (Karras et al. 2022, table
-1)."""
+"""Least noise-to-signal ratio sigma/alpha visited by default where sigma(0) = 0: invisible in 8-bit images (Karras et
+al. 2022, table 1)."""
+
+RATIO_MAX = 200.0
+"""Largest one, in units of sigma(1), where alpha(1) is less than 1/200: equation (7) of `jaxdiff.process`."""
 
 
 def as_time(t: ArrayLike) -> Array:
     """t as a floating-point array."""
     return jnp.asarray(t, jnp.result_type(float, t))
+
+
+def refuse_unless(holds: Callable[..., Any], message: str, **numbers: ArrayLike) -> None:
+    """Raises ValueError, with what came, unless numbers that are known (not traced) are in their range.
+
+    >>> refuse_unless(lambda eta: 0 <= eta, "eta is to be 0 or more", eta=-1.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: eta is to be 0 or more, got eta = -1.0
+    """
+    if any(isinstance(value, jax.core.Tracer) for value in numbers.values()):
+        return
+    if not np.all(holds(*(np.asarray(value) for value in numbers.values()))):
+        raise ValueError(f"{message}, got {', '.join(f'{name} = {value}' for name, value in numbers.items())}")
 
 
 @record
@@ -66,8 +96,15 @@ class Process(abc.ABC):
         return None
 
     def min_time(self) -> Array:
-        """The time where sigma/alpha = 0.002, or 0 if it is nowhere less: where grids and training times begin."""
-        return jnp.clip(self.time_of_log_snr(-2.0 * math.log(RATIO_MIN)), 0.0, 1.0)
+        """Where grids end and training times begin: 0 where sigma(0) > 0, else the time where sigma/alpha = 0.002."""
+        least, most = self.sigma(0.0), self.sigma(1.0)
+        noisy = least > 4 * jnp.finfo(least.dtype).eps * most  # less is the rounding of a 0
+        return jnp.where(noisy, 0.0, jnp.clip(self.time_of_log_snr(-2.0 * math.log(RATIO_MIN)), 0.0, 1.0))
+
+    def max_time(self, ratio: float = RATIO_MAX) -> Array:
+        """Where grids in the noise level and likelihoods begin: equation (7), 1 where alpha(1) >= 1/``ratio``."""
+        cut = self.time_of_log_snr(-2.0 * (math.log(ratio) + jnp.log(self.sigma(1.0))))
+        return jnp.where(self.alpha(1.0) * ratio >= 1.0, 1.0, cut)
 
     def log_snr(self, t: ArrayLike) -> Array:
         """Equation (2): lambda(t) = ln(alpha^2/sigma^2), falling with t, infinite where sigma or alpha is 0."""
@@ -109,6 +146,13 @@ class Process(abc.ABC):
         alpha, sigma = self.alpha(t), self.sigma(t)
         return 2.0 * sigma * (sigma_dot - sigma * alpha_dot / alpha)
 
+    def snr_slope(self, t: ArrayLike) -> Array:
+        """-dSNR/dt = SNR g^2/sigma^2 = 2 alpha (alpha sigma' - sigma alpha')/sigma^3, finite where alpha = 0 though g^2
+        is not."""
+        alpha_dot, sigma_dot = self.derivatives(t)
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        return 2.0 * alpha * (alpha * sigma_dot - sigma * alpha_dot) / (sigma * sigma * sigma)
+
     def velocity(self, x0: Array, eps: Array, t: ArrayLike) -> Array:
         """Equation (4): dx/dt along the probability flow."""
         alpha_dot, sigma_dot = self.derivatives(t)
@@ -141,16 +185,18 @@ class Process(abc.ABC):
           shape: of one sample.
           t: the time of the first step.
 
+        Raises:
+          ValueError: a single key, where one a sample is needed.
+
         >>> from jaxdiff.noise import sample_keys
         >>> from jaxdiff.schedule import VE
         >>> VE().prior_sample(sample_keys(jax.random.key(0), 0, 2), (8, 8, 1)).shape
         (2, 8, 8, 1)
         """
-        salted = jax.vmap(lambda key: jax.random.fold_in(key, PRIOR))(keys)
-        return self.prior_std(t) * white_noise(salted, shape)
+        return self.prior_std(t) * white_noise(salted_keys(keys, PRIOR), shape)
 
     def prior_log_density(self, x: Array, t: ArrayLike = 1.0) -> Array:
         """Natural log density of `prior_sample` at x: ``(B, ...) -> (B,)``."""
-        flat = x.reshape(x.shape[0], -1)
+        flat = flatten(x)
         std = self.prior_std(t)
         return -0.5 * jnp.square(flat / std).sum(axis=1) - flat.shape[1] * (jnp.log(std) + 0.5 * math.log(2 * math.pi))

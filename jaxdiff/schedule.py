@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxdiff.process import Process, as_time
+from jaxdiff.process import Process, as_time, refuse_unless
 from jaxdiff.record import record
 
 
@@ -34,6 +34,14 @@ class _LinearBeta(Process):
 
     beta_min: float = 0.1
     beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        refuse_unless(
+            lambda low, high: (low > 0) & (high > 0),
+            "beta_min and beta_max are to be positive",
+            beta_min=self.beta_min,
+            beta_max=self.beta_max,
+        )
 
     def beta(self, t: ArrayLike) -> Array:
         return self.beta_min + as_time(t) * (self.beta_max - self.beta_min)
@@ -156,8 +164,8 @@ class CosineVP(Process):
 class SigmoidVP(Process):
     """The sigmoid schedule of Chen 2023 ("On the Importance of Noise Scheduling", algorithm 1) without its clipping:
 
-        alpha^2 = (s(b) - s(u)) / (s(b) - s(a)),   s the logistic function, a = start/tau, b = end/tau, u = a + t (b -
-        a).
+        alpha^2 = (s(b) - s(u)) / (s(b) - s(a)),   s the logistic function,
+                  a = start/tau,   b = end/tau,   u = a + t (b - a).
 
     Computed by s(p) - s(q) = sinh((p - q)/2) / (2 cosh(p/2) cosh(q/2)), exact near both ends. alpha(1) = 0.
 
@@ -170,6 +178,15 @@ class SigmoidVP(Process):
     start: float = -3.0
     end: float = 3.0
     tau: float = 1.0
+
+    def __post_init__(self) -> None:
+        refuse_unless(
+            lambda start, end, tau: (start < end) & (tau > 0),
+            "a logistic curve needs start < end and tau > 0",
+            start=self.start,
+            end=self.end,
+            tau=self.tau,
+        )
 
     def _ends(self) -> tuple[Array, Array, Array]:
         a, b = as_time(self.start) / self.tau, as_time(self.end) / self.tau
@@ -207,15 +224,36 @@ class SigmoidVP(Process):
         t = as_time(t)
         return 0.5 * span * (1.0 / jnp.tanh(0.5 * span * (1.0 - t)) + jnp.tanh(0.5 * (a + span * t)))
 
+    def snr_slope(self, t: ArrayLike) -> Array:
+        a, b, span = self._ends()
+        ratio = jnp.cosh(0.5 * a) / jnp.cosh(0.5 * b) * jnp.sinh(0.5 * span)
+        return 0.5 * span * ratio / jnp.square(jnp.sinh(0.5 * span * as_time(t)))
+
     def derivatives(self, t: ArrayLike) -> tuple[Array, Array]:
-        half = 0.5 * self.diffusion_squared(t)  # (alpha^2)' = -(sigma^2)' = -g^2 alpha^2
-        alpha, sigma = self.alpha(t), self.sigma(t)
-        return -half * alpha, half * jnp.square(alpha) / sigma
+        # (sigma^2)' = -(alpha^2)' is finite at both ends, though alpha' and sigma' are not
+        a, b, span = self._ends()
+        half = 0.25 * span * jnp.cosh(0.5 * a) * jnp.cosh(0.5 * b) / jnp.sinh(0.5 * span)
+        half = half / jnp.square(jnp.cosh(0.5 * (a + span * as_time(t))))
+        return -half / self.alpha(t), half / self.sigma(t)
 
 
 @record
 class _Exploding(Process):
-    """alpha = 1: noise is only added."""
+    """alpha = 1: noise is only added, from sigma_min at t = 0 to sigma_max at t = 1."""
+
+    sigma_min: float
+    sigma_max: float
+
+    def __post_init__(self) -> None:
+        refuse_unless(
+            lambda low, high: (low > 0) & (low < high),
+            "noise grows from a positive level: 0 < sigma_min < sigma_max is needed",
+            sigma_min=self.sigma_min,
+            sigma_max=self.sigma_max,
+        )
+
+    def min_time(self) -> Array:
+        return jnp.zeros((), jnp.result_type(float))
 
     def alpha(self, t: ArrayLike) -> Array:
         return jnp.ones_like(as_time(t))

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -109,6 +110,19 @@ def null_of(condition: Condition, batch: int) -> Any:
     return _map(make, condition)
 
 
+def shapes(specs: Specs, batch: int) -> dict[str, Any]:
+    """The arrays of a batch as `jax.ShapeDtypeStruct`, for tracing; axes that vary have length 1.
+
+    >>> shapes({"label": Spec((), "int32")}, 4)
+    {'label': ShapeDtypeStruct(shape=(4,), dtype=int32)}
+    """
+
+    def one(spec: Spec) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch, *(1 if size is None else size for size in spec.shape)), spec.dtype)
+
+    return {name: _map(one, condition) for name, condition in specs.items()}
+
+
 def drop(specs: Specs, cond: Mapping[str, Any], dropped: Mapping[str, Array]) -> dict[str, Any]:
     """Equation (1) for each condition by itself.
 
@@ -157,7 +171,7 @@ def complete(specs: Specs, cond: Mapping[str, Any] | None, batch: int) -> dict[s
     """
     given = {} if cond is None else cond
     if unknown := sorted(set(given) - set(specs)):
-        takes = f"takes the conditions {sorted(specs)}" if specs else "takes no condition"
+        takes = f"takes the conditions {sorted(specs)}" if specs else "is unconditional"
         raise ValueError(f"this network {takes}, got cond with {unknown}")
     if missing := [name for name, each in specs.items() if name not in given and not droppable(each)]:
         raise ValueError(
@@ -234,7 +248,7 @@ def _check_range(name: str, spec: Spec, array: NDArray[Any]) -> None:
     if spec.null is not None:
         good |= array == np.asarray(spec.null)
     if not good.all():
-        wrong = array[~good].flat[0]
+        wrong = array[~good].flat[0].item()
         allowed = f"from {low:g} to {high:g}" if math.isfinite(low + high) else "it must be finite and in its bounds"
         null = f", or {spec.null} for none" if spec.null is not None else ""
         raise ValueError(f"{name} {wrong} is out of range: {allowed}{null}")

@@ -16,6 +16,7 @@ state: checkpointed with it and, being computed from the global batch, the same 
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxdiff.prediction import refuse_zero_alpha
 from jaxdiff.process import Process
 from jaxdiff.record import field, record
 
@@ -76,6 +78,12 @@ def _spread(process: Process, u: Array, t_min: ArrayLike | None, t_max: ArrayLik
     return least + u * (jnp.asarray(t_max) - least)
 
 
+def _strata(key: Array, n: int) -> Array:
+    """One draw shifted by i/n."""
+    u = jax.random.uniform(key)
+    return jnp.mod(u + jnp.arange(n, dtype=u.dtype) / n, 1.0)
+
+
 @record
 class Uniform(TrainingTime):
     """Uniform on [t_min, t_max], each sample on its own; on a chain's T times for `DiscreteVP` (Ho et al. 2020).
@@ -101,7 +109,7 @@ class Stratified(TrainingTime):
     t_max: float = 1.0
 
     def draw(self, process: Process, key: Array, n: int) -> Array:
-        u = jnp.mod(jax.random.uniform(key) + jnp.arange(n) / n, 1.0)
+        u = _strata(key, n)
         return _spread(process, u, self.t_min, self.t_max)
 
 
@@ -131,22 +139,30 @@ class LogNormalSigma(TrainingTime):
         return _on_chain(process, jnp.clip(t, process.min_time(), 1.0))
 
 
+def _log_snr_range(process: Process, low: float | None, high: float | None) -> tuple[Array, Array]:
+    least, most = process.log_snr(process.max_time(math.exp(6.0))), process.log_snr(process.min_time())
+    return (
+        least if low is None else jnp.maximum(low, process.log_snr(1.0)),
+        most if high is None else jnp.minimum(high, most),
+    )
+
+
 @record
 class UniformLogSNR(TrainingTime):
     """Uniform in log-SNR between that of t_max and t_min, one stratified draw a batch as `Stratified`.
 
     Args:
-      low: the least log-SNR; where the process does not go so far, its own end stands.
-      high: the largest; the process's `min_time` stands where that is less.
+      low: the least log-SNR; where the process does not go so far, its own end stands. None: that end, or -12 in units
+        of sigma(1) (equation 7 of `jaxdiff.process`) where alpha(1) is less than e^-6.
+      high: the largest; the process's `min_time` stands where that is less, or where it is None.
     """
 
-    low: float = -12.0
-    high: float = 12.0
+    low: float | None = None
+    high: float | None = None
 
     def draw(self, process: Process, key: Array, n: int) -> Array:
-        low = jnp.maximum(self.low, process.log_snr(1.0))
-        high = jnp.minimum(self.high, process.log_snr(process.min_time()))
-        u = jnp.mod(jax.random.uniform(key) + jnp.arange(n) / n, 1.0)
+        low, high = _log_snr_range(process, self.low, self.high)
+        u = _strata(key, n)
         return _on_chain(process, process.time_of_log_snr(low + u * (high - low)))
 
 
@@ -158,21 +174,21 @@ class GeometricLevels(TrainingTime):
 
     Args:
       levels: L, at least 2; static.
-      low: the least log-SNR; where the process does not go so far, its own end stands.
-      high: the largest; the process's `min_time` stands where that is less.
+      low: the least log-SNR; where the process does not go so far, its own end stands. None: that end, or -12 in units
+        of sigma(1) (equation 7 of `jaxdiff.process`) where alpha(1) is less than e^-6.
+      high: the largest; the process's `min_time` stands where that is less, or where it is None.
     """
 
     levels: int = field(default=10, pytree_node=False)
-    low: float = -12.0
-    high: float = 12.0
+    low: float | None = None
+    high: float | None = None
 
     def __post_init__(self) -> None:
         if self.levels < 2:
             raise ValueError(f"levels is at least 2, got {self.levels}; for one level take Uniform(t, t)")
 
     def draw(self, process: Process, key: Array, n: int) -> Array:
-        low = jnp.maximum(self.low, process.log_snr(1.0))
-        high = jnp.minimum(self.high, process.log_snr(process.min_time()))
+        low, high = _log_snr_range(process, self.low, self.high)
         level = jax.random.randint(key, (n,), 0, self.levels)
         return _on_chain(process, process.time_of_log_snr(low + level / (self.levels - 1) * (high - low)))
 
@@ -188,11 +204,14 @@ class LikelihoodTime(TrainingTime):
 
     Args:
       t_min: the least time; None for the process's `min_time`.
-      t_max: the largest; below 1 for a process with alpha(1) = 0, whose log-SNR has no end there.
+      t_max: the largest; None for the process's `max_time`, below 1 where alpha(1) = 0: log-SNR has no end there.
+
+    Raises:
+      ValueError: (when times are drawn) a discrete chain; alpha(t_max) = 0 at a t_max that is known.
     """
 
     t_min: float | None = None
-    t_max: float = 1.0
+    t_max: float | None = None
 
     def sample(self, process: Process, history: History, key: Array, n: int) -> tuple[Array, Array]:
         if process.steps is not None:
@@ -201,10 +220,12 @@ class LikelihoodTime(TrainingTime):
                 "steps: use LossSecondMoment"
             )
         t_min = process.min_time() if self.t_min is None else jnp.asarray(self.t_min)
-        high, low = process.log_snr(t_min), process.log_snr(self.t_max)
+        t_max = process.max_time() if self.t_max is None else jnp.asarray(self.t_max)
+        refuse_zero_alpha(process, t_max, "LikelihoodTime is uniform in log-SNR, which has no end")
+        high, low = process.log_snr(t_min), process.log_snr(t_max)
         t = process.time_of_log_snr(high + jax.random.uniform(key, (n,)) * (low - high))
         slope = process.diffusion_squared(t) / jnp.square(process.sigma(t))
-        return t, (high - low) / (slope * (self.t_max - t_min))
+        return t, (high - low) / (slope * (t_max - t_min))
 
 
 def _on_chain(process: Process, t: Array) -> Array:
@@ -220,6 +241,9 @@ class Importance(TrainingTime):
     Args:
       bins: number of bins; static. For a chain of T steps take T, or a divisor.
       uniform: the uniform density's share, in (0, 1].
+
+    Raises:
+      ValueError: (when times are drawn) more bins than a chain has steps: some would never be seen.
     """
 
     bins: int = field(default=100, pytree_node=False)
@@ -236,13 +260,19 @@ class Importance(TrainingTime):
         return (1.0 - self.uniform) * relative + self.uniform / self.bins
 
     def sample(self, process: Process, history: History, key: Array, n: int) -> tuple[Array, Array]:
+        if process.steps is not None and self.bins > process.steps:
+            raise ValueError(
+                f"{type(self).__name__} has {self.bins} bins for a chain of {process.steps} steps: those without a "
+                f"time would never be seen, and times stay uniform. Take bins={process.steps}, or a divisor of it"
+            )
         probabilities = self.probabilities(history)
         which, within = jax.random.split(key)
         # by inversion of the cumulative sum: unlike a shuffle of the batch this is the same on any sharding
         edges = jnp.cumsum(probabilities)
         chosen = jnp.searchsorted(edges, jax.random.uniform(which, (n,)) * edges[-1], side="right")
         chosen = jnp.minimum(chosen, self.bins - 1)
-        u = (chosen + jax.random.uniform(within, (n,))) / self.bins
+        within_bin = jax.random.uniform(within, (n,))
+        u = (chosen.astype(within_bin.dtype) + within_bin) / self.bins
         return _spread(process, u, None, 1.0), 1.0 / (self.bins * probabilities[chosen])
 
     def bin_of(self, process: Process, t: Array) -> Array:

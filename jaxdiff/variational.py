@@ -11,7 +11,7 @@ The bound's terms, in bits per dimension (Ho et al. 2020, equation 5; Nichol & D
     L(s, t) = KL(q(x_s | x_t, x_0) || p(x_s | x_t)),   s > 0;      L(0, t) = -ln p(x_0 | x_t)              (2)
 
 with p(x_0 | x_t) the Gaussian's mass on each 8-bit value's interval, of width 2/255, the outermost ones open (Ho et al.
-2020, equation 13).
+2020, equation 13); for data that are no grey levels it is the Gaussian's density.
 """
 
 from __future__ import annotations
@@ -85,16 +85,30 @@ def discretised_log_likelihood(x: Array, mean: Array, log_variance: Array, level
     return log_a + jnp.log(-jnp.expm1(gap))
 
 
-def vlb_term(process: Process, x0: Array, eps: Array, prediction: Prediction, s: ArrayLike, t: ArrayLike) -> Array:
+def gaussian_log_density(x: Array, mean: Array, log_variance: Array) -> Array:
+    """ln N(x; mean, e^log_variance) elementwise, in nats."""
+    return -0.5 * (jnp.square(x - mean) * jnp.exp(-log_variance) + log_variance + math.log(2.0 * math.pi))
+
+
+def vlb_term(
+    process: Process,
+    x0: Array,
+    eps: Array,
+    prediction: Prediction,
+    s: ArrayLike,
+    t: ArrayLike,
+    levels: int | None = 256,
+) -> Array:
     """Equation (2): a term of the variational bound under a learned variance, bits per dimension.
 
     Args:
       process: the process.
-      x0: the data ``(B, ...)``, on 256 values in [-1, 1] where s = 0.
+      x0: the data ``(B, ...)``.
       eps: the noise of x_t.
       prediction: the model's at (x_t, t), with its ``variance``.
       s: where the step ends, ``(B,)`` or ``()``; 0 for the last.
       t: where it begins, likewise.
+      levels: of the data, equally spaced in [-1, 1]; None for real-valued data, whose last term is a density's. Static.
 
     Returns:
       ``(B,)``.
@@ -109,5 +123,8 @@ def vlb_term(process: Process, x0: Array, eps: Array, prediction: Prediction, s:
     log_variance = learned_log_variance(process, s, t, prediction.variance)
     mean = a * prediction.x0 + b * prediction.eps
     kl = gaussian_kl(a * x0 + b * eps, jnp.log(variance), mean, log_variance)
-    decoder = -discretised_log_likelihood(x0, mean, log_variance)
+    if levels is None:
+        decoder = -gaussian_log_density(x0, mean, log_variance)
+    else:
+        decoder = -discretised_log_likelihood(x0, mean, log_variance, levels)
     return mean_features(jnp.where(last, decoder, kl)) / math.log(2.0)

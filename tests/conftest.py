@@ -1,4 +1,4 @@
-"""What every test stands on: strict broadcasting, a compilation cache, simulated devices, the real data where it is.
+"""What every test stands on: strict broadcasting, caches, simulated devices, one trained run, the real data if present.
 
 Most of the suite's time goes into compiling thousands of small programs, each run a few times, so XLA is told to spend
 little on them (`QUICK_COMPILATION`): half the time in all. Programs as users compile them are run by the doctests, the
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -32,6 +33,10 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
     if importlib.metadata.version("jaxlib").startswith("0.10."):
         os.environ.setdefault("XLA_FLAGS", QUICK_COMPILATION)
+    if sys.dont_write_bytecode:  # the many processes that tests start would each compile every module's source anew
+        del os.environ["PYTHONDONTWRITEBYTECODE"]
+        sys.dont_write_bytecode, sys.pycache_prefix = False, str(config.cache.mkdir("python"))
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
     if "jax" in sys.modules:
         raise pytest.UsageError("jax was imported before tests/conftest.py could configure it (a plugin, or -p?)")
 
@@ -60,6 +65,21 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one run of two steps with a tiny U-Net, its pictures included, for all tests that only read it."""
+    from tests.tiny_run import train_once
+
+    own = tmp_path_factory.getbasetemp()  # of this worker, in a folder that all workers share
+    return train_once(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
+
+
+@pytest.fixture(scope="module")
+def tiny_run(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of that run for one file of tests, which may go on with it."""
+    return Path(shutil.copytree(trained, tmp_path_factory.mktemp("runs") / trained.name))
+
+
+@pytest.fixture(scope="session")
 def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
     """`run_python("-c", code, devices=8)`: a new Python in the repository's root, with simulated CPU devices.
 
@@ -75,7 +95,9 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
         # NPROC: with more simulated devices than cores, queued collectives can deadlock in a thread pool of `cores`.
-        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "NPROC": "32", **(env or {})}
+        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "NPROC": "32"}
+        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # another process compiles the same
+        environment |= env or {}
         done = subprocess.run(
             [sys.executable, *map(str, arguments)],
             cwd=ROOT,

@@ -3,11 +3,14 @@ here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Hashable, Iterable
 
+import jax
 import jax.numpy as jnp
 
 import jaxdiff as jd
+from tests.covers import cover
 
 PROCESSES: dict[str, Callable[[], jd.Process]] = {
     "VP": jd.VP,
@@ -18,12 +21,21 @@ PROCESSES: dict[str, Callable[[], jd.Process]] = {
     "VE": jd.VE,
     "KarrasVE": jd.KarrasVE,
     "Flow": jd.Flow,
+    "Shifted_flow": lambda: jd.Shifted(jd.Flow(), 3.0),
     "DiscreteVP_linear": lambda: jd.DiscreteVP(jd.linear_betas(1000)),
     "DiscreteVP_cosine": lambda: jd.DiscreteVP(jd.cosine_betas(1000)),
     "DiscreteVP_zero_snr": lambda: jd.DiscreteVP(jd.rescale_zero_terminal_snr(jd.scaled_linear_betas(1000))),
 }
 DISCRETE = {name for name in PROCESSES if name.startswith("DiscreteVP")}
-NO_SIGNAL_AT_END = {"CosineVP", "SigmoidVP", "SigmoidVP_skewed", "Flow", "DiscreteVP_zero_snr"}  # alpha(1) = 0
+NO_SIGNAL_AT_END = {
+    "CosineVP",
+    "SigmoidVP",
+    "SigmoidVP_skewed",
+    "Flow",
+    "Shifted_flow",
+    "DiscreteVP_zero_snr",
+}  # alpha(1) = 0
+EXPLODING = {"VE", "KarrasVE"}  # alpha = 1
 
 PARAMETERIZATIONS: dict[str, jd.Parameterization] = {
     "Eps": jd.Eps(),
@@ -40,7 +52,7 @@ SAMPLERS: dict[str, Callable[[jd.Process], jd.Sampler]] = {
     "DDIM": jd.DDIM,
     "DDIM_half": lambda process: jd.DDIM(process, 0.5),
     "Euler": jd.Euler,
-    "Heun": jd.Heun,
+    "Heun": lambda process: jd.Heun(process, "t"),
     "Heun_rho": lambda process: jd.Heun(process, "rho"),
     "DPM2": jd.DPM2,
     "RK4": jd.RK4,
@@ -98,6 +110,46 @@ NEEDS_SIGNAL = {  # cannot start where alpha = 0
     "EulerMaruyama_half",
     "EDMStochastic",
 }
+
+
+def family(process_name: str) -> str:
+    """What of a process a sampler's formulas can tell."""
+    if process_name in DISCRETE:
+        return "chain"
+    if process_name in EXPLODING:
+        return "no scale"
+    return "no signal at the end" if process_name in NO_SIGNAL_AT_END else "signal throughout"
+
+
+@functools.cache
+def kind(sampler_name: str) -> tuple[bool, bool, bool]:
+    """Whether a sampler draws noise, divides by alpha, and remembers earlier steps."""
+    remembers = bool(jax.tree.leaves(SAMPLERS[sampler_name](jd.VP()).init(jnp.zeros((1, 2)))))
+    return sampler_name in STOCHASTIC, sampler_name in NEEDS_SIGNAL, remembers
+
+
+Facts = Callable[[str, str], Iterable[Hashable]]
+
+
+def all_meet(process_name: str, sampler_name: str) -> Iterable[Hashable]:
+    """Every sampler meets every family, and every process every kind of sampler."""
+    return (family(process_name), sampler_name), (process_name, kind(sampler_name))
+
+
+def each_meets_a_family(process_name: str, sampler_name: str) -> Iterable[Hashable]:
+    """Every sampler meets every family, and every process is met."""
+    return (family(process_name), sampler_name), process_name
+
+
+def meetings(
+    processes: Iterable[str] = PROCESSES, facts: Facts = all_meet, samplers: Iterable[str] = SAMPLERS
+) -> list[tuple[str, str]]:
+    """A cover of process x sampler by what a pair shows."""
+    places, names = sorted(processes), sorted(samplers)
+    # along the diagonals, so that of rows that show as much each process has its share
+    rows = [(places[(i + j) % len(places)], name) for i in range(len(places)) for j, name in enumerate(names)]
+    return cover(rows, lambda row: facts(*row))
+
 
 MEANS = jnp.array([[1.0, 0.5], [-1.0, 0.3], [0.2, -1.2]])
 STDS = jnp.array([0.2, 0.3, 0.25])

@@ -63,7 +63,7 @@ print(json.dumps({"samples": np.asarray(samples).tolist(), "traces": TRACES,
 
 def test_a_second_process_neither_traces_nor_compiles(tmp_path: Path, run_python: Callable[..., Any]) -> None:
     """Bit for bit the same samples; without a compilation cache of the process's own."""
-    none = {"JAX_COMPILATION_CACHE_DIR": ""}
+    none = {"JAX_COMPILATION_CACHE_DIR": "", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
     first, second = (
         json.loads(run_python("-c", SECOND, str(tmp_path), env=none).stdout.splitlines()[-1]) for _ in range(2)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -311,3 +312,41 @@ def test_empirical_of_a_whole_data_set_fits_in_memory() -> None:
 def test_what_is_no_data_set_is_refused(make: Callable[[], object], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         make()
+
+
+def products(jaxpr: Any) -> list[Any]:
+    """The precision of each matrix product, wherever it stands."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            found.append(equation.params["precision"])
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            found += products(inner) if hasattr(inner, "eqns") else []
+    return found
+
+
+def test_products_are_not_left_to_the_devices_default() -> None:
+    """On TPU the default is bfloat16, on GPU tf32: every product of a closed form asks for full precision."""
+    process, data = jd.VP(), jax.random.normal(jax.random.key(0), (20, 4))
+    x, cond = data[:5], {"label": jnp.arange(5) % 3}
+    forms = [
+        jd.GaussianDenoiser(process, 0.3, 0.5),
+        jd.FullGaussianDenoiser.from_data(process, data, 2),
+        jd.MixtureDenoiser(process, data[:3], 0.5),
+        jd.EmpiricalDenoiser(process, data, 0.1, jnp.arange(20) % 3, chunk=7),
+    ]
+    counts = {}
+    for exact in forms:
+        calls = [lambda e, x: e(x, 0.3, cond), lambda e, x: e.log_density(x, 0.3)]
+        calls += [lambda e, x: e.flow(x, 0.3, 0.2)] if hasattr(exact, "flow") else []
+        calls += [lambda e, x: e.weights(x, 0.3)] if hasattr(exact, "weights") else []
+        calls += [lambda e, x: e.sample_data(jax.random.key(0), 3)] if hasattr(exact, "sample_data") else []
+        calls += [lambda e, x: jax.vjp(lambda x: e(x, 0.3).x0, x)[1](x)]
+        found = [precision for call in calls for precision in products(jax.make_jaxpr(call)(exact, x).jaxpr)]
+        highest = jax.lax.Precision.HIGHEST
+        assert all(precision == (highest, highest) for precision in found), type(exact)
+        counts[type(exact).__name__] = len(found)
+    assert counts["MixtureDenoiser"] and counts["FullGaussianDenoiser"] and counts["EmpiricalDenoiser"]

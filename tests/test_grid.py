@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -66,6 +67,34 @@ def test_chains_keep_to_their_own_times(name: str, n: int) -> None:
         k = np.asarray(grid(process, n)) * 1000
         np.testing.assert_allclose(k, np.round(k), atol=1e-3)
         assert k[0] == 1000 and (np.diff(k) < -0.5).all() and k[-1] >= 0.999
+
+
+def test_wide_data_are_sampled_from_the_process_own_end() -> None:
+    """The README's pattern on VE(0.01, 1500) and data of standard deviation 300: the flow of the Gaussian gives
+    300 x 1500/sqrt(1500^2 + 300^2) = 294.2, whichever grid."""
+    process = jd.VE(0.01, 1500.0)
+    keys = jd.sample_keys(jax.random.key(0), 0, 4000)
+    exact, x = jd.GaussianDenoiser(process, 0.0, 300.0), process.prior_sample(keys, (2,))
+    expected = 300 * 1500 / np.hypot(1500, 300) * float(x.std()) / 1500
+    for grid in (jd.log_snr_times, jd.karras_times):
+        ts = grid(process, 60)
+        assert float(ts[0]) == 1.0
+        samples = jax.jit(jd.sample)(jd.Heun(process), exact, None, x, ts)
+        assert float(samples.std()) == pytest.approx(expected, rel=1e-2)  # the steps' own error
+
+
+@pytest.mark.parametrize(
+    ("n", "t_max", "t_min"),
+    [(5, 0.003, 0.001), (4, 0.0025, None), (3, 0.0025, 0.0005), (1200, None, None), (2500, None, None), (7, 0.5, 0.49)],
+)
+def test_no_grid_repeats_a_time_of_a_chain(n: int, t_max: float | None, t_min: float | None) -> None:
+    """Also where the chain has fewer times than are asked for between the ends."""
+    process = PROCESSES["DiscreteVP_linear"]()
+    for name, grid in GRIDS.items():
+        ts = np.asarray(grid(process, n, t_max=t_max, t_min=t_min))
+        assert ts.shape == (n,) and (np.diff(ts) < 0).all(), name
+        assert ts[0] == np.float32(1.0 if t_max is None else t_max)
+        assert ts[-1] >= np.float32(0.001 if t_min is None else t_min)
 
 
 def test_ends_can_be_chosen() -> None:

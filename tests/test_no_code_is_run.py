@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 
 import sample
-import train
 from jaxdiff.config import ConfigError, read_config
 from jaxdiff.data import DataError, open_npz
-from jaxdiff.run import Run
-from tests.test_cli import TINY, one_line
+from jaxdiff.runs.run import Run
+from tests.commands.test_cli import one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS_CODE = {"eval", "exec", "compile", "__import__", "system", "popen", "Popen", "import_module", "exec_module"}
@@ -54,10 +53,8 @@ def test_the_package_neither_unpickles_nor_runs_what_it_reads() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    train.main(["--workdir", str(folder), "--train.steps", "1", "--train.sample_every", "0", *TINY])
-    return folder
+def run(tiny_run: Path) -> Path:
+    return tiny_run
 
 
 @pytest.fixture
@@ -96,11 +93,11 @@ def test_a_configuration_names_only_the_packages_classes(
 
 def test_a_checkpoints_notes_name_nothing_that_is_imported(run: Path, canary: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(run, tmp_path / "run"))
-    file = folder / "checkpoints" / "1" / "_CHECKPOINT_METADATA"
+    file = folder / "checkpoints" / "2" / "_CHECKPOINT_METADATA"
     note = json.loads(file.read_text())
     note["item_handlers"] = dict.fromkeys(note["item_handlers"], "jaxdiff_canary.Thing")
     file.write_text(json.dumps(note))
-    assert Run.load(folder).step == 1
+    assert Run.load(folder).step == 2
     assert not canary.exists()
 
 

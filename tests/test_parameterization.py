@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxdiff as jd
-from jaxdiff.prediction import from_eps, from_score, from_v, from_velocity, from_x0
+from jaxdiff.prediction import from_eps, from_score, from_v, from_velocity, from_x0, mix
 from tests.tables import NO_SIGNAL_AT_END, PARAMETERIZATIONS, PROCESSES
 
 PAIRS = [(process, name) for process in sorted(PROCESSES) for name in PARAMETERIZATIONS]
@@ -162,3 +162,48 @@ def test_learned_variance_splits_channels() -> None:
     np.testing.assert_array_equal(got.variance, 0.25 * eps)
     with pytest.raises(ValueError, match="6 output channels"):
         parameterization.read(jd.VP(), x, 0.5, eps)
+
+
+def test_eps_jacobian_is_the_derivative_of_eps() -> None:
+    for make in PROCESSES.values():
+        with jax.enable_x64(True):
+            process, t, x = make(), jnp.asarray(0.43), jnp.array([[0.3, -0.8]])
+            for parameterization in (*PARAMETERIZATIONS.values(), jd.LearnedVariance(jd.V())):
+                plain = getattr(parameterization, "base", parameterization)
+                slope = jax.jacfwd(lambda o, p=plain, at=(process, x, t): p.read(*at, o).eps)(x)[0, 0, 0, 0]
+                assert float(parameterization.eps_jacobian(process, t)) == pytest.approx(abs(float(slope)), rel=1e-9)
+
+
+def test_a_network_that_says_more_is_told_what_its_base_says() -> None:
+    """Time is told in one place: beside the base another one is refused, not ignored."""
+    told, process = jd.TimeIndex(1000), jd.VP()
+    for make in (jd.LearnedVariance, jd.LearnedHessian):
+        for good in (make(jd.Eps(time=told)), make(jd.Eps(time=told), time=told)):
+            assert float(good.condition(process, jnp.ones((1, 2)), 0.25)[1]) == 249.0
+        with pytest.raises(ValueError, match=r"write Learned\w+\(base=Eps\(time=...\)\)"):
+            make(jd.Eps(), time=told)
+        with pytest.raises(ValueError, match="scale_input = True"):
+            make(jd.Eps(), scale_input=True)
+        assert make(jd.Eps(scale_input=True)).condition(jd.VE(), jnp.ones((1, 2)), 1.0)[0].max() < 0.1
+
+
+def test_mix_keeps_what_a_prediction_is() -> None:
+    """x = alpha x0 + sigma eps holds for any weights; guidance is the case of two."""
+    process, t = jd.Flow(), 0.4
+    x = jax.random.normal(jax.random.key(0), (3, 5))
+    first, second, third = (
+        from_x0(process, x, t, jax.random.normal(jax.random.key(i), x.shape))._replace(variance=jnp.full_like(x, i))
+        for i in range(3)
+    )
+    weights = jnp.array([0.0, 1.5, -2.0])
+    mixed = mix(first, (weights, second), (0.25, third))
+    np.testing.assert_allclose(process.perturb(mixed.x0, mixed.eps, t), x, atol=1e-5)
+    rest = (1 - weights - 0.25)[:, None]
+    np.testing.assert_allclose(
+        mixed.x0, rest * first.x0 + weights[:, None] * second.x0 + 0.25 * third.x0, rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_array_equal(mixed.variance, first.variance)
+    for one, other in zip(mix(first), first, strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_allclose(mix(first, (1.0, second)).eps, second.eps, atol=1e-6)
+    assert mix(first._replace(variance=None), (1.0, second)).variance is None

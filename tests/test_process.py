@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,18 +39,25 @@ def in_float64(method: str, name: str, times: np.ndarray) -> np.ndarray:
 def test_float32_is_as_good_as_float64(named: tuple[str, jd.Process]) -> None:
     name, process = named
     times = dense_times(process, name)
+    # A shifted time is rounded before the process sees it: by so much of what is left to t = 1, where alpha falls to 0
+    rounded = 1.2e-7 if name.startswith("Shifted") else 0.0
+    alpha = in_float64("alpha", name, times)
     for method in ("alpha", "sigma"):
         single, double = np.asarray(getattr(process, method)(times)), in_float64(method, name, times)
         # A chain's time k/T is the table's entry; between two entries the place is known to T ulp
         tolerance = 2e-4 if name in DISCRETE else 4e-6
-        np.testing.assert_allclose(single, double, rtol=tolerance, err_msg=method)
+        np.testing.assert_allclose(single, double, rtol=tolerance, atol=rounded, err_msg=method)
+    if rounded:  # beyond this log-SNR, as alpha, is the rounding's
+        times = times[alpha > 2 * rounded / 4e-4]
     np.testing.assert_allclose(process.log_snr(times), in_float64("log_snr", name, times), rtol=2e-6, atol=4e-4)
     if process.steps is not None:  # off the corners of the interpolation, where the derivative jumps
         times = times[np.abs(times * 1000 - np.round(times * 1000)) > 0.1]
     g2 = process.diffusion_squared(times)
     assert np.isfinite(g2).all()
     np.testing.assert_allclose(
-        g2, in_float64("diffusion_squared", name, times), rtol=2e-3 if name == "DiscreteVP_zero_snr" else 1e-5
+        g2,
+        in_float64("diffusion_squared", name, times),
+        rtol=2e-3 if name == "DiscreteVP_zero_snr" else 2e-4 if rounded else 1e-5,  # of alpha, as above
     )
 
 
@@ -79,6 +88,93 @@ def test_ends(named: tuple[str, jd.Process]) -> None:
     assert float(process.sigma(process.min_time())) > 0
 
 
+@pytest.mark.parametrize(
+    ("process", "ratio"),
+    [
+        (jd.VE(0.01, 50.0), 50.0),
+        (jd.VE(0.01, 1500.0), 1500.0),
+        (jd.KarrasVE(), 80.0),
+        (jd.Flow(), 200.0),
+        (jd.CosineVP(), 200.0),
+        (jd.Shifted(jd.Flow(), 3.0), 200.0),
+    ],
+)
+def test_a_process_is_taken_to_its_own_end(process: jd.Process, ratio: float) -> None:
+    """Its largest noise-to-signal ratio, or 200 times sigma(1) where alpha(1) = 0."""
+    t = process.max_time()
+    assert float(process.sigma(t) / process.alpha(t)) == pytest.approx(ratio, rel=1e-3)
+    assert (float(t) == 1.0) == (float(process.alpha(1.0)) > 0)
+
+
+def test_ends_do_not_depend_on_the_units_of_the_data() -> None:
+    """Noise c times as large, for data c times as large, ends at the same time."""
+
+    @jd.record
+    class Scaled(jd.Process):
+        scale: float
+
+        def alpha(self, t: object) -> jax.Array:
+            return jd.Flow().alpha(t)
+
+        def sigma(self, t: object) -> jax.Array:
+            return self.scale * jd.Flow().sigma(t)
+
+    times = [float(Scaled(scale).max_time()) for scale in (1.0, 300.0, 1e-3)]
+    np.testing.assert_allclose(times, float(jd.Flow().max_time()), rtol=1e-5)
+    assert float(jd.VE(1e-5, 1.0).min_time()) == 0.0  # sigma_min is its own end, however small
+
+
+def test_sigmoid_derivatives_at_its_ends() -> None:
+    """alpha'(1) = -inf and sigma'(0) = inf, and no NaN; (sigma^2)' is finite throughout."""
+    process = jd.SigmoidVP()
+    (start_alpha, start_sigma), (end_alpha, end_sigma) = process.derivatives(0.0), process.derivatives(1.0)
+    assert end_alpha == -jnp.inf and start_sigma == jnp.inf and np.isfinite([start_alpha, end_sigma]).all()
+    t = 1.0 - 1e-4
+    slope = (process.alpha(t) / process.sigma(t)) ** 2 / 1e-4
+    assert float(process.snr_slope(1.0)) == pytest.approx(float(slope), rel=1e-2)
+
+
+@pytest.mark.parametrize("s", [0.5, 1.0, 3.0])
+def test_shifted_flow(s: float) -> None:
+    """Esser et al. 2024, equation 23: SNR(t) is 1/s^2 of the flow's; shifts compose and invert."""
+    with jax.enable_x64(True):
+        flow, process, t = jd.Flow(), jd.Shifted(jd.Flow(), s), jnp.linspace(0.01, 0.99, 23)
+        np.testing.assert_allclose(process.sigma(t), s * t / (1 + (s - 1) * t), rtol=1e-13)
+        np.testing.assert_allclose(process.sigma(t) / process.alpha(t), s * t / (1 - t), rtol=1e-12)
+        np.testing.assert_allclose(process.log_snr(t), flow.log_snr(t) - 2 * np.log(s), rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(process.unwarp(process.warp(t)), t, rtol=1e-13)
+        twice, once = jd.Shifted(process, 2.0), jd.Shifted(flow, 2.0 * s)
+        np.testing.assert_allclose(twice.sigma(t), once.sigma(t), rtol=1e-12)
+        np.testing.assert_allclose(twice.velocity(t, -t, t), once.velocity(t, -t, t), rtol=1e-10)
+        np.testing.assert_allclose(jd.Shifted(process, 1.0 / s).alpha(t), flow.alpha(t), rtol=1e-12)
+        # the exact flow of Gaussian data ends at the same point, whatever the pace
+        x = jnp.array([[0.3, -1.2]])
+        here, there = jd.GaussianDenoiser(process, 0.5, 0.3), jd.GaussianDenoiser(flow, 0.5, 0.3)
+        np.testing.assert_allclose(
+            here.flow(x, 0.9, 0.2), there.flow(x, process.warp(0.9), process.warp(0.2)), rtol=1e-12
+        )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: jd.VE(sigma_min=0.0), "0 < sigma_min < sigma_max"),
+        (lambda: jd.VE(2.0, 1.0), "0 < sigma_min < sigma_max"),
+        (lambda: jd.KarrasVE(sigma_min=0.0), "0 < sigma_min < sigma_max"),
+        (lambda: jd.VP(beta_min=-0.1), "are to be positive"),
+        (lambda: jd.SubVP(beta_max=0.0), "are to be positive"),
+        (lambda: jd.SigmoidVP(3.0, -3.0), "start < end"),
+        (lambda: jd.SigmoidVP(tau=0.0), "tau > 0"),
+        (lambda: jd.Shifted(jd.Flow(), 0.0), "shift is to be positive"),
+        (lambda: jd.Shifted(jd.DiscreteVP(jd.linear_betas(100)), 2.0), "has the 100 times k/T"),
+    ],
+)
+def test_schedules_that_are_none_are_refused(make: object, message: str) -> None:
+    assert callable(make)
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 def test_alpha_falls_and_sigma_rises(named: tuple[str, jd.Process]) -> None:
     _, process = named
     times = jnp.linspace(0, 1, 400)
@@ -92,7 +188,7 @@ def test_refinements_agree_with_the_defaults(name: str) -> None:
     with jax.enable_x64(True):
         process = PROCESSES[name]()
         t = jnp.linspace(0.02, 0.97, 41) + 1e-4  # off a chain's corners, where the derivative jumps
-        for method in ("log_snr", "drift", "diffusion_squared"):
+        for method in ("log_snr", "drift", "diffusion_squared", "snr_slope"):
             np.testing.assert_allclose(
                 getattr(process, method)(t), getattr(Process, method)(process, t), rtol=1e-7, atol=1e-12, err_msg=method
             )
@@ -249,6 +345,24 @@ def test_a_schedule_is_differentiable() -> None:
     gradient = jax.grad(lambda b: jd.DiscreteVP(b).log_snr(0.25))(betas)
     assert (gradient[:250] < 0).all() and (gradient[250:] == 0).all()
     assert jax.grad(lambda b: jd.VP(0.1, b).log_snr(0.5))(20.0) < 0
+
+
+def test_a_chain_has_one_source_of_truth() -> None:
+    """The process' gradient is the derivative by betas, and other betas make another chain, however they come in."""
+    with jax.enable_x64(True):
+        betas = jd.linear_betas(100)
+        process = jd.DiscreteVP(betas)
+        assert [leaf.shape for leaf in jax.tree.leaves(process)] == [(100,)]
+        say = lambda process: process.log_snr(0.25) + process.kernel_posterior(25)[2] + process.drift(0.3)  # noqa: E731
+        found = jax.grad(say)(process).betas
+        for k in (0, 11, 24, 29, 60):
+            step = 1e-6 * betas[k] * np.eye(100)[k]
+            slope = (say(jd.DiscreteVP(betas + step)) - say(jd.DiscreteVP(betas - step))) / (2 * step[k])
+            assert float(found[k]) == pytest.approx(float(slope), rel=1e-5, abs=1e-7)
+        other = jd.DiscreteVP(0.5 * betas)
+        for again in (jax.tree.map(lambda leaf: 0.5 * leaf, process), dataclasses.replace(process, betas=0.5 * betas)):
+            np.testing.assert_allclose(again.alpha(0.7), other.alpha(0.7), rtol=1e-12)
+            np.testing.assert_allclose(jax.jit(lambda p: p.alpha(0.7))(again), other.alpha(0.7), rtol=1e-12)
 
 
 def test_prior(named: tuple[str, jd.Process]) -> None:

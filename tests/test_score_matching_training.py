@@ -13,6 +13,7 @@ import pytest
 from jax import Array
 
 from jaxdiff import SNR, VE, DenoisingLoss, Karras, Likelihood, LogSigma, MixtureDenoiser, NetworkDenoiser
+from jaxdiff.evaluate.score_field import measure_hessian, measure_score
 from jaxdiff.networks import MLP, functional
 from jaxdiff.score_matching import (
     FiniteDifference,
@@ -23,7 +24,6 @@ from jaxdiff.score_matching import (
     SecondOrder,
     Sliced,
 )
-from jaxdiff.study import measure_hessian, measure_score
 from jaxdiff.times import GeometricLevels, LikelihoodTime
 from jaxdiff.train import Ema, create_state, train_step
 

@@ -94,7 +94,7 @@ def test_values_not_finite_are_refused():
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="tetx"):
         check({"text": TEXT}, {"tetx": 1}, 1)
-    with pytest.raises(ValueError, match="takes no condition"):
+    with pytest.raises(ValueError, match="unconditional"):
         complete({}, {"label": jnp.zeros(1, int)}, 1)
     with pytest.raises(ValueError, match="tokens"):
         complete({"text": TEXT}, {"text": jnp.zeros((1, 4), int)}, 1)

@@ -5,7 +5,7 @@
 
 in the environment of `benchmarks/samplers_vs_diffusers.py`, with `cma`. For n evaluations the unknowns are the grid
 rho_0 > ... > rho_{n-1} in sigma/alpha, followed by 0, and for n up to `TABULATED` the weights B of
-`jaxdiff.sampling.tabulated`, on the process widened by 0.15:
+`jaxdiff.sampling.tabulated`, on the process smoothed by 0.15:
 
     ln rho_0 = min(a_0, ln 80),    ln rho_i = ln rho_{i-1} - e^{a_i},                                (1)
     B = B_U(rho) + C,    C_ij free for j < i,    C_ii = -sum_{j < i} C_ij,                           (2)
@@ -50,9 +50,9 @@ from jaxdiff import Prediction, Sampler, integrate
 from jaxdiff.data import open_cifar10
 from jaxdiff.prediction import from_x0
 from jaxdiff.sampling.recommended import FOURTH, GRIDS, WEIGHTS
+from jaxdiff.sampling.smoothed import Smoothed, SmoothedDenoiser
 from jaxdiff.sampling.tabulated import Tabulated
 from jaxdiff.sampling.unipc import UniPC
-from jaxdiff.sampling.widened import Widened, WidenedDenoiser
 
 TABULATED = 10
 """Evaluations up to which the weights are fitted too."""
@@ -131,7 +131,7 @@ def unknowns_of(rhos: Sequence[float], weights: NDArray[np.float64] | None, n: i
 
 
 def _unipc(n: int) -> Sampler:
-    return UniPC(Widened(scaled_space(), WIDTH), order=3 if n < FOURTH else 4)
+    return UniPC(Smoothed(scaled_space(), WIDTH), order=3 if n < FOURTH else 4)
 
 
 def _times(rhos: Array | NDArray[np.float64]) -> Array:
@@ -141,9 +141,9 @@ def _times(rhos: Array | NDArray[np.float64]) -> Array:
 @functools.partial(jax.jit, static_argnames="dtype")
 def _error(exact: Any, noise: Array, reference: Array, rhos: Array, weights: Array, dtype: Any) -> Array:
     process, ts = scaled_space(), _times(rhos).astype(dtype)
-    sampler = Tabulated(Widened(process, WIDTH), weights.astype(dtype))
+    sampler = Tabulated(Smoothed(process, WIDTH), weights.astype(dtype))
     x = (rhos[0] * noise).astype(dtype)
-    x0 = integrate(sampler, WidenedDenoiser(exact, process, WIDTH), None, x, ts)[0]
+    x0 = integrate(sampler, SmoothedDenoiser(exact, Smoothed(process, WIDTH)), None, x, ts)[0]
     return jnp.sqrt(jnp.square(x0 - reference).reshape(len(noise), -1).mean(axis=1)).mean()
 
 

@@ -297,7 +297,7 @@ def sample(session: Session, options: argparse.Namespace) -> None:
 def flags(session: Session, options: argparse.Namespace) -> None:
     """Training steps with XLA's flags, in a process of their own, beside one without."""
     try:
-        from jaxdiff.config.start import flags_for
+        from jaxdiff.launch.start import flags_for
     except ModuleNotFoundError as error:  # its package needs Pillow
         absent(session, "XLA's flags", f"{error}")
         return

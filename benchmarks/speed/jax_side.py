@@ -153,7 +153,7 @@ class JaxSide:
             state, metrics = step(state, batch)
             for name in answer:
                 answer[name].append(float(metrics[name]))
-        for name, tree in {"moved": state.params, "moved_average": state.ema}.items():
+        for name, tree in {"moved": state.params, "moved_average": state.ema["ema"]}.items():
             far = jax.tree.map(lambda a, b: float(((np.asarray(a, np.float64) - b) ** 2).sum()), tree, self.params)
             answer[name] = math.sqrt(sum(jax.tree.leaves(far)))
         return answer

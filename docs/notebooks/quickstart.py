@@ -102,7 +102,7 @@ def train_small(steps: int) -> jaxdiff.Run:
             if n % 100 == 0:
                 print(f"step {n}/{steps}, loss {float(metrics['loss']):.3f}")
 
-    denoise = jaxdiff.NetworkDenoiser(net, state.ema, config.process, config.parameterization)
+    denoise = jaxdiff.NetworkDenoiser(net, state.ema["ema"], config.process, config.parameterization)
     return jaxdiff.Run(config, denoise, steps, training.make_mesh(devices=jax.local_devices()))
 
 

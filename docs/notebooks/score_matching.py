@@ -29,6 +29,7 @@ import numpy as np
 import optax
 
 import jaxdiff as jd
+from jaxdiff.evaluate.score_field import measure_hessian, measure_score
 from jaxdiff.networks import MLP, functional
 from jaxdiff.score_matching import (
     FiniteDifference,
@@ -39,7 +40,6 @@ from jaxdiff.score_matching import (
     SecondOrder,
     Sliced,
 )
-from jaxdiff.study import measure_hessian, measure_score
 from jaxdiff.times import GeometricLevels, LikelihoodTime
 from jaxdiff.train import Ema, create_state, train_step
 
@@ -203,7 +203,7 @@ def fit(loss, state):
 
     def some_steps(state, ns):
         state, _ = jax.lax.scan(step, state, ns)
-        return state, state.ema
+        return state, state.ema["ema"]
 
     return jax.lax.scan(some_steps, state, jnp.arange(STEPS).reshape(-1, EVERY))[1]
 
@@ -224,7 +224,7 @@ def fisher(params):
 trained, curves = {}, {}
 for name, loss in objectives.items():
     averages = jax.jit(functools.partial(fit, loss))(untrained)
-    kept = [untrained.ema, *(jax.tree.map(lambda leaf, i=i: leaf[i], averages) for i in range(STEPS // EVERY))]
+    kept = [untrained.ema["ema"], *(jax.tree.map(lambda leaf, i=i: leaf[i], averages) for i in range(STEPS // EVERY))]
     curves[name] = np.array([fisher(params) for params in kept])
     trained[name] = jd.NetworkDenoiser(net, kept[-1], process, head)
     print(f"{name:18} F {curves[name][0]:.3f} -> {curves[name][-1]:.4f}")

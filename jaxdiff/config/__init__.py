@@ -1,40 +1,38 @@
 """A run's configuration: what it is (`schema`), what is made of it (`build`), how it is stored (`serialize`, `folder`),
-how the command line changes it (`command_line`), what a program sets up before JAX starts (`start`), and how several
-processes become one run (`distributed`)."""
+and how the command line changes it (`command_line`). What a program starts with stands in `jaxdiff.launch`."""
 
 from typing import TYPE_CHECKING
 
 from jaxdiff.config.build import (
-    GRIDS,
     OBJECTIVES,
-    SAMPLERS,
     SOURCES,
     batch_shapes,
     build_codec,
+    build_defaults,
     build_loss,
     build_network,
     build_pipeline,
-    build_sampler,
     build_source,
     check,
     resolve,
+    with_conditions,
 )
-from jaxdiff.config.distributed import ProcessOptions, as_lead, join, lead_first
-from jaxdiff.config.folder import check_folder, claim_folder, read_config
+from jaxdiff.config.folder import check_folder, claim_folder, read_config, with_saved
 from jaxdiff.config.schema import (
     CheckpointConfig,
     Config,
-    ConfigError,
     DataConfig,
+    FrozenWeights,
     LossConfig,
     MeshConfig,
     OptimizerConfig,
     SampleConfig,
     TrainConfig,
-    as_config_error,
 )
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, to_json
-from jaxdiff.config.start import StartOptions, first_line, keep_compiled, set_up
+from jaxdiff.launch.distributed import ProcessOptions, as_lead, join, lead_first
+from jaxdiff.launch.errors import ConfigError, as_config_error
+from jaxdiff.launch.start import StartOptions, first_line, keep_compiled, set_up
 from jaxdiff.lazy import lazily
 
 if TYPE_CHECKING:
@@ -51,15 +49,14 @@ _COMMAND_LINE = ("TrainOptions", "command", "load_config_file", "one_line_errors
 __getattr__ = lazily(__name__, dict.fromkeys(_COMMAND_LINE, "command_line"))
 
 __all__ = [
-    "GRIDS",
     "OBJECTIVES",
-    "SAMPLERS",
     "SOURCES",
     "TRUSTED",
     "CheckpointConfig",
     "Config",
     "ConfigError",
     "DataConfig",
+    "FrozenWeights",
     "LossConfig",
     "MeshConfig",
     "OptimizerConfig",
@@ -73,10 +70,10 @@ __all__ = [
     "as_lead",
     "batch_shapes",
     "build_codec",
+    "build_defaults",
     "build_loss",
     "build_network",
     "build_pipeline",
-    "build_sampler",
     "build_source",
     "check",
     "check_folder",
@@ -97,4 +94,6 @@ __all__ = [
     "resolve",
     "set_up",
     "to_json",
+    "with_conditions",
+    "with_saved",
 ]

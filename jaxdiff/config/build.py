@@ -1,7 +1,6 @@
-"""From a configuration to the objects of a run: the one place where names meet objects.
-
-Adding a name is adding a row to `SAMPLERS`, `GRIDS`, `SOURCES` or `OBJECTIVES`; a configuration file may put rows there
-too.
+"""From a configuration to the objects of a run. Adding a data source or an objective is adding a row to `SOURCES` or
+`OBJECTIVES`; samplers, grids and guidance have their table in `jaxdiff.methods`. A configuration file may put rows
+there too.
 """
 
 from __future__ import annotations
@@ -16,107 +15,20 @@ import jax.numpy as jnp
 from jax import Array
 
 import jaxdiff.data
-from jaxdiff.codecs import Codec, default_codec
-from jaxdiff.config.schema import (
-    Config,
-    ConfigError,
-    LossConfig,
-    SampleConfig,
-    as_config_error,
-    check_ranges,
-    suggestion,
-)
-from jaxdiff.data.sources import Source, Subset, classes_of
-from jaxdiff.grid import karras_times, log_snr_times, quadratic_times, trailing_times, uniform_times
+from jaxdiff.codecs import Codec, default_codec, encoded_specs
+from jaxdiff.config.schema import Config, LossConfig, check_ranges
+from jaxdiff.data.sources import DataError, Source, Subset, classes_of, name_of
+from jaxdiff.launch.errors import ConfigError, as_config_error, suggestion
 from jaxdiff.loss import SNR, DenoisingLoss, Likelihood, Objective
-from jaxdiff.networks import Functional, functional
+from jaxdiff.methods import parse_grid, parse_guidance, parse_sampler
+from jaxdiff.model import Defaults
+from jaxdiff.networks import functional
 from jaxdiff.process import Process
-from jaxdiff.sampling import (
-    DDIM,
-    DDPM,
-    DEIS,
-    DPM2,
-    IPNDM,
-    LMS,
-    RK4,
-    Adaptive,
-    AnnealedLangevinDynamics,
-    DPMpp2M,
-    DPMpp2MSDE,
-    DPMpp2S,
-    DPMpp3M,
-    DPMpp3MSDE,
-    DPMppSDE,
-    DPMSolver,
-    EDMStochastic,
-    Euler,
-    EulerAncestral,
-    EulerMaruyama,
-    Heun,
-    Langevin,
-    PredictorCorrector,
-    Restart,
-    ReverseDiffusion,
-    SASolver,
-    UniPC,
-)
 from jaxdiff.score_matching import FiniteDifference, FokkerPlanck, HighOrder, Implicit, SecondOrder, Sliced
+from jaxdiff.spec import Spec, Specs, droppable, shapes
 from jaxdiff.times import GeometricLevels, LikelihoodTime
 
 Row = TypeVar("Row")
-
-SAMPLERS: dict[str, Callable[[Process, SampleConfig], Any]] = {
-    "ddpm": lambda process, options: DDPM(process, variance=options.variance),
-    "ddim": lambda process, options: DDIM(process, eta=options.eta or None),  # without noise, none is drawn
-    "euler": lambda process, options: Euler(process),
-    "heun": lambda process, options: Heun(process),
-    "dpm2": lambda process, options: DPM2(process),
-    "rk4": lambda process, options: RK4(process),
-    "adaptive": lambda process, options: Adaptive(process, rtol=options.tolerance, atol=options.tolerance),
-    "dpm_solver": lambda process, options: DPMSolver(process, **_order(options)),
-    "dpmpp_2s": lambda process, options: DPMpp2S(process),
-    "dpmpp_2m": lambda process, options: DPMpp2M(process),
-    "dpmpp_3m": lambda process, options: DPMpp3M(process),
-    "unipc": lambda process, options: UniPC(process, **_order(options)),
-    "deis": lambda process, options: DEIS(process, **_order(options)),
-    "lms": lambda process, options: LMS(process, **_order(options)),
-    "ipndm": lambda process, options: IPNDM(process, **_order(options)),
-    "euler_maruyama": lambda process, options: EulerMaruyama(process, options.tau),
-    "reverse_diffusion": lambda process, options: ReverseDiffusion(process, options.tau),
-    "predictor_corrector": lambda process, options: PredictorCorrector(
-        ReverseDiffusion(process, options.tau),
-        Langevin(options.snr, 1 if options.langevin_steps is None else options.langevin_steps),
-    ),
-    "annealed_langevin": lambda process, options: AnnealedLangevinDynamics(
-        process, **({} if options.langevin_steps is None else {"steps": options.langevin_steps})
-    ),
-    "dpmpp_sde": lambda process, options: DPMppSDE(process, options.tau),
-    "dpmpp_2m_sde": lambda process, options: DPMpp2MSDE(process, options.tau),
-    "dpmpp_3m_sde": lambda process, options: DPMpp3MSDE(process, options.tau),
-    "sa_solver": lambda process, options: SASolver(process, **_orders(options), tau=options.tau),
-    "euler_ancestral": lambda process, options: EulerAncestral(process, options.tau),
-    "edm_stochastic": lambda process, options: EDMStochastic(process, options.churn),
-    "restart": lambda process, options: Restart(DPMpp2M(process)),
-}
-WHOLE_INTERVAL = {"adaptive"}
-"""Samplers that choose their steps themselves: of the grid only the ends are theirs."""
-
-
-def _order(options: SampleConfig) -> dict[str, Any]:
-    return {} if options.order is None else {"order": options.order}
-
-
-def _orders(options: SampleConfig) -> dict[str, Any]:
-    return {} if options.order is None else {"predictor_order": options.order, "corrector_order": options.order + 1}
-
-
-GRIDS: dict[str, Callable[..., Array]] = {
-    "uniform": uniform_times,
-    "log_snr": log_snr_times,
-    "karras": karras_times,
-    "quadratic": quadratic_times,
-    "trailing": trailing_times,
-}
 
 
 def _opener(name: str) -> Callable[..., Source]:
@@ -134,6 +46,8 @@ SOURCES: dict[str, Callable[..., Source]] = {
 }
 NAMED_SETS = ("tfds", "points")
 """The sources of many sets, which take a name after a colon."""
+OWN = "own"
+"""The name of a source that a program passes in itself."""
 OBJECTIVES: dict[str, Callable[[dict[str, Any], LossConfig], Objective]] = {
     "denoising": lambda parts, loss: DenoisingLoss(**parts, vlb_weight=loss.vlb_weight),
     "ncsn": lambda parts, loss: DenoisingLoss(**parts | {"weight": SNR(), "time": GeometricLevels()}),
@@ -155,10 +69,10 @@ def look_up(table: Mapping[str, Row], name: str, what: str) -> Row:
     Raises:
       ConfigError: no such row; the message suggests the nearest and lists all.
 
-    >>> look_up(GRIDS, "karas", "sample.grid")
+    >>> look_up(OBJECTIVES, "slicd", "loss.objective")
     Traceback (most recent call last):
     ...
-    jaxdiff.config.schema.ConfigError: sample.grid: there is no 'karas'; did you mean 'karras'? (known: uniform, ...)
+    jaxdiff.launch.errors.ConfigError: loss.objective: there is no 'slicd'; did you mean 'sliced'? (known: ...)
     """
     if name not in table:
         raise ConfigError(f"{what}: there is no {name!r}{suggestion(name, table)} (known: {', '.join(table)})")
@@ -172,24 +86,39 @@ def check(config: Config) -> None:
       ConfigError: what is wrong first, in one line.
     """
     check_ranges(config)
-    look_up(SAMPLERS, config.sample.sampler, "sample.sampler")
-    look_up(GRIDS, config.sample.grid, "sample.grid")
+    with as_config_error("sample.sampler"):
+        parse_sampler(config.sample.sampler, config.process)
+    with as_config_error("sample.grid"):
+        parse_grid(config.sample.grid)
+    with as_config_error("sample.guide"):
+        parse_guidance(config.sample.guide)
     look_up(OBJECTIVES, config.loss.objective, "loss.objective")
     if config.loss.vlb_weight and config.loss.objective != "denoising":
         raise ConfigError(f"loss.vlb_weight is of the objective denoising, not of {config.loss.objective}")
-    if config.loss.label_dropout > 0 and not _has_null(config):
-        raise ConfigError(
-            "loss.label_dropout: the network has no null label; set network.num_classes and network.null_class"
-        )
-    if config.sample.guidance is not None and config.loss.label_dropout == 0:
-        raise ConfigError(
-            "sample.guidance: guidance needs a model trained with loss.label_dropout above 0, for instance 0.1"
-        )
+    _check_dropout(config)
     _check_process(config.process)
 
 
-def _has_null(config: Config) -> bool:
-    return config.num_classes is not None and getattr(config.network, "null_class", True)
+def _check_dropout(config: Config) -> None:
+    specs = config.cond
+    for name, rate in config.loss.dropout.items():
+        if name not in specs:
+            takes = f"takes {', '.join(specs)}" if specs else "takes no condition"
+            near = suggestion(name, specs)
+            raise ConfigError(f"loss.dropout: there is no condition {name!r}{near}: the network {takes}")
+        if rate > 0 and not droppable(specs[name]):
+            raise ConfigError(
+                f"loss.dropout: {name} has no null, so it cannot be dropped; for labels set network.null_class, for "
+                "another condition its null"
+            )
+    if config.sample.guide and not any(rate > 0 for rate in config.loss.dropout.values()):
+        raise ConfigError(
+            f"sample.guide: guidance needs a model trained with loss.dropout above 0, for instance {_example(specs)}"
+        )
+
+
+def _example(specs: Specs) -> str:
+    return f"--loss.dropout {next(iter(specs), 'label')} 0.1"
 
 
 def _check_process(process: Process) -> None:
@@ -212,9 +141,17 @@ def _brief(value: Any) -> str:
     return text if len(text) < 200 else type(value).__name__
 
 
-def build_network(config: Config) -> Functional:
-    """The network as pure functions."""
-    return functional(config.network)
+def build_network(config: Config) -> Any:
+    """The network as pure functions.
+
+    Raises:
+      ConfigError: a Linen module, and no codec yet that tells the shape of its data.
+    """
+    shape = None
+    if config.codec is not None:
+        shape = tuple(1 if size is None else size for size in config.codec.spec["x"].shape)
+    with as_config_error("network"):
+        return functional(config.network, shape)
 
 
 def build_loss(config: Config) -> Objective | FokkerPlanck:
@@ -224,35 +161,20 @@ def build_loss(config: Config) -> Objective | FokkerPlanck:
         "parameterization": config.parameterization,
         "weight": config.loss.weight,
         "time": config.loss.time,
-        "label_dropout": config.loss.label_dropout,
-        "null_label": config.num_classes if _has_null(config) else None,
+        "dropout": {name: rate for name, rate in config.loss.dropout.items() if rate > 0},
     }
     objective = look_up(OBJECTIVES, config.loss.objective, "loss.objective")(parts, config.loss)
     return FokkerPlanck(objective, config.loss.fokker_planck) if config.loss.fokker_planck else objective
 
 
-def build_sampler(process: Process, options: SampleConfig) -> tuple[Any, Array]:
-    """The sampler, and its times ``(steps,)``.
-
-    Raises:
-      ConfigError: an unknown name, or a number out of its range.
-
-    >>> from jaxdiff import VP
-    >>> sampler, ts = build_sampler(VP(), SampleConfig(sampler="heun", steps=5, grid="trailing"))
-    >>> type(sampler).__name__, ts.shape
-    ('Heun', (5,))
-    """
-    if options.steps < 1 or options.batch_size < 1:
-        raise ConfigError(f"steps and batch_size must be at least 1, got {options.steps} and {options.batch_size}")
-    make = look_up(SAMPLERS, options.sampler, "sampler")
-    with as_config_error("sampler"):
-        sampler = make(process, options)
-    ts = look_up(GRIDS, options.grid, "grid")(process, options.steps)
-    return sampler, ts[jnp.array([0, -1])] if options.sampler in WHOLE_INTERVAL and options.steps > 1 else ts
+def build_defaults(config: Config) -> Defaults:
+    """How the run samples where nothing else is said."""
+    options = config.sample
+    return Defaults(options.sampler, options.steps, options.grid, options.guide, options.clip, options.batch_size)
 
 
 def build_source(config: Config, *, cache: bool = True) -> Source:
-    """The data, checked against the network's channels and classes.
+    """The data, with the conditions that the network takes and the codec does not make.
 
     Args:
       config: the configuration.
@@ -264,6 +186,8 @@ def build_source(config: Config, *, cache: bool = True) -> Source:
     """
     data = config.data
     name, _, dataset = data.name.partition(":")
+    if name == OWN:
+        raise ConfigError("data.name: this run's data came from a program's own source: pass it, fit(config, source)")
     if name in NAMED_SETS and not dataset:
         example = {"tfds": "cifar10", "points": "moons"}[name]
         raise ConfigError(f"data.name: {name} needs the name of a dataset, for instance {name}:{example}")
@@ -274,7 +198,7 @@ def build_source(config: Config, *, cache: bool = True) -> Source:
         )
     opener = look_up(SOURCES, name, "data.name")
     channels = getattr(config.network, "in_channels", None) if data.channels is None else data.channels
-    taken = ("label",) if config.num_classes is not None else ()
+    taken = stored_conditions(config)
     source = opener(
         *([dataset] if dataset else []),
         path=data.path,
@@ -286,9 +210,29 @@ def build_source(config: Config, *, cache: bool = True) -> Source:
         **({"skip_bad": True} if data.skip_bad else {}),  # sources of one's own need not know it
         **({"conditions": taken} if _has_option(opener, "conditions") else {}),
     )
-    source = jaxdiff.data.without_bad(source, keep=cache) if data.skip_bad else source
-    unused = [name for name in source.spec if name not in ("x", *taken)]
-    return Subset(source, names=[name for name in taken if name in source.spec]) if unused else source
+    return with_conditions(jaxdiff.data.without_bad(source, keep=cache) if data.skip_bad else source, config)
+
+
+def stored_conditions(config: Config) -> tuple[str, ...]:
+    """The conditions that the network takes and the codec does not make: the source's part."""
+    made = {} if config.codec is None else config.codec.spec
+    return tuple(name for name in config.cond if name not in made)
+
+
+def with_conditions(source: Source, config: Config) -> Source:
+    """The source with the conditions that training reads, and no others.
+
+    Raises:
+      DataError: it lacks one.
+    """
+    taken = stored_conditions(config)
+    if missing := [name for name in taken if name not in source.spec]:
+        has = ", ".join(name for name in source.spec if name != "x") or "none"
+        raise DataError(
+            f"{name_of(source)}: the network is conditioned on {missing[0]}, which is not in the data (its conditions: "
+            f"{has}); leave it out of the network, add it to the data, or give a codec that makes it"
+        )
+    return source if set(source.spec) == {"x", *taken} else Subset(source, names=taken)
 
 
 def _has_option(function: Callable[..., Any], name: str) -> bool:
@@ -296,20 +240,31 @@ def _has_option(function: Callable[..., Any], name: str) -> bool:
     return any(each.name == name or each.kind is each.VAR_KEYWORD for each in parameters)
 
 
-def build_codec(config: Config, source: Source) -> Codec:
-    """From stored records to what the network sees, as the data need it.
+def resolve(config: Config, source: Source) -> Config:
+    """The configuration with what only the data know: the codec with its numbers, and the names of the classes.
 
     Raises:
-      DataError: records that no codec is for, or that cannot be flipped.
+      ConfigError: a codec that does not make what the network takes.
+      DataError: data that no codec is for.
     """
-    return default_codec(source, flip=config.data.flip)
+    codec = default_codec(source, flip=config.data.flip) if config.codec is None else config.codec
+    classes = classes_of(source) or config.data.classes
+    resolved = dataclasses.replace(config, codec=codec, data=dataclasses.replace(config.data, classes=classes))
+    made = encoded_specs(codec, source.spec)
+    for name, condition in resolved.cond.items():
+        got = made.get(name)
+        if isinstance(condition, Spec) and isinstance(got, Spec) and got.shape != condition.shape:
+            raise ConfigError(
+                f"network: it takes {name} of shape {condition.shape}, and the data has it of shape {got.shape}"
+            )
+    return resolved
 
 
-def resolve(config: Config, source: Source) -> Config:
-    """The configuration with what only the data know: the shape of a record, and the names of the classes."""
-    shape = tuple(int(size or 0) for size in source.spec["x"].shape)
-    data = dataclasses.replace(config.data, image_shape=shape, classes=classes_of(source))
-    return dataclasses.replace(config, data=data)
+def build_codec(config: Config) -> Codec:
+    """The codec of a resolved configuration."""
+    assert config.codec is not None, "resolve the configuration first"
+    codec: Codec = config.codec
+    return codec
 
 
 def build_pipeline(
@@ -317,7 +272,7 @@ def build_pipeline(
 ) -> jaxdiff.data.Pipeline:
     """This process's part of the training batches.
 
-    A run that reads every image at least once reads them decoded (`jaxdiff.data.decode_once`), as ``data.decoded_mb``
+    A run that reads every record at least once reads them decoded (`jaxdiff.data.decode_once`), as ``data.decoded_mb``
     allows; then there is nothing left for ``data.workers`` to decode, and threads are faster.
 
     Args:
@@ -344,6 +299,4 @@ def build_pipeline(
 
 def batch_shapes(config: Config, source: Source) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch of stored records over all devices."""
-    n = config.train.batch_size
-    shapes = {name: tuple(int(size or 0) for size in spec.shape) for name, spec in source.spec.items()}
-    return {name: jax.ShapeDtypeStruct((n, *shapes[name]), spec.dtype) for name, spec in source.spec.items()}
+    return shapes(source.spec, config.train.batch_size)

@@ -1,29 +1,29 @@
 """A run's folder: its configuration is saved there, and decides who may go on in it.
 
-Two trainings in one folder would write over each other, so a training holds the folder by an operating system's lock
-(`flock`) on the file `lock` in it. The lock ends with the process, however that ends, so none is ever left over; what
-stands in the file only says who holds it. Readers (`sample.py`, `evaluate.py`, notebooks) need no lock.
+Two trainings in one folder would write over each other, so a training holds the folder by a lock on the file `lock` in
+it (`jaxdiff.launch.lock`). Readers (`sample.py`, `evaluate.py`, notebooks) need no lock.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
-import socket
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from jaxdiff.config.distributed import lead_first
-from jaxdiff.config.schema import Config, ConfigError
+from jaxdiff.config.schema import Config
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, to_json
+from jaxdiff.config.upgrade import upgraded
+from jaxdiff.launch.distributed import lead_first
+from jaxdiff.launch.errors import ConfigError
+from jaxdiff.launch.lock import locked
 
-CONFIG, CHECKPOINTS, LEDGER, SAMPLES, LOCK = "config.json", "checkpoints", "checkpoints.json", "samples", "lock"
+CONFIG, CHECKPOINTS, LAST_SAVED, SAMPLES, LOCK = "config.json", "checkpoints", "checkpoints.json", "samples", "lock"
+EXAMPLES = "examples.npz"
+"""Conditions of some training records, for pictures of a run that cannot do without."""
 
 # What may change when a run goes on: where it stands, how it is watched and spread, how its pictures are made, which
 # steps it skips. None of these changes what the other steps learn.
@@ -54,15 +54,36 @@ def read_config(folder: str | os.PathLike[str], trusted: Sequence[str] = TRUSTED
     Raises:
       ConfigError: there is none, or it cannot be read.
     """
-    file = Path(folder) / CONFIG
+    file = Path(folder).expanduser() / CONFIG
     data = _read(file)
     try:
-        config = from_json(data, trusted)
+        config = from_json(upgraded(data), trusted)
     except StoredTypeError as error:
         raise ConfigError(f"{file}: {error}") from error
     if not isinstance(config, Config):
         raise ConfigError(f"{file} holds no configuration of jaxdiff")
     return config
+
+
+def with_saved(config: Config, trusted: Sequence[str] | None = None) -> Config:
+    """A configuration with what its folder has noted of the data and of frozen weights, where a run lies there.
+
+    A codec that is not given is the one that the run began with: its numbers were estimated then. Frozen weights have
+    the step and the checksum that were noted.
+    """
+    file = Path(config.folder) / CONFIG
+    if not file.is_file():
+        return config
+    modules = {type(item).__module__.split(".")[0] for item in vars(config).values() if dataclasses.is_dataclass(item)}
+    try:
+        saved = read_config(file.parent, (*TRUSTED, *sorted(modules)) if trusted is None else trusted)
+    except ConfigError:  # `check_folder` says what is wrong with it
+        return config
+    noted = {(each.name, each.path): each for each in saved.frozen}
+    frozen = tuple(noted.get((each.name, each.path), each) if each.checksum is None else each for each in config.frozen)
+    if not frozen and config.train.freeze == saved.train.freeze:
+        frozen = saved.frozen
+    return dataclasses.replace(config, codec=saved.codec if config.codec is None else config.codec, frozen=frozen)
 
 
 def check_folder(config: Config) -> Path:
@@ -117,7 +138,7 @@ def _claimed(folder: Path, config: Config) -> IO[str]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as held:
-            lock = held.enter_context(_locked(folder))
+            lock = held.enter_context(locked(folder / LOCK))
             check_folder(config)  # once more: another training may have begun and ended meanwhile
             file, text = folder / CONFIG, dumps(config)
             if not file.exists() or file.read_text(encoding="utf-8") != text:
@@ -131,32 +152,6 @@ def _claimed(folder: Path, config: Config) -> IO[str]:
 
 def _partial(file: Path) -> Path:
     return file.with_suffix(".partial")
-
-
-def _locked(folder: Path) -> IO[str]:
-    """The open lock file; closing it gives the folder back."""
-    lock = open(folder / LOCK, "a+", encoding="utf-8")  # noqa: SIM115
-    for patience in (0.1, 0.1, 0.0):  # whoever lists runs (`jaxdiff.runs`) has it for an instant
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if patience:
-                time.sleep(patience)
-                continue
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            lock.close()
-            raise ConfigError(
-                f"{folder} is in use by {holder}: wait for it, end it, or choose another --workdir"
-            ) from None
-        except OSError as error:
-            print(f"WARNING: {folder} cannot be locked ({error.strerror}): start no second run there", file=sys.stderr)
-            return lock
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    lock.flush()
-    return lock
 
 
 def _read(file: Path) -> Any:
@@ -191,7 +186,7 @@ def _as_of_now(saved: Any, config: Config) -> Any:
     """A saved configuration with what this version has added at its defaults, where it can be read."""
     modules = {type(item).__module__.split(".")[0] for item in vars(config).values() if dataclasses.is_dataclass(item)}
     try:
-        return to_json(from_json(saved, (*TRUSTED, *sorted(modules))))
+        return to_json(from_json(upgraded(saved), (*TRUSTED, *sorted(modules))))
     except StoredTypeError:  # compared as it stands: its unreadable part is then what differs
         return saved
 

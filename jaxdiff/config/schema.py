@@ -1,59 +1,26 @@
 """A run's configuration: frozen dataclasses, and the ranges of their plain fields.
 
 A `Config` holds objects, not names of objects: its process, parameterization, network, loss parts and EMA rule are the
-values that the library works with. The few names it does hold (sampler, grid,
-data source) are looked up in `jaxdiff.config.build`.
+values that the library works with. The names it does hold are those of methods with their numbers (sampler, grid,
+guidance: `jaxdiff.methods`), of a data source and of an objective (`jaxdiff.config.build`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import difflib
 import math
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxdiff.config.serialize import to_json
+from jaxdiff.launch.errors import ConfigError
 from jaxdiff.loss import Simple, Weight
 from jaxdiff.parameterization import Parameterization
 from jaxdiff.process import Process
+from jaxdiff.spec import Spec, Specs
 from jaxdiff.times import TrainingTime, Uniform
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used. Its message is one line for the person who wrote it."""
-
-
-@contextlib.contextmanager
-def as_config_error(what: str) -> Iterator[None]:
-    """Reports what the library refuses about a person's values as a `ConfigError`.
-
-    >>> with as_config_error("network"):
-    ...     raise ValueError("width is odd")
-    Traceback (most recent call last):
-    ...
-    jaxdiff.config.schema.ConfigError: network: width is odd
-    """
-    try:
-        yield
-    except ConfigError:
-        raise
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise ConfigError(f"{what}: {error}") from error
-    except MemoryError as error:
-        raise ConfigError(f"{what}: too large for this machine's memory ({error})") from error
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'ddim'?"`` when one of the known names is close, else an empty text.
-
-    >>> suggestion("dddim", ["ddpm", "ddim"]), suggestion("xyz", ["ddpm", "ddim"])
-    ("; did you mean 'ddim'?", '')
-    """
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +41,6 @@ class DataConfig:
     """Crop and resize images of other sizes to image_size."""
     skip_bad: bool = False
     """Leave out records that cannot be used, instead of refusing the set: all are read once before the first step."""
-    image_shape: tuple[int, ...] | None = None
-    """Height, width and channels, found in the data; a run's saved configuration has them. Points: coordinates."""
     classes: tuple[str, ...] | None = None
     """Names of the classes in order of their labels, found in the data; a run's saved configuration has them."""
     flip: bool = False
@@ -97,8 +62,8 @@ class LossConfig:
     """Weight of the noise levels (jaxdiff.loss)."""
     time: TrainingTime = Uniform()
     """Distribution of the training times (jaxdiff.times)."""
-    label_dropout: float = 0.0
-    """Share of labels replaced by the null label, for classifier-free guidance."""
+    dropout: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Condition and share of samples that lose it in training, for classifier-free guidance: label 0.1."""
     vlb_weight: float = 0.0
     """Weight of the variational term, for a learned variance (0.001 in the papers)."""
     projections: int = 1
@@ -153,6 +118,8 @@ class TrainConfig:
     """Steps whose gradient has so many times its running median's norm are skipped; None: only those not finite."""
     max_skipped: int = 10
     """Skipped steps in a row that end the run."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that are not trained, by their paths: down, *bias, up/0/*; they come from frozen's "base"."""
     log_every: int = 100
     """Steps between two lines of metrics."""
     sample_every: int = 1000
@@ -177,37 +144,33 @@ class SampleConfig:
     """How images are made, during training and by default afterwards."""
 
     sampler: str = "ddim"
-    """ddpm, ddim, euler, heun, dpm2, rk4, adaptive, dpm_solver, dpmpp_2s, dpmpp_2m, dpmpp_3m, unipc, deis, lms, ipndm,
-    euler_maruyama, reverse_diffusion, predictor_corrector, annealed_langevin, dpmpp_sde, dpmpp_2m_sde, dpmpp_3m_sde,
-    sa_solver, euler_ancestral, edm_stochastic or restart: docs/samplers.md."""
+    """A method and its numbers, such as unipc:order=3 or ddim:eta=1; docs/samplers.md lists all."""
     steps: int = 50
     """Times on the grid: the network runs once at each (two-stage methods such as heun: twice at all but the last)."""
     grid: str = "uniform"
     """uniform, log_snr, karras, quadratic or trailing."""
-    guidance: float | None = None
-    """Weight of classifier-free guidance, 1 plain; None: the plain conditional model, at half the cost."""
-    eta: float = 0.0
-    """Noise of ddim: 0 none, 1 as much as ddpm."""
-    variance: Literal["fixed_small", "fixed_large", "learned"] = "fixed_large"
-    """Variance of ddpm's steps."""
-    tau: float = 1.0
-    """Noise of the methods on the reverse SDE, euler_ancestral among them: 0 none, 1 the reverse of the process."""
-    order: int | None = None
-    """Order of dpm_solver (to 3), unipc, deis, lms, ipndm, sa_solver (to 4); None: each one's default."""
-    tolerance: float = 1e-3
-    """Of adaptive, relative and absolute: which chooses its own steps between the grid's ends."""
-    snr: float = 0.16
-    """Size of predictor_corrector's Langevin steps."""
-    langevin_steps: int | None = None
-    """Langevin steps at each time; None: 1 for predictor_corrector, 100 for annealed_langevin."""
-    churn: float = 0.15625
-    """Share by which a step of edm_stochastic raises the noise first."""
+    guide: tuple[str, ...] = ()
+    """Guidance, in order: cfg:2, interval:0.2,5, every:2; empty: the plain model, at half the cost."""
     clip: bool = True
-    """Clip predicted images to [-1, 1] at every step."""
+    """Limit predictions to the data's range at every step, where the data has one."""
     batch_size: int = 128
-    """Most images sampled at once."""
+    """Most samples at once."""
     num: int = 64
-    """Images on a grid made during training."""
+    """Samples in a picture made during training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenWeights:
+    """Weights that are used and not trained: they stay where they lie, and are not saved again."""
+
+    name: str
+    """What the objective calls them; "base": the parts of the network itself that are not trained."""
+    path: str
+    """Folder of a run."""
+    step: int | None = None
+    """Its checkpoint; None: the newest when training began, noted here then."""
+    checksum: str | None = None
+    """Of the weights, noted when training began; other weights are refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,8 +191,11 @@ class Config:
 
     Args:
       process, parameterization, network, loss, ema: objects, see their modules. `network` is a callable from `nnx.Rngs`
-        to a module (`jaxdiff.networks.UNet`), `ema` a rule of `jaxdiff.train.ema`.
-      picture: what is drawn and measured during training, such as `jaxdiff.study.ScoreField`; None: a grid of samples.
+        to a module (`jaxdiff.networks.UNet`) or a Linen module, `ema` a rule of `jaxdiff.train.ema`, or rules by name.
+      codec: between stored records and what the network sees (`jaxdiff.codecs`); None: the one that goes with the data,
+        which a run's saved configuration has.
+      picture: what is drawn and measured during training, such as `jaxdiff.evaluate.ScoreField`; None: a grid of
+        samples.
     """
 
     name: str
@@ -242,6 +208,7 @@ class Config:
     process: Process
     parameterization: Parameterization
     network: Any
+    codec: Any = None
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: Any
@@ -249,17 +216,26 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
     sample: SampleConfig = SampleConfig()
     mesh: MeshConfig = MeshConfig()
+    frozen: tuple[FrozenWeights, ...] = ()
+    """Weights that are used and not trained."""
     picture: Any = None
 
     @property
     def folder(self) -> str:
         """The run's folder."""
-        return f"runs/{self.name}" if self.workdir is None else self.workdir
+        return f"runs/{self.name}" if self.workdir is None else os.path.expanduser(self.workdir)
+
+    @property
+    def cond(self) -> Specs:
+        """What the network takes beside x and t."""
+        declared: Specs = getattr(self.network, "cond", {})
+        return declared
 
     @property
     def num_classes(self) -> int | None:
-        """Classes of the network; the id `num_classes` itself means no class."""
-        return getattr(self.network, "num_classes", None)
+        """Classes of the network's labels; None where it takes none."""
+        label = self.cond.get("label")
+        return int(label.high) + 1 if isinstance(label, Spec) and label.high is not None else None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Config) and to_json(self) == to_json(other)
@@ -276,7 +252,6 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "data.channels": (1, 2**16, True),
     "data.workers": (0, 1024, True),
     "data.decoded_mb": (0, _INT, True),
-    "loss.label_dropout": (0, 1, True),
     "loss.vlb_weight": (0, _INF, True),
     "loss.projections": (1, 2**16, True),
     "loss.hessian_weight": (0, _INF, True),
@@ -301,14 +276,6 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "checkpoint.every": (1, _INT, True),
     "checkpoint.keep": (1, _INT, True),
     "sample.steps": (1, 10**5, True),
-    "sample.guidance": (-_INF, _INF, True),
-    "sample.eta": (0, _INF, True),
-    "sample.tau": (0, _INF, True),
-    "sample.order": (1, 4, True),
-    "sample.tolerance": (0, 1, False),
-    "sample.snr": (0, _INF, False),
-    "sample.langevin_steps": (0, _INT, True),
-    "sample.churn": (0, _INF, True),
     "sample.batch_size": (1, _INT, True),
     "sample.num": (1, 10**6, True),
 }
@@ -339,6 +306,9 @@ def check_ranges(config: Config) -> None:
             raise ConfigError(
                 f"{name}: {value} is out of range, it must be {' and '.join(filter(None, (least, most))) or 'finite'}"
             )
+    for name, rate in config.loss.dropout.items():
+        if not 0 <= rate <= 1:
+            raise ConfigError(f"loss.dropout: {name} {rate} is out of range, it must be at least 0 and at most 1")
     if config.train.batch_size % config.train.accumulate:
         raise ConfigError(
             f"train.batch_size: {config.train.batch_size} is no multiple of train.accumulate, {config.train.accumulate}"

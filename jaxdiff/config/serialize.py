@@ -3,6 +3,7 @@
     a dataclass     {"type": "jaxdiff.VP", "beta_min": 0.1, "beta_max": 20.0}     by import path
     an array        {"array": [0.0001, 0.00012], "dtype": "float64"}
     a tuple         a list
+    a mapping       {"label": 0.1}                                                its keys are text
 
 A type is looked up only in the modules that the caller trusts, by default `jaxdiff` alone, and only dataclasses are
 made. Fields that an object derives from its others are not stored.
@@ -15,13 +16,18 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from flax import linen
 
 TRUSTED = ("jaxdiff",)
+KEYWORDS = {"type", "array"}
+"""Names that a mapping's keys cannot have: they tell what else an object of JSON is."""
+MOVED = {"jaxdiff.study.ScoreField": "jaxdiff.evaluate.ScoreField"}
+"""Names in configurations that older versions have saved -> where the class stands now."""
 
 
 class StoredTypeError(ValueError):
@@ -46,7 +52,8 @@ def to_json(value: Any) -> Any:
             raise StoredTypeError(
                 f"{kind.__qualname__} cannot be stored: define the class at the top level of a module"
             )
-        stored = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+        unbound = {"parent", "name"} if isinstance(value, linen.Module) else set()
+        stored = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init and f.name not in unbound}
         kept = {name: item for name, item in stored.items() if not _is_derived(kind, stored, name)}
         return {"type": _public_path(kind)} | {name: to_json(item) for name, item in kept.items()}
     if isinstance(value, np.ndarray | np.generic | jax.Array):
@@ -54,6 +61,8 @@ def to_json(value: Any) -> Any:
         return array.item() if array.ndim == 0 else {"array": array.tolist(), "dtype": array.dtype.name}
     if isinstance(value, tuple | list):
         return [to_json(item) for item in value]
+    if isinstance(value, Mapping) and all(isinstance(name, str) and name not in KEYWORDS for name in value):
+        return {name: to_json(item) for name, item in value.items()}
     raise StoredTypeError(
         f"{value!r} cannot be stored in a configuration: use numbers, text, tuples, arrays and dataclasses"
     )
@@ -102,6 +111,8 @@ def from_json(data: Any, trusted: Sequence[str] = TRUSTED) -> Any:
             return np.asarray(data["array"], np.dtype(data["dtype"]))
         except (TypeError, ValueError) as error:
             raise StoredTypeError(f"a stored array cannot be read: {error}") from None
+    if not KEYWORDS & set(data):
+        return {name: from_json(item, trusted) for name, item in data.items()}
     kind = _find(data.get("type"), trusted)
     arguments = {name: from_json(item, trusted) for name, item in data.items() if name != "type"}
     try:
@@ -113,7 +124,7 @@ def from_json(data: Any, trusted: Sequence[str] = TRUSTED) -> Any:
 def _find(path: Any, trusted: Sequence[str]) -> type:
     if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")):
         raise StoredTypeError(f"{path!r} is not the import path of a class")
-    module, _, name = path.rpartition(".")
+    module, _, name = MOVED.get(path, path).rpartition(".")
     if not _within(module, trusted):
         raise StoredTypeError(
             f"type {path!r} is not from {' or '.join(trusted)}: name its module as trusted if you know it"

@@ -1,12 +1,25 @@
-"""What a trained run is worth: metrics of a `Run` against data. `METRICS` is the table that `evaluate.py` offers.
+"""Metrics of a trained run against data (`METRICS` is the table that `evaluate.py` offers), and pictures of a learned
+score beside the true one (`ScoreField`).
 
-A metric is a generator: ``metric(run, source, options)`` yields a `Measured` after each batch, the last one being the
+A metric is a generator: ``metric(run, source, options)`` yields a `Result` after each batch, the last one being the
 result. Adding one is a function and a row.
 """
 
 from jaxdiff.evaluate.bits import METHODS, bits
-from jaxdiff.evaluate.measured import METRIC_ERRORS, EvaluateOptions, Measured, MeasureError, Metric
+from jaxdiff.evaluate.metric import METRIC_ERRORS, EvaluateOptions, Metric, MetricError, Result
+from jaxdiff.evaluate.score_field import ScoreField, scatter
 
 METRICS: dict[str, Metric] = {"bpd": bits}
 
-__all__ = ["METHODS", "METRICS", "METRIC_ERRORS", "EvaluateOptions", "MeasureError", "Measured", "Metric", "bits"]
+__all__ = [
+    "METHODS",
+    "METRICS",
+    "METRIC_ERRORS",
+    "EvaluateOptions",
+    "Metric",
+    "MetricError",
+    "Result",
+    "ScoreField",
+    "bits",
+    "scatter",
+]

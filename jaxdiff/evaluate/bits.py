@@ -20,10 +20,10 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from jaxdiff.config import ConfigError, as_config_error, build_codec
+from jaxdiff.config import ConfigError, as_config_error
 from jaxdiff.data.sources import Source, name_of, take
 from jaxdiff.denoiser import Cond, NetworkDenoiser
-from jaxdiff.evaluate.measured import EvaluateOptions, Measured, MeasureError
+from jaxdiff.evaluate.metric import EvaluateOptions, MetricError, Result
 from jaxdiff.grid import log_snr_times, uniform_times
 from jaxdiff.likelihood import (
     AdaptiveSteps,
@@ -45,7 +45,8 @@ from jaxdiff.likelihood.bounds import Variance
 from jaxdiff.likelihood.flow import Divergence
 from jaxdiff.parameterization import LearnedVariance
 from jaxdiff.record import field, record
-from jaxdiff.run import Run
+from jaxdiff.runs.run import Run
+from jaxdiff.spec import complete, droppable
 from jaxdiff.train import batch_sharding
 
 CHAIN = 256
@@ -193,17 +194,17 @@ def measure(
     return found
 
 
-def bits(run: Run, source: Source, options: EvaluateOptions) -> Iterator[Measured]:
+def bits(run: Run, source: Source, options: EvaluateOptions) -> Iterator[Result]:
     """Bits per dimension of a source's images under a run, one method after another.
 
     Images of 256 grey levels get the likelihood, or a bound on it, of the levels; real-valued data that of the density.
 
     Yields:
-      A `Measured` after each batch of each method.
+      A `Result` after each batch of each method.
 
     Raises:
       ConfigError: options out of range, or that this run cannot follow.
-      MeasureError: a likelihood that is not finite.
+      MetricError: a likelihood that is not finite.
     """
     for name, least in (("num", 1), ("batch_size", 1), ("probes", 1), ("steps", 1), ("draws", 1)):
         value = getattr(options, name)
@@ -237,31 +238,31 @@ def _keys(key: Array, indices: np.ndarray) -> Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(indices, jnp.uint32))
 
 
-def _read(run: Run, source: Source, indices: np.ndarray, labels: bool) -> tuple[Array, dict[str, Array] | None]:
-    records = build_codec(run.config, source).encode(take(source, indices))
-    x = records["x"]
-    if run.num_classes is None:
+def _read(run: Run, source: Source, indices: np.ndarray, labels: bool) -> tuple[Array, dict[str, Any] | None]:
+    """x0 and conditions of some records, as the network sees them."""
+    encoded = run.codec.encode(take(source, indices))
+    x = encoded.pop("x")
+    specs = run.model.conditions
+    if not specs:
         return x, None
-    if labels:
-        if "label" not in records:
-            raise ConfigError(f"{name_of(source)} has no labels: pass --no-labels for the model without a class")
-        return x, {"label": jnp.asarray(records["label"], jnp.int32)}
-    if run.config.loss.label_dropout == 0:
-        raise ConfigError(
-            "--no-labels: this run was trained with loss.label_dropout 0, so it knows nothing without one"
-        )
-    return x, {"label": jnp.full(len(x), run.num_classes, jnp.int32)}
+    if not labels:
+        if fixed := sorted(name for name in specs if not droppable(specs[name])):
+            raise ConfigError(f"--no-labels: this run was trained without dropping {fixed[0]} (loss.dropout)")
+        return x, run.model.given(len(indices), None)
+    if missing := sorted(name for name in specs if name not in encoded):
+        raise ConfigError(f"{name_of(source)} has no {missing[0]}: pass --no-labels for the model without conditions")
+    return x, complete(specs, {name: encoded[name] for name in specs}, len(indices))
 
 
-def _summary(name: str, found: dict[str, list[np.ndarray]], total: int) -> Measured:
+def _summary(name: str, found: dict[str, list[np.ndarray]], total: int) -> Result:
     arrays = {entry: np.concatenate(parts) for entry, parts in found.items()}
     values = arrays.pop("bpd")
     finite = np.isfinite(values)
     if not finite.all():
-        raise MeasureError(
+        raise MetricError(
             f"{name}: {int((~finite).sum())} of {len(values)} images have no finite likelihood. Where adaptive steps "
             "met their bound on evaluations, give a larger --rtol or fixed --steps; a diverged network has none"
         )
     error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     parts: dict[str, Any] = {entry: array.mean(axis=0).tolist() for entry, array in arrays.items()}
-    return Measured(name, "bits/dim", len(values), total, float(values.mean()), error, parts, values.tolist())
+    return Result(name, "bits/dim", len(values), total, float(values.mean()), error, parts, values.tolist())

@@ -34,10 +34,10 @@ from jax.typing import ArrayLike
 
 from jaxdiff.broadcast import expand, mean_features, sum_features
 from jaxdiff.denoiser import Cond, Denoiser
+from jaxdiff.likelihood.angle import angle, refuse_blind, time_limits
 from jaxdiff.likelihood.dequantise import bits_per_dim, decoder_log_probability
-from jaxdiff.likelihood.ends import angle, ends, refuse_blind
-from jaxdiff.noise import white_noise
-from jaxdiff.prediction import Prediction
+from jaxdiff.noise import salted_keys, white_noise
+from jaxdiff.prediction import Prediction, refuse_zero_alpha
 from jaxdiff.process import Process
 from jaxdiff.record import record
 from jaxdiff.sampling.base import check_times
@@ -58,7 +58,7 @@ def prior_kl(process: Process, x0: Array, t: ArrayLike = 1.0) -> Array:
 
 
 class DiscreteBound(NamedTuple):
-    """Equation (1), in bits per dimension.
+    """The discrete variational bound, equation (1), in bits per dimension.
 
     Attributes:
       total: prior + terms, ``(B,)``.
@@ -130,11 +130,11 @@ def discrete_vlb(
     check_times(process, ts)
     times = jnp.asarray(ts, jnp.result_type(float))
     refuse_blind(denoise, process, x0, times[0], cond)
-    salted = jax.vmap(lambda key: jax.random.fold_in(key, BOUND))(keys)
+    salted = salted_keys(keys, BOUND)
     number = jnp.arange(times.shape[0])
 
     def at(t: Array, i: Array) -> tuple[Array, Prediction]:
-        eps = white_noise(jax.vmap(jax.random.fold_in, (0, None))(salted, i), x0.shape[1:], x0.dtype)
+        eps = white_noise(salted_keys(salted, i), x0.shape[1:], x0.dtype)
         given = denoise(process.perturb(x0, eps, t).astype(x0.dtype), t, cond)
         if variance == "learned" and given.variance is None:
             raise ValueError(
@@ -212,11 +212,15 @@ class ProposeLogSNR(TimeProposal):
     Args:
       probabilities: of the bins ``(n,)``, from low log-SNR to high, positive, summing to 1; None is one bin. From
         `learn_proposal`.
+
+    Raises:
+      ValueError: (when times are drawn) alpha(t_max) = 0 at a t_max that is known: `ProposeTime` takes it.
     """
 
     probabilities: Array | None = None
 
     def draw(self, process: Process, u: Array, first: Array, last: Array) -> tuple[Array, Array]:
+        refuse_zero_alpha(process, last, "ProposeLogSNR is uniform in log-SNR, which has no end")
         low, high = process.log_snr(last), process.log_snr(first)
         if self.probabilities is None:
             place, slope = u, jnp.ones_like(u)
@@ -226,7 +230,7 @@ class ProposeLogSNR(TimeProposal):
             edges = edges / edges[-1]
             k = jnp.clip(jnp.searchsorted(edges, u, side="right") - 1, 0, bins - 1)
             mass = edges[k + 1] - edges[k]
-            place, slope = (k + (u - edges[k]) / mass) / bins, 1.0 / (bins * mass)
+            place, slope = (k.astype(u.dtype) + (u - edges[k]) / mass) / bins, 1.0 / (bins * mass)
         t = process.time_of_log_snr(low + place * (high - low))
         phi = angle(process, t)
         return t, slope * (high - low) * 0.5 * jnp.sin(phi) * jnp.cos(phi)
@@ -236,7 +240,10 @@ EVEN_LOG_SNR = ProposeLogSNR()
 
 
 class ContinuousBound(NamedTuple):
-    """Equation (2), in bits per dimension, ``(B,)`` each: total = prior + reconstruction + diffusion."""
+    """The continuous variational bound, equation (2), in bits per dimension, ``(B,)`` each.
+
+    total = prior + reconstruction + diffusion.
+    """
 
     total: Array
     prior: Array
@@ -250,7 +257,7 @@ def _error(
     """Equation (3): (t, salt) to cot(phi) |v - v^|^2, ``(B,)``, noise from the keys."""
 
     def error(t: Array, salt: Array) -> Array:
-        eps = white_noise(jax.vmap(jax.random.fold_in, (0, None))(keys, salt), x0.shape[1:], x0.dtype)
+        eps = white_noise(salted_keys(keys, salt), x0.shape[1:], x0.dtype)
         given = denoise(process.perturb(x0, eps, t).astype(x0.dtype), t, cond)
         phi = angle(process, t)
         cosine, sine = (expand(part.astype(x0.dtype), x0) for part in (jnp.cos(phi), jnp.sin(phi)))
@@ -304,24 +311,24 @@ def continuous_elbo(
     """
     if draws < 1:
         raise ValueError(f"draws is at least 1, got {draws}")
-    first, last = ends(process, t_min, t_max)
+    first, last = time_limits(process, t_min, t_max)
     refuse_blind(denoise, process, x0, last, cond)
-    salted = jax.vmap(lambda key: jax.random.fold_in(key, BOUND))(keys)
+    salted = salted_keys(keys, BOUND)
     float_type = jnp.result_type(float)
-    offsets = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, draws), (), float_type))(salted)
+    offsets = jax.vmap(lambda key: jax.random.uniform(key, (), float_type))(salted_keys(salted, draws))
     error = _error(denoise, process, x0, cond, salted)
 
     def add(total: Array, k: Array) -> tuple[Array, None]:
-        t, slope = time.draw(process, (k + offsets) / draws, first, last)
+        t, slope = time.draw(process, (k.astype(float_type) + offsets) / draws, first, last)
         return total + error(t, k) * slope.astype(x0.dtype) / draws, None
 
     diffusion, _ = jax.lax.scan(add, jnp.zeros(x0.shape[:1], x0.dtype), jnp.arange(draws))
     ratio = (process.sigma(first) / process.alpha(first)).astype(x0.dtype)
     if levels is None:
-        size = x0.size // x0.shape[0]
+        size = math.prod(x0.shape[1:])
         decoded = jnp.broadcast_to(-0.5 * size * (1.0 + jnp.log(2.0 * math.pi * jnp.square(ratio))), x0.shape[:1])
     else:
-        eps = white_noise(jax.vmap(jax.random.fold_in, (0, None))(salted, draws + 1), x0.shape[1:], x0.dtype)
+        eps = white_noise(salted_keys(salted, draws + 1), x0.shape[1:], x0.dtype)
         decoded = sum_features(decoder_log_probability(x0, x0 + ratio * eps, ratio, levels))
     prior, decoding, path = (bits_per_dim(-nats, x0) for nats in (prior_kl(process, x0, last), -decoded, diffusion))
     return ContinuousBound(prior + decoding + path, prior, decoding, path)
@@ -348,14 +355,14 @@ def learn_proposal(
       bins: of equal width in log-SNR; static. One evaluation each.
       uniform: the uniform density's share, in (0, 1].
     """
-    first, last = ends(process, t_min, t_max)
+    first, last = time_limits(process, t_min, t_max)
     refuse_blind(denoise, process, x0, last, cond)
-    salted = jax.vmap(lambda key: jax.random.fold_in(key, LEARN))(keys)
+    salted = salted_keys(keys, LEARN)
     error = _error(denoise, process, x0, cond, salted)
 
     def measure(k: Array) -> Array:
-        u = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, bins + k)))(salted)
-        t, slope = EVEN_LOG_SNR.draw(process, (k + u) / bins, first, last)
+        u = jax.vmap(jax.random.uniform)(salted_keys(salted, bins + k))
+        t, slope = EVEN_LOG_SNR.draw(process, (k.astype(u.dtype) + u) / bins, first, last)
         return jnp.sqrt(jnp.square(error(t, k) * slope).mean())
 
     size = jax.lax.map(measure, jnp.arange(bins))

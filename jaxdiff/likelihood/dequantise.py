@@ -35,7 +35,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.broadcast import expand, sum_features
-from jaxdiff.noise import white_noise
+from jaxdiff.noise import salted_keys, white_noise
 from jaxdiff.record import field, record
 
 DEQUANTISE = 0x64657175  # "dequ"; see `jaxdiff.noise`
@@ -58,7 +58,7 @@ def grey_step(levels: int = 256) -> float:
 
 
 def decoder_log_probability(x: Array, y: Array, ratio: ArrayLike, levels: int = 256) -> Array:
-    """Equation (3): ln P(x | y) in nats, elementwise.
+    """ln P(x | y) in nats, elementwise: equation (3).
 
     Args:
       x: data on ``levels`` equally spaced values in [-1, 1].
@@ -95,10 +95,6 @@ class Dequantiser(abc.ABC):
         Returns:
           y like x, and ln P(x | y) - ln q(y | x), ``(B,)`` in nats.
         """
-
-
-def _salted(keys: Array) -> Array:
-    return jax.vmap(lambda key: jax.random.fold_in(key, DEQUANTISE))(keys)
 
 
 @record
@@ -141,7 +137,7 @@ class VariationalDequantiser(Dequantiser):
 
     def draw(self, keys: Array, x: Array, ratio: ArrayLike) -> tuple[Array, Array]:
         step = grey_step(self.levels)
-        u, log_density = self.density(_salted(keys), x)
+        u, log_density = self.density(salted_keys(keys, DEQUANTISE), x)
         return x + step * (u - 0.5), math.prod(x.shape[1:]) * math.log(step) - log_density
 
 
@@ -157,7 +153,7 @@ class GaussianDequantiser(Dequantiser):
 
     def draw(self, keys: Array, x: Array, ratio: ArrayLike) -> tuple[Array, Array]:
         scale = jnp.asarray(ratio, x.dtype)
-        eps = white_noise(_salted(keys), x.shape[1:], x.dtype)
+        eps = white_noise(salted_keys(keys, DEQUANTISE), x.shape[1:], x.dtype)
         y = x + expand(scale, x) * eps
         normaliser = expand(jnp.log(scale) + 0.5 * math.log(2.0 * math.pi), x)
         log_density = -0.5 * jnp.square(eps) - normaliser

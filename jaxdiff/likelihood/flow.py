@@ -1,6 +1,6 @@
 """The likelihood of the probability flow.
 
-Any Gaussian process is the cosine process on another clock and another scale. With
+Any Gaussian process is the cosine process at another pace and another scale. With
 
     z = x/n,   n = sqrt(alpha^2 + sigma^2),   phi = arctan(sigma/alpha) in (0, pi/2],                 (1)
 
@@ -31,6 +31,7 @@ worse, and exact where J is diagonal.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -41,20 +42,22 @@ from jax.typing import ArrayLike
 
 from jaxdiff.broadcast import expand, sum_features
 from jaxdiff.denoiser import Cond, Denoiser
-from jaxdiff.likelihood.ends import angle, ends, refuse_blind, time_of_angle
-from jaxdiff.likelihood.solvers import Field, FixedSteps, Solver
+from jaxdiff.likelihood.angle import angle, refuse_blind, time_limits, time_of_angle
+from jaxdiff.likelihood.solvers import AdaptiveSteps, Field, Solver
+from jaxdiff.noise import salted_keys
 from jaxdiff.process import Process
 
 Divergence = Literal["exact", "rademacher", "gaussian"]
 PROBE = 0x70726F62  # "prob"; see `jaxdiff.noise`
-RK4 = FixedSteps()
+BY_ERROR = AdaptiveSteps()
 
 
 class FlowLikelihood(NamedTuple):
     """What `log_likelihood` returns.
 
     Attributes:
-      log_density: equation (3), nats, ``(B,)``; NaN where an adaptive method met its bound.
+      log_density: equation (3), nats, ``(B,)``; NaN where an adaptive method could not arrive: at its bound of
+        evaluations, or before it where the denoiser is not finite.
       latent: x at t_max, where the flow takes the data.
       evaluations: of the denoiser with its derivative, ``(B,)``.
     """
@@ -96,7 +99,9 @@ def with_divergence(velocity: Callable[[Array, ArrayLike], Array], probes: Array
         v, push = jax.linearize(lambda z: velocity(z, phi), z)
         if probes is not None:
             return v, jax.vmap(lambda e: sum_features(e * push(e)))(probes).mean(axis=0)
-        size = z.size // z.shape[0]
+        if z.shape[0] == 0:  # no samples, which `jax.lax.map` cannot cut into chunks
+            return v, jnp.zeros(0, z.dtype)
+        size = math.prod(z.shape[1:])
 
         def entry(i: Array) -> Array:
             e = jnp.zeros((size,), z.dtype).at[i].set(1.0)
@@ -112,12 +117,11 @@ def draw_probes(keys: Array, x: Array, count: int, divergence: Divergence) -> Ar
     """``(count, B, ...)`` probes of equation (4), from each sample's own key."""
 
     def draw(key: Array) -> Array:
-        key = jax.random.fold_in(key, PROBE)
         if divergence == "rademacher":
             return jax.random.rademacher(key, (count, *x.shape[1:]), x.dtype)
         return jax.random.normal(key, (count, *x.shape[1:]), x.dtype)
 
-    return jax.vmap(draw, out_axes=1)(keys)
+    return jax.vmap(draw, out_axes=1)(salted_keys(keys, PROBE))
 
 
 def log_likelihood(
@@ -127,7 +131,7 @@ def log_likelihood(
     keys: Array | None = None,
     cond: Cond | None = None,
     *,
-    solver: Solver = RK4,
+    solver: Solver = BY_ERROR,
     divergence: Divergence = "rademacher",
     probes: int = 1,
     t_min: ArrayLike | None = None,
@@ -142,11 +146,12 @@ def log_likelihood(
       x: real-valued data ``(B, ...)``: dequantise grey levels first, `bits_per_dim` turns the result into bits.
       keys: ``(B,)``, one a sample, for the probes; None for the exact divergence.
       cond: the condition, batch first.
-      solver: `FixedSteps`, by default 64 steps of the classic method of order 4, or `AdaptiveSteps`.
+      solver: `AdaptiveSteps`, by default of tolerance 1e-4: as many steps as the error asks for, on data of any width;
+        or `FixedSteps`, whose error nothing tells, and which has a reverse-mode derivative.
       divergence: "exact" (D derivatives at each evaluation: small D), "rademacher" or "gaussian"; static.
       probes: directions whose estimates are averaged, at least 1; static.
       t_min: where x is taken to be, `jaxdiff.process.Process.min_time` by default; sigma(t_min) > 0.
-      t_max: where the prior is; by default 1 or, where sigma/alpha is beyond 200 there, where it is 200.
+      t_max: where the prior is; by default the process's `max_time`.
       prior: ``(x, t) -> (B,)`` log density at t_max; by default ``process.prior_log_density``, which leaves the mean
         out.
 
@@ -173,7 +178,7 @@ def log_likelihood(
         raise ValueError(
             'a random divergence needs keys, one a sample: sample_keys(key, 0, batch); or divergence="exact"'
         )
-    first, last = ends(process, t_min, t_max)
+    first, last = time_limits(process, t_min, t_max)
     refuse_blind(denoise, process, x, last, cond)
     directions = None if keys is None or divergence == "exact" else draw_probes(keys, x, probes, divergence)
     flow = with_divergence(flow_velocity(denoise, process, cond), directions)
@@ -182,6 +187,6 @@ def log_likelihood(
     (z, integral), spent = solver.run(flow, jnp.cos(begin).astype(x.dtype) * x, begin, end)
     latent = norm.astype(x.dtype) * z
     prior_log_density = (process.prior_log_density if prior is None else prior)(latent, last)
-    size = x.size // x.shape[0]
+    size = math.prod(x.shape[1:])
     scale = (jnp.log(norm) + jnp.log(jnp.cos(begin))).astype(x.dtype)
     return FlowLikelihood(prior_log_density + size * scale + integral, latent, spent)

@@ -8,6 +8,7 @@ result depends on which others share its batch.
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxdiff.broadcast import expand, mean_features
+from jaxdiff.broadcast import expand, mean_features, sum_features
 from jaxdiff.record import field, record
 from jaxdiff.sampling.adaptive import LEAST_ERROR, step_factor
 from jaxdiff.sampling.tableau import CLASSIC4, DORMAND_PRINCE, Tableau
@@ -101,11 +102,13 @@ class AdaptiveSteps(Solver):
 
     A step is taken where the root mean square of the error of z against atol + rtol |z|, and the error of the integral
     a dimension against atol + rtol, are both at most 1. The next step's length follows from these by equation (2) of
-    `jaxdiff.sampling.adaptive`. Samples that have arrived stand still, in their place in the batch.
+    `jaxdiff.sampling.adaptive`. Samples that have arrived stand still, in their place in the batch. A sample whose
+    slope is not finite where it stands, whose next step vanishes in rounding or would pass ``max_evaluations``, goes no
+    further, and its integral is NaN: its evaluations tell which. The loop has no reverse-mode derivative.
 
     Args:
       rtol, atol: tolerances, positive; data.
-      max_evaluations: the bound of each sample; data. One that meets it has an integral of NaN.
+      max_evaluations: the bound of each sample; data.
       tableau: the pair; static.
 
     Raises:
@@ -122,14 +125,14 @@ class AdaptiveSteps(Solver):
             raise ValueError("AdaptiveSteps needs an embedded pair, such as DORMAND_PRINCE or BOGACKI_SHAMPINE")
 
     def run(self, flow: Field, z: Array, first: Array, last: Array) -> tuple[Point, Array]:
-        tableau, n, size = self.tableau, z.shape[0], z.size // z.shape[0]
+        tableau, n, size = self.tableau, z.shape[0], math.prod(z.shape[1:])
         reused = tableau.first_same_as_last
         cost = len(tableau.b) - reused
         assert tableau.embedded is not None
         difference = [b - low for b, low in zip(tableau.b, tableau.embedded, strict=True)]
 
         def going(walk: _Walk) -> Array:
-            return (walk.phi < last) & (walk.spent + cost <= self.max_evaluations)
+            return walk.steps & (walk.phi < last) & (walk.spent + cost <= self.max_evaluations)
 
         def body(walk: _Walk) -> _Walk:
             active, left, point = going(walk), last - walk.phi, walk.point
@@ -148,13 +151,17 @@ class AdaptiveSteps(Solver):
             def chosen(new: Array, old: Array) -> Array:
                 return jnp.where(expand(taken, new), new, old)
 
+            phi = chosen(jnp.where(h >= left, last, walk.phi + h), walk.phi)
+            length = jnp.where(active, h * factor, walk.h)
+            finite = jnp.isfinite(sum_features(slopes[0].z)) & jnp.isfinite(slopes[0].integral)
             return _Walk(
                 jax.tree.map(chosen, end, point),
                 jax.tree.map(chosen, slopes[-1], walk.slope) if reused else None,
-                chosen(jnp.where(h >= left, last, walk.phi + h), walk.phi),
-                jnp.where(active, h * factor, walk.h),
+                phi,
+                length,
                 chosen(jnp.maximum(error, LEAST_ERROR), walk.error),
                 walk.spent + jnp.where(active, cost, 0),
+                walk.steps & finite & (phi + length != phi),
             )
 
         phi = jnp.broadcast_to(first, (n,))
@@ -165,14 +172,15 @@ class AdaptiveSteps(Solver):
             jnp.minimum(0.5 * phi, last - phi),  # the flow changes on the scale of the angle itself
             jnp.ones_like(phi),
             jnp.full(n, int(reused)),
+            jnp.ones(n, bool),
         )
         end = jax.lax.while_loop(lambda walk: going(walk).any(), body, start)
         return end.point._replace(integral=jnp.where(end.phi >= last, end.point.integral, jnp.nan)), end.spent
 
 
 class _Walk(NamedTuple):
-    """Where each sample of an adaptive method is: its point, the slope there, angle, next step, last error and
-    evaluations ``(B,)``."""
+    """Where each sample of an adaptive method is: its point, the slope there, angle, next step, last error, evaluations
+    and whether it can step on ``(B,)``."""
 
     point: Point
     slope: Point | None
@@ -180,3 +188,4 @@ class _Walk(NamedTuple):
     h: Array
     error: Array
     spent: Array
+    steps: Array

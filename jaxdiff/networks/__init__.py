@@ -8,8 +8,9 @@
 """
 
 from jaxdiff.networks.caching import DeepCache, FirstBlock, TaylorSeer
+from jaxdiff.networks.conditions import Image, Vector
 from jaxdiff.networks.dit import DiT, dit
-from jaxdiff.networks.functional import Functional, Params, functional
+from jaxdiff.networks.functional import Functional, Networks, Params, functional
 from jaxdiff.networks.mlp import MLP
 from jaxdiff.networks.unet import UNet, adm, ddpm_256, ddpm_cifar10, iddpm_cifar10
 
@@ -19,9 +20,12 @@ __all__ = [
     "DiT",
     "FirstBlock",
     "Functional",
+    "Image",
+    "Networks",
     "Params",
     "TaylorSeer",
     "UNet",
+    "Vector",
     "adm",
     "ddpm_256",
     "ddpm_cifar10",

@@ -58,6 +58,7 @@ from jaxdiff.networks.dit import DiTModule
 from jaxdiff.networks.functional import Functional, Params
 from jaxdiff.networks.unet import UNetModule
 from jaxdiff.record import field, record
+from jaxdiff.spec import complete
 
 
 class Remembered(NamedTuple):
@@ -84,6 +85,7 @@ class FeatureCache(abc.ABC):
 
     def begin(self, net: Functional, params: Params, x: Array, t: Array, cond: Cond | None) -> Memory:
         """Before the first evaluation."""
+        cond = _conditions(net, cond, x)
         shapes = jax.eval_shape(lambda x, t: self._full(self._module(net, params), x, t, cond)[1], x, t)
         features = self._empty(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
         return Remembered(features, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
@@ -92,6 +94,7 @@ class FeatureCache(abc.ABC):
         self, net: Functional, params: Params, x: Array, t: Array, cond: Cond | None, memory: Remembered
     ) -> tuple[Array, Remembered]:
         """An evaluation: the network's output ``(B, ...)`` float32, and the memory after it."""
+        cond = _conditions(net, cond, x)
         output, features, full = self._evaluate(self._module(net, params), x, t, cond, memory)
         return output.astype(jnp.float32), Remembered(features, memory.evaluations + 1, memory.full + full)
 
@@ -100,7 +103,7 @@ class FeatureCache(abc.ABC):
         """The module, if it is of a kind that this cache knows."""
 
     @abc.abstractmethod
-    def _full(self, module: Any, x: Array, t: Array, cond: Cond | None) -> tuple[Array, Any]:
+    def _full(self, module: Any, x: Array, t: Array, cond: Cond) -> tuple[Array, Any]:
         """The whole network, and its features."""
 
     def _empty(self, features: Any) -> Any:
@@ -108,10 +111,12 @@ class FeatureCache(abc.ABC):
         return features
 
     @abc.abstractmethod
-    def _evaluate(
-        self, module: Any, x: Array, t: Array, cond: Cond | None, memory: Remembered
-    ) -> tuple[Array, Any, Array]:
+    def _evaluate(self, module: Any, x: Array, t: Array, cond: Cond, memory: Remembered) -> tuple[Array, Any, Array]:
         """Output, features, and whether all of the network was computed."""
+
+
+def _conditions(net: Any, cond: Cond | None, x: Array) -> Cond:
+    return complete(net.cond, cond, x.shape[0])
 
 
 def _known_module(net: Any, params: Params, kind: type, name: str, needs: str) -> Any:
@@ -130,7 +135,7 @@ def _check_every(every: ArrayLike) -> None:
 
 
 def _unet_around(
-    module: UNetModule, x: Array, t: Array, cond: Cond | None, outer: int, deep: Array | None
+    module: UNetModule, x: Array, t: Array, cond: Cond, outer: int, deep: Array | None
 ) -> tuple[Array, Array]:
     """Equation (1) with m = ``outer`` and u = ``deep``; None: compute it, that is, all of the network. Also returns
     u."""
@@ -152,7 +157,7 @@ def _unet_around(
             h = h if resample is None else resample(h, embedding, None)
         return h
 
-    h = module.conv_in(x)
+    h = module.enter(x, cond)
     skips = [h]
     for step in downs if deep is None else downs[: outer - 1]:
         h = step(h, embedding, None)
@@ -196,11 +201,11 @@ class DeepCache(FeatureCache):
         module: UNetModule = _known_module(net, params, UNetModule, "DeepCache", "U-Net")
         return module
 
-    def _full(self, module: UNetModule, x: Array, t: Array, cond: Cond | None) -> tuple[Array, Array]:
+    def _full(self, module: UNetModule, x: Array, t: Array, cond: Cond) -> tuple[Array, Array]:
         return _unet_around(module, x, t, cond, self.outer, None)
 
     def _evaluate(
-        self, module: UNetModule, x: Array, t: Array, cond: Cond | None, memory: Remembered
+        self, module: UNetModule, x: Array, t: Array, cond: Cond, memory: Remembered
     ) -> tuple[Array, Array, Array]:
         due = memory.evaluations % self.every == 0
         output, deep = jax.lax.cond(
@@ -256,14 +261,14 @@ class FirstBlock(FeatureCache):
             raise ValueError("FirstBlock needs a transformer of at least two blocks, this has one")
         return module
 
-    def _full(self, module: DiTModule, x: Array, t: Array, cond: Cond | None) -> tuple[Array, tuple[Array, Array]]:
+    def _full(self, module: DiTModule, x: Array, t: Array, cond: Cond) -> tuple[Array, tuple[Array, Array]]:
         tokens, c = module.enter(x, t, cond)
         first = _through(module, tokens, c, 0, 1)
         last = _through(module, first, c, 1, module.config.depth)
         return module.leave(last, c, x), (first - tokens, last - first)
 
     def _evaluate(
-        self, module: DiTModule, x: Array, t: Array, cond: Cond | None, memory: Remembered
+        self, module: DiTModule, x: Array, t: Array, cond: Cond, memory: Remembered
     ) -> tuple[Array, tuple[Array, Array], Array]:
         tokens, c = module.enter(x, t, cond)
         first = _through(module, tokens, c, 0, 1)
@@ -316,7 +321,7 @@ class TaylorSeer(FeatureCache):
         module: DiTModule = _known_module(net, params, DiTModule, "TaylorSeer", "diffusion transformer (DiT)")
         return module
 
-    def _full(self, module: DiTModule, x: Array, t: Array, cond: Cond | None) -> tuple[Array, Any]:
+    def _full(self, module: DiTModule, x: Array, t: Array, cond: Cond) -> tuple[Array, Any]:
         tokens, c = module.enter(x, t, cond)
         last, features = self._all_blocks(module, tokens, c)
         return module.leave(last, c, x), features
@@ -335,7 +340,7 @@ class TaylorSeer(FeatureCache):
         return (features,) * (self.order + 1)
 
     def _evaluate(
-        self, module: DiTModule, x: Array, t: Array, cond: Cond | None, memory: Remembered
+        self, module: DiTModule, x: Array, t: Array, cond: Cond, memory: Remembered
     ) -> tuple[Array, Any, Array]:
         tokens, c = module.enter(x, t, cond)
         due = memory.evaluations % self.every == 0

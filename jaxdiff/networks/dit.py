@@ -28,10 +28,12 @@ from jax.typing import ArrayLike
 
 from jaxdiff.networks.attention import SelfAttention
 from jaxdiff.networks.backend import present_machine, unrolled
-from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, check_cond, position_embedding
+from jaxdiff.networks.conditions import NetCondition, VectorEmbeddings, cond_specs, image_channels, with_images
+from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, position_embedding
 from jaxdiff.networks.layers import DType, Linear, check_images, draw, dropout, layer_norm, normal, zeros
 from jaxdiff.networks.placement import by_feature, by_sample
 from jaxdiff.networks.remat import Remat, check_remat, recomputed
+from jaxdiff.spec import Spec
 
 small = normal(0.02)
 
@@ -60,6 +62,7 @@ class DiT:
       remat: what the backward pass computes again to save memory: nothing, a whole block at a time ("full"), or all but
         the results of matrix products with weights ("dots").
       dtype: what matrix products compute in; parameters and output are float32.
+      conditions: what else the network takes: `jaxdiff.networks.Vector`, `jaxdiff.networks.Image`.
 
     Raises:
       ValueError: values that do not fit each other.
@@ -88,6 +91,7 @@ class DiT:
     norm_eps: float = 1e-6
     remat: Remat = "none"
     dtype: DType = "float32"
+    conditions: tuple[NetCondition, ...] = ()
 
     def __post_init__(self) -> None:
         if self.width % self.heads or self.width % 4:
@@ -97,6 +101,12 @@ class DiT:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be in [0, 1)")
         check_remat(self.remat)
+        cond_specs(self.num_classes, self.null_class, self.conditions)
+
+    @property
+    def cond(self) -> dict[str, Spec]:
+        """What the network takes beside x and t."""
+        return cond_specs(self.num_classes, self.null_class, self.conditions)
 
     def __call__(self, rngs: nnx.Rngs) -> DiTModule:
         """The module, with fresh parameters."""
@@ -152,37 +162,38 @@ class DiTModule(nnx.Module):
     def __init__(self, config: DiT):
         self.config = config
         pixels = config.patch**2
-        self.patches = Linear(config.in_channels * pixels, config.width, dtype=config.dtype)
+        inputs = config.in_channels + image_channels(config.conditions)
+        self.patches = Linear(inputs * pixels, config.width, dtype=config.dtype)
         self.time = TimeEmbedding(config.frequencies, config.width, shift=config.time_shift, init=small)
         classes = config.num_classes
         self.label = (
             LabelEmbedding(classes, config.width, null=config.null_class, init=small) if classes is not None else None
         )
+        self.told = VectorEmbeddings(config.conditions, config.width, init=small)
         self.blocks = jax.vmap(lambda _: DiTBlock(config))(jnp.arange(config.depth))  # every weight (depth, ...)
         self.modulation = Linear(config.width, 2 * config.width, init=zeros)
         outputs = (config.out_channels or config.in_channels) * pixels
         self.out = Linear(config.width, outputs, init=zeros)
 
-    def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Array] | None, key: Array | None) -> Array:
+    def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Array], key: Array | None) -> Array:
         tokens, c = self.enter(x, t, cond)
         return self.leave(self._blocks(tokens, c, key), c, x)
 
-    def enter(self, x: Array, t: ArrayLike, cond: Mapping[str, Array] | None) -> tuple[Array, Array]:
+    def enter(self, x: Array, t: ArrayLike, cond: Mapping[str, Array]) -> tuple[Array, Array]:
         """The tokens ``(B, L, width)`` and the conditioning ``(B, width)`` that the first block takes."""
         patch = self.config.patch
         check_images(x, self.config.in_channels, patch, "DiT")
-        batch, height, width, channels = x.shape
+        batch, height, width, _ = x.shape
         rows, columns = height // patch, width // patch
 
         c = self.time(t, batch)
-        if self.label is None:
-            check_cond(cond, ())
-        else:
-            c = c + self.label(cond, batch)
-        c = jax.nn.silu(c)
+        if self.label is not None:
+            c = c + self.label(cond["label"])
+        c = jax.nn.silu(c + self.told(cond))
 
-        tokens = x.reshape(batch, rows, patch, columns, patch, channels).transpose(0, 1, 3, 2, 4, 5)
-        tokens = self.patches(tokens.reshape(batch, rows * columns, patch * patch * channels))
+        x = with_images(x, cond, self.config.conditions)
+        tokens = x.reshape(batch, rows, patch, columns, patch, -1).transpose(0, 1, 3, 2, 4, 5)
+        tokens = self.patches(tokens.reshape(batch, rows * columns, -1))
         return tokens + jnp.asarray(position_embedding(rows, columns, self.config.width), tokens.dtype)[None], c
 
     def leave(self, tokens: Array, c: Array, x: Array) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import jax
@@ -105,44 +104,16 @@ class LabelEmbedding(nnx.Module):
         self.num_classes, self.null = num_classes, null
         self.embedding = init((num_classes + null, width))
 
-    def __call__(self, cond: Mapping[str, Array] | None, batch: int) -> Array:
-        """The rows of ``cond["label"]``, ``(batch,)`` integers: ``(batch, width)``. No cond means "no class".
+    def __call__(self, label: Array) -> Array:
+        """The rows of labels: ``(B,)`` integers -> ``(B, width)``.
 
-        A label outside the table gives NaN, so that it cannot pass unseen.
+        A label outside the table, a negative one too, gives NaN, so that it cannot pass unseen.
 
-        Raises:
-          ValueError: there is no label, or not one integer a sample, or no cond and no null row.
-
-        >>> embed = LabelEmbedding(10, 4)
-        >>> bool((embed(None, 2) == embed({"label": jnp.array([10, 10])}, 2)).all())
-        True
+        >>> LabelEmbedding(10, 4)(jnp.array([3, 10])).shape
+        (2, 4)
         """
-        check_cond(cond, ("label",))
-        if cond is None:
-            if not self.null:
-                raise ValueError("this network has no null class: pass cond={'label': ...}, or set null_class=True")
-            label: Array = jnp.full((batch,), self.num_classes)
-        else:
-            label = jnp.asarray(cond["label"])
-        if label.shape != (batch,) or not jnp.issubdtype(label.dtype, jnp.integer):
-            raise ValueError(f"cond['label'] must be one integer a sample, ({batch},); got {label.dtype} {label.shape}")
-        return jnp.take(self.embedding[...], label, axis=0, mode="fill", fill_value=jnp.nan)
-
-
-def check_cond(cond: Mapping[str, Array] | None, keys: tuple[str, ...]) -> None:
-    """Refuses a ``cond`` whose keys are not exactly ``keys``; None, an unconditional call, always passes.
-
-    Raises:
-      ValueError: a key is missing, or unknown to the network.
-
-    >>> check_cond({"text": jnp.zeros(1)}, ("label",))
-    Traceback (most recent call last):
-    ...
-    ValueError: this network is conditioned on ['label'], got cond with ['text']
-    """
-    if cond is not None and set(cond) != set(keys):
-        known = f"is conditioned on {sorted(keys)}" if keys else "is unconditional (num_classes=None)"
-        raise ValueError(f"this network {known}, got cond with {sorted(cond)}")
+        known = jnp.where(label < 0, len(self.embedding[...]), label)  # not from the table's end
+        return jnp.take(self.embedding[...], known, axis=0, mode="fill", fill_value=jnp.nan)
 
 
 def position_embedding(rows: int, columns: int, width: int) -> np.ndarray:

@@ -8,9 +8,13 @@ What a module must be, to stand here:
 
 - its recipe ``build(rngs)`` is hashable, and equal recipes build equal modules: a frozen dataclass (`UNet`, `DiT`), or
   a plain function;
-- it is called as ``module(x, t, cond, key)``;
+- it is called as ``module(x, t, cond, key)``, where cond has each condition that the recipe's ``cond`` declares, a
+  mapping from names to `jaxdiff.spec.Spec`; a recipe without one is unconditional, or checks its conditions itself;
 - all its state is `flax.nnx.Param`: fixed tables that must be stored too (mask them from the optimizer); no running
-  statistics and no captured random keys, which would be a second, hidden argument.
+  statistics and no captured random keys, which would be a second, hidden argument. So a dropout layer is made as
+  ``nnx.Dropout(rate)`` and called as ``dropout(x, deterministic=key is None, rngs=key)``.
+
+A Flax Linen module is a network too: `jaxdiff.networks.linen`.
 """
 
 from __future__ import annotations
@@ -20,10 +24,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import linen, nnx
 from jax import Array
 from jax.typing import ArrayLike
+
+from jaxdiff.spec import Specs, complete
 
 Params = dict[str, Any]
 """Parameters: a nested dict with string keys and arrays as leaves."""
@@ -37,6 +44,12 @@ class Functional:
     """
 
     build: Callable[[nnx.Rngs], Any]
+
+    @property
+    def cond(self) -> Specs:
+        """What it takes beside x and t, by name."""
+        declared: Specs = getattr(self.build, "cond", {})
+        return declared
 
     def init(self, key: Array) -> Params:
         """Fresh parameters, float32. Under `jax.jit`, `jax.vmap` and `jax.eval_shape` as outside them.
@@ -68,7 +81,7 @@ class Functional:
           x: ``(B, H, W, C)`` images or latents.
           t: ``()`` or ``(B,)``, the time as this network was told to expect it (which is the parameterization's
             business).
-          cond: what the samples are conditioned on, e.g. ``{"label": (B,) int32}``; None for an unconditional call.
+          cond: what the samples are conditioned on, e.g. ``{"label": (B,) int32}``; the null of each one left out.
           key: turns dropout on, with this key.
 
         Returns:
@@ -77,7 +90,8 @@ class Functional:
         Raises:
           ValueError: at trace time, where shapes or keys do not fit the network.
         """
-        output: Array = self.module(params)(x, t, cond, key)
+        given = complete(self.cond, cond, x.shape[0]) if hasattr(self.build, "cond") else cond
+        output: Array = self.module(params)(x, t, given, key)
         return output.astype(jnp.float32)
 
     def module(self, params: Mapping[str, Any]) -> Any:
@@ -90,15 +104,51 @@ class Functional:
         return nnx.merge(graphdef, _original_keys(shapes, params, ()))
 
 
-def functional(build: Callable[[nnx.Rngs], Any]) -> Functional:
+@dataclass(frozen=True)
+class Networks:
+    """Several networks that are trained together: their parameters are one dict, by name.
+
+    An objective takes them apart, ``net["student"].apply(params["student"], ...)``; `optax.multi_transform` gives each
+    an optimizer of its own.
+
+    Args:
+      nets: names and networks, from `functional`.
+
+    >>> from jaxdiff.networks import MLP
+    >>> nets = Networks((("student", functional(MLP(width=8))), ("critic", functional(MLP(width=8)))))
+    >>> import jax
+    >>> sorted(nets.init(jax.random.key(0)))
+    ['critic', 'student']
+    """
+
+    nets: tuple[tuple[str, Functional], ...]
+
+    def __getitem__(self, name: str) -> Functional:
+        return dict(self.nets)[name]
+
+    @property
+    def cond(self) -> Specs:
+        """What any of them takes beside x and t."""
+        return {name: spec for _, net in self.nets for name, spec in net.cond.items()}
+
+    def init(self, key: Array) -> Params:
+        """Fresh parameters of each."""
+        return {
+            name: net.init(key)
+            for key, (name, net) in zip(jax.random.split(key, len(self.nets)), self.nets, strict=True)
+        }
+
+
+def functional(build: Callable[[nnx.Rngs], Any] | linen.Module, shape: tuple[int, ...] | None = None) -> Any:
     """The pure functions of the module that ``build`` makes.
 
     Args:
       build: ``(rngs) -> flax.nnx.Module``, hashable: a configuration such as `UNet` or `DiT`, or a function of your
-        own.
+        own. Or a Flax Linen module (`jaxdiff.networks.linen`).
+      shape: of one sample; a Linen module needs it.
 
     Raises:
-      TypeError: ``build`` is a module already, or cannot be hashed.
+      TypeError: ``build`` is an NNX module already, or cannot be hashed; a Linen module without a shape.
 
     >>> from jaxdiff.networks import UNet
     >>> import jax
@@ -131,6 +181,12 @@ def functional(build: Callable[[nnx.Rngs], Any]) -> Functional:
         raise TypeError(
             f"{error}, in {build!r}: make the recipe a function or a frozen dataclass, with tuples for lists"
         ) from error
+    if isinstance(build, linen.Module):
+        from jaxdiff.networks.linen import LinenFunctional  # which stands on this module
+
+        if shape is None:
+            raise TypeError(f"{type(build).__name__} is a Linen module: pass the shape of one sample too")
+        return LinenFunctional(build, shape)
     return Functional(build)
 
 
@@ -148,7 +204,8 @@ def _split(module: Any) -> tuple[Any, dict]:
     if others:
         raise ValueError(
             f"{type(module).__name__} holds state that is not a parameter: {', '.join(others[:8])}; "
-            "take random keys at call time, store tables as nnx.Param, and use no running statistics"
+            "take random keys at call time (make nnx.Dropout(rate) without rngs and call it as "
+            "dropout(x, deterministic=key is None, rngs=key)), store tables as nnx.Param, use no running statistics"
         )
     return graphdef, nnx.to_pure_dict(params)
 

@@ -5,24 +5,25 @@ statistics of the normalisations, softmax, the embeddings of time and class, and
 float32.
 
 A module is built first and drawn after: a random weight is built holding the scale of its distribution, and `draw`
-multiplies all of them by noise at once. A draw costs XLA a quarter of a second to compile, whatever its size; with one
-a weight, a network of a few hundred weights would start minutes late.
+multiplies each by noise of its own (`jaxdiff.networks.initial_noise`). Under `jax.jit` with sharded results each device
+makes its own part of each weight, and nothing else.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 
 from jaxdiff.networks.backend import by_phases, by_winograd, in_order, present_machine
 from jaxdiff.networks.convolution import convolve, winograd
+from jaxdiff.networks.initial_noise import Kind, initial_noise
 
 DType = Literal["float32", "bfloat16"]
 Padding = Literal["bottom_right", "symmetric"]
@@ -62,18 +63,14 @@ def draw(module: M, key: Array) -> M:
     True
     """
 
-    def multiply(scales: Any, sampler: Callable[..., Array], key: Array, **limits: float) -> Any:
-        leaves = jax.tree.leaves(scales)
-        noise = sampler(key, (sum(leaf.size for leaf in leaves),), **limits)
-        parts = iter(jnp.split(noise, np.cumsum([leaf.size for leaf in leaves])[:-1]))
-        return jax.tree.map(lambda leaf: leaf * next(parts).reshape(leaf.shape), scales)
-
     graphdef, *states = nnx.split(module, Uniform, Normal, ...)
-    uniform, gaussian, rest = states
-    key_uniform, key_normal = jax.random.split(key)
-    uniform = multiply(uniform, jax.random.uniform, key_uniform, minval=-1, maxval=1)
-    gaussian = multiply(gaussian, jax.random.normal, key_normal)
-    return nnx.merge(graphdef, uniform, gaussian, rest)
+    numbers = itertools.count()
+    kinds: tuple[Kind, ...] = ("uniform", "normal")
+    drawn = [
+        jax.tree.map(lambda scale, kind=kind: scale * initial_noise(key, next(numbers), scale.shape, kind), scales)
+        for kind, scales in zip(kinds, states, strict=False)
+    ]
+    return nnx.merge(graphdef, *drawn, states[-1])
 
 
 class Linear(nnx.Module):

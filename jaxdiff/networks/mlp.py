@@ -12,8 +12,10 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, check_cond
+from jaxdiff.networks.conditions import Vector, VectorEmbeddings, cond_specs
+from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding
 from jaxdiff.networks.layers import Linear, draw, normal, zeros
+from jaxdiff.spec import Spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,7 @@ class MLP:
       fourier_scale: standard deviation of F at the start, periods a unit of x.
       num_classes: labels are 0 .. num_classes - 1; None: unconditional.
       null_class: whether there is a vector for "no class".
+      conditions: what else it takes: `jaxdiff.networks.Vector`.
     """
 
     in_channels: int = 2
@@ -47,6 +50,7 @@ class MLP:
     fourier_scale: float = 0.5
     num_classes: int | None = None
     null_class: bool = True
+    conditions: tuple[Vector, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("in_channels", "width", "depth"):
@@ -56,6 +60,14 @@ class MLP:
             raise ValueError(f"frequencies is even and at least 4, got {self.frequencies}")
         if self.fourier < 0:
             raise ValueError(f"fourier is at least 0, got {self.fourier}")
+        if any(not isinstance(each, Vector) for each in self.conditions):
+            raise ValueError(f"conditions of an MLP are Vectors, got {self.conditions}")
+        cond_specs(self.num_classes, self.null_class, self.conditions)
+
+    @property
+    def cond(self) -> dict[str, Spec]:
+        """What the network takes beside x and t."""
+        return cond_specs(self.num_classes, self.null_class, self.conditions)
 
     def __call__(self, rngs: nnx.Rngs) -> Perceptron:
         """The module with drawn weights."""
@@ -71,15 +83,14 @@ class Perceptron(nnx.Module):
         self.time = TimeEmbedding(recipe.frequencies, width)
         if recipe.num_classes is not None:
             self.label = LabelEmbedding(recipe.num_classes, width, null=recipe.null_class)
+        self.told = VectorEmbeddings(recipe.conditions, width)
         if recipe.fourier:
             self.fourier = normal(recipe.fourier_scale)((recipe.in_channels, recipe.fourier))
         self.input = Linear(recipe.in_channels + 2 * recipe.fourier, width)
         self.blocks = nnx.List([_Block(width) for _ in range(recipe.depth)])
         self.output = Linear(width, recipe.out_channels or recipe.in_channels, init=zeros)
 
-    def __call__(
-        self, x: Array, t: ArrayLike, cond: Mapping[str, Array] | None = None, key: Array | None = None
-    ) -> Array:
+    def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Array], key: Array | None = None) -> Array:
         """``(B, in_channels)``, times ``()`` or ``(B,)`` -> ``(B, out_channels)``.
 
         Raises:
@@ -90,11 +101,9 @@ class Perceptron(nnx.Module):
                 f"MLP was built for floating-point points (batch, {self.recipe.in_channels}), got {x.dtype} {x.shape}"
             )
         embedding = self.time(t, len(x))
-        if self.recipe.num_classes is None:
-            check_cond(cond, ())
-        else:
-            embedding = embedding + self.label(cond, len(x))
-        embedding = jax.nn.silu(embedding)
+        if self.recipe.num_classes is not None:
+            embedding = embedding + self.label(cond["label"])
+        embedding = jax.nn.silu(embedding + self.told(cond))
         features = x.astype(jnp.float32)
         if self.recipe.fourier:
             phase = 2.0 * math.pi * (features @ self.fourier[...])

@@ -30,7 +30,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.networks.attention import SelfAttention
-from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, TimeOrder, check_cond
+from jaxdiff.networks.conditions import NetCondition, VectorEmbeddings, cond_specs, image_channels, with_images
+from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, TimeOrder
 from jaxdiff.networks.layers import (
     Conv3x3,
     DType,
@@ -46,6 +47,7 @@ from jaxdiff.networks.layers import (
 )
 from jaxdiff.networks.placement import by_sample
 from jaxdiff.networks.remat import Remat, check_remat, convolved, recomputed
+from jaxdiff.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class UNet:
       dtype: what convolutions and matrix products compute in; parameters and output are float32.
       remat: what the backward pass computes again to save memory: nothing, a whole block at a time ("full"), or all but
         the results of convolutions and of matrix products with weights ("dots").
+      conditions: what else the network takes: `jaxdiff.networks.Vector`, `jaxdiff.networks.Image`.
 
     Raises:
       ValueError: values that do not fit each other.
@@ -109,6 +112,7 @@ class UNet:
     norm_eps: float = 1e-6
     dtype: DType = "float32"
     remat: Remat = "none"
+    conditions: tuple[NetCondition, ...] = ()
 
     def __post_init__(self) -> None:
         levels = [self.image_size // 2**level for level in range(len(self.multipliers))]
@@ -129,6 +133,12 @@ class UNet:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be in [0, 1)")
         check_remat(self.remat)
+        cond_specs(self.num_classes, self.null_class, self.conditions)
+
+    @property
+    def cond(self) -> dict[str, Spec]:
+        """What the network takes beside x and t."""
+        return cond_specs(self.num_classes, self.null_class, self.conditions)
 
     def channels(self, level: int) -> int:
         """Channels of a level, 0 being the full resolution."""
@@ -243,8 +253,9 @@ class UNetModule(nnx.Module):
         self.time = TimeEmbedding(config.width, 4 * config.width, order=config.time_order, shift=config.time_shift)
         classes = config.num_classes
         self.label = LabelEmbedding(classes, 4 * config.width, null=config.null_class) if classes is not None else None
+        self.told = VectorEmbeddings(config.conditions, 4 * config.width)
         now = config.channels(0)
-        self.conv_in = Conv3x3(config.in_channels, now, dtype=config.dtype)
+        self.conv_in = Conv3x3(config.in_channels + image_channels(config.conditions), now, dtype=config.dtype)
         skips = [now]
         down = []
         for level in levels:
@@ -271,7 +282,7 @@ class UNetModule(nnx.Module):
         self.norm_out = GroupNorm(now, groups=config.groups, eps=config.norm_eps)
         self.conv_out = Conv3x3(now, config.out_channels or config.in_channels, init=zeros)
 
-    def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Array] | None, key: Array | None) -> Array:
+    def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Array], key: Array | None) -> Array:
         embedding = by_sample(self.embed(x, t, cond))
 
         def run(block: Stage | ResidualBlock | Resample, *inputs: Array) -> Array:
@@ -282,7 +293,7 @@ class UNetModule(nnx.Module):
 
             return by_sample(recomputed(call, self.config.remat)(*inputs))
 
-        h = by_sample(self.conv_in(x))
+        h = by_sample(self.enter(x, cond))
         skips = [h]
         for level in self.down:
             for stage in level.stages:
@@ -299,15 +310,17 @@ class UNetModule(nnx.Module):
                 h = run(level.resample, h)
         return self.leave(h)
 
-    def embed(self, x: Array, t: ArrayLike, cond: Mapping[str, Array] | None) -> Array:
-        """The embedding of time and class ``(B, 4 width)``, as each block's linear map takes it."""
+    def embed(self, x: Array, t: ArrayLike, cond: Mapping[str, Array]) -> Array:
+        """The embedding of time, class and vectors ``(B, 4 width)``, as each block's linear map takes it."""
         check_images(x, self.config.in_channels, 2 ** (len(self.config.multipliers) - 1), "UNet")
         embedding = self.time(t, x.shape[0])
-        if self.label is None:
-            check_cond(cond, ())
-        else:
-            embedding = embedding + self.label(cond, x.shape[0])
-        return jax.nn.silu(embedding)
+        if self.label is not None:
+            embedding = embedding + self.label(cond["label"])
+        return jax.nn.silu(embedding + self.told(cond))
+
+    def enter(self, x: Array, cond: Mapping[str, Array]) -> Array:
+        """The features ``(B, H, W, width)`` of x, images of the condition beside it."""
+        return self.conv_in(with_images(x, cond, self.config.conditions))
 
     def leave(self, h: Array) -> Array:
         """The output of the last stage's features."""

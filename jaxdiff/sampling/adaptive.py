@@ -23,7 +23,7 @@ h_0 kept within 1e-5 L and 0.01 L.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxdiff.broadcast import expand
+from jaxdiff.broadcast import expand, flatten
 from jaxdiff.denoiser import Denoise
 from jaxdiff.noise import Noise
 from jaxdiff.process import Process
@@ -107,6 +107,7 @@ class Adaptive(Sampler):
     (True, (2,))
     """
 
+    own_steps: ClassVar[bool] = True
     tableau: Tableau = field(default=BOGACKI_SHAMPINE, pytree_node=False)
     rtol: ArrayLike = 1e-3
     atol: ArrayLike = 1e-3
@@ -138,14 +139,14 @@ class Adaptive(Sampler):
         y = x / expand(scale, x)
         first = slope(self.process, self.variable, denoise, y, begin)
         new, arrived = state.h == 0, start == end
-        entry = 1 + new  # the first slope, and that of equation (3)
+        entry = 1 + new.astype(jnp.int32)  # the first slope, and that of equation (3)
         running = ~arrived & _finite(y) & _finite(first) & self._within_bound(state.evaluations + entry)
         h = jax.lax.cond(
             new.any(),
             lambda: jnp.where(new, self._first_length(denoise, y, first, begin, start, end - start), state.h),
             lambda: state.h,
         )
-        progress = state._replace(h=h, evaluations=state.evaluations + running * entry)
+        progress = state._replace(h=h, evaluations=state.evaluations + jnp.where(running, entry, 0))
         walk = _Walk(y, _per_unit(self.process, x, begin), start, begin, first, running, arrived, progress)
         walk = jax.lax.while_loop(
             lambda walk: walk.running.any(), lambda walk: self._attempt(denoise, walk, s, end), walk
@@ -180,9 +181,9 @@ class Adaptive(Sampler):
         progress = Progress(
             jnp.where(walk.running, length, progress.h),
             jnp.where(accepted, jnp.maximum(error, LEAST_ERROR), progress.error),
-            progress.evaluations + walk.running * (len(tableau.c) - 1),
-            progress.accepted + accepted,
-            progress.rejected + rejected,
+            progress.evaluations + jnp.where(walk.running, len(tableau.c) - 1, 0),
+            progress.accepted + accepted.astype(jnp.int32),
+            progress.rejected + rejected.astype(jnp.int32),
         )
         arrived = walk.arrived | (accepted & last)
         y, z, following = (
@@ -194,13 +195,13 @@ class Adaptive(Sampler):
         if tableau.first_same_as_last:
             running = running & self._within_bound(progress.evaluations)
         else:
-            running = running & self._within_bound(progress.evaluations + accepted)
+            running = running & self._within_bound(progress.evaluations + accepted.astype(jnp.int32))
             fresh = running & accepted
             following = jax.lax.cond(
                 fresh.any(), lambda: slope(process, self.variable, denoise, y, time), lambda: walk.first
             )
             following = jnp.where(expand(fresh, y), following, walk.first)
-            progress = progress._replace(evaluations=progress.evaluations + fresh)
+            progress = progress._replace(evaluations=progress.evaluations + fresh.astype(jnp.int32))
         return _Walk(y, z, position, time, following, running, arrived, progress)
 
     def _within_bound(self, evaluations: Array) -> Array:
@@ -226,7 +227,7 @@ class Adaptive(Sampler):
     def _norm(self, part: Array, size: Array) -> Array:
         """Equation (1)'s, of each sample: ``(B,)``."""
         scaled = part / (jnp.asarray(self.atol, part.dtype) + jnp.asarray(self.rtol, part.dtype) * size)
-        return jnp.sqrt(jnp.mean(jnp.square(scaled.reshape(part.shape[0], -1)), axis=1))
+        return jnp.sqrt(jnp.mean(jnp.square(flatten(scaled)), axis=1))
 
 
 def step_factor(tableau: Tableau, error: Array, before: Array) -> Array:
@@ -243,4 +244,4 @@ def _per_unit(process: Process, x: Array, t: Array) -> Array:
 
 
 def _finite(x: Array) -> Array:
-    return jnp.isfinite(x.reshape(x.shape[0], -1)).all(axis=1)
+    return jnp.isfinite(flatten(x)).all(axis=1)

@@ -13,7 +13,7 @@ The variance that is best under KL adds to eta^2 w what the true x0 varies about
 al. 2022, Analytic-DPM, theorem 1; their sigma* in alpha and sigma):
 
     eta^2 w + c^2 V(t),   c = alpha_s (1 - sqrt((SNR_t/SNR_s) (1 - eta^2 w/sigma_s^2))),                         (2)
-    V = E|x_0 - x0|^2/d = (sigma_t/alpha_t)^2 (1 - Gamma),     Gamma(t) = E|eps(x_t, t)|^2/d.                    (3)
+    V = E|x_0 - x^_0|^2/d = (sigma_t/alpha_t)^2 (1 - Gamma),     Gamma(t) = E|eps(x_t, t)|^2/d.                    (3)
 
 1 - Gamma is in [0, 1], and V at most the square of half the data's range: (2) is clipped to that (their theorem 2).
 """
@@ -31,24 +31,39 @@ from jax.typing import ArrayLike
 from jaxdiff.denoiser import Cond, Denoise, Denoiser
 from jaxdiff.noise import Noise
 from jaxdiff.prediction import refuse_zero_alpha
-from jaxdiff.process import Process
+from jaxdiff.process import Process, refuse_unless
 from jaxdiff.record import field, record
 from jaxdiff.sampling.base import Sampler, State
 from jaxdiff.variational import learned_log_variance
 
 
+def _check_eta(eta: ArrayLike) -> None:
+    refuse_unless(lambda eta: (eta >= 0) & (eta <= 1), "eta is to be from 0 (the flow) to 1 (DDPM's noise)", eta=eta)
+
+
 @record
 class DDIM(Sampler):
-    """Equation (1). Order 1; one evaluation a step; any times, rising ones too at eta = 0 (DDIM inversion).
+    """The step of DDIM with eta times the posterior's noise, equation (1).
+
+    Order 1; one evaluation a step; any times, rising ones too at eta = 0 (DDIM inversion).
 
     Args:
       process: the process.
       eta: None is deterministic and needs no keys. A number is data, so that changing it compiles nothing: 0
-        deterministic
-        too, 1 the posterior's variance, in between allowed.
+        deterministic too, 1 the posterior's variance, in between allowed.
+
+    Raises:
+      ValueError: eta outside [0, 1]: equation (1) has no root there. `EulerAncestral` takes more.
     """
 
     eta: ArrayLike | None = None
+
+    def __post_init__(self) -> None:
+        if self.eta is not None:
+            _check_eta(self.eta)
+
+    def noise_level(self) -> ArrayLike:
+        return 0.0 if self.eta is None else self.eta
 
     def step(self, denoise: Denoise, noise: Noise, state: State, x: Array, t: Array, s: Array) -> tuple[Array, State]:
         prediction = denoise(x, t)
@@ -63,7 +78,9 @@ class DDIM(Sampler):
 
 @record
 class DDPM(Sampler):
-    """Equation (1) at eta = 1. Weak order 1; one evaluation a step; falling times.
+    """The step of DDPM: the posterior of the chain, equation (1) at eta = 1.
+
+    Weak order 1; one evaluation a step; falling times.
 
     Args:
       process: the process.
@@ -79,6 +96,9 @@ class DDPM(Sampler):
     def __post_init__(self) -> None:
         if self.variance not in ("fixed_small", "fixed_large", "learned"):
             raise ValueError(f'variance is to be "fixed_small", "fixed_large" or "learned", got {self.variance!r}')
+
+    def noise_level(self) -> ArrayLike:
+        return 1.0
 
     def step(self, denoise: Denoise, noise: Noise, state: State, x: Array, t: Array, s: Array) -> tuple[Array, State]:
         prediction = denoise(x, t)
@@ -99,7 +119,9 @@ class DDPM(Sampler):
 
 @record
 class AnalyticDDPM(Sampler):
-    """Equations (1), (2) and (3): `DDIM` with the analytic variance. For data that are an isotropic Gaussian it has the
+    """`DDIM` with the variance that is best for the data, equations (1) to (3).
+
+    For data that are an isotropic Gaussian it has the
     exact law, however few the steps. Weak order 1; one evaluation a step; falling times.
 
     Args:
@@ -111,7 +133,7 @@ class AnalyticDDPM(Sampler):
       half_range: bounds V by its square: 1 for images in [-1, 1]; data.
 
     Raises:
-      ValueError: times and gamma of different shapes; times that do not fall.
+      ValueError: times and gamma of different shapes; times that do not fall; eta outside [0, 1].
 
     >>> from jaxdiff import VP, GaussianDenoiser, log_snr_times, sample, sample_keys
     >>> process, exact = VP(), GaussianDenoiser(VP(), 1.0, 0.5)
@@ -135,6 +157,10 @@ class AnalyticDDPM(Sampler):
             )
         if not isinstance(self.times, jax.core.Tracer) and not (np.diff(np.asarray(self.times)) < 0).all():
             raise ValueError("the times of gamma are to fall, as a grid's do")
+        _check_eta(self.eta)
+
+    def noise_level(self) -> ArrayLike:
+        return 1.0
 
     def _spread(self, t: Array) -> Array:
         """V(t) of equation (3)."""

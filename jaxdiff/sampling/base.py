@@ -5,33 +5,36 @@ of times; what it remembers between steps is its state:
 
     state = sampler.init(x)
     for t, s in zip(ts[:-1], ts[1:]):
-        x, state = sampler.step(denoise, noise, state, x, t, s)      # denoise(x, t) -> Prediction; noise(t, s, salt) ~
-        N(0, I)
+        x, state = sampler.step(denoise, noise, state, x, t, s)
     x0 = denoise(x, ts[-1]).x0
 
-`integrate` is that loop as one `jax.lax.scan`; `sample` adds the last denoising. By hand the same steps give the same
-samples.
+denoise(x, t) is a `Prediction`, noise(t, s, salt) draws from N(0, I). `integrate` is that loop as one `jax.lax.scan`;
+`sample` adds the last denoising. By hand the same steps give the same samples.
 """
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.experimental import checkify
 from jax.typing import ArrayLike
 
+from jaxdiff.broadcast import flatten
+from jaxdiff.compat import checkify
 from jaxdiff.denoiser import Bound, Cond, Denoise, Denoiser, Memory
 from jaxdiff.denoiser import begin as begin_memory
 from jaxdiff.noise import Noise, NoiseSource, step_noise
 from jaxdiff.prediction import Prediction, refuse_zero_alpha
 from jaxdiff.process import Process
 from jaxdiff.record import record
+from jaxdiff.sampling.checks import refuse_another_process, refuse_noise_on_rising_times, refuse_undefined_ends
+from jaxdiff.sampling.checks import traced as _traced
+from jaxdiff.sampling.keep import Keep, Kept, Recorder
 
 T = TypeVar("T")
 State = Any
@@ -48,6 +51,8 @@ class Sampler(abc.ABC):
     """
 
     process: Process
+    own_steps: ClassVar[bool] = False
+    """Whether the method chooses its steps itself, between the first and the last time of a grid."""
 
     def init(self, x: Array) -> State:
         """The state before the first step from x ``(B, ...)``."""
@@ -60,6 +65,10 @@ class Sampler(abc.ABC):
     def check(self, ts: ArrayLike) -> None:
         """Raises ValueError if times that are known do not suit this method; by default all do."""
         del ts
+
+    def noise_level(self) -> ArrayLike:
+        """How much noise its steps draw, in units of its own; 0 is none, and only then may times rise."""
+        return 0.0
 
 
 def check_times(process: Process, ts: ArrayLike, *, falling: bool = True) -> None:
@@ -104,9 +113,9 @@ def _bind(denoise: Denoiser, cond: Cond | None, x: Array, debug: bool = False) -
 def _refuse_not_finite(x: Array, t: ArrayLike, prediction: Prediction) -> None:
     """Checks a prediction by `jax.experimental.checkify`."""
     times = jnp.broadcast_to(jnp.asarray(t), x.shape[:1])
-    finite_in = jnp.isfinite(x.reshape(x.shape[0], -1)).all(axis=1)
+    finite_in = jnp.isfinite(flatten(x)).all(axis=1)
     for name in ("x0", "eps"):
-        per_sample = jnp.isfinite(getattr(prediction, name).reshape(x.shape[0], -1)).all(axis=1)
+        per_sample = jnp.isfinite(flatten(getattr(prediction, name))).all(axis=1)
         checkify.check(
             per_sample.all(),
             f"the denoiser's {name} is not finite at t = {{t}}, first in sample {{first}} of the batch "
@@ -129,7 +138,7 @@ def _run(call: Callable[[], T], debug: bool) -> T:
     return result
 
 
-_Carry = tuple[Array, State, Memory]
+_Carry = tuple[Array, State, Memory, Any]
 
 
 def _scan(
@@ -140,25 +149,39 @@ def _scan(
     ts: Array,
     state: State | None = None,
     num_steps: ArrayLike | None = None,
-    keep: Callable[[Array], Any] = lambda x: None,
-) -> tuple[_Carry, Any]:
-    begin = (x, sampler.init(x) if state is None else state, denoise.memory)
+    record: Recorder | None = None,
+) -> _Carry:
+    kept = () if record is None else record.begin(denoise, x, ts[0])
+    begin = (x, sampler.init(x) if state is None else state, denoise.memory, kept)
 
-    def body(carry: _Carry, times: tuple[Array, Array]) -> tuple[_Carry, Any]:
-        x, state, memory = carry
-        given = denoise.holding(memory)
-        x, state = sampler.step(given, noise, state, x, *times)
-        return (x, state, given.memory), keep(x)
+    def body(carry: _Carry, place: tuple[ArrayLike, Array, Array]) -> tuple[_Carry, None]:
+        (x, state, memory, kept), (i, t, s) = carry, place
+        before = given = denoise.holding(memory)
+        if record is None:
+            x, state = sampler.step(given, noise, state, x, t, s)
+            return (x, state, given.memory, ()), None
+        given, seen = record.watching(given, x, t)
+        after, state = sampler.step(given, noise, state, x, t, s)
+        kept = record.write(kept, i, x, lambda: record.prediction(i, before, x, t, seen))
+        return (after, state, given.memory, kept), None
 
     if num_steps is None:
-        return jax.lax.scan(body, begin, (ts[:-1], ts[1:]))
-    return jax.lax.fori_loop(0, num_steps, lambda i, carry: body(carry, (ts[i], ts[i + 1]))[0], begin), None
+        return jax.lax.scan(body, begin, (jnp.arange(len(ts) - 1), ts[:-1], ts[1:]))[0]
+    return jax.lax.fori_loop(0, num_steps, lambda i, carry: body(carry, (i, ts[i], ts[i + 1]))[0], begin)
 
 
-def _promoted(x: Array, ts: ArrayLike) -> tuple[Array, Array]:
-    """The samples, in the times' precision if theirs is less: the coefficients of a step have it."""
+def promoted(x: Any, ts: ArrayLike) -> tuple[Any, Array]:
+    """The samples, in the times' precision if theirs is less: the coefficients of a step have it. Integers (tokens)
+    stay what they are."""
     grid = jnp.asarray(ts, jnp.result_type(float))
-    return jnp.asarray(x, jnp.result_type(x, grid)), grid
+
+    def raised(part: Array) -> Array:
+        part = jnp.asarray(part)
+        if not jnp.issubdtype(part.dtype, jnp.floating):
+            return part
+        return part if jnp.finfo(part.dtype).bits >= jnp.finfo(grid.dtype).bits else part.astype(grid.dtype)
+
+    return jax.tree.map(raised, x), grid
 
 
 def _visited(ts: ArrayLike, num_steps: ArrayLike | None) -> ArrayLike:
@@ -179,10 +202,6 @@ def _visited(ts: ArrayLike, num_steps: ArrayLike | None) -> ArrayLike:
     while last > 0 and times[last] == times[last - 1]:
         last -= 1
     return times[: last + 1]
-
-
-def _traced(*values: Any) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
 def integrate(
@@ -215,20 +234,55 @@ def integrate(
       The samples at ``ts[-1]`` (at ``ts[num_steps]``) and the sampler's last state.
 
     Raises:
-      As `sample`, but the times may rise and may end at sigma = 0.
+      As `sample`, but the times may rise and may end at sigma = 0. ValueError: rising times with a sampler that draws
+      noise; a denoiser made of x0 that is evaluated where sigma = 0.
     """
+    x, grid = promoted(x, ts)
     visited = _visited(ts, num_steps)
     check_times(sampler.process, visited, falling=False)
     sampler.check(visited)
+    refuse_another_process(sampler.process, denoise)
+    refuse_noise_on_rising_times(sampler, visited)
     if np.size(visited) > 1:
-        _refuse_eps_without_signal(sampler.process, denoise, x, visited, cond)
-    x, grid = _promoted(x, ts)
+        refuse_undefined_ends(sampler, denoise, x, visited, cond)
 
     def run() -> tuple[Array, State]:
         bound = _bind(denoise, cond, x, debug)
-        return _scan(sampler, bound, noise(keys, x), x, grid, state, num_steps)[0][:2]
+        return _scan(sampler, bound, noise(keys, x), x, grid, state, num_steps)[:2]
 
     return _run(run, debug)
+
+
+@overload
+def sample(
+    sampler: Sampler,
+    denoise: Denoiser,
+    keys: Array | None,
+    x: Array,
+    ts: ArrayLike,
+    cond: Cond | None = None,
+    *,
+    num_steps: ArrayLike | None = None,
+    noise: NoiseSource = step_noise,
+    debug: bool = False,
+    keep: None = None,
+) -> Array: ...
+
+
+@overload
+def sample(
+    sampler: Sampler,
+    denoise: Denoiser,
+    keys: Array | None,
+    x: Array,
+    ts: ArrayLike,
+    cond: Cond | None = None,
+    *,
+    num_steps: ArrayLike | None = None,
+    noise: NoiseSource = step_noise,
+    debug: bool = False,
+    keep: Keep,
+) -> tuple[Array, Kept]: ...
 
 
 def sample(
@@ -242,7 +296,8 @@ def sample(
     num_steps: ArrayLike | None = None,
     noise: NoiseSource = step_noise,
     debug: bool = False,
-) -> Array:
+    keep: Keep | None = None,
+) -> Array | tuple[Array, Kept]:
     """Samples: steps from ``ts[0]`` to ``ts[-1]``, then one denoising. Nothing but the running x is kept.
 
     Sampling stopped early is ``ts`` that end at a higher time; from `integrate` it is without the last denoising.
@@ -262,13 +317,14 @@ def sample(
       debug: check each prediction, and raise FloatingPointError at the first that is not finite, with its time and
         sample and with x0 or eps, whichever it is. Slower. Inside a jit of your own the checks are
         `jax.experimental.checkify`'s: functionalise them there, ``jax.jit(checkify.checkify(f))``.
+      keep: states or predictions at some steps to return too, `Keep`; static.
 
     Returns:
-      ``(B, ...)``, the expected x0 at the last time.
+      ``(B, ...)``, the expected x0 at the last time; with ``keep`` a pair, the second what was kept (`Kept`).
 
     Raises:
       ValueError: times that do not fall, lie outside [0, 1] or end at sigma = 0; a prediction of eps from alpha = 0;
-        a number of steps that is not whole or not within the times.
+        a denoiser of another process; a number of steps that is not whole or not within the times; a single key.
       FloatingPointError: in debug, a prediction that is not finite.
 
     >>> from jaxdiff import DDIM, Flow, GaussianDenoiser, log_snr_times, sample_keys
@@ -279,32 +335,20 @@ def sample(
     (4, 2)
     """
     start(sampler, denoise, x, _visited(ts, num_steps), cond)
-    x, grid = _promoted(x, ts)
+    x, grid = promoted(x, ts)
 
-    def run() -> Array:
+    record = None if keep is None else Recorder(keep, len(grid), from_end=num_steps is None)
+    end = len(grid) - 1 if num_steps is None else num_steps
+
+    def run() -> Array | tuple[Array, Kept]:
         bound = _bind(denoise, cond, x, debug)
-        (last, _, memory), _ = _scan(sampler, bound, noise(keys, x), x, grid, None, num_steps)
-        return bound.holding(memory)(last, grid[-1 if num_steps is None else num_steps]).x0
+        last, _, memory, kept = _scan(sampler, bound, noise(keys, x), x, grid, None, num_steps, record)
+        prediction = bound.holding(memory)(last, grid[end])
+        if record is None:
+            return prediction.x0
+        return prediction.x0, record.finish(record.write(kept, end, last, lambda: prediction))
 
     return _run(run, debug)
-
-
-def sample_path(
-    sampler: Sampler,
-    denoise: Denoiser,
-    keys: Array | None,
-    x: Array,
-    ts: ArrayLike,
-    cond: Cond | None = None,
-    *,
-    noise: NoiseSource = step_noise,
-) -> tuple[Array, Array]:
-    """As `sample`, keeping the way: ``(xs, x0)`` with xs ``(n, B, ...)``, the samples at each of the n times."""
-    start(sampler, denoise, x, ts, cond)
-    x, grid = _promoted(x, ts)
-    bound = _bind(denoise, cond, x)
-    (last, _, memory), xs = _scan(sampler, bound, noise(keys, x), x, grid, keep=lambda x: x)
-    return jnp.concatenate([x[None], xs]), bound.holding(memory)(last, grid[-1]).x0
 
 
 def pad_times(ts: ArrayLike, bound: int) -> Array:
@@ -328,18 +372,8 @@ def start(sampler: Sampler, denoise: Denoiser, x: Array, ts: ArrayLike, cond: Co
     """
     check_times(sampler.process, ts)
     sampler.check(ts)
-    _refuse_eps_without_signal(sampler.process, denoise, x, ts, cond)
-
-
-def _refuse_eps_without_signal(process: Process, denoise: Denoiser, x: Array, ts: ArrayLike, cond: Cond | None) -> None:
-    """A denoiser made of eps refuses an alpha = 0 itself, when it is traced with the time that is known."""
-    if _traced(process, ts):
-        return
-    first = np.asarray(ts)[0]
-    with jax.ensure_compile_time_eval():
-        no_signal = bool(process.alpha(first) == 0)
-    if no_signal:
-        jax.eval_shape(lambda x: denoise(x, float(first), cond), x)
+    refuse_another_process(sampler.process, denoise)
+    refuse_undefined_ends(sampler, denoise, x, ts, cond)
 
 
 def refuse_infinite_velocity(process: Process, ts: ArrayLike, name: str) -> None:

@@ -42,6 +42,7 @@ from jaxdiff.prediction import Prediction
 from jaxdiff.process import Process
 from jaxdiff.record import field, record
 from jaxdiff.sampling.base import Sampler, State
+from jaxdiff.sampling.checks import check_tau
 from jaxdiff.sampling.exponential import (
     History,
     check_order,
@@ -117,6 +118,12 @@ class DPMppSDE(Sampler):
 
     tau: ArrayLike = 1.0
 
+    def __post_init__(self) -> None:
+        check_tau(self.tau)
+
+    def noise_level(self) -> ArrayLike:
+        return self.tau
+
     def step(self, denoise: Denoise, noise: Noise, state: State, x: Array, t: Array, s: Array) -> tuple[Array, State]:
         process, prediction = self.process, denoise(x, t)
         begin, end = half_log_snr(process, t), half_log_snr(process, s)
@@ -156,6 +163,10 @@ class DPMpp2MSDE(Sampler):
     def __post_init__(self) -> None:
         if self.solver not in ("midpoint", "heun"):
             raise ValueError(f'solver is to be "midpoint" or "heun", got {self.solver!r}')
+        check_tau(self.tau)
+
+    def noise_level(self) -> ArrayLike:
+        return self.tau
 
     def init(self, x: Array) -> History:
         return no_history(x, 1)
@@ -184,6 +195,12 @@ class DPMpp3MSDE(Sampler):
     """
 
     tau: ArrayLike = 1.0
+
+    def __post_init__(self) -> None:
+        check_tau(self.tau)
+
+    def noise_level(self) -> ArrayLike:
+        return self.tau
 
     def init(self, x: Array) -> History:
         return no_history(x, 2)
@@ -229,7 +246,11 @@ class SASolver(Sampler):
     rho_min: ArrayLike = 0.0
     rho_max: ArrayLike = jnp.inf
 
+    def noise_level(self) -> ArrayLike:
+        return self.tau
+
     def __post_init__(self) -> None:
+        check_tau(self.tau)
         check_order(self.predictor_order, 4, "SASolver's predictor")
         if self.corrector_order != 0:
             check_order(self.corrector_order, 5, "SASolver's corrector")

@@ -48,7 +48,7 @@ from jax.typing import ArrayLike
 from jaxdiff.broadcast import mean_features, sum_features
 from jaxdiff.denoiser import Cond, Denoiser
 from jaxdiff.grid import log_snr_times
-from jaxdiff.noise import white_noise
+from jaxdiff.noise import salted_keys, white_noise
 from jaxdiff.process import Process
 from jaxdiff.sampling.base import Sampler, check_times, sample, start
 from jaxdiff.sampling.multistep import DPMpp2M
@@ -280,7 +280,7 @@ def ays_costs(
         steps = jnp.sqrt(jnp.square(rho) - jnp.append(jnp.square(rho[1:]), 0.0)).astype(data.dtype)
 
         def rise(y: Array, k: Array) -> tuple[Array, Array]:
-            folded = jax.vmap(jax.random.fold_in, (0, None))(keys, k)
+            folded = salted_keys(keys, k)
             y = y + steps[k] * white_noise(folded, data.shape[1:], data.dtype)
             return y, call(arguments)(process.alpha(ts[k]).astype(data.dtype) * y, ts[k], cond).x0
 

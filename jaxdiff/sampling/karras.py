@@ -33,7 +33,7 @@ from jax.typing import ArrayLike
 from jaxdiff.denoiser import Denoise
 from jaxdiff.grid import karras_times
 from jaxdiff.noise import Noise
-from jaxdiff.process import Process
+from jaxdiff.process import Process, refuse_unless
 from jaxdiff.record import field, record
 from jaxdiff.sampling.base import Sampler, State, refuse_no_signal
 
@@ -43,7 +43,9 @@ RESTART = 0x72657374  # "rest"
 
 @record
 class EulerAncestral(Sampler):
-    """Equation (2). Weak order 1; one evaluation a step; falling times, from alpha = 0 too.
+    """Euler's step below the next level and fresh noise up to it, equation (2).
+
+    Weak order 1; one evaluation a step; falling times, from alpha = 0 too.
 
     For eta <= 1 it is `DDIM` with that eta (the two sides of the last equality of (2) are k-diffusion's and Song et
     al.'s ways of writing it), in rho and so on every process; beyond 1, where DDIM ends, its noise is limited.
@@ -54,6 +56,12 @@ class EulerAncestral(Sampler):
     """
 
     eta: ArrayLike = 1.0
+
+    def __post_init__(self) -> None:
+        refuse_unless(lambda eta: eta >= 0, "eta is to be 0 or more", eta=self.eta)
+
+    def noise_level(self) -> ArrayLike:
+        return self.eta
 
     def step(self, denoise: Denoise, noise: Noise, state: State, x: Array, t: Array, s: Array) -> tuple[Array, State]:
         prediction = denoise(x, t)
@@ -70,7 +78,9 @@ def _ratio(process: Process, t: Array) -> Array:
 
 @record
 class EDMStochastic(Sampler):
-    """Equation (3): Heun's method with churn. Two evaluations a step; falling times. Weak order 2 where gamma falls
+    """Heun's method with churn, equation (3).
+
+    Two evaluations a step; falling times. Weak order 2 where gamma falls
     with the step, as S_churn/N does; with gamma fixed every step has the error of one of length ln(1 + gamma) in
     ln rho, however fine the grid.
 
@@ -98,6 +108,12 @@ class EDMStochastic(Sampler):
     rho_min: ArrayLike = 0.05
     rho_max: ArrayLike = 50.0
     noise_scale: ArrayLike = 1.0
+
+    def __post_init__(self) -> None:
+        refuse_unless(lambda gamma: gamma >= 0, "gamma is to be 0 or more", gamma=self.gamma)
+
+    def noise_level(self) -> ArrayLike:
+        return self.gamma
 
     def check(self, ts: ArrayLike) -> None:
         refuse_no_signal(self.process, ts, "EDMStochastic")
@@ -145,7 +161,7 @@ class Restart(Sampler):
     Source: Xu et al. 2023, "Restart Sampling for Improving Generative Processes", algorithm 1.
     """
 
-    process: Process = field(init=False, repr=False)
+    process: Process = field(init=False, repr=False, derived=lambda self: self.sampler.process)
     sampler: Sampler
     rho_min: ArrayLike = 0.06
     rho_max: ArrayLike = 0.3
@@ -153,7 +169,6 @@ class Restart(Sampler):
     steps: int = field(default=2, pytree_node=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "process", self.sampler.process)
         if self.repeats < 0 or self.steps < 1:
             raise ValueError(
                 f"repeats is to be 0 or more and steps 1 or more, got {self.repeats} repeats and {self.steps} steps"
@@ -161,6 +176,9 @@ class Restart(Sampler):
         ends = np.asarray([0.0, self.rho_min, self.rho_max]) if not self._traced() else np.arange(3)
         if not (np.diff(ends) > 0).all():
             raise ValueError(f"restarts need 0 < rho_min < rho_max, got {self.rho_min} and {self.rho_max}")
+
+    def noise_level(self) -> ArrayLike:
+        return 1.0 if self.repeats else self.sampler.noise_level()
 
     def _traced(self) -> bool:
         return any(isinstance(end, jax.core.Tracer) for end in (self.rho_min, self.rho_max))

@@ -81,7 +81,9 @@ class Corrector(abc.ABC):
 
 @record
 class Langevin(Corrector):
-    """Equation (2). One evaluation a step. It needs many dimensions, where both norms hardly vary: in a few, the score
+    """Langevin steps as long as the score's norm allows, equation (2).
+
+    One evaluation a step. It needs many dimensions, where both norms hardly vary: in a few, the score
     is now and then all but 0 and its step too large; `AnnealedLangevin` is for these. A Gaussian p_t of many dimensions
     it leaves with the variance n^2 (1 + r^2 snr^2)."""
 
@@ -93,7 +95,7 @@ class Langevin(Corrector):
 
 @record
 class AnnealedLangevin(Corrector):
-    """Equation (3). One evaluation a step."""
+    """Langevin steps as long as the noise level allows, equation (3). One evaluation a step."""
 
     def size(self, process: Process, z: Array, score: Array, t: Array, s: Array) -> Array:
         return 2.0 * jnp.square(_shrink(process, t, s) * self.snr * process.sigma(s))
@@ -124,15 +126,15 @@ class PredictorCorrector(Sampler):
     Source: Song et al. 2021, algorithms 2 and 3, in the order of the boxes: predictor first.
     """
 
-    process: Process = field(init=False, repr=False)
+    process: Process = field(init=False, repr=False, derived=lambda self: self.predictor.process)
     predictor: Sampler
     corrector: Corrector
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "process", self.predictor.process)
-
     def check(self, ts: ArrayLike) -> None:
         self.predictor.check(ts)
+
+    def noise_level(self) -> ArrayLike:
+        return 1.0 if self.corrector.steps else self.predictor.noise_level()
 
     def init(self, x: Array) -> State:
         return self.predictor.init(x)
@@ -144,7 +146,9 @@ class PredictorCorrector(Sampler):
 
 @record
 class AnnealedLangevinDynamics(Sampler):
-    """Equation (4): Langevin dynamics on the grid's times, each begun where the last one ended, y = x/alpha unchanged.
+    """Langevin dynamics alone, on the grid's times, equation (4).
+
+    Each is begun where the last one ended, y = x/alpha unchanged.
     ``steps`` evaluations a step of the grid; falling times.
 
     The dynamics of a step are those of its end: the start is to have the law of ts[0], as `Process.prior_sample` has.
@@ -176,6 +180,9 @@ class AnnealedLangevinDynamics(Sampler):
 
     def check(self, ts: ArrayLike) -> None:
         refuse_no_signal(self.process, ts, "AnnealedLangevinDynamics")
+
+    def noise_level(self) -> ArrayLike:
+        return 1.0
 
     def step(self, denoise: Denoise, noise: Noise, state: State, x: Array, t: Array, s: Array) -> tuple[Array, State]:
         sigma = self.process.sigma(s)

@@ -188,14 +188,22 @@ class Euler(Sampler):
 
 @record
 class Heun(Sampler):
-    """Heun's method, the explicit trapezoid. Order 2; two evaluations a step; either direction.
+    """Heun's method, the explicit trapezoid, in the noise level: Karras et al. 2022, algorithm 1, for any process.
+    Order 2; two evaluations a step; either direction.
 
     Args:
       process: the process.
-      variable: "t", equation (1), or another; "rho", equation (2), is Karras et al. 2022, algorithm 1; static.
+      variable: "rho", equation (2), their sigma; "t", equation (1), is the one that steps from alpha = 0 for flows with
+        a finite velocity; or another; static.
+
+    >>> from jaxdiff import GaussianDenoiser, KarrasVE, karras_times, sample, sample_keys
+    >>> process, keys = KarrasVE(), sample_keys(jax.random.key(0), 0, 4)
+    >>> ts = karras_times(process, 18)  # 17 steps of two evaluations and a last denoising: 35
+    >>> sample(Heun(process), GaussianDenoiser(process, 0.0, 0.5), None, process.prior_sample(keys, (2,)), ts).shape
+    (4, 2)
     """
 
-    variable: Variable = field(default="t", pytree_node=False)
+    variable: Variable = field(default="rho", pytree_node=False)
 
     def __post_init__(self) -> None:
         check_variable(self.variable)

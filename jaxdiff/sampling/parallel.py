@@ -39,7 +39,7 @@ from jaxdiff.denoiser import Cond, Denoise, Denoiser
 from jaxdiff.noise import NoiseSource, step_noise
 from jaxdiff.prediction import Prediction
 from jaxdiff.process import Process
-from jaxdiff.sampling.base import Sampler, start
+from jaxdiff.sampling.base import Sampler, promoted, start
 
 
 class _Window(NamedTuple):
@@ -101,8 +101,7 @@ def sample_parallel(
     """
     start(sampler, denoise, x, ts, cond)
     _check(sampler, x, window, tolerance)
-    grid = jnp.asarray(ts, jnp.result_type(float))
-    x = jnp.asarray(x, jnp.result_type(x, grid))
+    x, grid = promoted(x, ts)
     process, steps, batch = sampler.process, grid.shape[0] - 1, x.shape[0]
     width = min(window, steps)
     if steps == 0:

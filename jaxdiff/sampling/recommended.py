@@ -1,19 +1,30 @@
 """A sampler and a grid for a budget of evaluations.
 
-A multistep method on x0, told the data's width (`jaxdiff.sampling.widened`), on one of the grids below: with few
+A multistep method on x0, told the data's width (`jaxdiff.sampling.smoothed`), on one of the grids below: with few
 evaluations by a table of weights (`jaxdiff.sampling.tabulated`), else UniPC with its corrector, of order 3 and from
 `FOURTH` evaluations on of order 4 (`jaxdiff.sampling.unipc`). Grids and weights were found by descent through the
 sampler, by the error against fine solutions, on development problems of the kinds of
 `benchmarks/samplers_vs_diffusers.py` (2-D mixtures, smoothed digits and CIFAR-10 images), all of them at once:
 `benchmarks/samplers/fit.py`. What they give on other problems: docs/samplers_vs_diffusers.md.
 
-They are in sigma/alpha, so they serve every process, and suit data scaled to [-1, 1]: about half of the points stand
+They are in sigma/alpha, so they serve every process, and are made for data in [-1, 1]: about half of the points stand
 above 1, where an image of a large set is decided; the others follow its detail down. After the last point comes t = 0:
 the sampler steps there without an evaluation, so n points are n evaluations and n steps. With few evaluations a grid
 begins below 80, where noise still hides the data well enough: start from `prior_sample` at ts[0].
+
+Units. Points and width are multiplied by the data's scale c, which the process tells as in equation (7) of
+`jaxdiff.process`, with the table's 80 for the 200 there:
+
+    c = min(sigma(1)/alpha(1), 80 sigma(1))/80,                                                      (1)
+
+1 for VP and flows, which end in unit noise, and for `KarrasVE`, sigma_max/80 for `VE`. Where a process ends at
+sigma(0)/alpha(0) = r > 0, the heights ln(rho^2 + w^2) are drawn together to end at ln(r^2 + w^2), so that no two points
+become one.
 """
 
 from __future__ import annotations
+
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,9 +35,13 @@ from numpy.typing import NDArray
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.process import Process
 from jaxdiff.sampling.base import Sampler
+from jaxdiff.sampling.checks import traced
+from jaxdiff.sampling.smoothed import Smoothed, SmoothedDenoiser
 from jaxdiff.sampling.tabulated import Tabulated
 from jaxdiff.sampling.unipc import UniPC
-from jaxdiff.sampling.widened import Widened, WidenedDenoiser
+
+MOST = 80.0
+"""The largest sigma/alpha of the grids, for data in [-1, 1]."""
 
 WIDTH = 0.15
 """The width the grids were found with."""
@@ -151,12 +166,28 @@ WEIGHTS: dict[int, tuple[tuple[float, ...], ...]] = {
 """Evaluations to the rows of `Tabulated`, up to the diagonal."""
 
 
-def recommended_times(process: Process, n: int) -> Array:
+def data_scale(process: Process) -> Array:
+    """Equation (1): 1 for data in [-1, 1].
+
+    >>> from jaxdiff.schedule import VE, Flow
+    >>> print(f"{data_scale(Flow()):.2f} {data_scale(VE(0.01, 1600.0)):.2f}")
+    1.00 20.00
+    """
+    alpha, sigma = process.alpha(1.0), process.sigma(1.0)
+    return sigma / jnp.maximum(alpha * MOST, 1.0)
+
+
+def recommended_times(process: Process, n: int, scale: ArrayLike | None = None) -> Array:
     """The ``(n + 1,)`` times of a budget of n evaluations, the last 0: those of the table, or for another n what lies
     between the two nearest of them, place by place (i/n from the first to the end) in ln(rho^2 + 0.15^2).
 
+    Args:
+      process: the process.
+      n: evaluations, at least 5.
+      scale: c, positive: 1 for data in [-1, 1]; None: what the process tells, `data_scale`.
+
     Raises:
-      ValueError: fewer evaluations than in the table's first grid.
+      ValueError: fewer evaluations than in the table's first grid; a scale beyond the process' own noise.
 
     >>> from jaxdiff.schedule import Flow
     >>> ts = recommended_times(Flow(), 5)
@@ -168,9 +199,19 @@ def recommended_times(process: Process, n: int) -> Array:
         raise ValueError(f"the table begins at {least} evaluations, got {n}")
     below, above = max(k for k in GRIDS if k <= n), min((k for k in GRIDS if k >= n), default=most)
     share = 0.0 if below == above else (n - below) / (above - below)
-    heights = (1.0 - share) * _heights(below, n) + share * _heights(above, n)
-    log_rho2 = heights + np.log1p(-np.exp(2.0 * np.log(WIDTH) - heights))
-    times = process.time_of_log_snr(jnp.asarray(-log_rho2, jnp.result_type(float)))
+    heights = jnp.asarray((1.0 - share) * _heights(below, n) + share * _heights(above, n), jnp.result_type(float))
+    scale = data_scale(process) if scale is None else jnp.asarray(scale, heights.dtype)
+    bottom = 2.0 * math.log(WIDTH)
+    least2 = jnp.exp(-process.log_snr(0.0)) / jnp.square(scale)
+    lifted = jnp.log1p(least2 / WIDTH**2)  # how far the process' own end lies above the table's
+    heights = heights + lifted * (heights[0] - heights) / (heights[0] - bottom)
+    log_rho2 = heights + jnp.log(-jnp.expm1(bottom - heights)) + 2.0 * jnp.log(scale)
+    times = process.time_of_log_snr(-log_rho2)
+    if not traced(times) and times[0] == times[1]:
+        raise ValueError(
+            f"{type(process).__name__} ends below the first points of this grid, whose scale is {scale}: leave it out, "
+            "or take a process with more noise"
+        )
     return jnp.concatenate([times, jnp.zeros(1, times.dtype)])
 
 
@@ -181,15 +222,16 @@ def _heights(k: int, n: int) -> NDArray[np.float64]:
 
 
 def recommended(
-    process: Process, denoise: Denoiser, n: int, width: ArrayLike = WIDTH
-) -> tuple[Sampler, WidenedDenoiser, Array]:
+    process: Process, denoise: Denoiser, n: int, width: ArrayLike | None = None, scale: ArrayLike | None = None
+) -> tuple[Sampler, SmoothedDenoiser, Array]:
     """What to hand to `jaxdiff.sampling.integrate` for n evaluations.
 
     Args:
-      process: the process, one whose sigma/alpha reaches 80.
+      process: the process.
       denoise: a denoiser on it.
       n: evaluations, at least 5.
-      width: s, of `Widened`.
+      width: s, of `Smoothed`; None: 0.15 times the scale.
+      scale: c, positive: 1 for data in [-1, 1]; None: what the process tells, `data_scale`.
 
     Returns:
       The sampler, the denoiser it is to be given, and the times.
@@ -203,11 +245,12 @@ def recommended(
     >>> x0.shape
     (4, 2)
     """
-    wide = Widened(process, width)
+    scale = data_scale(process) if scale is None else scale
+    wide = Smoothed(process, WIDTH * scale if width is None else width)
     sampler: Sampler = UniPC(wide, order=3 if n < FOURTH else 4)
     if n in WEIGHTS:
         weights = np.zeros((n, n))
         for i, row in enumerate(WEIGHTS[n]):
             weights[i, : i + 1] = row
         sampler = Tabulated(wide, jnp.asarray(weights, jnp.result_type(float)))
-    return sampler, WidenedDenoiser(denoise, process, width), recommended_times(process, n)
+    return sampler, SmoothedDenoiser(denoise, wide), recommended_times(process, n, scale)

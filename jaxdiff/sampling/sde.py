@@ -29,6 +29,7 @@ from jaxdiff.denoiser import Denoise
 from jaxdiff.noise import Noise
 from jaxdiff.record import record
 from jaxdiff.sampling.base import Sampler, State, refuse_no_signal
+from jaxdiff.sampling.checks import check_tau
 
 
 @record
@@ -50,6 +51,12 @@ class EulerMaruyama(Sampler):
 
     tau: ArrayLike = 1.0
 
+    def __post_init__(self) -> None:
+        check_tau(self.tau)
+
+    def noise_level(self) -> ArrayLike:
+        return self.tau
+
     def check(self, ts: ArrayLike) -> None:
         refuse_no_signal(self.process, ts, "EulerMaruyama")
 
@@ -62,7 +69,9 @@ class EulerMaruyama(Sampler):
 
 @record
 class ReverseDiffusion(Sampler):
-    """Equation (2), and for other tau its family (1 + tau^2)/2 v score, tau sqrt(v) z: weak and strong order 1; one
+    """The discretised SDE's reverse, equation (2).
+
+    For other tau it is the family (1 + tau^2)/2 v score, tau sqrt(v) z: weak and strong order 1; one
     evaluation a step; falling times. tau = 0 is the paper's "reverse diffusion" probability flow (appendix D.3).
 
     From alpha = 0 its step is finite but as coarse as can be, r being 0 there however short the step is: begin below.
@@ -75,6 +84,12 @@ class ReverseDiffusion(Sampler):
     """
 
     tau: ArrayLike = 1.0
+
+    def __post_init__(self) -> None:
+        check_tau(self.tau)
+
+    def noise_level(self) -> ArrayLike:
+        return self.tau
 
     def step(self, denoise: Denoise, noise: Noise, state: State, x: Array, t: Array, s: Array) -> tuple[Array, State]:
         scale, variance = self.process.transition(s, t)

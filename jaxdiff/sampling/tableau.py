@@ -33,7 +33,9 @@ Tree = tuple[Any, ...]
 
 @record
 class Tableau:
-    """Equation (1), checked: each row of a sums to its c, and (2) holds up to the orders that are stated.
+    """The coefficients of an explicit Runge-Kutta method, equation (1).
+
+    They are checked: each row of a sums to its c, and (2) holds up to the orders that are stated.
 
     Args:
       a: the rows a_2, ..., a_S, of lengths 1, ..., S - 1; row 1 is empty and left out.

@@ -37,7 +37,9 @@ class Predictions(NamedTuple):
 
 @record
 class Tabulated(Sampler):
-    """Equation (1). One evaluation a step; the order is the table's. It keeps n predictions.
+    """A step by weights from a table, equation (1).
+
+    One evaluation a step; the order is the table's. It keeps n predictions.
 
     Args:
       process: the process.

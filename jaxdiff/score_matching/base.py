@@ -12,7 +12,7 @@ from jax import Array
 
 from jaxdiff.broadcast import expand, mean_features, sum_features
 from jaxdiff.denoiser import Cond, Net
-from jaxdiff.loss import SNR, Draws, Objective, Weight
+from jaxdiff.loss import SNR, Context, Draws, Objective, Weight
 from jaxdiff.parameterization import Score
 from jaxdiff.record import record
 from jaxdiff.times import Terms
@@ -64,7 +64,7 @@ class DirectedDraws(Draws):
       directions: ``(B, M, ...)``, M a sample.
     """
 
-    directions: Array
+    directions: Any = None
 
 
 @record
@@ -76,7 +76,7 @@ class ScoreMatching(Objective):
     alpha^2: `SNR` is sigma^2 on the score, `Simple` 1 and `Likelihood` g^2/2.
 
     Args:
-      process, parameterization, time, label_dropout, null_label: as `Objective`.
+      process, parameterization, time, dropout: as `Objective`.
       weight: the weighting.
     """
 
@@ -86,11 +86,11 @@ class ScoreMatching(Objective):
     def values(self, score: Callable[[Array], Array], x: Array, draws: Any) -> tuple[Array, Array]:
         """The objective summed over dimensions ``(B,)``, and the score at x (or close to it)."""
 
-    def terms(self, net: Net, params: Any, draws: Any, key: Array | None = None) -> Terms:
+    def terms(self, net: Net, params: Any, draws: Any, context: Context = Context(), key: Array | None = None) -> Terms:
         """The objective's mean over dimensions for each sample. `Terms.mse` is the denoising error in eps, so that all
         objectives can be compared by it."""
         x = self.process.perturb(draws.x0, draws.eps, draws.t)
-        score = network_score(self, net, params, draws.cond, key)
+        score = network_score(self, net, params, draws.conditions(net), key)
         value, s = self.values(lambda x: score(x, draws.t), x, draws)
         weight = self.weight.on_target(self.process, Score(), draws.t) * draws.weight
         s = jax.lax.stop_gradient(s)

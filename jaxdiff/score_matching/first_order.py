@@ -10,6 +10,7 @@ from jax import Array
 
 from jaxdiff.broadcast import expand, sum_features
 from jaxdiff.denoiser import Cond
+from jaxdiff.loss import Context
 from jaxdiff.record import field, record
 from jaxdiff.score_matching.base import (
     DirectedDraws,
@@ -28,7 +29,7 @@ class Implicit(ScoreMatching):
     evaluation, so for few dimensions. Fields as `ScoreMatching`.
 
     >>> from jaxdiff.exact import GaussianDenoiser
-    >>> from jaxdiff.loss import Draws
+    >>> from jaxdiff.loss import Context, Draws
     >>> from jaxdiff.parameterization import ScaledTime, Score
     >>> from jaxdiff.schedule import VE
     >>> class Exact:  # data N(0, 1): at sigma(t) = 1 the score is -x/2, its trace in one dimension -1/2
@@ -54,7 +55,7 @@ class Sliced(ScoreMatching):
     Jacobian-vector product a direction, whatever the dimensions.
 
     Args:
-      process, parameterization, weight, time, label_dropout, null_label: as `ScoreMatching`.
+      process, parameterization, weight, time, dropout: as `ScoreMatching`.
       projections: M, directions a sample, at least 1; static.
       distribution: of the directions, "rademacher" (signs) or "gaussian"; static.
       variance_reduced: |s|^2 in place of (v . s)^2, its mean over v (their SSM-VR); static.
@@ -70,10 +71,10 @@ class Sliced(ScoreMatching):
         if self.distribution not in ("rademacher", "gaussian"):
             raise ValueError(f"distribution is 'rademacher' or 'gaussian', got {self.distribution!r}")
 
-    def draw(self, key: Array, batch: Cond, history: History = ()) -> DirectedDraws:
-        drawn = super().draw(key, batch, history)
+    def draw(self, key: Array, batch: Cond, history: History = (), context: Context = Context()) -> DirectedDraws:
+        drawn = super().draw(key, batch, history, context)
         v = draw_directions(key, drawn.x0, self.projections, self.distribution)
-        return DirectedDraws(drawn.x0, drawn.eps, drawn.t, drawn.weight, drawn.cond, v)
+        return DirectedDraws(drawn.x0, drawn.eps, drawn.t, drawn.weight, drawn.cond, drawn.dropped, directions=v)
 
     def _square(self, v: Array, s: Array) -> Array:
         # v (M, B, ...); s like it, or (1, B, ...)
@@ -91,7 +92,7 @@ class FiniteDifference(Sliced):
     v, which run in parallel. It differs from the sliced objective by O(h^2).
 
     Args:
-      process, parameterization, weight, time, label_dropout, null_label: as `ScoreMatching`.
+      process, parameterization, weight, time, dropout: as `ScoreMatching`.
       projections, distribution, variance_reduced: as `Sliced`.
       step: h/sigma(t), positive: p_t has no structure finer than sigma(t), and of much less float32 leaves nothing.
     """

@@ -10,7 +10,7 @@ from jax import Array
 
 from jaxdiff.broadcast import expand, sum_features
 from jaxdiff.denoiser import Cond, Net
-from jaxdiff.loss import Objective
+from jaxdiff.loss import Context, Objective
 from jaxdiff.process import Process
 from jaxdiff.record import field, record
 from jaxdiff.score_matching.base import ScoreAt, all_directions, draw_directions, inner, network_score
@@ -91,19 +91,22 @@ class FokkerPlanck:
         """The history before the first step."""
         return self.objective.init()
 
-    def draw(self, key: Array, batch: Cond, history: History = ()) -> FokkerPlanckDraws:
+    def draw(self, key: Array, batch: Cond, history: History = (), context: Context = Context()) -> FokkerPlanckDraws:
         """The objective's draws, and directions."""
-        drawn = self.objective.draw(key, batch, history)
+        drawn = self.objective.draw(key, batch, history, context)
         if not self.projections:
             return FokkerPlanckDraws(drawn, None)
         other = jax.random.fold_in(key, HUTCHINSON)
         return FokkerPlanckDraws(drawn, draw_directions(other, drawn.x0, self.projections, "rademacher"))
 
-    def terms(self, net: Net, params: Any, draws: FokkerPlanckDraws, key: Array | None = None) -> Terms:
+    def terms(
+        self, net: Net, params: Any, draws: FokkerPlanckDraws, context: Context = Context(), key: Array | None = None
+    ) -> Terms:
         """The objective's terms, the regulariser added to its loss."""
-        terms, drawn, process = self.objective.terms(net, params, draws.draws, key), draws.draws, self.objective.process
+        drawn, process = draws.draws, self.objective.process
+        terms = self.objective.terms(net, params, drawn, context, key)
         x = process.perturb(drawn.x0, drawn.eps, drawn.t)
-        score = network_score(self.objective, net, params, drawn.cond, key)
+        score = network_score(self.objective, net, params, drawn.conditions(net), key)
         v = None if draws.directions is None else jnp.moveaxis(draws.directions, 1, 0)
         residual = score_fokker_planck(process, score, x, drawn.t, v)
         sigma = process.sigma(drawn.t)

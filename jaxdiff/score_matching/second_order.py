@@ -11,8 +11,8 @@ from jax.typing import ArrayLike
 
 from jaxdiff.broadcast import expand, mean_features, sum_features
 from jaxdiff.denoiser import Cond, Net
-from jaxdiff.loss import SNR, Draws, Objective, Weight
-from jaxdiff.parameterization import Eps, Parameterization
+from jaxdiff.loss import SNR, Context, Draws, Objective, Weight
+from jaxdiff.parameterization import Eps, Extended
 from jaxdiff.prediction import Prediction
 from jaxdiff.process import Process
 from jaxdiff.record import field, record
@@ -21,7 +21,7 @@ from jaxdiff.times import History, Terms
 
 
 @record
-class LearnedHessian(Parameterization):
+class LearnedHessian(Extended):
     """A network of 2 + rank times the channels: the first C are ``base``'s output, the next the diagonal a, the others
     the factors b_1 .. b_rank of the Hessian of log p_t, equation (8). Samplers see ``base`` alone.
 
@@ -30,21 +30,11 @@ class LearnedHessian(Parameterization):
       rank: number of factors; 1 is enough for any Hessian in two dimensions; static.
     """
 
-    base: Parameterization = Eps()
     rank: int = field(default=1, pytree_node=False)
-
-    def condition(self, process: Process, x: Array, t: ArrayLike) -> tuple[Array, Array]:
-        return self.base.condition(process, x, t)
-
-    def target(self, process: Process, x0: Array, eps: Array, t: ArrayLike) -> Array:
-        return self.base.target(process, x0, eps, t)
 
     def read(self, process: Process, x: Array, t: ArrayLike, output: Array) -> Prediction:
         self._check(x.shape[-1], output)
         return self.base.read(process, x, t, output[..., : x.shape[-1]])
-
-    def jacobian(self, process: Process, t: ArrayLike) -> Array:
-        return self.base.jacobian(process, t)
 
     def parts(self, output: Array) -> tuple[Array, Array]:
         """a ``(B, D)`` and b ``(B, rank, D)`` of equation (8)."""
@@ -75,7 +65,7 @@ class SecondOrder(Objective):
     in the dimensions.
 
     Args:
-      process, time, label_dropout, null_label: as `Objective`.
+      process, time, dropout: as `Objective`.
       parameterization: a `LearnedHessian`.
       weight: the weighting, of both parts: `SNR` weighs errors in eps and in sigma^2 times the Hessian equally at all
         times.
@@ -93,12 +83,14 @@ class SecondOrder(Objective):
                 f"{type(self.parameterization).__name__}; HighOrder learns the Hessian without one"
             )
 
-    def terms(self, net: Net, params: Any, draws: Draws, key: Array | None = None) -> Terms:
+    def terms(
+        self, net: Net, params: Any, draws: Draws, context: Context = Context(), key: Array | None = None
+    ) -> Terms:
         """Both parts, each the mean over its elements, for each sample."""
         process, parameterization, t = self.process, self.parameterization, draws.t
         x = process.perturb(draws.x0, draws.eps, t)
         net_x, net_t = parameterization.condition(process, x, t)
-        output = net.apply(params, net_x, net_t, draws.cond, key=key).astype(x.dtype)
+        output = net.apply(params, net_x, net_t, draws.conditions(net), key=key).astype(x.dtype)
         eps = parameterization.read(process, x, t, output).eps
         mse = mean_features(jnp.square(eps - draws.eps))
         a, b = parameterization.parts(output)
@@ -125,7 +117,7 @@ class HighOrder(Objective):
     order). Any parameterization; the error in the Jacobian is bounded by that in the score.
 
     Args:
-      process, parameterization, time, label_dropout, null_label: as `Objective`.
+      process, parameterization, time, dropout: as `Objective`.
       weight: the weighting, of both parts.
       factor: of the second part, not negative.
       projections: directions a sample in which the Jacobian is compared; 0: all, D products; static.
@@ -135,17 +127,19 @@ class HighOrder(Objective):
     factor: float = 1.0
     projections: int = field(default=0, pytree_node=False)
 
-    def draw(self, key: Array, batch: Cond, history: History = ()) -> Draws:
-        drawn = super().draw(key, batch, history)
+    def draw(self, key: Array, batch: Cond, history: History = (), context: Context = Context()) -> Draws:
+        drawn = super().draw(key, batch, history, context)
         if not self.projections:
             return drawn
         v = draw_directions(key, drawn.x0, self.projections, "rademacher")
-        return DirectedDraws(drawn.x0, drawn.eps, drawn.t, drawn.weight, drawn.cond, v)
+        return DirectedDraws(drawn.x0, drawn.eps, drawn.t, drawn.weight, drawn.cond, drawn.dropped, directions=v)
 
-    def terms(self, net: Net, params: Any, draws: Draws, key: Array | None = None) -> Terms:
+    def terms(
+        self, net: Net, params: Any, draws: Draws, context: Context = Context(), key: Array | None = None
+    ) -> Terms:
         """Both parts, each the mean over its elements, for each sample."""
         x = self.process.perturb(draws.x0, draws.eps, draws.t)
-        score = network_score(self, net, params, draws.cond, key)
+        score = network_score(self, net, params, draws.conditions(net), key)
         s, push = jax.linearize(lambda x: score(x, draws.t), x)
         sigma = expand(self.process.sigma(draws.t), x)
         error = sigma * s + draws.eps

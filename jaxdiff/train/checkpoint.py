@@ -5,8 +5,8 @@ and `manifest` (every leaf's shape, dtype and checksum, JSON). So weights can be
 of another model, or is not as it was written (`jaxdiff.train.checksum`), is refused by the name of the first such leaf.
 A step appears whole, by a rename, or not at all. PRNG keys are stored as their data. No pickle anywhere.
 
-Which step was saved last is noted beside the folder, in the file `ledger`: a run whose checkpoints were lost is thus
-told from a new one.
+Which step was saved last is noted beside the folder, in the file `last_saved`: a run whose checkpoints were lost is
+thus told from a new one.
 
 With several processes, each reads and checks what it holds, and all take the same step: what one cannot read, none
 takes. There a save that fails always ends the run, since the others cannot know of it.
@@ -30,15 +30,14 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from jaxdiff.train.aftermath import keep_to_itself
-from jaxdiff.train.checksum import DamageError
-from jaxdiff.train.state import TrainState
-from jaxdiff.train.stored import (
+from jaxdiff.compat import TMP_DIR_SUFFIX
+from jaxdiff.train.checkpoint_format import (
     CheckpointError,
     StructureError,
     Summed,
     Want,
     all_of,
+    average_folder,
     make_manifest,
     nested,
     of_the_system,
@@ -50,6 +49,9 @@ from jaxdiff.train.stored import (
     trees_of,
     unflatten,
 )
+from jaxdiff.train.checksum import DamageError
+from jaxdiff.train.failed_save import quiet_failed_saves
+from jaxdiff.train.state import TrainState
 
 
 class SaveError(CheckpointError):
@@ -65,7 +67,7 @@ class Checkpoints:
         best: a metric's name: the step where it was lowest is kept as well; None: only the latest.
         on_error: what a failed save does (a full disk): "continue" says so and leaves it to the next save to do better,
             "stop" raises. Steps saved before stay in both cases.
-        ledger: file that notes the last step saved; None: none.
+        last_saved: file that notes the last step saved; None: none.
         readonly: for a reader beside a training that goes on: nothing is made, moved or cleaned up.
         say: gets each warning, one line of text.
 
@@ -88,7 +90,7 @@ class Checkpoints:
         keep: int = 3,
         best: str | None = None,
         on_error: Literal["continue", "stop"] = "continue",
-        ledger: str | os.PathLike[str] | None = None,
+        last_saved: str | os.PathLike[str] | None = None,
         readonly: bool = False,
         say: Callable[[str], None] | None = None,
     ) -> None:
@@ -98,7 +100,7 @@ class Checkpoints:
         self._readonly = readonly
         self._best = best
         self._on_error = on_error
-        self._ledger = None if ledger is None else Path(ledger)
+        self._last_saved = None if last_saved is None else Path(last_saved)
         self._say = say or _to_stderr
         self._scores: dict[int, float] = {}
         self._saving: int | None = None
@@ -114,8 +116,10 @@ class Checkpoints:
             create=not readonly,
             temporary_path_class=Summed,
         )
-        keep_to_itself(saves=not readonly)
-        self._manager: Any = self._opened()
+        with contextlib.ExitStack() as quiet:
+            quiet.enter_context(quiet_failed_saves(saves=not readonly))
+            self._manager: Any = self._opened()
+            self._quiet = quiet.pop_all()
 
     def _opened(self, *, clean: bool = True) -> Any:
         options = dataclasses.replace(self._options, cleanup_tmp_directories=clean and not self._readonly)
@@ -149,7 +153,7 @@ class Checkpoints:
         """Whether there is something to go on from.
 
         Raises:
-            CheckpointError: there was, by the ledger, and it is gone.
+            CheckpointError: there was, by that file, and it is gone.
         """
         if self.steps():
             return True
@@ -242,27 +246,27 @@ class Checkpoints:
     def _sweep(self) -> None:
         """Removes what failed saves have left, which takes room; where their threads write on, the next sweep does."""
         if self._failed:
-            for partial in self.folder.glob("*.orbax-checkpoint-tmp"):
+            for partial in self.folder.glob(f"*{TMP_DIR_SUFFIX}"):
                 shutil.rmtree(partial, ignore_errors=True)
 
     def _noted(self) -> int | None:
-        """The last step saved, by the ledger; -1 where it cannot be read, None where there is none."""
-        if self._ledger is None or not self._ledger.exists():
+        """The last step saved, as noted; -1 where it cannot be read, None where there is none."""
+        if self._last_saved is None or not self._last_saved.exists():
             return None
         try:
-            return int(json.loads(self._ledger.read_text(encoding="utf-8"))["saved"])
+            return int(json.loads(self._last_saved.read_text(encoding="utf-8"))["saved"])
         except (OSError, ValueError, TypeError, KeyError):
             return -1
 
     def _note(self, step: int) -> None:
-        if self._ledger is None or self._readonly or jax.process_index() != 0:
+        if self._last_saved is None or self._readonly or jax.process_index() != 0:
             return
-        partial = self._ledger.with_suffix(".partial")
+        partial = self._last_saved.with_suffix(".partial")
         try:
             partial.write_text(json.dumps({"saved": step}) + "\n", encoding="utf-8")
-            partial.replace(self._ledger)
+            partial.replace(self._last_saved)
         except OSError as error:
-            self._say(f"WARNING: {self._ledger} cannot be written ({reason(error)})")
+            self._say(f"WARNING: {self._last_saved} cannot be written ({reason(error)})")
 
     def restore(self, template: TrainState, step: int | None = None) -> tuple[TrainState, Any]:
         """Read a state onto the shardings of `template`.
@@ -283,14 +287,14 @@ class Checkpoints:
         return state_of(trees, data["key"], template), data["position"]
 
     def restore_weights(
-        self, template: Any, *, ema: bool = True, partial: bool = False, step: int | None = None
+        self, template: Any, *, ema: bool | str = True, partial: bool = False, step: int | None = None
     ) -> Any:
         """Read the parameters alone, for sampling or as the start of another training.
 
         Args:
             template: the parameters' shapes, from `jax.eval_shape(net.init, key)`; with shardings, or onto the first
                 device. Parameters themselves will do.
-            ema: their running average (float32) rather than the parameters themselves.
+            ema: their running average (float32), or the one of this name, rather than the parameters themselves.
             partial: take the leaves that fit by name and shape, and leave others as they stand in the template; these
                 are told of.
             step: which; None: the newest that can be read.
@@ -298,7 +302,7 @@ class Checkpoints:
         Raises:
             CheckpointError: as `restore`; or nothing fits.
         """
-        name = "ema" if ema else "params"
+        name = average_folder(ema if isinstance(ema, str) else "ema") if ema else "params"
         leaf = jax.ShapeDtypeStruct
         dtyped = jax.tree.map(lambda a: leaf(a.shape, jnp.float32 if ema else a.dtype, sharding=a.sharding), template)
         wanted, new = {name: nested(dtyped)}, list[str]()
@@ -306,7 +310,7 @@ class Checkpoints:
         def fitting(manifest: Mapping[str, Any], what: str) -> dict[str, Any]:
             if not partial:
                 return all_of(wanted, manifest, what)
-            new[:], fit = split(manifest[name], wanted[name])
+            new[:], fit = split(manifest.get(name, {}), wanted[name])
             if not fit:
                 raise StructureError(f"{what} has no weights that fit: {', '.join(new[:3])} ...")
             return {name: fit}
@@ -327,6 +331,8 @@ class Checkpoints:
         finally:
             if self._manager is not None:
                 self._manager.close()
+            if not self._failed:  # else what a failed save has left in threads is told of later
+                self._quiet.close()
         self._sweep()
 
     def __enter__(self) -> Checkpoints:

@@ -15,6 +15,7 @@ one. The average is kept in float32 whatever the parameters are: at d = 0.9999 a
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
@@ -25,6 +26,19 @@ class EmaRule(Protocol):
     """Anything that knows its decay at a step."""
 
     def decay(self, step: jax.Array, batch_size: int) -> jax.Array: ...
+
+
+Rules = EmaRule | Mapping[str, EmaRule]
+"""One rule, whose average is named "ema", or several by name; the first one's average is what is sampled from."""
+
+
+def rules_by_name(rules: Rules) -> dict[str, EmaRule]:
+    """The rules of several averages by their names.
+
+    >>> list(rules_by_name(Ema(0.999)))
+    ['ema']
+    """
+    return dict(rules) if isinstance(rules, Mapping) else {"ema": rules}
 
 
 @dataclasses.dataclass(frozen=True)

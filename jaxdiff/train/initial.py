@@ -11,9 +11,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxdiff.config import Config, ConfigError, FrozenWeights, as_config_error, read_config
+from jaxdiff.denoiser import NetworkDenoiser
+from jaxdiff.networks import functional
 from jaxdiff.train.checkpoint import Checkpoints
-from jaxdiff.train.state import TrainState
-from jaxdiff.train.stored import CheckpointError
+from jaxdiff.train.checkpoint_format import CheckpointError
+from jaxdiff.train.checksum import leaf_sums, text_sum
+from jaxdiff.train.frozen import partition
+from jaxdiff.train.state import Network, TrainState
+from jaxdiff.train.step import Given
+
+BASE = "base"
+"""The name of a network's own weights that are not trained."""
 
 
 def read_weights(
@@ -36,13 +45,69 @@ def read_weights(
     Raises:
         CheckpointError: there is no checkpoint, none that can be read, or its leaves differ and `partial` is not set.
     """
-    folder, step = _located(Path(path))
+    folder, step = _located(Path(path).expanduser())
     with Checkpoints(folder, readonly=True, say=say) as checkpoints:
         return checkpoints.restore_weights(template, ema=ema, partial=partial, step=step)
 
 
+def read_frozen(config: Config, net: Network) -> tuple[Config, Given]:
+    """The codec and the weights that a run uses and does not train, from where they lie.
+
+    Args:
+        config: resolved; ``frozen`` names the weights, ``train.freeze`` the parts of the network that are not trained.
+        net: its network.
+
+    Returns:
+        The configuration with the step and the checksum of all weights noted, and what each step is given.
+
+    Raises:
+        ConfigError: parts that are not trained and no weights for them, or the other way about.
+        CheckpointError: weights that cannot be read, or that are others than those noted.
+    """
+    named = {each.name: each for each in config.frozen}
+    if bool(config.train.freeze) != (BASE in named):
+        raise ConfigError(
+            "train.freeze: the parts that are not trained need weights to start with: --init-from RUN"
+            if config.train.freeze
+            else f"frozen: weights named {BASE!r} are of train.freeze, which names nothing"
+        )
+    base: Any = {}
+    frozen: dict[str, Any] = {}
+    noted = []
+    for each in config.frozen:
+        if each.name == BASE:
+            shapes = jax.eval_shape(net.init, jax.random.key(0))
+            with as_config_error("train.freeze"):
+                template = partition(shapes, config.train.freeze)[1]
+            base, now = _checked(each, template)
+        else:
+            of = read_config(each.path)
+            teacher = functional(of.network, tuple(of.codec.spec["x"].shape) if of.codec is not None else None)
+            params, now = _checked(each, jax.eval_shape(teacher.init, jax.random.key(0)))
+            frozen[each.name] = NetworkDenoiser(teacher, params, of.process, of.parameterization)
+        noted.append(now)
+    return dataclasses.replace(config, frozen=tuple(noted)), Given(config.codec, frozen, base)
+
+
+def _checked(each: FrozenWeights, template: Any) -> tuple[Any, FrozenWeights]:
+    """Weights, and what is noted of them."""
+    folder, step = _located(Path(each.path).expanduser())
+    with Checkpoints(folder, readonly=True) as checkpoints:
+        found = each.step or step or checkpoints.latest()
+        params = checkpoints.restore_weights(template, partial=True, step=found)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+        raise CheckpointError(f"{each.path}: it lacks a part of the weights that are needed ({each.name})")
+    checksum = str(text_sum([str(number) for number in leaf_sums(jax.tree.leaves(params))]))
+    if each.checksum is not None and checksum != each.checksum:
+        raise CheckpointError(
+            f"{each.path} step {found}: its weights are not those that this run began with ({each.name}): bring them "
+            "back, or start a new run"
+        )
+    return params, dataclasses.replace(each, step=found, checksum=checksum)
+
+
 def with_weights(state: TrainState, weights: Any) -> TrainState:
-    """A new state with other weights: parameters and their average; step, optimizer and history are as they were.
+    """A new state with other weights: parameters and their averages; step, optimizer and history are as they were.
 
     Args:
         state: the new state, from `create_sharded_state`.
@@ -51,9 +116,9 @@ def with_weights(state: TrainState, weights: Any) -> TrainState:
     params = jax.tree.map(
         lambda new, own: own if isinstance(new, jax.ShapeDtypeStruct) else new.astype(own.dtype), weights, state.params
     )
-    # A copy, not the same array: a donated buffer may stand in the state once only.
-    average = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params)
-    return dataclasses.replace(state, params=params, ema=average)
+    # Copies, not the same arrays: a donated buffer may stand in the state once only.
+    averages = {name: jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params) for name in state.ema}
+    return dataclasses.replace(state, params=params, ema=averages)
 
 
 def _located(path: Path) -> tuple[Path, int | None]:

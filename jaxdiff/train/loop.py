@@ -8,8 +8,9 @@ What it takes care of, so that `train.py` reads as a story:
   device until a step is logged.
 - The loop runs under `jax.transfer_guard("disallow")`: a transfer nobody asked for is an error, not a slow run.
   Callbacks, checkpoints and logging are outside of the guard.
-- A first SIGINT or SIGTERM ends the run after the step in progress with a checkpoint; a second ends the process at
-  once. Of several processes it is enough that one gets it: all agree on the step (`jaxdiff.train.agreement`).
+- SIGINT, SIGTERM, SIGHUP or SIGUSR1 ends the run after the step in progress with a checkpoint; a second SIGINT or
+  SIGTERM ends the process at once (`jaxdiff.launch.signals`). Of several processes it is enough that one gets it: all
+  stop after the same step (`jaxdiff.train.stopping`).
 - Bad steps are skipped within the step (`jaxdiff.train.guard`). Too many in a row end the run, with the state from
   before them saved and their records named; a parameter that is not finite ends it before it can reach a checkpoint.
 - With `steps_per_call` the devices take several steps at a call. Logging, checkpoints and callbacks come after the same
@@ -20,22 +21,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import FrameType
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from jaxdiff.train.agreement import Agreement
+from jaxdiff.launch.signals import Stop
 from jaxdiff.train.checkpoint import Checkpoints
-from jaxdiff.train.clock import Clock, device_memory, host_memory, peak_of
 from jaxdiff.train.flops import step_flops
 from jaxdiff.train.metrics import MetricsLog, Progress, summarize
 from jaxdiff.train.prefetch import Data, Prefetch
@@ -43,7 +39,9 @@ from jaxdiff.train.profile import StepTrace, Window
 from jaxdiff.train.sharding import batch_sharding
 from jaxdiff.train.skipped import SKIPPED, DivergedError, SkippedRow, rewound
 from jaxdiff.train.state import TrainState
-from jaxdiff.train.step import several_steps
+from jaxdiff.train.step import Given, several_steps
+from jaxdiff.train.stopping import StopVote
+from jaxdiff.train.throughput import Throughput, device_memory, host_memory, peak_of
 
 Callback = Callable[[int, TrainState], None]
 
@@ -69,56 +67,11 @@ class Outcome:
     device_memory: int | None
 
 
-class Stop:
-    """Turns the first SIGINT or SIGTERM into a flag, for the length of a `with`.
-
-    A second signal of either kind has its default effect: the process ends at once. The handlers that were there are
-    restored at the end. Enter it after `jax.distributed.initialize`, which installs a SIGTERM handler of its own.
-    Outside of the main thread, where Python allows no handlers, it does nothing.
-
-    Args:
-        say: gets one line when the first signal comes.
-
-    Example:
-        >>> import os, signal
-        >>> with Stop(say=print) as stop:
-        ...     os.kill(os.getpid(), signal.SIGTERM)
-        ...     stop.requested
-        SIGTERM: finishing the step, then saving; once more to end at once
-        True
-    """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self, say: Callable[[str], None] | None = None) -> None:
-        self.requested = False
-        self._say = say or (lambda text: os.write(2, f"\n{text}\n".encode()))
-        self._before: dict[int, Any] = {}
-        self._owner = os.getpid()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        for each in self.SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
-        if os.getpid() != self._owner:  # a forked worker has inherited the handler, not the loop
-            os.kill(os.getpid(), number)
-            return
-        self.requested = True
-        self._say(f"{signal.Signals(number).name}: finishing the step, then saving; once more to end at once")
-
-    def __enter__(self) -> Stop:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
 def train_loop(
     step_fn: Any,
     state: TrainState,
     data: Data,
+    given: Given = Given(),
     *,
     steps: int,
     log: MetricsLog,
@@ -172,12 +125,12 @@ def train_loop(
         raise ValueError(f"the state lies on {placed}, not on a mesh; make it with create_sharded_state")
     assert isinstance(placed.mesh, Mesh)
     sharding = batch_sharding(placed.mesh)
-    agreement, stopping = Agreement(placed.mesh, ahead), False
+    vote, stopping = StopVote(placed.mesh, ahead), False
     dues = [log_every, save_every, *(every for every, _ in callbacks if every)]
     pending: list[tuple[int, Mapping[str, jax.Array]]] = []  # of each call, how many steps and their metrics
     record: dict[str, Any] = {}
     row = SkippedRow(max_skipped)
-    clock = Clock()
+    throughput = Throughput()
     compiled: dict[int, Callable[..., Any]] = {}
 
     def steps_of_call(step: int) -> int:
@@ -195,7 +148,7 @@ def train_loop(
         for number, metrics in enumerate(fetched, step - len(fetched) + 1):
             row.add(number, metrics)
         _refuse_non_finite(fetched, step - len(fetched) + 1, checkpoints)
-        record = summarize(fetched) | clock.rates()
+        record = summarize(fetched) | throughput.rates()
         log.write(step, record)
         progress.update(step, loss=record["loss"], images_per_second=record["images_per_second"])
         if row.full:
@@ -212,7 +165,7 @@ def train_loop(
             checkpoints.save(step - back, saved, position, numbers)
         else:
             checkpoints.save(step, state, batches.position, numbers)
-        clock.blocked += time.perf_counter() - begun
+        throughput.blocked += time.perf_counter() - begun
 
     def give_up() -> str:
         # All steps since the row's first have changed nothing but counters, so the state from before it is still there.
@@ -242,33 +195,33 @@ def train_loop(
     ):
         while step < steps and not stopping:
             count = steps_of_call(step)
-            clock.run()
+            throughput.run()
             with jax.transfer_guard("disallow"):
                 begun = time.perf_counter()
                 batch = batches.take(count)
-                clock.waited += time.perf_counter() - begun
+                throughput.waited += time.perf_counter() - begun
                 if count not in compiled:
                     jax.block_until_ready(pending)
-                    clock.pause()
+                    throughput.pause()
                     # In threads, so that signals are answered meanwhile: Python runs handlers in the main thread only,
                     # between two of its bytecodes.
-                    making = compiler.submit(_compile, step_fn, state, batch, progress)
+                    making = compiler.submit(_compile, step_fn, state, batch, given, progress)
                     if not compiled:
-                        counting = compiler.submit(_count, step_fn, state, batch[0], placed)
-                        clock = Clock()
-                        clock.step_flops, clock.peak = counting.result()
+                        counting = compiler.submit(_count, step_fn, state, batch[0], given, placed)
+                        throughput = Throughput()
+                        throughput.step_flops, throughput.peak = counting.result()
                     compiled[count] = making.result()
-                    clock.run()
+                    throughput.run()
                 if step + count < steps:
                     batches.begin(steps_of_call(step + count))
                 trace.before(step, step + count, pending)
-                state, metrics = compiled[count](state, batch)
+                state, metrics = compiled[count](state, batch, given)
                 pending.append((count, metrics))
                 if len(pending) > ahead:
                     pending[-1 - ahead][1]["loss"].block_until_ready()
             step += count
-            clock.steps += count
-            clock.images += count * batch[0]["x"].shape[0]
+            throughput.steps += count
+            throughput.images += count * batch[0]["x"].shape[0]
             progress.advance(step)
             trace.after(step, metrics)
 
@@ -280,41 +233,43 @@ def train_loop(
             if saves or due:
                 if saves:
                     save(here=step == steps)
-                clock.pause()
+                throughput.pause()
                 for call in due:
                     call(step, state)
-            stopping = agreement.reached(stop.requested)
+            stopping = vote.passed(stop.requested)
         stopped = step < steps
         if stopped and step > start:
             save(here=True)
         checkpoints.wait()
         if stopped:
             progress.say(f"stopped after step {step}; saved in {checkpoints.folder}; to go on: {resume_command}")
-    clock.pause()
-    outcome = Outcome(state, step, stopped, clock.overall(), host_memory(), device_memory())
+    throughput.pause()
+    outcome = Outcome(state, step, stopped, throughput.overall(), host_memory(), device_memory())
     if lead:
         print(_closing_line(outcome, start), flush=True)
     return outcome
 
 
-def _compile(step_fn: Any, state: TrainState, batch: tuple[Any, ...], progress: Progress) -> Callable[..., Any]:
+def _compile(
+    step_fn: Any, state: TrainState, batch: tuple[Any, ...], given: Given, progress: Progress
+) -> Callable[..., Any]:
     """Of a call with these batches; takes them in a tuple."""
     begun = time.perf_counter()
     if len(batch) == 1:
-        single = step_fn.lower(state, *batch).compile()
-        made: Callable[..., Any] = lambda state, batch: single(state, *batch)  # noqa: E731
+        single = step_fn.lower(state, *batch, given).compile()
+        made: Callable[..., Any] = lambda state, batch, given: single(state, *batch, given)  # noqa: E731
     else:
-        made = several_steps(step_fn, state).lower(state, batch).compile()
+        made = several_steps(step_fn, state).lower(state, batch, given).compile()
     several = "" if len(batch) == 1 else f" ({len(batch)} a call)"
     progress.say(f"compiled the training step{several} in {time.perf_counter() - begun:.1f} s")
     progress.begin()
     return made
 
 
-def _count(step_fn: Any, state: TrainState, batch: Any, placed: NamedSharding) -> tuple[float, float]:
+def _count(step_fn: Any, state: TrainState, batch: Any, given: Given, placed: NamedSharding) -> tuple[float, float]:
     """FLOPs of a step, and of the devices a second. Tracing again takes seconds: only where the rate is known."""
     peak = peak_of(list(placed.mesh.devices.flat))
-    return (math.nan if math.isnan(peak) else step_flops(step_fn, state, batch)), peak
+    return (math.nan if math.isnan(peak) else step_flops(step_fn, state, batch, given)), peak
 
 
 def _by_step(calls: Sequence[tuple[int, Mapping[str, Any]]]) -> list[Mapping[str, Any]]:

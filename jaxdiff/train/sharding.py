@@ -27,9 +27,9 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxdiff.compat import mesh_utils
 from jaxdiff.train.state import Loss, Network, TrainState, create_state
 
 AXES = ("data", "fsdp", "tensor")
@@ -288,19 +288,19 @@ def state_sharding(state: TrainState, mesh: Mesh) -> TrainState:
 
 
 def state_template(
-    net: Network, optimizer: optax.GradientTransformation, loss: Loss, key: jax.Array, mesh: Mesh
+    net: Network, optimizer: optax.GradientTransformation, loss: Loss, key: jax.Array, mesh: Mesh, **options: Any
 ) -> TrainState:
     """The state's shapes, dtypes and shardings, without making it: what `compile_step` and `Checkpoints.restore` ask
     for.
 
     Args:
-        net, optimizer, loss, key: see `create_state`.
+        net, optimizer, loss, key, options: see `create_state`.
         mesh: from `make_mesh`.
 
     Returns:
         A TrainState of `jax.ShapeDtypeStruct`, each with its sharding.
     """
-    shapes = jax.eval_shape(lambda k: create_state(net, optimizer, loss, k), key)
+    shapes = jax.eval_shape(lambda k: create_state(net, optimizer, loss, k, **options), key)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -309,12 +309,12 @@ def state_template(
 
 
 def create_sharded_state(
-    net: Network, optimizer: optax.GradientTransformation, loss: Loss, key: jax.Array, mesh: Mesh
+    net: Network, optimizer: optax.GradientTransformation, loss: Loss, key: jax.Array, mesh: Mesh, **options: Any
 ) -> TrainState:
     """`create_state` on the mesh: every device makes its own part only, so the whole never has to fit on one.
 
     Args:
-        net, optimizer, loss, key: see `create_state`.
+        net, optimizer, loss, key, options: see `create_state`.
         mesh: from `make_mesh`.
 
     Example:
@@ -325,6 +325,6 @@ def create_sharded_state(
         >>> state.params["w"].shape
         (8, 8)
     """
-    template = state_template(net, optimizer, loss, key, mesh)
+    template = state_template(net, optimizer, loss, key, mesh, **options)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, template)
-    return jax.jit(lambda k: create_state(net, optimizer, loss, k), out_shardings=shardings)(key)
+    return jax.jit(lambda k: create_state(net, optimizer, loss, k, **options), out_shardings=shardings)(key)

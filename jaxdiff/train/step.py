@@ -1,12 +1,15 @@
 """One step of training: draw, differentiate, update, average.
 
-    (0)  batch      = codec.encode(records, key')                           augmented at random
-    (1)  draws      = loss.draw(fold_in(key, n), batch, history)            once for the whole batch
-    (2)  g          = grad of mean_i loss_i(params, draws_i)                as the mean over `accumulate` micro-batches
+    (0)  batch      = codec.encode(records, fold_in(key, n))                data as stored -> x0 and conditions
+    (1)  draws      = loss.draw(fold_in(key, n), batch, history, context)   once for the whole batch
+    (2)  g          = grad of mean_i loss_i(params, draws_i, context)       as the mean over `accumulate` micro-batches
     (3)  params, h  = optimizer(g), loss.update(history, draws, terms)
-    (4)  ema        = d ema + (1 - d) params
+    (4)  ema        = d ema + (1 - d) params                                each of the averages, by its own rule
 
 (3) and (4) are left out where the loss or g is bad (`jaxdiff.train.guard`); n moves on all the same.
+
+The codec and all weights that are not trained are arguments, `Given`. Of a network that is trained in part, params are
+the trained leaves; g is taken with respect to them alone, the loss sees all.
 
 Because the draws are made before the batch is split, accumulating over micro-batches gives the large batch's gradient
 up to rounding (with dropout on, the masks differ: a network draws them for the batch it is given).
@@ -14,17 +17,19 @@ up to rounding (with dropout on, the masks differ: a network draws them for the 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxdiff.codecs import Codec
+from jaxdiff.loss import Context
 from jaxdiff.networks.placement import samples_over
-from jaxdiff.train.ema import EmaRule, update_ema
+from jaxdiff.train.ema import Rules, rules_by_name, update_ema
+from jaxdiff.train.frozen import joined
 from jaxdiff.train.guard import judge
 from jaxdiff.train.sharding import batch_sharding
 from jaxdiff.train.state import Loss, Network, TrainState
@@ -32,34 +37,50 @@ from jaxdiff.train.state import Loss, Network, TrainState
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 NOISE_BINS = 8
-AUGMENT = 0x6175676D  # "augm": the augmentation's key apart from the loss's
+
+
+AUGMENT = 0x61756765
+"""Salt of the codec's draws, apart from the loss's."""
+
+
+class Given(NamedTuple):
+    """What each step is given beside the state and its batch: arguments of the jitted step that do not change.
+
+    Attributes:
+        codec: makes x0 and conditions of stored records; None: the batch holds them already.
+        frozen: weights that are not trained, by name: `jaxdiff.loss.Context`.
+        base: leaves of the network's own parameters that are not trained; {}: all are.
+    """
+
+    codec: Any = None
+    frozen: Mapping[str, Any] = {}
+    base: Mapping[str, Any] = {}
 
 
 def train_step(
     state: TrainState,
     batch: Batch,
+    given: Given = Given(),
     *,
     net: Network,
     loss: Loss,
     optimizer: optax.GradientTransformation,
-    ema: EmaRule,
+    ema: Rules,
     accumulate: int = 1,
     spike: float | None = None,
     max_skipped: int = 10,
-    codec: Codec | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Advance the state by one optimizer step, or skip it. Pure; `compile_step` jits it with donation and shardings.
 
     Args:
         state: the state after n steps.
-        batch: {"x": (B, ...), ...}, every leaf with leading axis B: records as they are stored; with no codec, what the
-            network sees.
+        batch: records as their source stores them, {"x": (B, ...), ...}, every leaf with leading axis B.
+        given: codec and frozen weights.
         net, loss, optimizer, ema: configuration; static under jit.
         accumulate: micro-batches a step, at least 1, a divisor of B; peak activation memory falls by about as much.
         spike: a gradient's norm of more than so many times its running median is bad, above 1; None: only what is not
             finite is.
         max_skipped: bad steps in a row after which nothing changes any more but the step's number.
-        codec: makes of records what the network sees.
 
     Returns:
         The state after n + 1 steps, and metrics: `loss`, `grad_norm` (before clipping), `param_norm` (after the step),
@@ -83,8 +104,9 @@ def train_step(
         ...     def init(self, key): return {"w": jnp.zeros(())}
         >>> class FitOne:                                                # (w x - 1)^2
         ...     def init(self): return ()
-        ...     def draw(self, key, batch, history): return Draws(batch["x"], jax.random.uniform(key, (4,)))
-        ...     def terms(self, net, params, draws, key=None): return Terms(*2 * [(params["w"] * draws.x - 1.0) ** 2])
+        ...     def draw(self, key, batch, history, context): return Draws(batch["x"], jax.random.uniform(key, (4,)))
+        ...     def terms(self, net, params, draws, context, key):
+        ...         return Terms(*2 * [(params["w"] * draws.x - 1.0) ** 2])
         ...     def update(self, history, draws, terms): return history
         >>> parts = dict(net=Net(), loss=FitOne(), optimizer=optax.sgd(0.1))
         >>> state = create_state(**parts, key=jax.random.key(0))
@@ -97,14 +119,15 @@ def train_step(
         raise ValueError(
             f"a batch of {size} does not split into {accumulate} micro-batches; use a multiple of {accumulate}"
         )
-    step_key = jax.random.fold_in(state.key, state.step)
-    draw_key, dropout_key = jax.random.split(step_key)
-    if codec is not None:
-        batch = codec.encode(batch, jax.random.fold_in(step_key, AUGMENT))
-    draws = loss.draw(draw_key, batch, state.history)
+    key = jax.random.fold_in(state.key, state.step)
+    draw_key, dropout_key = jax.random.split(key)
+    if given.codec is not None:
+        batch = given.codec.encode(batch, jax.random.fold_in(key, AUGMENT))
+    context = Context(state.step, state.ema, given.frozen)
+    draws = loss.draw(draw_key, batch, state.history, context)
 
     def objective(params: Any, draws: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-        terms = loss.terms(net, params, draws, key)
+        terms = loss.terms(net, joined(params, given.base), draws, context, key)
         return jnp.mean(terms.loss), terms
 
     value_and_grad = jax.value_and_grad(objective, has_aux=True)
@@ -130,7 +153,10 @@ def train_step(
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    average = update_ema(state.ema, params, ema.decay(state.step, size))
+    average = {
+        name: update_ema(state.ema[name], params, rule.decay(state.step, size))
+        for name, rule in rules_by_name(ema).items()
+    }
     history = loss.update(state.history, draws, jax.lax.stop_gradient(terms))
     after = TrainState(
         step=state.step + 1,
@@ -173,36 +199,52 @@ def loss_by_noise(t: jax.Array, mse: jax.Array, bins: int = NOISE_BINS) -> jax.A
     return jnp.stack([jnp.where(inside, mse[:, None], 0.0).sum(axis=0), inside.astype(jnp.float32).sum(axis=0)])
 
 
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A jitted step of `compile_step`; `given` may be left out."""
+
+    jitted: Any
+
+    def __call__(self, state: TrainState, batch: Batch, given: Given = Given()) -> tuple[TrainState, Metrics]:
+        new: tuple[TrainState, Metrics] = self.jitted(state, batch, given)
+        return new
+
+    def lower(self, state: TrainState, batch: Batch, given: Given = Given()) -> Any:
+        """As a jitted function's ``lower``: its compiled form takes all three."""
+        return self.jitted.lower(state, batch, given)
+
+
 def compile_step(
     *,
     net: Network,
     loss: Loss,
     optimizer: optax.GradientTransformation,
-    ema: EmaRule,
+    ema: Rules,
     template: TrainState,
     schedule: optax.Schedule | None = None,
     accumulate: int = 1,
     spike: float | None = None,
     max_skipped: int = 10,
-    codec: Codec | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Step:
     """`train_step` under one jit: the state is donated (its buffers are reused; do not touch the old one), shardings
     are fixed.
 
     Args:
-        net, loss, optimizer, ema, accumulate, spike, max_skipped, codec: see `train_step`.
+        net, loss, optimizer, ema, accumulate, spike, max_skipped: see `train_step`.
         schedule: when given, its value is among the metrics as `lr`. Like the optimizer, it counts the steps taken.
         template: from `state_template`: the shardings of the state and, by its mesh, of the batch.
 
     Returns:
-        A jitted `(state, batch) -> (state, metrics)`; metrics are replicated.
+        `(state, batch, given) -> (state, metrics)`; `given` lies on the devices (`jax.device_put`), metrics are
+        replicated.
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, given: Given) -> tuple[TrainState, Metrics]:
         with samples_over(batch_sharding(mesh)):
             new, metrics = train_step(
                 state,
                 batch,
+                given,
                 net=net,
                 loss=loss,
                 optimizer=optimizer,
@@ -210,7 +252,6 @@ def compile_step(
                 accumulate=accumulate,
                 spike=spike,
                 max_skipped=max_skipped,
-                codec=codec,
             )
         if schedule is not None:
             metrics["lr"] = jnp.asarray(schedule(state.step - state.guard.skipped), jnp.float32)
@@ -219,15 +260,16 @@ def compile_step(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, template)
     mesh = shardings.step.mesh
     replicated = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(
+    jitted = jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(shardings, batch_sharding(mesh)),
+        in_shardings=(shardings, batch_sharding(mesh), None),
         out_shardings=(shardings, replicated),
     )
+    return Step(jitted)
 
 
-def several_steps(step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]], state: TrainState) -> Any:
+def several_steps(step: Callable[..., tuple[TrainState, Metrics]], state: TrainState) -> Any:
     """Several steps under one jit, by `jax.lax.scan`: one call from the host, and the same states.
 
     Args:
@@ -235,8 +277,8 @@ def several_steps(step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]
         state: its shardings, which the new state gets; it is donated.
 
     Returns:
-        A jitted `(state, batches) -> (state, metrics)`: batches are a tuple, each metric has a leading axis of its
-        length.
+        A jitted `(state, batches, given) -> (state, metrics)`: batches are a tuple, each metric has a leading axis of
+        its length.
 
     Example:
         >>> import dataclasses, types, jax, jax.numpy as jnp, optax
@@ -244,16 +286,17 @@ def several_steps(step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]
         >>> net = types.SimpleNamespace(init=lambda key: {"w": jax.random.normal(key, (2,))})
         >>> loss = types.SimpleNamespace(init=lambda: ())
         >>> state = create_sharded_state(net, optax.sgd(0.1), loss, jax.random.key(0), make_mesh(data=1))
-        >>> def step(state, batch):
+        >>> def step(state, batch, given):
         ...     return dataclasses.replace(state, step=state.step + 1), {"mean": batch["x"].mean()}
         >>> three = tuple({"x": jnp.full(4, float(n))} for n in range(3))
-        >>> state, metrics = several_steps(step, state)(state, three)
+        >>> state, metrics = several_steps(step, state)(state, three, None)
         >>> int(state.step), metrics["mean"].tolist()
         (3, [0.0, 1.0, 2.0])
     """
 
-    def steps(state: TrainState, batches: tuple[Batch, ...]) -> tuple[TrainState, Metrics]:
-        return jax.lax.scan(step, state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches))
+    def steps(state: TrainState, batches: tuple[Batch, ...], given: Any) -> tuple[TrainState, Metrics]:
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+        return jax.lax.scan(lambda state, batch: step(state, batch, given), state, stacked)
 
     shardings: Any = jax.tree.map(lambda leaf: leaf.sharding, state)
     replicated = NamedSharding(shardings.step.mesh, PartitionSpec())

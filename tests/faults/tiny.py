@@ -15,7 +15,7 @@ config = Config(
     process=CosineVP(),
     parameterization=V(),
     network=DiT(in_channels=1, patch=4, width=16, depth=1, heads=2, num_classes=10, dropout=0.1),
-    loss=LossConfig(time=LossSecondMoment(bins=4, length=3), label_dropout=0.1),
+    loss=LossConfig(time=LossSecondMoment(bins=4, length=3), dropout={"label": 0.1}),
     optimizer=OptimizerConfig(lr=2e-3, schedule="cosine", warmup=10, weight_decay=0.01),
     ema=Ema(0.9),
     train=TrainConfig(steps=48, batch_size=16, log_every=1, sample_every=0),

@@ -23,7 +23,7 @@ from jaxdiff.likelihood import (
     learn_proposal,
     prior_kl,
 )
-from jaxdiff.likelihood.ends import angle
+from jaxdiff.likelihood.angle import angle
 from jaxdiff.prediction import Prediction
 from jaxdiff.variational import learned_log_variance, vlb_term
 from tests.likelihood.problems import POINTS, keys_of
@@ -140,6 +140,8 @@ def test_the_bounds_refuse() -> None:
             discrete_vlb(exact, process, x, keys, **keywords)
     with pytest.raises(ValueError, match="draws is at least 1"):
         continuous_elbo(exact, process, x, keys, draws=0)
+    with pytest.raises(ValueError, match="ProposeLogSNR is uniform in log-SNR"):
+        continuous_elbo(gaussian(jd.Flow()), jd.Flow(), x, keys, t_max=1.0)
 
 
 # --- The bound of the reverse SDE

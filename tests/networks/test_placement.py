@@ -1,4 +1,4 @@
-"""`jaxdiff.networks.placement`; that a step on many devices then gathers weights only: `tests/test_scaling.py`."""
+"""`jaxdiff.networks.placement`; `tests/benchmarks/test_scaling.py`: a step on many devices gathers weights only."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.networks import DiT, UNet
 from jaxdiff.networks.layers import Conv3x3, Linear
 from jaxdiff.noise import sample_keys
-from jaxdiff.run import Run
+from jaxdiff.runs.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, BATCH, SAMPLES = 20, 16, 8

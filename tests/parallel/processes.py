@@ -80,7 +80,8 @@ class Group:
         address = f"127.0.0.1:{free_port()}"
         # NPROC: with more simulated devices than cores, queued collectives can deadlock in a thread pool of `cores`.
         variables = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "NPROC": "32", "PYTHONUNBUFFERED": "1"}
-        variables |= {"PYTHONPATH": str(ROOT), **(environment or {})}
+        # Of a run that is started again, nothing is compiled twice.
+        variables |= {"PYTHONPATH": str(ROOT), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", **(environment or {})}
         self.members = []
         for index in range(processes):
             joined = ["--distributed", address, "--num_processes", str(processes), "--process_id", str(index)]

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import train
+from tests.commands.test_cli import one_line
 from tests.parallel.processes import PEER_TIMEOUT, Group, free_port
-from tests.test_cli import one_line
 
 TINY = (
     *("--network.width", "16", "--network.depth", "2", "--network.frequencies", "16", "--train.batch_size", "16"),

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxdiff as jd
-from tests.tables import LOG_WEIGHTS, MEANS, PROCESSES, SAMPLERS, STDS, mixture
-
-PAIRS = list(itertools.product(sorted(PROCESSES), sorted(SAMPLERS)))
+from tests.tables import LOG_WEIGHTS, MEANS, PROCESSES, SAMPLERS, STDS, meetings, mixture
 
 
-@pytest.mark.parametrize(("process_name", "name"), PAIRS)
+@pytest.mark.parametrize(("process_name", "name"), meetings())
 def test_samples_the_mixture(process_name: str, name: str) -> None:
     """4,000 samples have the mixture's weights, means and widths."""
     process = PROCESSES[process_name]()

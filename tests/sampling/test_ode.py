@@ -99,13 +99,14 @@ def test_twins() -> None:
             rtol=1e-10,
         )
         np.testing.assert_allclose(
-            run(RungeKutta(process, TABLEAUX["heun2"], "t"), gaussian, x, ts), run(jd.Heun(process), gaussian, x, ts)
+            run(RungeKutta(process, TABLEAUX["heun2"], "t"), gaussian, x, ts),
+            run(jd.Heun(process, "t"), gaussian, x, ts),
         )
         t, s = ts[0], ts[1]
         first = exact(x, t).velocity(process, t)
         second = exact(x + (s - t) * first, s).velocity(process, s)
         np.testing.assert_allclose(
-            run(jd.Heun(process), gaussian, x, ts[:2]), x + (s - t) * (first + second) / 2, rtol=1e-10
+            run(jd.Heun(process, "t"), gaussian, x, ts[:2]), x + (s - t) * (first + second) / 2, rtol=1e-10
         )
         # Lu et al. 2022, algorithm 1
         half_log_snr = lambda t: 0.5 * process.log_snr(t)  # noqa: E731

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 import jaxdiff as jd
 from jaxdiff.prediction import Prediction
-from tests.tables import PROCESSES, SAMPLERS, gaussian, mixture
+from tests.tables import PROCESSES, SAMPLERS, each_meets_a_family, gaussian, meetings, mixture
 
 ORDERS = {"DDIM": 1, "Euler": 1, "Heun": 2, "Heun_rho": 2, "DPMpp2M": 2}
 SMOOTH = sorted(set(PROCESSES) - {"DiscreteVP_linear", "DiscreteVP_cosine", "DiscreteVP_zero_snr"})
@@ -40,8 +40,7 @@ def reference(process_name: str) -> np.ndarray:
     return np.asarray(run(SAMPLERS["Heun_rho"](process), x, grid(6000)))
 
 
-@pytest.mark.parametrize("name", sorted(ORDERS))
-@pytest.mark.parametrize("process_name", SMOOTH)
+@pytest.mark.parametrize(("process_name", "name"), meetings(SMOOTH, each_meets_a_family, ORDERS))
 def test_order_on_a_mixture(process_name: str, name: str) -> None:
     """The global error against a fine solution halves (quarters) with each doubling of the steps."""
     with jax.enable_x64(True):
@@ -103,8 +102,7 @@ def propagate(sampler: jd.Sampler, exact: jd.GaussianDenoiser, ts: jax.Array) ->
 ONE_DRAW = ["DDIM_half", "DDPM_large", "DDPM_small", "EulerMaruyama"]  # of the others: test_stochastic_orders.py
 
 
-@pytest.mark.parametrize("name", ONE_DRAW)
-@pytest.mark.parametrize("process_name", SMOOTH)
+@pytest.mark.parametrize(("process_name", "name"), meetings(SMOOTH, each_meets_a_family, ONE_DRAW))
 def test_weak_order_of_stochastic_samplers(process_name: str, name: str) -> None:
     """Mean and variance, propagated exactly through the affine steps on Gaussian data, converge with order 1."""
     with jax.enable_x64(True):

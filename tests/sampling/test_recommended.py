@@ -1,4 +1,4 @@
-"""Widened processes, tabulated multistep methods and the recommendation made of them."""
+"""Smoothed processes, tabulated multistep methods and the recommendation made of them."""
 
 from __future__ import annotations
 
@@ -9,27 +9,43 @@ import pytest
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxdiff import DDIM, VP, DPMpp2M, Flow, GaussianDenoiser, MixtureDenoiser, Process, SubVP, integrate, log_snr_times
+from jaxdiff import (
+    DDIM,
+    VE,
+    VP,
+    CosineVP,
+    DPMpp2M,
+    Flow,
+    GaussianDenoiser,
+    KarrasVE,
+    MixtureDenoiser,
+    Process,
+    Shifted,
+    SubVP,
+    integrate,
+    log_snr_times,
+)
 from jaxdiff.denoiser import Cond
 from jaxdiff.prediction import Prediction
-from jaxdiff.sampling.base import Sampler
-from jaxdiff.sampling.recommended import GRIDS, WEIGHTS, recommended, recommended_times
+from jaxdiff.sampling.base import Sampler, check_times
+from jaxdiff.sampling.recommended import GRIDS, WEIGHTS, data_scale, recommended, recommended_times
+from jaxdiff.sampling.smoothed import Smoothed, SmoothedDenoiser
 from jaxdiff.sampling.tabulated import Tabulated
 from jaxdiff.sampling.unipc import UniPC
-from jaxdiff.sampling.widened import Widened, WidenedDenoiser
 
 PROCESSES = (VP(), SubVP(), Flow())
 WIDTH = 0.15
 
 
-def widened(process: Process, std: float, width: float) -> tuple[GaussianDenoiser, Widened, WidenedDenoiser]:
+def smoothed(process: Process, std: float, width: float) -> tuple[GaussianDenoiser, Smoothed, SmoothedDenoiser]:
     exact = GaussianDenoiser(process, 0.5, std)
-    return exact, Widened(process, width), WidenedDenoiser(exact, process, width)
+    wide = Smoothed(process, width)
+    return exact, wide, SmoothedDenoiser(exact, wide)
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
 def test_one_step_is_exact_where_the_width_is_the_datas(process: Process) -> None:
-    exact, wide, denoise = widened(process, WIDTH, WIDTH)
+    exact, wide, denoise = smoothed(process, WIDTH, WIDTH)
     x = jax.random.normal(jax.random.key(0), (4, 3))
     ts = jnp.array([0.9, 0.0])
     x0, _ = integrate(DDIM(wide), denoise, None, x, ts)
@@ -37,8 +53,8 @@ def test_one_step_is_exact_where_the_width_is_the_datas(process: Process) -> Non
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
-def test_widened_predictions_are_those_of_the_blurred_points(process: Process) -> None:
-    _, wide, denoise = widened(process, 0.5, 0.3)
+def test_smoothed_predictions_are_those_of_the_blurred_points(process: Process) -> None:
+    _, wide, denoise = smoothed(process, 0.5, 0.3)
     points = GaussianDenoiser(wide, 0.5, 0.4)  # 0.4^2 + 0.3^2 = 0.5^2
     x, t = jax.random.normal(jax.random.key(0), (4, 3)), 0.3
     for got, expected in zip(denoise(x, t)[:2], points(x, t)[:2], strict=True):
@@ -48,7 +64,7 @@ def test_widened_predictions_are_those_of_the_blurred_points(process: Process) -
 
 def test_no_width_is_the_plain_method() -> None:
     process = VP()
-    exact, wide, denoise = widened(process, 0.3, 0.0)
+    exact, wide, denoise = smoothed(process, 0.3, 0.0)
     x, ts = jax.random.normal(jax.random.key(0), (4, 3)), log_snr_times(process, 6)
     plain, _ = integrate(UniPC(process), exact, None, x, ts)
     got, _ = integrate(UniPC(wide), denoise, None, x, ts)
@@ -59,7 +75,7 @@ def test_no_width_is_the_plain_method() -> None:
 def test_any_width_keeps_the_order(make: type[Sampler], order: int) -> None:
     with jax.enable_x64(True):
         process = Flow()
-        exact, wide, denoise = widened(process, 0.6, 0.2)
+        exact, wide, denoise = smoothed(process, 0.6, 0.2)
         x, errors = jnp.linspace(-1.0, 1.0, 4)[:, None], []
         for n in (40, 80):
             ts = jnp.linspace(0.6, 0.0, n + 1)
@@ -137,3 +153,30 @@ def test_recommended_beats_the_plain_method_at_as_many_evaluations(n: int) -> No
     assert len(calls) == n
     errors = [float(jnp.sqrt(jnp.square(x0 - reference).mean(axis=1)).mean()) for x0 in (got, plain)]
     assert errors[0] < 0.6 * errors[1]
+
+
+@pytest.mark.parametrize(
+    "process", [VE(), VE(0.01, 1500.0), VE(0.5, 3.0), KarrasVE(), Flow(), CosineVP(), Shifted(Flow(), 3.0)], ids=repr
+)
+@pytest.mark.parametrize("n", [5, 15, 50])
+def test_times_of_any_process(process: Process, n: int) -> None:
+    """They fall, whatever the process' ends, and begin at the table's share of its own end."""
+    ts = recommended_times(process, n)
+    check_times(Smoothed(process, 0.1), ts)
+    scale = float(data_scale(process))
+    rho = float(process.sigma(ts[0]) / process.alpha(ts[0]))
+    assert rho == pytest.approx(scale * GRIDS[n][0], rel=2e-3)
+
+
+def test_recommended_is_the_same_in_other_units() -> None:
+    """Data, noise and prior 20 times as large: the samples are 20 times as large, and so is the width."""
+    results = []
+    for scale in (1.0, 20.0):
+        process = VE(0.01 * scale, 80.0 * scale)
+        exact = MixtureDenoiser(process, scale * jnp.array([[-0.9, 0.4], [0.7, 0.8]]), 0.15 * scale)
+        sampler, wide, ts = recommended(process, exact, 10)
+        x = process.sigma(ts[0]) * jax.random.normal(jax.random.key(1), (64, 2))
+        results.append(integrate(sampler, wide, None, x, ts)[0] / scale)
+    np.testing.assert_allclose(results[1], results[0], atol=2e-3)
+    with pytest.raises(ValueError, match=r"VE ends below the first points of this grid, whose scale is 30\.0"):
+        recommended(VE(), GaussianDenoiser(VE(), 0.0, 1.0), 50, scale=30.0)

@@ -19,6 +19,7 @@ class Net:
 
     width: int = 16
     dropout: float = 0.0
+    cond = {}  # type: ignore[var-annotated]  # noqa: RUF012
 
     def init(self, key: jax.Array) -> Any:
         first, second = jax.random.split(key)
@@ -59,12 +60,12 @@ class Loss:
     def init(self) -> Any:
         return {"count": jnp.zeros(2, jnp.int32), "sum": jnp.zeros(2)}
 
-    def draw(self, key: jax.Array, batch: Any, history: Any) -> Draws:
+    def draw(self, key: jax.Array, batch: Any, history: Any, context: Any = None) -> Draws:
         time, noise = jax.random.split(key)
         image = batch["x"]
         return Draws(image, jax.random.normal(noise, image.shape), jax.random.uniform(time, image.shape[:1]))
 
-    def terms(self, net: Any, params: Any, draws: Draws, key: jax.Array | None = None) -> Terms:
+    def terms(self, net: Any, params: Any, draws: Draws, context: Any = None, key: jax.Array | None = None) -> Terms:
         t = draws.t[:, None, None, None]
         error = net.apply(params, (1 - t) * draws.x0 + t * draws.eps, draws.t, None, key=key) - draws.eps
         mse = jnp.mean(error**2, axis=(1, 2, 3))

@@ -88,7 +88,7 @@ def test_weights_alone_need_no_optimizer(tmp_path: Path, state: Any) -> None:
         checkpoints.save(1, marked)
     template = jax.eval_shape(Net().init, jax.random.key(0))
     with Checkpoints(tmp_path, readonly=True) as checkpoints:
-        _same(checkpoints.restore_weights(template), marked.ema)
+        _same(checkpoints.restore_weights(template), marked.ema["ema"])
         _same(checkpoints.restore_weights(template, ema=False, step=1), marked.params)
 
 

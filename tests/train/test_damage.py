@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff.train import CheckpointError, Checkpoints, create_sharded_state, state_template, stored
+from jaxdiff.train import CheckpointError, Checkpoints, checkpoint_format, create_sharded_state, state_template
 from tests.train.damage import damages
 from tests.train.test_checkpoint import _at, _bits, _parts
 
@@ -27,7 +27,7 @@ def state() -> Any:
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory, state: Any) -> Path:
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
-    with Checkpoints(folder, best="loss", ledger=folder.with_suffix(".json")) as checkpoints:
+    with Checkpoints(folder, best="loss", last_saved=folder.with_suffix(".json")) as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, _at(state, step), {"batches": step}, {"loss": float(step)})
     return folder
@@ -42,7 +42,7 @@ def folder(original: Path, tmp_path: Path) -> Path:
 def restored(folder: Path, **options: Any) -> tuple[Any, Any, list[str]]:
     said: list[str] = []
     with Checkpoints(
-        folder, best="loss", ledger=folder.with_suffix(".json"), say=said.append, **options
+        folder, best="loss", last_saved=folder.with_suffix(".json"), say=said.append, **options
     ) as checkpoints:
         assert checkpoints.begun()
         state, position = checkpoints.restore(state_template(*_parts()))
@@ -71,7 +71,7 @@ def test_every_damage_to_every_file(folder: Path, state: Any) -> None:
 def test_what_changes_between_memory_and_file_is_named_by_leaf(
     folder: Path, state: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = stored._arrays
+    read = checkpoint_format._arrays
 
     def faulty(item: Path, tree: Any) -> Any:
         arrays = read(item, tree)
@@ -81,7 +81,7 @@ def test_what_changes_between_memory_and_file_is_named_by_leaf(
             arrays["out"]["kernel"] = jax.device_put(kernel, arrays["out"]["kernel"].sharding)
         return arrays
 
-    monkeypatch.setattr(stored, "_arrays", faulty)
+    monkeypatch.setattr(checkpoint_format, "_arrays", faulty)
     found, _, said = restored(folder)
     assert int(found.step) == 1 and "(the checksum of ema/out/kernel does not fit)" in said[0]
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2.damaged"]
@@ -116,17 +116,17 @@ def test_lost_checkpoints_are_no_new_run(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="though one was saved there"):
         restored(folder)
     folder.with_suffix(".json").unlink()
-    with Checkpoints(folder, ledger=folder.with_suffix(".json")) as checkpoints:
+    with Checkpoints(folder, last_saved=folder.with_suffix(".json")) as checkpoints:
         assert not checkpoints.begun()
 
 
 def test_a_save_that_was_cut_short_is_no_checkpoint(tmp_path: Path, state: Any) -> None:
     (tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
-    with Checkpoints(tmp_path / "checkpoints", ledger=tmp_path / "ledger.json") as checkpoints:
+    with Checkpoints(tmp_path / "checkpoints", last_saved=tmp_path / "last_saved.json") as checkpoints:
         assert not checkpoints.begun()
         checkpoints.save(1, state)
         checkpoints.wait()
-        assert json.loads((tmp_path / "ledger.json").read_text()) == {"saved": 1}
+        assert json.loads((tmp_path / "last_saved.json").read_text()) == {"saved": 1}
 
 
 def test_one_without_checksums_is_read_with_a_warning(folder: Path, state: Any) -> None:

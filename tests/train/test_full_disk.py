@@ -22,7 +22,7 @@ import pytest
 
 import train
 from jaxdiff.train import MetricsLog
-from tests.test_cli import TINY
+from tests.tiny_run import TINY
 
 LIMIT = 100_000  # bytes: notes and metrics fit, a state does not
 

@@ -267,7 +267,7 @@ config = dataclasses.replace(
     digits,
     data=dataclasses.replace(digits.data, name="nan"),
     network=dataclasses.replace(digits.network, **small),
-    loss=dataclasses.replace(digits.loss, label_dropout=0.0),
+    loss=dataclasses.replace(digits.loss, dropout={}),
 )
 """
 

@@ -27,7 +27,7 @@ def losses(data, fsdp, accumulate):
     for _ in range(20):
         state, metrics = step(state, put_batch(next(stream), batch_sharding(parts[-1])))
         found.append(float(metrics["loss"]))
-    kernel = state.ema["out"]["kernel"]
+    kernel = state.ema["ema"]["out"]["kernel"]
     leaves = jax.tree.leaves((state.params, state.ema, state.opt_state))
     return {
         "losses": found,

@@ -81,7 +81,7 @@ def test_the_step_is_the_textbook_one() -> None:
     value, grads = jax.jit(jax.value_and_grad(lambda p: loss.terms(net, p, draws).loss.mean()))(state.params)
     params = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads)
     _close(after.params, params, 1e-6)
-    _close(after.ema, jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, state.params, params), 1e-6)
+    _close(after.ema["ema"], jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, state.params, params), 1e-6)
     _close(metrics["loss"], value, 1e-6)
     _close(metrics["grad_norm"], optax.tree.norm(grads), 1e-6)
     _close(metrics["param_norm"], optax.tree.norm(params), 1e-6)

@@ -40,9 +40,7 @@ class Run:
 
     def __init__(self, accumulate: int = 1, data: int = 1, fsdp: int = 1) -> None:
         net = functional(NETWORK)
-        self.loss = DenoisingLoss(
-            CosineVP(), V(), time=LossSecondMoment(bins=4, length=1), label_dropout=0.2, null_label=10
-        )
+        self.loss = DenoisingLoss(CosineVP(), V(), time=LossSecondMoment(bins=4, length=1), dropout={"label": 0.2})
         optimizer, schedule = make_optimizer(lr=1e-3, steps=100, warmup=5, weight_decay=0.01)
         self.mesh = make_mesh(data, fsdp)
         parts = (net, optimizer, self.loss, jax.random.key(0), self.mesh)

@@ -1,0 +1,1 @@
+"""The commands: one module each, which the files `train.py`, `sample.py` and `evaluate.py` of the repository run."""

@@ -1,0 +1,279 @@
+"""Samples from a trained run.
+
+python sample.py runs/digits                                       a grid of all classes, one row each
+python sample.py runs/digits --label 3 5 --num 20 --guide cfg:2    some classes
+python sample.py runs/digits --num 1000 --out samples.npz          arrays by name: x uint8 (N, H, W, C), label
+python sample.py runs/digits --num 50000 --out samples             a folder of shards: goes on after a kill
+python sample.py runs/digits --sampler unipc:order=2 --steps 20    another sampler, with a number of its own
+python sample.py runs/digits --feature-cache deepcache:3           faster, at a price: features reused
+python sample.py runs/digits --compiled kept                       faster to start from the second time on
+python sample.py runs/styles --cond label=3 style=2.1,0.3          conditions by name
+
+Samples are saved as their codec does it: images as a grid or arrays, points as a scatter plot or arrays. A folder is
+read by jaxdiff.load_samples. Several processes (docs/clusters.md) share the shards of a folder, and split each batch
+otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+from jax.sharding import Mesh
+from numpy.typing import NDArray
+
+from jaxdiff import config as cfg
+from jaxdiff.config import ConfigError
+from jaxdiff.launch.output import check_output, write_output
+from jaxdiff.launch.signals import end_at_signals
+from jaxdiff.methods import parse_cache, parse_grid, parse_guidance, parse_sampler
+from jaxdiff.runs.run import Run, rows_of_labels
+from jaxdiff.runs.shards import SHARD_SIZE, Request, claim_samples, read_request, wait_for_shards, write_shards
+from jaxdiff.train import CheckpointError, make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(cfg.ProcessOptions):
+    """Sample from a trained run. What is left out is as the run's configuration says."""
+
+    run: tyro.conf.Positional[Path | None] = None
+    """Folder of the run, such as runs/digits."""
+    num: int | None = None
+    """How many samples; by default 10 for each class shown."""
+    label: tuple[str, ...] = ()
+    """Classes to sample, by number or name; by default all (10 of them, where there are many)."""
+    cond: tuple[str, ...] = ()
+    """Other conditions, NAME=VALUE: numbers with commas, or a .npy file of one row a sample."""
+    sampler: str | None = None
+    """A method and its numbers, such as unipc:order=2 or ddim:eta=1: docs/samplers.md lists all."""
+    steps: int | None = None
+    """Times on the sampler's grid."""
+    grid: str | None = None
+    """Of these times: uniform, log_snr, karras, quadratic or trailing."""
+    guide: tuple[str, ...] | None = None
+    """Guidance, in order: cfg:2, interval:0.2,5, every:2."""
+    guidance: float | None = None
+    """Short for --guide cfg:WEIGHT; 1 is the plain conditional model."""
+    feature_cache: str | None = None
+    """Reuse the network's features: deepcache:3 of a U-Net, taylorseer:4,order=2 or firstblock:0.1 of a transformer."""
+    compiled: Path | None = None
+    """Folder that keeps the compiled sampler, for a faster start from the second time on."""
+    seed: int = 0
+    """The same seed gives the same samples."""
+    out: Path | None = None
+    """grid.png, samples.npz, or a folder of many such arrays; by default samples.png in the run's folder."""
+    shard_size: int = SHARD_SIZE
+    """Samples in each file of a folder."""
+    batch_size: int | None = None
+    """Most samples at once."""
+    step: int | None = None
+    """Checkpoint to sample from; by default the newest."""
+    average: str | None = None
+    """Of several averages of the weights, the one of this name; "none": the last step's weights."""
+    dtype: str | None = None
+    """What the network computes in, such as bfloat16; by default as trained."""
+    trust: tuple[str, ...] = ()
+    """Modules of your own that the run's configuration uses."""
+
+
+def sample(arguments: Sequence[str]) -> None:
+    # --- What is asked, checked before anything is loaded
+    options = cfg.parse(Options, arguments, program="sample.py", positional=1)
+    if options.run is None:
+        raise ConfigError("the folder of a run is missing, for instance: sample.py runs/digits")
+    path = options.run
+    out = path / "samples.png" if options.out is None else options.out
+    check(options, out)
+    cfg.join(options)
+    kept = cfg.keep_compiled(options.cache)
+
+    # --- Drawing: into a folder of shards, or one file
+    if out.suffix == "":
+        into_folder(options, path, out, kept)
+        return
+    run = load(options, path, options.step, mesh=make_mesh())
+    if out.suffix not in run.codec.suffixes:
+        allowed = " or ".join(run.codec.suffixes)
+        raise ConfigError(f"--out: {str(out)!r} must end in {allowed}, or be a folder (of shards)")
+    cond, num, columns = conditions(run, options)
+    lead = jax.process_index() == 0
+    if lead:
+        print(cfg.first_line(kept))
+    drawn = draw(run, options, num, cond)
+    if lead:
+        write_output(out, lambda file: run.save(file, drawn, columns))
+        print(f"{num} samples from step {run.step} of {path}: {out}")
+
+
+def check(options: Options, out: Path) -> None:
+    """What can be refused without the run.
+
+    Raises:
+      ConfigError: an option that is out of range, or that contradicts another.
+    """
+    if options.shard_size < 1:
+        raise ConfigError(f"--shard_size: {options.shard_size} is out of range, it must be at least 1")
+    if not out.parent.is_dir() and options.out is not None:
+        raise ConfigError(f"--out: there is no folder {str(out.parent)!r}")
+    if options.num is not None and options.num < 1:
+        raise ConfigError(f"--num: {options.num} is out of range, it must be at least 1")
+    if not 0 <= options.seed < 2**32:
+        raise ConfigError(f"--seed: {options.seed} is out of range, it must be from 0 to {2**32 - 1}")
+    if options.compiled is not None and options.compiled.exists() and not options.compiled.is_dir():
+        raise ConfigError(f"--compiled: {str(options.compiled)!r} is a file, it must be a folder")
+    if options.compiled is not None and not options.cache:
+        raise ConfigError("--compiled keeps a compiled program and --no-cache keeps none: leave one of them out")
+    if options.guide is not None and options.guidance is not None:
+        raise ConfigError("--guidance 2 is short for --guide cfg:2: give one of them")
+    with cfg.as_config_error("--feature-cache"):
+        parse_cache(options.feature_cache or "deepcache")
+    with cfg.as_config_error("--grid"):
+        parse_grid(options.grid or "uniform")
+    with cfg.as_config_error("--guide"):
+        parse_guidance(options.guide or ())
+    if out.parent.is_dir():
+        check_output(out)
+
+
+def conditions(run: Run, options: Options) -> tuple[dict[str, Any] | None, int, int | None]:
+    """The conditions that the options ask for, the number of samples, and the columns of a picture."""
+    given = {}
+    for text in options.cond:
+        name, equals, value = text.partition("=")
+        if not equals or name not in run.model.conditions:
+            known = ", ".join(run.model.conditions) or "none"
+            raise ConfigError(f"--cond: {text!r} is no NAME=VALUE of this run's conditions ({known})")
+        given[name] = _value(name, value)
+    labels = [_label(run, text) for text in options.label] if "label" not in given else []
+    shown = run.num_classes if "label" not in given else None
+    rows, columns = rows_of_labels(shown, options.num, labels) if run.num_classes or labels else (None, None)
+    num = len(rows["label"]) if rows else options.num or 64
+    cond = {**(rows or {}), **given}
+    return cond or None, num, columns
+
+
+def _label(run: Run, text: str) -> int:
+    classes = run.config.data.classes or ()
+    if text in classes:
+        return classes.index(text)
+    try:
+        return int(text)
+    except ValueError:
+        known = f"; there are {', '.join(classes[:20])}" if classes else ""
+        raise ConfigError(f"--label: {text!r} is neither a number nor the name of a class{known}") from None
+
+
+def _value(name: str, text: str) -> Any:
+    if text.endswith(".npy"):
+        try:
+            return np.load(Path(text).expanduser(), allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--cond: {name}: {text} cannot be read: {error}") from error
+    try:
+        numbers = [float(part) if any(letter in part for letter in ".en") else int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--cond: {name}: {text!r} is to be numbers with commas, or a .npy file") from None
+    return np.asarray(numbers[0] if len(numbers) == 1 and "," not in text else numbers)
+
+
+def into_folder(options: Options, path: Path, out: Path, kept: Path | None) -> None:
+    """Many samples in shards: each process draws its own ones, and what is there already is not drawn again."""
+    lead = jax.process_index() == 0
+
+    def say(text: str) -> None:
+        if lead:
+            print(text, flush=True)
+
+    # The checkpoint of an interrupted request, though a training may have written newer ones since.
+    request = read_request(out)
+    step = options.step if options.step is not None or request is None else request.made_by.get("step")
+    run = load(options, path, None if step is None else cfg.as_lead(step))
+    cond, num, _ = conditions(run, options)
+    request = Request(num, run.shape, made_by(run, options), options.shard_size)
+    with cfg.lead_first("samples"):
+        claim_samples(out, request, write=lead)
+    say(cfg.first_line(kept))
+    size = options.batch_size or run.config.sample.batch_size
+    size = -(-size // run.batch_devices) * run.batch_devices  # what does not divide would not be split
+    options = dataclasses.replace(options, batch_size=size)
+
+    def records(first: int, n: int) -> dict[str, NDArray[Any]]:
+        def rows(value: Any) -> Any:  # one a sample, or one for all
+            return value[first : first + n] if np.ndim(value) and len(value) == num else value
+
+        return draw(run, options, n, {name: rows(value) for name, value in cond.items()} if cond else None, first)
+
+    write_shards(out, request, records, part=(jax.process_index(), jax.process_count()), say=say)
+    if lead:
+        wait_for_shards(out, request)
+    say(f"{num} samples from step {run.step} of {path}: {out}")
+
+
+def made_by(run: Run, options: Options) -> dict[str, Any]:
+    """What decides a sample, for a folder's index: beside the weights all options that change the result."""
+    learned = ("seed", "process", "parameterization", "network", "codec", "loss", "optimizer")
+    text = json.dumps({name: cfg.to_json(getattr(run.config, name)) for name in learned}, sort_keys=True)
+    config = hashlib.sha256(text.encode()).hexdigest()[:16]
+    usual = run.config.sample
+    guide = usual.guide if options.guide is None else options.guide
+    chosen = {
+        "sampler": options.sampler or usual.sampler,
+        "steps": options.steps or usual.steps,
+        "grid": options.grid or usual.grid,
+        "guide": list(guide if options.guidance is None else (f"cfg:{options.guidance:g}",)),
+        "clip": usual.clip,
+    }
+    chosen |= {name: getattr(options, name) for name in ("feature_cache", "label", "cond", "average", "dtype")}
+    return {"run": run.config.name, "config": config, "step": run.step, "seed": options.seed, **chosen}
+
+
+def load(options: Options, path: Path, step: int | None, mesh: Mesh | None = None) -> Run:
+    """The run, with the sampler that the options ask for tried on its process.
+
+    Raises:
+      ConfigError: an unknown sampler, a number that it does not have, or one out of its range.
+    """
+    average = True if options.average is None else False if options.average == "none" else options.average
+    trusted = ("jaxdiff", *options.trust)
+    run = Run.load(path, step=step, ema=average, trusted=trusted, mesh=mesh, dtype=options.dtype)
+    if options.sampler is not None:
+        with cfg.as_config_error("--sampler"):
+            parse_sampler(options.sampler, run.process)
+    return run
+
+
+def draw(
+    run: Run, options: Options, num: int, cond: Mapping[str, Any] | None, start: int = 0
+) -> dict[str, NDArray[Any]]:
+    """Samples `start` to `start + num - 1`, as the options say: a record."""
+    record: dict[str, NDArray[Any]] = run.sample(
+        jax.random.key(options.seed),
+        num,
+        cond,
+        sampler=options.sampler,
+        steps=options.steps,
+        grid=options.grid,
+        guide=options.guide if options.guidance is None else options.guidance,
+        batch_size=options.batch_size,
+        start=start,
+        cache=options.feature_cache,
+        compiled=options.compiled,
+    )
+    return record
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs with the command line's arguments, or with those given (from Python, where no flag of XLA is set)."""
+    with cfg.one_line_errors("sample.py", CheckpointError):
+        if arguments is None:
+            end_at_signals()
+            cfg.set_up(sys.argv[1:])
+        sample(sys.argv[1:] if arguments is None else arguments)

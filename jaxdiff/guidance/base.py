@@ -1,0 +1,171 @@
+"""What guidance is: elements of a list, each a change from one denoiser to another.
+
+A list of elements g_1, g_2, ... is applied in order to the plain denoiser d_0,
+
+    d_k = g_k(d_{k-1}, d_0, process, nulls).                                                         (1)
+
+An element receives the plain denoiser too: an interval needs both it and the guided one. Where the plain prediction is
+part of how the guided one is computed, as in classifier-free guidance, it costs nothing more.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxdiff.denoiser import Cond, Denoiser, Memory, begin, recall
+from jaxdiff.prediction import Prediction
+from jaxdiff.process import Process
+from jaxdiff.record import record
+from jaxdiff.spec import Specs, complete, droppable
+
+Nulls = Mapping[str, Any]
+"""What stands for "no condition", by name: a value that broadcasts to the condition's, or a dict of them."""
+
+
+@record
+class Guidance(abc.ABC):
+    """An element of a list of guidance; abstract. Its numbers are data of a jitted program."""
+
+    @abc.abstractmethod
+    def __call__(self, denoise: Denoiser, plain: Denoiser, process: Process, nulls: Nulls) -> Denoiser:
+        """Equation (1).
+
+        Args:
+          denoise: the denoiser so far.
+          plain: the denoiser before any guidance.
+          process: its process.
+          nulls: what stands for "no condition".
+
+        Raises:
+          ValueError: an order of the list that means nothing.
+        """
+
+
+def apply(
+    elements: Iterable[Guidance | Callable[[Denoiser], Denoiser]], denoise: Denoiser, process: Process, nulls: Nulls
+) -> Denoiser:
+    """Equation (1): the denoiser, guided.
+
+    Args:
+      elements: in order; beside `Guidance` any function from denoiser to denoiser. None at all: the denoiser itself.
+      denoise: the plain denoiser.
+      process: its process.
+      nulls: see `nulls_of`.
+
+    Raises:
+      ValueError: an order that means nothing.
+
+    >>> from jaxdiff import VP, GaussianDenoiser
+    >>> from jaxdiff.guidance import CFG, Interval
+    >>> guided = apply([CFG(2.0), Interval(0.2, 5.0)], GaussianDenoiser(VP(), 0.0, 1.0), VP(), {"label": 10})
+    >>> type(guided).__name__, type(guided.guided).__name__
+    ('Within', 'ClassifierFree')
+    """
+    guided = denoise
+    for element in elements:
+        guided = element(guided, denoise, process, nulls) if isinstance(element, Guidance) else element(guided)
+    return guided
+
+
+def nulls_of(specs: Specs, cond: Cond | None, batch: int, negative: Cond | None = None) -> dict[str, Any]:
+    """The nulls of the conditions that are given, for `apply`.
+
+    Args:
+      specs: what the network takes.
+      cond: the conditions.
+      batch: samples.
+      negative: values in the nulls' place, the batch first, such as the tokens of a text that is to be avoided.
+
+    Raises:
+      ValueError: nothing to guide by: no condition, or none with a null; a negative of a condition that is not given.
+
+    >>> from jaxdiff.spec import Spec
+    >>> nulls_of({"label": Spec((), "int32", 0, 9, null=10)}, {"label": [3, 4]}, 2)["label"].tolist()
+    [10, 10]
+    """
+    given, instead = cond or {}, negative or {}
+    if unknown := sorted(set(instead) - set(given)):
+        raise ValueError(f"negative has {unknown}, but the conditions given are {sorted(given)}: give the same names")
+    guided = {name: specs[name] for name in given if name in specs and (name in instead or droppable(specs[name]))}
+    if not guided:
+        able = sorted(name for name, each in specs.items() if droppable(each))
+        has = f"the network knows {able}" if able else "the network was trained without dropping any"
+        raise ValueError(f"guidance needs a condition that can be left out: {has}, got {sorted(given)}")
+    return complete(guided, instead, batch)
+
+
+class Guided(abc.ABC):
+    """A denoiser that is made of a plain one and can tell both predictions; abstract.
+
+    Attributes:
+      plain: the plain denoiser.
+    """
+
+    plain: Denoiser
+
+    @abc.abstractmethod
+    def begin_apart(self, x: Array, cond: Cond | None) -> Memory:
+        """The memory before the first of calls of `recall`, `both` and `alone`, in any order."""
+
+    @abc.abstractmethod
+    def __call__(self, x: Array, t: ArrayLike, cond: Cond | None = None) -> Prediction:
+        """The guided prediction."""
+
+    @abc.abstractmethod
+    def both(self, x: Array, t: ArrayLike, cond: Cond | None, memory: Memory) -> tuple[Prediction, Prediction, Memory]:
+        """The guided prediction, the plain one, and the memory after them."""
+
+    @abc.abstractmethod
+    def alone(self, x: Array, t: ArrayLike, cond: Cond | None, memory: Memory) -> tuple[Prediction, Memory]:
+        """The plain prediction alone, at the plain denoiser's cost, and the memory after it."""
+
+
+def guided_from(denoise: Denoiser, plain: Denoiser, name: str) -> Guided:
+    """The denoiser so far as one that tells the plain prediction too.
+
+    Raises:
+      ValueError: it is the plain one itself: there is nothing that the element of this name could change.
+    """
+    if denoise is plain:
+        raise ValueError(f"{name} changes guidance that stands before it in the list, and there is none: put cfg first")
+    return denoise if isinstance(denoise, Guided) and denoise.plain is plain else Pair(denoise, plain)
+
+
+@record
+class Pair(Guided):
+    """A guided denoiser that does not compute the plain prediction on its way.
+
+    Args:
+      denoise: the guided one.
+      plain: the plain one.
+    """
+
+    denoise: Denoiser
+    plain: Denoiser
+
+    def __call__(self, x: Array, t: ArrayLike, cond: Cond | None = None) -> Prediction:
+        return self.denoise(x, t, cond)
+
+    def begin_apart(self, x: Array, cond: Cond | None) -> Memory:
+        memories = begin(self.denoise, x, cond), begin(self.plain, x, cond)
+        return memories if jax.tree.leaves(memories) else ()
+
+    def recall(self, x: Array, t: ArrayLike, cond: Cond | None, memory: Memory) -> tuple[Prediction, Memory]:
+        """See the top of `jaxdiff.denoiser`."""
+        guided, after = recall(self.denoise, x, t, cond, memory[0])
+        return guided, (after, memory[1])
+
+    def both(self, x: Array, t: ArrayLike, cond: Cond | None, memory: Memory) -> tuple[Prediction, Prediction, Memory]:
+        guided, after = recall(self.denoise, x, t, cond, memory[0] if memory else ())
+        plain, memory = self.alone(x, t, cond, memory)
+        return guided, plain, (after, memory[1]) if memory else ()
+
+    def alone(self, x: Array, t: ArrayLike, cond: Cond | None, memory: Memory) -> tuple[Prediction, Memory]:
+        plain, after = recall(self.plain, x, t, cond, memory[1] if memory else ())
+        return plain, (memory[0], after) if memory else ()

@@ -1,0 +1,41 @@
+"""A person's mistake, told in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Iterable, Iterator
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used. Its message is one line for the person who wrote it."""
+
+
+@contextlib.contextmanager
+def as_config_error(what: str) -> Iterator[None]:
+    """Reports what the library refuses about a person's values as a `ConfigError`.
+
+    >>> with as_config_error("network"):
+    ...     raise ValueError("width is odd")
+    Traceback (most recent call last):
+    ...
+    jaxdiff.launch.errors.ConfigError: network: width is odd
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ConfigError(f"{what}: {error}") from error
+    except MemoryError as error:
+        raise ConfigError(f"{what}: too large for this machine's memory ({error})") from error
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'ddim'?"`` when one of the known names is close, else an empty text.
+
+    >>> suggestion("dddim", ["ddpm", "ddim"]), suggestion("xyz", ["ddpm", "ddim"])
+    ("; did you mean 'ddim'?", '')
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,518 @@
+"""A model: everything that samples, in one value, whatever the data, the network and the conditions.
+
+    plan:    conditions, guidance, sampler and times, made of what a person says and of the model's defaults
+    init:    x at the first time,      x ~ p(x_{ts[0]}) of the prior, or given
+    steps:   the sampler's, from ts[0] to ts[-1], then one denoising: x0
+    finish:  the record that x0 stands for, by the codec
+
+`Model.sample` takes these four for a batch at a time, as one jitted function of the plan. A `Plan` is a pytree whose
+numbers are data: another weight of guidance, other conditions, times, keys or parameters compile nothing. What serves
+a model in other ways (slots of a server, exported programs) takes the same plan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
+from numpy.typing import NDArray
+
+from jaxdiff.codecs.base import Codec
+from jaxdiff.denoiser import Denoiser, NetCache, NetworkDenoiser
+from jaxdiff.guidance import CFG, Clipped, Guidance, apply, nulls_of
+from jaxdiff.methods import parse_cache, parse_guidance, parse_sampler, times
+from jaxdiff.networks.placement import samples_over
+from jaxdiff.noise import sample_keys
+from jaxdiff.process import Process
+from jaxdiff.record import field, record
+from jaxdiff.sampling import Keep, integrate, sample
+from jaxdiff.sampling.base import start as check_start
+from jaxdiff.spec import Spec, Specs, check, complete, droppable, shapes
+
+Guide = str | float | Guidance | Callable[[Denoiser], Denoiser]
+"""An element of guidance: its name with its numbers, the weight of `CFG`, an object, or any function of a denoiser."""
+
+
+@record
+class Function(Guidance):
+    """A function of a denoiser as an element of guidance.
+
+    Args:
+      function: any ``Denoiser -> Denoiser``; static: another one compiles anew.
+    """
+
+    function: Callable[[Denoiser], Denoiser] = field(pytree_node=False)
+
+    def __call__(self, denoise: Denoiser, plain: Denoiser, process: Process, nulls: Any) -> Denoiser:
+        return self.function(denoise)
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """How a model samples where nothing else is said. Methods are names with their numbers, or objects.
+
+    Args:
+      sampler: such as ``"unipc:order=3"``, or a sampler of `jaxdiff.sampling`.
+      steps: times on the grid.
+      grid: such as ``"karras"``, or a function ``(process, steps) -> times``.
+      guide: guidance, in order.
+      clip: limit predictions to the data's range, where it has one.
+      batch_size: most samples at once.
+    """
+
+    sampler: Any = "ddim"
+    steps: int = 50
+    grid: str | Callable[[Process, int], Array] = "uniform"
+    guide: Sequence[Guide] = ()
+    clip: bool = True
+    batch_size: int = 128
+
+
+@record
+class Plan:
+    """One batch of samples, ready to be drawn; see the top of `jaxdiff.model`.
+
+    Args:
+      plain: the network's denoiser.
+      sampler: the method.
+      ts: ``(n,)`` falling times.
+      cond: conditions ``(B, ...)`` by name; {} where there are none.
+      guide: elements of guidance.
+      nulls: what stands for "no condition" in guidance.
+      codec: of the data.
+      x: samples at ``ts[0]`` to start from ``(B, ...)``; None: drawn from the prior.
+      shape: of one x; static.
+      bounds: that predictions are limited to; static.
+      support: ``(x, cond) -> x``, the projection of noise onto where the data lies; static. None: the whole space.
+    """
+
+    plain: NetworkDenoiser
+    sampler: Any
+    ts: Array
+    cond: dict[str, Any]
+    guide: tuple[Guidance, ...]
+    nulls: dict[str, Any]
+    codec: Any
+    x: Array | None = None
+    shape: tuple[int, ...] = field(default=(), pytree_node=False)
+    bounds: tuple[float, float] | None = field(default=None, pytree_node=False)
+    support: Callable[[Array, Any], Array] | None = field(default=None, pytree_node=False)
+
+    @property
+    def denoise(self) -> Denoiser:
+        """The denoiser with its guidance, limited to the bounds."""
+        process = self.plain.process
+        guided = apply(self.guide, self.plain, process, self.nulls)
+        return guided if self.bounds is None else Clipped(guided, process, *self.bounds)
+
+    def init(self, keys: Array) -> Array:
+        """x at the first time ``(B, ...)``."""
+        if self.x is not None:
+            return self.x
+        return self._projected(self.plain.process.prior_sample(keys, self.shape, self.ts[0]))
+
+    def finish(self, x0: Array) -> dict[str, Any]:
+        """The stored record of x0."""
+        decoded: dict[str, Any] = self.codec.decode(x0, self.cond)
+        return decoded
+
+    def _projected(self, x: Array) -> Array:
+        return x if self.support is None else self.support(x, self.cond)
+
+
+@functools.partial(jax.jit, static_argnames=("decode", "keep", "sharding"))
+def draw(
+    plan: Plan, keys: Array, *, decode: bool = True, keep: Keep | None = None, sharding: NamedSharding | None = None
+) -> tuple[Any, Any, Array]:
+    """Samples of a plan.
+
+    Args:
+      plan: of B samples.
+      keys: ``(B,)``, one a sample.
+      decode: give the stored record, else x0; static.
+      keep: what to give beside the samples (`jaxdiff.sampling.Keep`); static.
+      sharding: of the batch; static. None: not split.
+
+    Returns:
+      The record, or x0 ``(B, ...)``; what was kept, () without ``keep``; and which samples are finite ``(B,)``.
+    """
+    if sharding is not None:
+        split = (keys, plan.cond, plan.nulls, plan.x)
+        keys, cond, nulls, x = jax.lax.with_sharding_constraint(split, sharding)
+        plan = dataclasses.replace(plan, cond=cond, nulls=nulls, x=x)
+    with contextlib.nullcontext() if sharding is None else samples_over(sharding):
+        found = sample(
+            plan.sampler,
+            plan.denoise,
+            keys,
+            plan.init(keys),
+            plan.ts,
+            plan.cond or None,
+            keep=keep,
+        )
+        x0, kept = (found, ()) if keep is None else found
+        drawn = (plan.finish(x0) if decode else x0), kept, jnp.isfinite(x0.reshape(x0.shape[0], -1)).all(axis=1)
+    if sharding is not None:  # whole on every device, so that every host can read all of it
+        drawn = jax.lax.with_sharding_constraint(drawn, NamedSharding(sharding.mesh, PartitionSpec()))
+    return drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Everything that samples.
+
+    Args:
+      denoise: the network's denoiser: process, parameterization, network, parameters.
+      codec: between records and x0.
+      defaults: how it samples where nothing else is said.
+      cond: what it is conditioned on, by name; None: what its network takes. A condition that was never dropped in
+        training has no null here, though the network may have one.
+      encoders: for a condition, a function from what a person gives (a word, a picture) to its arrays.
+      support: see `Plan`.
+      draw_cond: ``(keys) -> cond``: conditions where none are given, such as sizes; None: the nulls.
+      sharding: of a batch, over several devices; None: one device.
+
+    >>> from jaxdiff import Eps, Flow
+    >>> from jaxdiff.codecs import Points
+    >>> from jaxdiff.networks import MLP, functional
+    >>> net = functional(MLP(width=8, depth=1))
+    >>> model = Model(NetworkDenoiser(net, net.init(jax.random.key(0)), Flow(), Eps()), Points((2,)))
+    >>> model.sample(0, 3, sampler="dpmpp_2m", steps=5)["x"].shape
+    (3, 2)
+    """
+
+    denoise: NetworkDenoiser
+    codec: Codec
+    defaults: Defaults = Defaults()
+    cond: Specs | None = None
+    encoders: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
+    support: Callable[[Array, Any], Array] | None = None
+    draw_cond: Callable[[Array], Mapping[str, Any]] | None = None
+    sharding: NamedSharding | None = None
+
+    @property
+    def process(self) -> Process:
+        """The process it was trained on."""
+        return self.denoise.process
+
+    @property
+    def conditions(self) -> Specs:
+        """What it is conditioned on."""
+        return self.denoise.net.cond if self.cond is None else self.cond
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one x0."""
+        spec = self.codec.spec["x"]
+        assert isinstance(spec, Spec)
+        return tuple(1 if size is None else size for size in spec.shape)
+
+    def plan(
+        self,
+        n: int,
+        cond: Mapping[str, Any] | None = None,
+        *,
+        negative: Mapping[str, Any] | None = None,
+        sampler: Any = None,
+        steps: int | None = None,
+        grid: str | Callable[[Process, int], Array] | None = None,
+        ts: ArrayLike | None = None,
+        guide: Guide | Sequence[Guide] | None = None,
+        cache: str | NetCache | None = None,
+        x: ArrayLike | None = None,
+    ) -> Plan:
+        """What `sample` is about to do for n samples. Arguments as there.
+
+        Raises:
+          ValueError: a condition, a method or times that do not fit this model or each other.
+        """
+        defaults = self.defaults
+        given = self.given(n, cond)
+        elements = self.elements(guide if guide is not None or cond else ())
+        if elements and not cond:
+            raise ValueError("guidance leads towards a condition: pass cond={...}, or guide=() for none")
+        chosen = defaults.sampler if sampler is None else sampler
+        method = parse_sampler(chosen, self.process)
+        walked = self._times(method, steps, grid, ts)
+        plain = self.denoise
+        if cache is not None:
+            plain = dataclasses.replace(plain, cache=parse_cache(cache))  # type: ignore[arg-type]
+            elements = [dataclasses.replace(e, sequential=True) if isinstance(e, CFG) else e for e in elements]
+        instead = None if negative is None else self.given(n, negative, fill=False)
+        guided = any(isinstance(element, CFG) for element in elements)
+        if instead and not elements:
+            raise ValueError("negative is what guidance leads away from, and there is no guidance: give guide='cfg:2'")
+        told = {name: value for name, value in given.items() if name in (cond or {})}
+        nulls = nulls_of(self.conditions, told, n, instead) if guided else {}
+        bounds = self.codec.spec["x"].clip if defaults.clip and isinstance(self.codec.spec["x"], Spec) else None
+        if x is not None and np.shape(x) != (n, *self.shape):
+            raise ValueError(f"x has shape {np.shape(x)}, expected {(n, *self.shape)}: samples at the first time")
+        begin = None if x is None else jnp.asarray(x, jnp.float32)
+        return Plan(
+            plain,
+            method,
+            walked,
+            given,
+            tuple(elements),
+            nulls,
+            self.codec,
+            begin,
+            shape=self.shape,
+            bounds=bounds,
+            support=self.support,
+        )
+
+    def sample(
+        self,
+        key: Array | int,
+        n: int,
+        cond: Mapping[str, Any] | None = None,
+        *,
+        negative: Mapping[str, Any] | None = None,
+        sampler: Any = None,
+        steps: int | None = None,
+        grid: str | Callable[[Process, int], Array] | None = None,
+        ts: ArrayLike | None = None,
+        guide: Guide | Sequence[Guide] | None = None,
+        cache: str | NetCache | None = None,
+        x: ArrayLike | None = None,
+        keep: Keep | None = None,
+        decode: bool = True,
+        batch_size: int | None = None,
+        start: int = 0,
+        program: Callable[..., Any] = draw,
+    ) -> Any:
+        """Draws samples. What is left out is as the defaults say.
+
+        Sample i is decided by ``key``, ``start + i`` and its condition alone: its noise is the same bit for bit at any
+        batch size and device count.
+
+        Args:
+          key: a `jax.random.key`, or a seed.
+          n: how many, at least 1.
+          cond: conditions by name, one value for all or one a sample; one that is left out is absent.
+          negative: conditions that guidance leads away from, in the place of their absence.
+          sampler: a name with its numbers (``"unipc:order=3"``: docs/samplers.md) or a sampler of `jaxdiff.sampling`.
+          steps: number of times on the grid.
+          grid: the grid's name, or a function ``(process, steps) -> times``.
+          ts: the times themselves, falling, in the place of a grid.
+          guide: guidance: a weight, a name with its numbers (``"cfg:2"``), an object, a function ``Denoiser ->
+            Denoiser``, or a list of them that is applied in order. (): none.
+          cache: features to reuse between evaluations, ``"deepcache:3"`` or an object of `jaxdiff.networks`.
+          x: samples at the first time to start from, ``(n, ...)`` at that time's scale; None: noise.
+          keep: states or predictions at some steps to give beside the samples: `jaxdiff.sampling.Keep`.
+          decode: give records as they are stored, else x0 as the network sees it.
+          batch_size: most samples at once; the last batch is filled up, so that it does not compile again.
+          start: index of the first sample: ``sample(key, 8, start=8)`` goes on where ``sample(key, 8)`` ended.
+          program: what draws a batch: `draw`, or another program of the same arguments.
+
+        Returns:
+          A record, ``{"x": (n, ...), ...}`` as `codec` decodes it, in NumPy; without ``decode`` x0 ``(n, ...)``
+          float32. With ``keep`` a pair of it and what was kept.
+
+        Raises:
+          ValueError: an argument that is out of range, or that this model cannot follow.
+        """
+        if n < 1 or start < 0:
+            raise ValueError(f"n must be at least 1 and start at least 0, got {n} and {start}")
+        most = self.defaults.batch_size if batch_size is None else batch_size
+        if most < 1:
+            raise ValueError(f"batch_size must be at least 1, got {most}")
+        size = min(n, most)
+        key = jax.random.key(key) if isinstance(key, int | np.integer) else key
+        if cond is None and self.draw_cond is not None:
+            cond = self.draw_cond(sample_keys(key, start, n))
+        options = {"negative": negative, "sampler": sampler, "steps": steps, "grid": grid, "ts": ts, "guide": guide}
+        plan = self.plan(n, cond, **options, cache=cache, x=x)
+        self._check_start(plan)
+        parts = []
+        for first in range(0, n, size):
+            mine = _rows(plan, slice(first, first + size), size, n)
+            keys = sample_keys(key, start + first, size)
+            found = program(mine, keys, decode=decode, keep=keep, sharding=self._split(size))
+            parts.append(jax.tree.map(np.asarray, found))
+        given, kept, finite = _joined(parts, n)
+        if decode and not finite.all():  # as bytes they would be silent black squares
+            raise ValueError(
+                f"{int((~finite).sum())} of {n} samples are not finite: the sampler or the network diverged; "
+                "decode=False gives them as they are"
+            )
+        return given if keep is None else (given, kept)
+
+    def invert(
+        self,
+        record: Mapping[str, Any],
+        cond: Mapping[str, Any] | None = None,
+        *,
+        sampler: Any = None,
+        steps: int | None = None,
+        grid: str | Callable[[Process, int], Array] | None = None,
+        ts: ArrayLike | None = None,
+        guide: Guide | Sequence[Guide] | None = (),
+    ) -> NDArray[np.float32]:
+        """The x at the first time from which a deterministic sampler comes to a record: `sample(..., x=x)` undone.
+
+        The probability flow is followed from data to noise. x begins as alpha x0 at the last time, where `sample` would
+        take the last denoising, so that the way there and back differs by the steps' error and by sigma there.
+
+        Args:
+          record: as stored, the batch first, such as ``{"x": (B, H, W, C) uint8}``.
+          cond, sampler, steps, grid, ts: as `sample`.
+          guide: guidance; none by default.
+
+        Returns:
+          x ``(B, ...)`` at the first time, at that time's scale.
+
+        Raises:
+          ValueError: a sampler that draws noise, or arguments that do not fit.
+        """
+        encoded = self.codec.encode({name: jnp.asarray(value) for name, value in record.items()})
+        x0 = encoded["x"]
+        made = {name: value for name, value in encoded.items() if name in self.conditions}
+        plan = self.plan(len(x0), {**made, **(cond or {})}, sampler=sampler, steps=steps, grid=grid, ts=ts, guide=guide)
+        rising = plan.ts[::-1]
+        plan.sampler.check(rising)
+        begin = self.process.alpha(rising[0]) * x0
+        return np.asarray(_integrated(plan, begin, rising))
+
+    def given(self, n: int, cond: Mapping[str, Any] | None, *, fill: bool = True) -> dict[str, Any]:
+        """Conditions as the network takes them, ``(n, ...)``: encoded, checked, and the null of each one left out.
+
+        Args:
+          n: samples.
+          cond: as `sample`.
+          fill: with the nulls of those left out.
+
+        Raises:
+          ValueError: a condition that is unknown, out of range, of another shape, or that cannot be left out.
+        """
+        specs, values = self.conditions, dict(cond or {})
+        for name, encoder in self.encoders.items():
+            if name in values:
+                values[name] = encoder(values[name])
+        checked = check(specs, values, n)
+        if not fill:
+            return checked
+        missing = sorted(name for name, spec in specs.items() if name not in checked and not droppable(spec))
+        if missing:
+            raise ValueError(
+                f"this model needs {' and '.join(missing)}: pass cond={{{missing[0]!r}: ...}}; it was trained without "
+                "dropping it (loss.dropout), so it knows nothing without it"
+            )
+        return complete(specs, checked, n) if specs else {}
+
+    def elements(self, guide: Guide | Sequence[Guide] | None) -> list[Guidance]:
+        """Guidance as a list of elements.
+
+        Raises:
+          ValueError: an unknown name or number.
+        """
+        chosen = self.defaults.guide if guide is None else guide
+        listed = [chosen] if isinstance(chosen, str | float | int | Guidance) or callable(chosen) else list(chosen)
+        return [element for each in listed for element in _element(each)]
+
+    def check(self) -> None:
+        """Traces sampling by the defaults without running it; the weights may be mere shapes.
+
+        Raises:
+          ValueError: sampler, times, parameterization, codec and network do not fit each other.
+        """
+        cond = {name: jax.tree.map(_example, each) for name, each in shapes(self.conditions, 2).items()}
+        plan = self.plan(2, {name: value for name, value in cond.items() if not droppable(self.conditions[name])})
+
+        def traced(params: Any) -> Any:
+            mine = dataclasses.replace(plan, plain=dataclasses.replace(plan.plain, params=params))
+            x: Any = jax.ShapeDtypeStruct((2, *self.shape), jnp.float32)
+            check_start(mine.sampler, mine.denoise, x, np.asarray(plan.ts), mine.cond or None)
+            return draw(mine, sample_keys(jax.random.key(0), 0, 2))
+
+        jax.eval_shape(traced, self.denoise.params)
+
+    def _times(
+        self, sampler: Any, steps: int | None, grid: str | Callable[[Process, int], Array] | None, ts: ArrayLike | None
+    ) -> Array:
+        if ts is not None:
+            if steps is not None or grid is not None:
+                raise ValueError("ts are the times themselves: leave steps and grid out")
+            return jnp.asarray(ts, jnp.result_type(float))
+        count = self.defaults.steps if steps is None else steps
+        if count < 1:
+            raise ValueError(f"steps must be at least 1, got {count}")
+        return times(sampler, self.defaults.grid if grid is None else grid, count)
+
+    def _check_start(self, plan: Plan) -> None:
+        """All checks of a start that need the times' numbers; traces the network where alpha = 0 there."""
+        x: Any = jax.ShapeDtypeStruct((1, *self.shape), jnp.float32)
+        one = _rows(plan, slice(0, 1), 1, 2)
+        check_start(one.sampler, one.denoise, x, np.asarray(plan.ts), one.cond or None)
+
+    def _split(self, size: int) -> NamedSharding | None:
+        if self.sharding is None:
+            return None
+        parts = self.sharding.shard_shape((size,))[0] if size % _parts(self.sharding) == 0 else size
+        return None if parts == size and _parts(self.sharding) > 1 else self.sharding
+
+
+def _parts(sharding: NamedSharding) -> int:
+    """How many parts a batch is split into."""
+    axes = sharding.spec[0] if sharding.spec else None
+    names = () if axes is None else (axes,) if isinstance(axes, str) else axes
+    return int(np.prod([sharding.mesh.shape[name] for name in names])) if names else 1
+
+
+def _element(guide: Guide) -> list[Guidance]:
+    if isinstance(guide, str):
+        return list(parse_guidance([guide]))
+    if isinstance(guide, Guidance):
+        return [guide]
+    if isinstance(guide, float | int):
+        if not np.isfinite(guide):
+            raise ValueError(f"the weight of guidance must be a finite number, got {guide}")
+        return [CFG(float(guide))]
+    if not callable(guide):
+        raise ValueError(f"an element of guidance is a name, a weight, or a function of a denoiser, got {guide!r}")
+    return [Function(guide)]
+
+
+def _example(leaf: jax.ShapeDtypeStruct) -> NDArray[Any]:
+    return np.zeros(leaf.shape, leaf.dtype)
+
+
+def _rows(plan: Plan, rows: slice, size: int, n: int) -> Plan:
+    """The plan of some of its n samples, filled up to ``size`` by its last."""
+
+    def cut(leaf: Any) -> Array:
+        part = jnp.asarray(leaf[rows])
+        return jnp.concatenate([part, jnp.repeat(part[-1:], size - len(part), axis=0)]) if len(part) < size else part
+
+    parts = jax.tree.map(cut, (plan.cond, plan.nulls, plan.x))
+    weights = tuple(
+        jax.tree.map(lambda leaf: cut(leaf) if np.ndim(leaf) and len(leaf) == n else leaf, element)
+        for element in plan.guide
+    )
+    cond, nulls, x = parts
+    return dataclasses.replace(plan, cond=cond, nulls=nulls, x=x, guide=weights)
+
+
+def _joined(parts: list[Any], n: int) -> tuple[Any, Any, NDArray[np.bool_]]:
+    """The first n samples of all batches; what was kept has its steps before the samples."""
+
+    def join(axis: int) -> Callable[..., NDArray[Any]]:
+        return lambda *leaves: np.take(np.concatenate(leaves, axis), np.arange(n), axis)
+
+    given, kept, finite = zip(*parts, strict=True)
+    return jax.tree.map(join(0), *given), jax.tree.map(join(1), *kept), join(0)(*finite)
+
+
+@jax.jit
+def _integrated(plan: Plan, x: Array, ts: Array) -> Array:
+    return integrate(plan.sampler, plan.denoise, None, x, ts, plan.cond or None)[0]

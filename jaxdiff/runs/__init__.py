@@ -1,0 +1,21 @@
+"""Trained runs: one reloaded (`Run`), many samples of it in a folder (`shards`), and the list of all (`listing`)."""
+
+from typing import TYPE_CHECKING
+
+from jaxdiff.lazy import lazily
+
+if TYPE_CHECKING:
+    from jaxdiff.runs.listing import RunError, Status, read_status
+    from jaxdiff.runs.run import Run, rows_of_labels
+    from jaxdiff.runs.shards import load_samples
+
+__getattr__ = lazily(
+    __name__,
+    {
+        **dict.fromkeys(("RunError", "Status", "read_status"), "listing"),
+        **dict.fromkeys(("Run", "rows_of_labels"), "run"),
+        "load_samples": "shards",
+    },
+)
+
+__all__ = ["Run", "RunError", "Status", "load_samples", "read_status", "rows_of_labels"]

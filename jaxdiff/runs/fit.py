@@ -1,0 +1,238 @@
+"""Training from a configuration to a run: what `train.py` and the command `jaxdiff train` call, and notebooks."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from numpy.typing import ArrayLike, NDArray
+
+from jaxdiff import config as cfg
+from jaxdiff import train as training
+from jaxdiff.codecs import save_png
+from jaxdiff.config.build import OWN
+from jaxdiff.config.folder import CHECKPOINTS, EXAMPLES, LAST_SAVED, SAMPLES
+from jaxdiff.data.sources import Source, spread, take
+from jaxdiff.runs.run import Run
+from jaxdiff.spec import droppable
+from jaxdiff.train.ema import rules_by_name
+from jaxdiff.train.frozen import joined, partition
+from jaxdiff.train.initial import BASE, read_frozen
+
+Log = Callable[[int, Mapping[str, float]], None]
+"""Gets the step and its figures by name, at every logged step."""
+
+
+def fit(
+    config: cfg.Config,
+    source: Source | Mapping[str, ArrayLike] | ArrayLike | None = None,
+    *,
+    log: Log | None = None,
+    init_from: str | Path | None = None,
+    init_partial: bool = False,
+    cache: bool = True,
+    profile: training.Window | None = None,
+    dry_run: bool = False,
+    again: str = "the same call of fit",
+) -> Run:
+    """Trains a configuration to its last step, or goes on where its folder left off, bit for bit.
+
+    Ctrl-C saves, and gives the run as it is; the same call goes on from there. Checkpoints, metrics and pictures are in
+    the run's folder, ``config.folder``.
+
+    Args:
+      config: what to train.
+      source: the data, in the place of ``config.data``: a source, arrays by name (``{"x": ..., "label": ...}``), or one
+        array ``(N, ...)``. None: what the configuration names.
+      log: gets the step and its figures by name, such as ``lambda step, figures: wandb.log(figures, step=step)``.
+      init_from: a run whose averaged weights are taken to start with; a run that has checkpoints goes on from those.
+      init_partial: of those weights, take what fits and leave the rest new.
+      cache: keep decoded images of small sets.
+      profile: steps to trace.
+      dry_run: check configuration, data and shapes, and stop.
+      again: how a person goes on after a signal, for the message.
+
+    Returns:
+      The run with its averaged weights.
+
+    Raises:
+      ConfigError: a configuration that cannot be trained.
+      DataError: data that are missing or do not fit.
+      CheckpointError, DivergedError: see `jaxdiff.train`.
+
+    >>> import tempfile, dataclasses
+    >>> import jaxdiff
+    >>> from jaxdiff.config import Config, SampleConfig, TrainConfig
+    >>> from jaxdiff.networks import MLP
+    >>> x = np.random.default_rng(0).normal(size=(512, 2)).astype(np.float32)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = jaxdiff.fit(
+    ...         Config(
+    ...             name="two", workdir=f"{folder}/two", process=jaxdiff.Flow(), parameterization=jaxdiff.Velocity(),
+    ...             network=MLP(width=16, depth=1), ema=jaxdiff.train.Ema(0.9),
+    ...             train=TrainConfig(steps=3, batch_size=64), sample=SampleConfig(steps=4, num=8),
+    ...         ),
+    ...         x,
+    ...     )  # doctest: +ELLIPSIS
+    step ...
+    >>> run.step
+    3
+    """
+    lead = jax.process_index() == 0
+    cfg.check(config)
+
+    # --- Devices
+    with cfg.as_config_error("mesh"):
+        mesh = training.make_mesh(**dataclasses.asdict(config.mesh))
+        training.check_batch_size(config.train.batch_size, mesh, config.train.accumulate)
+        training.check_heads(config.network, mesh)
+        part = training.batch_part(mesh)
+
+    # --- Data: the source as it is stored, and the codec that makes of it what the network sees
+    if source is None:
+        data: Source = cfg.build_source(config, cache=cache)
+    else:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=OWN))
+        data = cfg.with_conditions(_as_source(source), config)
+    config = cfg.resolve(cfg.with_saved(config), data)
+
+    # --- Network, loss, optimizer, and what is given to each step
+    net, key = cfg.build_network(config), jax.random.key(config.seed)
+    if config.train.freeze and init_from is not None and not any(each.name == BASE for each in config.frozen):
+        base = cfg.FrozenWeights(name=BASE, path=str(init_from))
+        config = dataclasses.replace(config, frozen=(*config.frozen, base))
+    config, given = read_frozen(config, net)
+    with cfg.as_config_error("loss"):
+        loss = cfg.build_loss(config)
+    with cfg.as_config_error("optimizer"):
+        optimizer, schedule = training.make_optimizer(steps=config.train.steps, **dataclasses.asdict(config.optimizer))
+    rules = rules_by_name(config.ema)
+    main = next(iter(rules))
+    frozen_part = config.train.freeze
+    options: dict[str, Any] = {
+        "averages": tuple(rules),
+        "trained": (lambda params: partition(params, frozen_part)[0]) if frozen_part else (lambda params: params),
+    }
+    examples = _examples(config, data)
+
+    def run_of(state: training.TrainState, step: int) -> Run:
+        whole = joined(state.ema[main], given.base)
+        return Run.of(config, whole, step, mesh, examples=examples, folder=Path(config.folder))
+
+    # --- The step; all shapes are checked before anything is made
+    with cfg.as_config_error("network"):
+        template = training.state_template(net, optimizer, loss, key, mesh, **options)
+        step_fn = training.compile_step(
+            net=net,
+            loss=loss,
+            optimizer=optimizer,
+            ema=rules,
+            schedule=schedule,
+            accumulate=config.train.accumulate,
+            spike=config.train.spike,
+            max_skipped=config.train.max_skipped,
+            template=template,
+        )
+        jax.eval_shape(step_fn, template, cfg.batch_shapes(config, data), given)
+    run_of(template, 0).check()
+    folder, weights = cfg.check_folder(config), None
+    if init_from is not None and not (folder / LAST_SAVED).exists():
+        weights = training.read_weights(init_from, template.params, partial=init_partial or bool(frozen_part))
+    if lead:
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(template.params))
+        where = f"{mesh.size} device(s)" + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
+        print(f"{config.name}: {parameters:,} parameters, {len(data):,} records, {where}, in {folder}")
+    if dry_run:
+        if lead:
+            print("dry run: configuration, data and shapes are good; nothing was written")
+        return run_of(template, 0)
+
+    with (
+        cfg.build_pipeline(config, data, cache=cache, part=part) as pipeline,
+        cfg.claim_folder(config, active=lead),
+        training.Checkpoints(
+            folder / CHECKPOINTS,
+            keep=config.checkpoint.keep,
+            best="loss",
+            on_error=config.checkpoint.on_error,
+            last_saved=folder / LAST_SAVED,
+        ) as checkpoints,
+    ):
+        # --- State: as the last checkpoint has it, or new
+        if lead and examples:
+            np.savez(folder / EXAMPLES, **examples)  # type: ignore[arg-type]
+        if checkpoints.begun():
+            state, position = checkpoints.restore(template)
+            pipeline.seek(position)
+        else:
+            state = training.create_sharded_state(net, optimizer, loss, key, mesh, **options)
+            state = state if weights is None else training.with_weights(state, weights)
+        start = int(state.step)
+        if start >= config.train.steps:
+            if lead:
+                print(f"finished: all {start} steps are done")
+            return run_of(state, start)
+        if start and lead:
+            print(f"going on after step {start}")
+
+        # --- Training: log, sample, save
+        with training.MetricsLog(folder, start=start, active=lead, listener=log) as metrics:
+
+            def draw(step: int, state: training.TrainState) -> None:
+                run = run_of(state, step)
+                picture, figures = run.picture(), run.measure()
+                if lead:
+                    try:
+                        save_png(folder / SAMPLES / f"step_{step:08d}.png", picture)
+                    except OSError as error:  # a full disk: training is worth more than a picture of it
+                        print(f"WARNING: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+                    metrics.image(step, "samples", picture)
+                    if figures:
+                        metrics.write(step, figures)
+
+            outcome = training.train_loop(
+                step_fn,
+                state,
+                pipeline,
+                jax.device_put(given, NamedSharding(mesh, PartitionSpec())),
+                steps=config.train.steps,
+                log=metrics,
+                checkpoints=checkpoints,
+                log_every=config.train.log_every,
+                save_every=config.checkpoint.every,
+                callbacks=[(config.train.sample_every, draw)],
+                steps_per_call=config.train.steps_per_call,
+                max_skipped=config.train.max_skipped,
+                profile=profile,
+                resume_command=again,
+            )
+    return run_of(outcome.state, outcome.step)
+
+
+def _as_source(given: Any) -> Source:
+    from jaxdiff.data import from_arrays
+
+    if hasattr(given, "spec") and hasattr(given, "take"):
+        source: Source = given
+        return source
+    return from_arrays(**given) if isinstance(given, Mapping) else from_arrays(given)
+
+
+def _examples(config: cfg.Config, source: Source) -> dict[str, NDArray[Any]] | None:
+    """Conditions of some records, where the network has one that cannot be left out, and that is no label."""
+    needed = [
+        name
+        for name, each in config.cond.items()
+        if name != "label" and not (config.loss.dropout.get(name, 0) > 0 and droppable(each))
+    ]
+    if not needed:
+        return None
+    records = take(source, spread(len(source), config.sample.num))
+    encoded = jax.jit(lambda codec, records: codec.encode(records))(config.codec, records)
+    return {name: np.asarray(encoded[name]) for name in config.cond if name in encoded}

@@ -1,0 +1,372 @@
+"""A trained run: a model, the configuration that made it, and where it lies.
+
+    run = jaxdiff.load("runs/digits")
+    digits = run.sample(jax.random.key(0), 10, {"label": range(10)})     # {"x": uint8 (10, 8, 8, 1), "label": ...}
+    run.save("digits.png", digits)
+
+A run's folder holds `config.json` (the resolved configuration), `checkpoints/`, and what training wrote for people to
+read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from numpy.typing import NDArray
+
+from jaxdiff.compiled import Kept
+from jaxdiff.config import (
+    TRUSTED,
+    Config,
+    ConfigError,
+    as_config_error,
+    as_lead,
+    build_codec,
+    build_defaults,
+    build_network,
+    read_config,
+)
+from jaxdiff.config.folder import CHECKPOINTS, EXAMPLES
+from jaxdiff.denoiser import NetworkDenoiser
+from jaxdiff.model import Model, Plan, draw
+from jaxdiff.process import Process
+from jaxdiff.spec import Condition, Spec, droppable
+from jaxdiff.train import CheckpointError, Checkpoints, StructureError, batch_sharding, make_mesh
+from jaxdiff.train.frozen import joined, partition
+from jaxdiff.train.initial import read_frozen
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained run. Made by `Run.load`, by `jaxdiff.fit`, or by training for its own pictures.
+
+    Args:
+      config: its resolved configuration.
+      model: everything that samples.
+      step: optimizer steps behind its weights.
+      mesh: the devices that batches are split over.
+      folder: where it lies; None: nowhere.
+    """
+
+    config: Config
+    model: Model
+    step: int
+    mesh: Mesh
+    folder: Path | None = None
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        params: Any,
+        step: int,
+        mesh: Mesh,
+        *,
+        examples: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
+    ) -> Run:
+        """The run of a configuration and weights.
+
+        Args:
+          config: resolved.
+          params: all of the network's parameters.
+          step: optimizer steps behind them.
+          mesh: the devices.
+          examples: conditions of some training records, for conditions that cannot be left out.
+          folder: where it lies.
+        """
+        denoise = NetworkDenoiser(build_network(config), params, config.process, config.parameterization)
+        classes = config.data.classes
+        return cls(
+            config,
+            Model(
+                denoise,
+                build_codec(config),
+                build_defaults(config),
+                cond={name: _as_trained(name, each, config) for name, each in config.cond.items()},
+                encoders={} if classes is None else {"label": functools.partial(_labels, classes)},
+                draw_cond=None if not examples else functools.partial(_drawn, dict(examples)),
+                sharding=batch_sharding(mesh),
+            ),
+            step,
+            mesh,
+            folder,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        step: int | None = None,
+        ema: bool | str = True,
+        trusted: Sequence[str] = TRUSTED,
+        mesh: Mesh | None = None,
+        dtype: str | None = None,
+    ) -> Run:
+        """Reads a run from its folder. Nothing of the folder is changed.
+
+        Args:
+          path: the folder, such as ``runs/digits``.
+          step: of the checkpoint; None: the newest that can be read.
+          ema: the averaged weights (what to sample from), the average of this name, or (False) those of the last step.
+          trusted: modules that the configuration's classes may come from, which are imported; add your own.
+          mesh: the devices, each of which gets the whole weights: all processes call it, and get the step that
+            process 0 has found. None: this process's, so that each of several samples by itself.
+          dtype: what the network computes in, and what its weights are kept in, such as ``"bfloat16"``; None: as
+            trained.
+
+        Raises:
+          ConfigError: the folder is not a run's, its configuration cannot be read, or a dtype that the network has not.
+          CheckpointError: it has no readable checkpoint.
+        """
+        folder = Path(path).expanduser()
+        config = read_config(folder, trusted)
+        if dtype is not None:
+            config = _computing_in(config, dtype)
+        own = make_mesh(devices=jax.local_devices())
+        net = build_network(config)
+        shapes = jax.eval_shape(net.init, jax.random.key(0))
+        if config.train.freeze:
+            shapes = partition(shapes, config.train.freeze)[0]
+        whole = NamedSharding(own, PartitionSpec())
+        template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes)
+        with Checkpoints(folder / CHECKPOINTS, readonly=True) as checkpoints:
+            found, params = _newest_weights(checkpoints, template, ema, step)
+            if mesh is not None and (agreed := as_lead(found)) != found:  # a training may be writing newer ones
+                found, params = _newest_weights(checkpoints, template, ema, agreed)
+        params = joined(params, read_frozen(config, net)[1].base)
+        if mesh is not None:
+            everywhere = NamedSharding(mesh, PartitionSpec())
+            params = jax.tree.map(
+                lambda leaf: jax.make_array_from_process_local_data(everywhere, np.asarray(leaf)), params
+            )
+        if dtype is not None:
+            params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        return cls.of(config, params, found, mesh or own, examples=read_examples(folder), folder=folder)
+
+    @property
+    def denoise(self) -> NetworkDenoiser:
+        """The denoiser of its weights: ``denoise(x, t, {"label": labels})`` gives a `Prediction`."""
+        return self.model.denoise
+
+    @property
+    def process(self) -> Process:
+        """The process that the run was trained on."""
+        return self.config.process
+
+    @property
+    def codec(self) -> Any:
+        """Between stored records and what the network sees."""
+        return self.model.codec
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of labels; None for a run without."""
+        return self.config.num_classes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one x0, such as (H, W, C) of an image or (D,) of a point."""
+        return self.model.shape
+
+    @property
+    def batch_devices(self) -> int:
+        """How many parts a batch is split into, when they divide it."""
+        return self.mesh.size // self.mesh.shape["tensor"]
+
+    def check(self) -> None:
+        """Traces sampling as configured without running it; the weights may be mere shapes.
+
+        Raises:
+          ConfigError: the sampler, its times, the parameterization and the network do not fit each other.
+        """
+        with as_config_error("sample"):
+            self.model.check()
+
+    def sample(
+        self,
+        key: Array | int,
+        n: int,
+        cond: Mapping[str, Any] | None = None,
+        *,
+        compiled: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Draws samples: arguments and result as `jaxdiff.model.Model.sample`. What is left out is as configured.
+
+        Args:
+          key, n, cond, options: see there.
+          compiled: folder that keeps the compiled program for other processes: `jaxdiff.compiled`.
+
+        Raises:
+          ConfigError: an argument that is out of range, or that this run cannot follow.
+        """
+        if compiled is not None:
+            options["program"] = functools.partial(_draw_kept, os.path.abspath(os.path.expanduser(compiled)))
+        with as_config_error("sampling"):
+            return self.model.sample(key, n, cond, **options)
+
+    def invert(self, record: Mapping[str, Any], cond: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        """As `jaxdiff.model.Model.invert`.
+
+        Raises:
+          ConfigError: an argument that is out of range, or that this run cannot follow.
+        """
+        with as_config_error("inversion"):
+            return self.model.invert(record, cond, **options)
+
+    def save(self, path: str | os.PathLike[str], record: Mapping[str, Any], columns: int | None = None) -> None:
+        """Writes samples as the suffix of a path says, by the codec.
+
+        Raises:
+          ConfigError: a suffix that such data have no file of.
+        """
+        with as_config_error("save"):
+            self.codec.save(path, record, columns)
+
+    def picture(self) -> NDArray[np.uint8]:
+        """``config.picture``, or a picture of ``config.sample.num`` samples, one class a row, NaN as 0: uint8 ``(H',
+        W', C)``."""
+        if self.config.picture is not None:
+            drawn: NDArray[np.uint8] = self.config.picture(self)
+            return drawn
+        n = self.config.sample.num
+        rows, columns = rows_of_labels(self.num_classes, n)
+        cond = None if self.model.draw_cond is None else dict(self.model.draw_cond(_first_keys(n)))
+        x0 = self.sample(self.config.seed, n, (cond or {}) | (rows or {}) or None, decode=False)
+        finite = np.nan_to_num(x0, posinf=1.0, neginf=-1.0)
+        return np.asarray(self.codec.picture(_decoded(self.codec, finite), columns))
+
+    def measure(self) -> dict[str, float]:
+        """What ``config.picture`` measures, by name; nothing where it is a grid of samples."""
+        figures: dict[str, float] = {} if self.config.picture is None else self.config.picture.measure(self)
+        return figures
+
+
+def rows_of_labels(
+    num_classes: int | None, num: int | None, labels: Sequence[int] = (), most: int = 20
+) -> tuple[dict[str, NDArray[np.int32]] | None, int | None]:
+    """Labels for a grid of one class a row.
+
+    Args:
+      num_classes: of the run; None: no labels.
+      num: samples in all; None: 10 a class.
+      labels: the classes to show; empty: all, or 10 spread over them where there are more than ``most``.
+
+    Returns:
+      The condition for `Run.sample` (None without labels), and the grid's columns (None where the rows would differ in
+      length).
+
+    Raises:
+      ConfigError: labels for a run without, or out of range.
+
+    >>> rows_of_labels(3, 6)
+    ({'label': array([0, 0, 1, 1, 2, 2], dtype=int32)}, 2)
+    """
+    if num_classes is None:
+        if labels:
+            raise ConfigError("this run was trained without labels: leave the label out")
+        return None, None
+    for label in labels:
+        if not 0 <= label <= num_classes:
+            raise ConfigError(f"label {label} is out of range: this run knows the labels 0 to {num_classes - 1}")
+    shown = labels or (
+        range(num_classes) if num_classes <= most else np.linspace(0, num_classes - 1, 10).astype(int).tolist()
+    )
+    num = 10 * len(shown) if num is None else num
+    rows = np.asarray(shown, np.int32)[np.arange(num) * len(shown) // num]
+    return {"label": rows}, num // len(shown) if num % len(shown) == 0 else None
+
+
+def read_examples(folder: Path) -> dict[str, NDArray[Any]] | None:
+    """The conditions of some training records that a run keeps, by name; None where it keeps none."""
+    file = folder / EXAMPLES
+    if not file.exists():
+        return None
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+
+
+def _as_trained(name: str, condition: Condition, config: Config) -> Condition:
+    """A condition as the run knows it: without a null where it was never dropped."""
+    if config.loss.dropout.get(name, 0) > 0 or not droppable(condition):
+        return condition
+    if isinstance(condition, Spec):
+        return dataclasses.replace(condition, null=None)
+    return {key: dataclasses.replace(spec, null=None) for key, spec in condition.items()}
+
+
+def _labels(classes: Sequence[str], value: Any) -> Any:
+    """Labels from names of classes; numbers as they are."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "US":
+        return value
+    unknown = [str(name) for name in array.ravel() if str(name) not in classes]
+    if unknown:
+        raise ValueError(f"label: there is no class {unknown[0]!r}; there are {', '.join(classes[:20])}")
+    return np.array([classes.index(str(name)) for name in array.ravel()], np.int32).reshape(array.shape)
+
+
+def _drawn(examples: Mapping[str, NDArray[Any]], keys: Array) -> dict[str, NDArray[Any]]:
+    """For each key the conditions of one example."""
+    count = len(next(iter(examples.values())))
+    which = np.asarray(jax.vmap(lambda key: jax.random.randint(key, (), 0, count))(keys))
+    return {name: value[which] for name, value in examples.items()}
+
+
+def _first_keys(n: int) -> Array:
+    return jax.random.split(jax.random.key(0), n)
+
+
+def _decoded(codec: Any, x0: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    stored: dict[str, NDArray[Any]] = jax.tree.map(np.asarray, codec.decode(jnp.asarray(x0)))
+    return stored
+
+
+def _computing_in(config: Config, dtype: str) -> Config:
+    try:
+        kind = jnp.dtype(dtype)
+    except TypeError as error:
+        raise ConfigError(f"dtype: {dtype!r} is no type of numbers, for instance 'bfloat16'") from error
+    if not jnp.issubdtype(kind, jnp.floating):
+        raise ConfigError(f"dtype: {dtype} has no fractions: use float32, bfloat16 or float16")
+    network = config.network
+    if dataclasses.is_dataclass(network) and hasattr(network, "dtype") and not isinstance(network, type):
+        network = dataclasses.replace(network, dtype=kind.name)
+    return dataclasses.replace(config, network=network)
+
+
+def _newest_weights(checkpoints: Checkpoints, template: Any, ema: bool | str, step: int | None) -> tuple[int, Any]:
+    # Step by step, because the step that was read is part of the answer.
+    steps = checkpoints.steps() if step is None else [step]
+    for chosen in reversed(steps):
+        try:
+            return chosen, checkpoints.restore_weights(template, ema=ema, step=chosen)
+        except CheckpointError as error:
+            if isinstance(error, StructureError) or chosen == steps[0]:
+                raise
+    raise CheckpointError(f"no checkpoint in {checkpoints.folder}: the run has not saved one yet")
+
+
+def _draw_kept(folder: str, plan: Plan, keys: Array, **static: Any) -> Any:
+    """`jaxdiff.model.draw` by a program that a folder keeps compiled."""
+    return _kept(folder)(draw, (plan, keys), static)
+
+
+@functools.lru_cache(maxsize=8)
+def _kept(folder: str) -> Kept:
+    return Kept(folder)

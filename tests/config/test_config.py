@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import jaxdiff
+from jaxdiff.config import (
+    GRIDS,
+    SAMPLERS,
+    Config,
+    ConfigError,
+    SampleConfig,
+    StoredTypeError,
+    batch_shapes,
+    build_loss,
+    build_network,
+    build_sampler,
+    check,
+    differences,
+    dumps,
+    from_json,
+    load_config_file,
+    parse_config,
+    resolve,
+    to_json,
+)
+from jaxdiff.config.serialize import MOVED
+from jaxdiff.spec import Spec
+from jaxdiff.train import make_mesh, make_optimizer, state_sharding, state_template
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+PUBLISHED = {"cifar10_unet": 35_746_307, "imagenet64_adm": 295_904_454, "imagenet256_dit_xl2": 674_834_720}
+FILES = sorted(CONFIGS.glob("*.py"))
+
+
+def parsed(*arguments: str) -> Config:
+    return parse_config(arguments, program="train.py", default_file=CONFIGS / "digits_unet.py").config
+
+
+@pytest.fixture(scope="module")
+def digits() -> Config:
+    return load_config_file(CONFIGS / "digits_unet.py")
+
+
+# --- The shipped configurations
+
+
+def test_all_are_here() -> None:
+    names = "cifar10_edm cifar10_unet cifar10_vp_continuous digits_dit digits_flow digits_unet digits_ve"
+    more = "imagenet256_dit_xl2 imagenet64_adm mnist_unet study_2d"
+    assert [f.stem for f in FILES] == [*names.split(), *more.split()]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_config_is_stored_and_read_back_equal(file: Path) -> None:
+    config = load_config_file(file)
+    text = dumps(config)
+    again = from_json(json.loads(text))
+    assert again == config
+    assert dumps(again) == text
+    for ours, theirs in zip(jax.tree.leaves(again.process), jax.tree.leaves(config.process), strict=True):
+        assert np.array_equal(ours, theirs) and np.asarray(ours).dtype == np.asarray(theirs).dtype
+    assert max(map(len, text.splitlines())) > 0 and "log_alpha" not in text  # derived tables are not stored
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_config_is_good_and_fits_by_shapes(file: Path) -> None:
+    """Everything is built, sharded and traced; nothing of the size of the model is made."""
+    config = load_config_file(file)
+    check(config)
+    assert (config.__class__, file.read_text().count("Expected:")) == (Config, 1)
+    size = getattr(config.network, "image_size", None) or config.data.image_size or 8
+    channels = config.network.in_channels
+    shape = (channels,) if config.data.name.startswith("points:") else (size, size, channels)
+    label = {} if config.num_classes is None else {"label": Spec((), "int32", 0, config.num_classes - 1)}
+    source = type("Source", (), {"spec": {"x": Spec(shape, "float32"), **label}})()
+    config = resolve(config, source)
+    net, mesh = build_network(config), make_mesh(data=1)
+    loss: Any = build_loss(config)
+    optimizer, _ = make_optimizer(steps=config.train.steps, **dataclasses.asdict(config.optimizer))
+    template = state_template(net, optimizer, loss, jax.random.key(0), mesh)
+    shardings = jax.tree.leaves(state_sharding(template, mesh))
+    assert [leaf.sharding for leaf in jax.tree.leaves(template)] == shardings
+    if file.stem in PUBLISHED:
+        assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(template.params)) == PUBLISHED[file.stem]
+
+    def forward(params: Any, batch: Any, history: Any, key: jax.Array) -> Any:
+        return loss.terms(net, params, loss.draw(key, batch, history), key=key).loss
+
+    shapes = template.params, batch_shapes(config, source), template.history, jax.random.key(0)
+    assert jax.eval_shape(forward, *shapes).shape == (config.train.batch_size,)
+    sampler, ts = build_sampler(config.process, config.sample)
+    assert ts.shape == (config.sample.steps,) and isinstance(sampler, jaxdiff.Sampler)
+
+
+# --- JSON
+
+
+def test_json_is_readable() -> None:
+    text = dumps(load_config_file(CONFIGS / "cifar10_unet.py"))
+    assert '"type": "jaxdiff.DiscreteVP"' in text
+    assert '"multipliers": [1, 2, 2, 2]' in text
+    assert len(text.splitlines()) < 150
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"type": "os.system", "command": "true"}, "not from jaxdiff"),
+        ({"type": "jaxdiff.config.serialize.importlib.import_module"}, "there is no"),
+        ({"type": "jaxdiff.config.serialize.dumps", "value": 1}, "not a dataclass"),
+        ({"type": "jaxdiff.config.schema.Any"}, "not a dataclass"),
+        ({"type": "jaxdiffusion.Thing"}, "not from jaxdiff"),
+        ({"type": "jaxdiff.nothing.Thing"}, "there is no"),
+        ({"type": "jaxdiff.VP", "beta": 1.0}, "cannot be made"),
+        ({"type": 3}, "not the import path"),
+        ({"type": "jaxdiff..VP"}, "not the import path"),
+        ({"beta_min": 3}, "not the import path"),
+        ({"array": [1, "x"], "dtype": "float32"}, "array cannot be read"),
+    ],
+)
+def test_json_refuses(data: Any, message: str) -> None:
+    with pytest.raises(StoredTypeError, match=message) as caught:
+        from_json(data)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_module_merely_imported_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = dataclasses.make_dataclass("Foreign", ["x"])
+    foreign.__module__ = "elsewhere"
+    monkeypatch.setattr(jaxdiff.config, "Foreign", foreign, raising=False)
+    with pytest.raises(StoredTypeError, match="not a dataclass of jaxdiff"):
+        from_json({"type": "jaxdiff.config.Foreign", "x": 1})
+
+
+def test_own_classes_need_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_ema.py").write_text(
+        "import dataclasses\n@dataclasses.dataclass(frozen=True)\nclass Mine:\n    rate: float = 0.5\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    stored = {"type": "my_ema.Mine", "rate": 0.25}
+    with pytest.raises(StoredTypeError, match="not from jaxdiff"):
+        from_json(stored)
+    assert "my_ema" not in sys.modules
+    made = from_json(stored, trusted=("jaxdiff", "my_ema"))
+    assert made.rate == 0.25 and to_json(made) == stored
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_names_of_older_versions_are_found(old: str) -> None:
+    """What has moved since a configuration was saved is read from where it stands now, and saved under that name."""
+    assert to_json(from_json({"type": old}))["type"] == MOVED[old]
+    module, _, name = old.rpartition(".")
+    with pytest.raises((ImportError, AttributeError)):
+        getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("value", [lambda x: x, object(), {1, 2}])
+def test_what_cannot_be_stored_is_refused(digits: Config, value: Any) -> None:
+    with pytest.raises(StoredTypeError, match="cannot be stored"):
+        to_json(dataclasses.replace(digits, ema=value))
+
+
+def test_differences_name_the_fields(digits: Config) -> None:
+    other = parsed("--optimizer.lr", "3", "--seed", "1")
+    assert differences(to_json(digits), to_json(other)) == {"optimizer.lr": (digits.optimizer.lr, 3.0), "seed": (0, 1)}
+    assert digits != other and digits == load_config_file(CONFIGS / "digits_unet.py")
+
+
+# --- Overrides
+
+
+def test_overrides() -> None:
+    file = str(CONFIGS / "cifar10_vp_continuous.py")
+    config = parsed(
+        *(file, "--optimizer.lr", "1e-4", "--workdir", "runs/x", "--train.steps", "7", "--data.name", "tfds:cifar10"),
+        *(
+            "--process.beta_max",
+            "10",
+            "--train.log-every",
+            "3",
+            "--checkpoint.every=5",
+            "--data.path",
+            "a b",
+            "--seed",
+            "9",
+        ),
+        *(
+            "--network.multipliers",
+            "1",
+            "2",
+            "--data.no-flip",
+            "--parameterization.time.scale",
+            "2",
+            "--sample.guidance",
+            "None",
+        ),
+    )
+    assert (config.optimizer.lr, config.folder, config.train.steps, config.data.name) == (
+        1e-4,
+        "runs/x",
+        7,
+        "tfds:cifar10",
+    )
+    assert (config.process.beta_max, config.train.log_every, config.checkpoint.every) == (10.0, 3, 5)  # type: ignore[attr-defined]
+    assert (config.data.path, config.seed, config.network.multipliers, config.data.flip) == ("a b", 9, (1, 2), False)
+    assert config.parameterization.time.scale == 2.0  # type: ignore[attr-defined]
+    assert config.process.beta_min == 0.1 and config.train.batch_size == 128  # type: ignore[attr-defined]
+
+
+def test_both_spellings() -> None:
+    assert parsed("--train.log_every", "3") == parsed("--train.log-every", "3") == parsed("--train.log-every=3")
+
+
+def test_default_is_digits(digits: Config) -> None:
+    assert parsed() == digits and digits.folder == "runs/digits"
+
+
+def test_a_configuration_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "import dataclasses\nfrom configs.digits_unet import config as base\nimport jaxdiff\n"
+        "config = dataclasses.replace(base, name='own', process=jaxdiff.VP())\n"
+    )
+    config = parsed(str(tmp_path / "own.py"), "--process.beta_max", "10")
+    assert (config.name, config.process.beta_max) == ("own", 10.0)  # type: ignore[attr-defined]
+
+
+# --- Checks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--train.steps 0", "train.steps: 0 is out of range, it must be at least 1"),
+        ("--train.batch_size -8", "train.batch_size: -8"),
+        ("--train.batch_size 10 --train.accumulate 4", "train.batch_size: 10 is no multiple of train.accumulate, 4"),
+        ("--optimizer.lr 0", "optimizer.lr: 0.0 is out of range, it must be above 0"),
+        ("--optimizer.lr nan", "optimizer.lr: nan"),
+        ("--optimizer.lr inf", "optimizer.lr: inf"),
+        ("--loss.label_dropout 1.5", "loss.label_dropout: 1.5 is out of range, it must be at least 0 and at most 1"),
+        ("--seed -1", "seed: -1"),
+        ("--name ../x", "name: '../x'"),
+        ("--sample.sampler dddim", "did you mean 'ddim'"),
+        ("--sample.grid karas", "did you mean 'karras'"),
+        ("--sample.steps 0", "sample.steps: 0"),
+        ("--mesh.data 0", "mesh.data: 0"),
+        ("--network.num_classes None", "loss.label_dropout: the network has no null label"),
+        ("--loss.label_dropout 0 --sample.guidance 2", "sample.guidance: guidance needs"),
+        ("configs/digits_ve.py --process.sigma_max 0.001", "process: "),
+        ("configs/cifar10_vp_continuous.py --process.beta_min -1", "process: "),
+    ],
+)
+def test_ranges(arguments: str, message: str, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository)
+    with pytest.raises(ConfigError) as caught:
+        check(parsed(*arguments.split()))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_name_makes_a_sampler_and_a_grid() -> None:
+    process = jaxdiff.VP()
+    for sampler in SAMPLERS:
+        for grid in GRIDS:
+            made, ts = build_sampler(process, SampleConfig(sampler=sampler, grid=grid, steps=5))
+            jaxdiff.check_times(process, ts)
+            assert isinstance(made, jaxdiff.Sampler)
+            assert ts.shape == ((2,) if sampler == "adaptive" else (5,))  # which chooses its own steps in between
