@@ -23,7 +23,7 @@ from jaxdiff.train import (
     state_template,
     train_step,
 )
-from jaxdiff.train.step import AUGMENT
+from jaxdiff.train.step import AUGMENT, Given
 from tests.train.standins import Data, Loss, Net
 
 
@@ -146,7 +146,7 @@ def test_the_codec_makes_what_the_network_sees() -> None:
     batch = {name: jnp.asarray(value) for name, value in next(Data()).items()}
     keys, states = [], [state]
     for n in range(2):
-        stepped, metrics = train_step(states[-1], batch, **parts, codec=Doubling())  # type: ignore[arg-type]
+        stepped, metrics = train_step(states[-1], batch, **parts, given=Given(codec=Doubling()))
         step_key = jax.random.fold_in(state.key, n)
         keys.append(jax.random.fold_in(step_key, AUGMENT))
         by_hand, expected = train_step(states[-1], Doubling().encode(batch, keys[-1]), **parts)
