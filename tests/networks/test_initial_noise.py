@@ -95,7 +95,8 @@ def digests(mesh):
             params = init(key)
         else:
             params = jax.jit(init, out_shardings=split_sharding(jax.eval_shape(init, key), make_mesh(*mesh)))(key)
-        found.append(hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))).hexdigest())
+        data = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))
+        found.append(hashlib.sha256(data).hexdigest())
     return found
 
 print(json.dumps([digests(mesh) for mesh in json.loads(sys.argv[1])]))

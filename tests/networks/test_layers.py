@@ -202,7 +202,7 @@ def test_every_weight_has_mean_zero_and_the_variance_of_its_initialiser(network,
             shape = (shape[0], 3 * shape[2])
         fans = math.prod(shape[:-2]) * (shape[-2] + shape[-1])
         variance = own.get(name.split("/")[0], 2 / fans)
-        tolerance = 5 / math.sqrt(weight.size)  # the deviation of a mean is 1 / sqrt(n), of a variance at most sqrt(2 / n)
+        tolerance = 5 / math.sqrt(weight.size)  # a mean's deviation is 1 / sqrt(n), a variance's at most sqrt(2 / n)
         assert abs(float(weight.mean())) < tolerance * math.sqrt(variance), name
         assert abs(float(weight.var()) / variance - 1) < math.sqrt(2) * tolerance, name
         drawn += 1
