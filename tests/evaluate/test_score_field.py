@@ -18,7 +18,7 @@ import train
 from jaxdiff import SNR, VE, MixtureDenoiser, Prediction, Process
 from jaxdiff.config import OBJECTIVES, ConfigError, build_loss, check, parse_config
 from jaxdiff.data import open_points
-from jaxdiff.evaluate.score_field import ScoreField, measure_score, scatter
+from jaxdiff.evaluate.score_field import ScoreField, measure_score
 from jaxdiff.record import record
 from jaxdiff.runs.run import Run
 from jaxdiff.score_matching import FokkerPlanck, Sliced
