@@ -11,6 +11,7 @@ numbers compiles nothing.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -124,13 +125,20 @@ def save_png(path: str | os.PathLike[str], picture: NDArray[np.uint8]) -> None:
     ...         image.size
     (6, 4)
     """
+    with _whole(path) as partial:
+        partial.write_bytes(png(picture))
+
+
+def png(picture: NDArray[np.uint8]) -> bytes:
+    """One uint8 picture ``(H, W, C)`` as the bytes of a PNG: grey for C = 1, else its first three channels as RGB."""
     if picture.ndim != 3 or picture.dtype != np.uint8:
         raise ValueError(f"a picture is uint8 (H, W, C), got {picture.dtype} {picture.shape}")
     if picture.shape[2] == 2:
         picture = picture[:, :, :1]
     shown = picture[:, :, 0] if picture.shape[2] == 1 else np.ascontiguousarray(picture[:, :, :3])
-    with _whole(path) as partial:
-        Image.fromarray(shown).save(partial, format="PNG")
+    encoded = io.BytesIO()
+    Image.fromarray(shown).save(encoded, format="PNG")
+    return encoded.getvalue()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,9 @@ Ctrl-C ends it with the figures of the images done so far. Several processes (do
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,6 +27,8 @@ from jaxdiff.config.build import look_up
 from jaxdiff.data.sources import DataError, Source, name_of
 from jaxdiff.evaluate import METRIC_ERRORS, METRICS, EvaluateOptions, Result
 from jaxdiff.evaluate.metric import ProgressLine
+from jaxdiff.launch.output import check_output, write_output
+from jaxdiff.launch.signals import Stop, end_at_signals
 from jaxdiff.runs.run import Run
 from jaxdiff.train import CheckpointError, make_mesh
 
@@ -49,13 +53,15 @@ class Options(EvaluateOptions, cfg.ProcessOptions):
     """Modules of your own that the run's configuration uses."""
 
 
-def evaluate(arguments: Sequence[str]) -> bool:
-    """Whether it came to the end."""
+def evaluate(arguments: Sequence[str]) -> int | None:
+    """The signal that ended it early; None where it came to the end."""
     options = cfg.parse(Options, arguments, program="evaluate.py", positional=1)
     if options.run is None:
         raise ConfigError("the folder of a run is missing, for instance: evaluate.py runs/digits")
     if options.out is not None and (options.out.suffix != ".json" or not options.out.parent.is_dir()):
         raise ConfigError(f"--out: {str(options.out)!r} must end in .json, in a folder that is there")
+    if options.out is not None:
+        check_output(options.out)
     if not 0 <= options.seed < 2**32:
         raise ConfigError(f"--seed: {options.seed} is out of range, it must be from 0 to {2**32 - 1}")
     metrics = {name: look_up(METRICS, name, "--metrics") for name in options.metrics}
@@ -71,25 +77,26 @@ def evaluate(arguments: Sequence[str]) -> bool:
 
     # --- Measuring: the last answer of each name is its result
     results: dict[str, Result] = {}
-    progress, interrupted = ProgressLine(), False
-    try:
-        for metric in metrics.values():
-            for result in metric(run, source, options):
-                if not results and lead:
-                    print(cfg.first_line(kept))  # not before: a mistake is one line
-                results[result.name] = result
+    progress, stop = ProgressLine(), Stop("finishing the images at hand, then the figures so far")
+    with contextlib.ExitStack() as answered:
+        for result in itertools.chain.from_iterable(metric(run, source, options) for metric in metrics.values()):
+            if not results:  # before the first figures a signal ends the process: there is nothing to keep
+                answered.enter_context(stop)
                 if lead:
-                    progress.show(result)
-    except KeyboardInterrupt:
-        interrupted = True
+                    print(cfg.first_line(kept))  # not before: a mistake is one line
+            results[result.name] = result
+            if lead:
+                progress.show(result)
+            if stop.requested:
+                break
     progress.clear()
 
     # --- What came of it
     if lead:
-        tell(options, run, source, results, interrupted)
-    if interrupted and jax.process_count() > 1:
+        tell(options, run, source, results, stop.requested)
+    if stop.requested and jax.process_count() > 1:
         raise KeyboardInterrupt  # leaves at once: the others may wait for this one
-    return not interrupted
+    return stop.signal
 
 
 def tell(options: Options, run: Run, source: Source, results: Mapping[str, Result], interrupted: bool) -> None:
@@ -98,7 +105,7 @@ def tell(options: Options, run: Run, source: Source, results: Mapping[str, Resul
     for result in results.values():
         print(result.line())
     if interrupted:
-        print("interrupted: these are the images done so far" if results else "interrupted before the first figures")
+        print("interrupted: these are the images done so far")
     if options.out is not None:
         content = {
             "run": str(options.run),
@@ -108,17 +115,22 @@ def tell(options: Options, run: Run, source: Source, results: Mapping[str, Resul
             "options": {f.name: getattr(options, f.name) for f in dataclasses.fields(EvaluateOptions)},
             "results": [dataclasses.asdict(result) for result in results.values()],
         }
-        partial = options.out.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.replace(options.out)  # there whole or not at all
+
+        def write(file: Path) -> None:
+            partial = file.with_suffix(".partial")
+            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            partial.replace(file)  # there whole or not at all
+
+        write_output(options.out, write)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs with the command line's arguments, or with those given (from Python, where no flag of XLA is set). An
-    interrupted run ends with status 130."""
+    interrupted run ends with status 128 and the number of the signal: 130 for Ctrl-C."""
     with cfg.one_line_errors("evaluate.py", DataError, CheckpointError, *METRIC_ERRORS):
         if arguments is None:
+            end_at_signals()
             cfg.set_up(sys.argv[1:])
-        finished = evaluate(sys.argv[1:] if arguments is None else arguments)
-    if not finished:
-        raise SystemExit(130)
+        interrupted = evaluate(sys.argv[1:] if arguments is None else arguments)
+    if interrupted is not None:
+        raise SystemExit(128 + interrupted)

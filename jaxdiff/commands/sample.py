@@ -32,6 +32,8 @@ from numpy.typing import NDArray
 
 from jaxdiff import config as cfg
 from jaxdiff.config import ConfigError
+from jaxdiff.launch.output import check_output, write_output
+from jaxdiff.launch.signals import end_at_signals
 from jaxdiff.methods import parse_cache, parse_grid, parse_guidance, parse_sampler
 from jaxdiff.runs.run import Run, rows_of_labels
 from jaxdiff.runs.shards import SHARD_SIZE, Request, claim_samples, read_request, wait_for_shards, write_shards
@@ -87,8 +89,8 @@ def sample(arguments: Sequence[str]) -> None:
     options = cfg.parse(Options, arguments, program="sample.py", positional=1)
     if options.run is None:
         raise ConfigError("the folder of a run is missing, for instance: sample.py runs/digits")
-    path = options.run.expanduser()
-    out = path / "samples.png" if options.out is None else options.out.expanduser()
+    path = options.run
+    out = path / "samples.png" if options.out is None else options.out
     check(options, out)
     cfg.join(options)
     kept = cfg.keep_compiled(options.cache)
@@ -107,7 +109,7 @@ def sample(arguments: Sequence[str]) -> None:
         print(cfg.first_line(kept))
     drawn = draw(run, options, num, cond)
     if lead:
-        run.save(out, drawn, columns)
+        write_output(out, lambda file: run.save(file, drawn, columns))
         print(f"{num} samples from step {run.step} of {path}: {out}")
 
 
@@ -137,6 +139,8 @@ def check(options: Options, out: Path) -> None:
         parse_grid(options.grid or "uniform")
     with cfg.as_config_error("--guide"):
         parse_guidance(options.guide or ())
+    if out.parent.is_dir():
+        check_output(out)
 
 
 def conditions(run: Run, options: Options) -> tuple[dict[str, Any] | None, int, int | None]:
@@ -270,5 +274,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs with the command line's arguments, or with those given (from Python, where no flag of XLA is set)."""
     with cfg.one_line_errors("sample.py", CheckpointError):
         if arguments is None:
+            end_at_signals()
             cfg.set_up(sys.argv[1:])
         sample(sys.argv[1:] if arguments is None else arguments)

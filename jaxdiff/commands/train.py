@@ -21,6 +21,7 @@ from jaxdiff import config as cfg
 from jaxdiff import train as training
 from jaxdiff.config.folder import SAMPLES
 from jaxdiff.data import DataError
+from jaxdiff.launch.signals import end_at_signals
 from jaxdiff.runs.fit import fit
 
 HERE = Path(__file__).parents[2]
@@ -64,5 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs with the command line's arguments, or with those given (from Python, where no flag of XLA is set)."""
     with cfg.one_line_errors("train.py", DataError, training.CheckpointError, training.DivergedError):
         if arguments is None:
+            end_at_signals()
             cfg.set_up(sys.argv[1:])
         train(sys.argv[1:] if arguments is None else arguments)

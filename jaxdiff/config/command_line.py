@@ -66,7 +66,7 @@ def load_config_file(path: str | Path) -> Config:
     Raises:
       ConfigError: there is no such file, it fails, or it has no ``config``.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         near = [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
         hint = suggestion(str(path), near) or (f"; there are {', '.join(near)}" if near else "")
@@ -115,11 +115,18 @@ def parse(
     if len(leading) > positional:
         raise ConfigError(f"{leading[positional]!r} is unexpected: options have names, see --help")
     try:
-        return _parse(kind, arguments, program, default)
+        return _home_expanded(_parse(kind, arguments, program, default))
     except _Refused as refused:
         ends = [*starts[1:], len(arguments)]
         _explain([arguments[start:end] for start, end in zip(starts, ends, strict=True)], known, default)
         raise ConfigError(str(refused)) from None
+
+
+def _home_expanded(options: Options) -> Options:
+    """With ~ as the shell has it in every path; it leaves that in ``--out=~/x``, and in what was quoted."""
+    fields: dict[str, Any] = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}  # type: ignore[arg-type]
+    paths = {name: value.expanduser() for name, value in fields.items() if isinstance(value, Path)}
+    return dataclasses.replace(options, **paths)  # type: ignore[type-var]
 
 
 def parse_config(arguments: Sequence[str], *, program: str, default_file: Path) -> TrainOptions:

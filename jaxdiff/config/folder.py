@@ -54,7 +54,7 @@ def read_config(folder: str | os.PathLike[str], trusted: Sequence[str] = TRUSTED
     Raises:
       ConfigError: there is none, or it cannot be read.
     """
-    file = Path(folder) / CONFIG
+    file = Path(folder).expanduser() / CONFIG
     data = _read(file)
     try:
         config = from_json(upgraded(data), trusted)

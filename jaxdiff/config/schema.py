@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -222,7 +223,7 @@ class Config:
     @property
     def folder(self) -> str:
         """The run's folder."""
-        return f"runs/{self.name}" if self.workdir is None else self.workdir
+        return f"runs/{self.name}" if self.workdir is None else os.path.expanduser(self.workdir)
 
     @property
     def cond(self) -> Specs:

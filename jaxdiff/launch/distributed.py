@@ -28,6 +28,7 @@ from typing import NoReturn
 import jax
 import numpy as np
 
+from jaxdiff import compat
 from jaxdiff.launch.errors import ConfigError
 from jaxdiff.launch.start import StartOptions
 
@@ -162,17 +163,13 @@ def as_lead(value: int) -> int:
     3
     """
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        value = int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+        value = int(compat.multihost_utils.broadcast_one_to_all(np.int32(value)))
     return value
 
 
 def _meet(what: str) -> None:
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(what)
+        compat.multihost_utils.sync_global_devices(what)
 
 
 def is_lost_peer(error: BaseException) -> bool:

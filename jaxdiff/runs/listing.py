@@ -8,6 +8,7 @@ be understood is named with what is wrong, and the others are listed all the sam
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -64,7 +65,7 @@ def read_status(folder: str | os.PathLike[str]) -> Status:
         >>> status.state, status.step, status.total, status.loss
         ('stopped', 40, 100, 0.5)
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     try:
         total = _total(folder / CONFIG)
         record = _last_record(folder / METRICS)
@@ -100,7 +101,7 @@ def _total(file: Path) -> int:
 
 
 def _last_record(file: Path) -> dict[str, Any]:
-    """The last whole line; a run that writes may have begun another. Nothing logged: an empty record."""
+    """The last whole line that is a record of a step; a run that writes may have begun another. None: an empty one."""
     if not file.exists():
         return {}
     with file.open("rb") as stream:
@@ -109,6 +110,11 @@ def _last_record(file: Path) -> dict[str, Any]:
     if not lines:
         return {}
     try:
+        for line in reversed(lines):  # the file may have lines of others
+            with contextlib.suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict) and type(record.get("step")) is int:
+                    return record
         record = json.loads(lines[-1])
     except ValueError as error:
         raise RunError(f"{METRICS}: its last line cannot be read: {_said(error)}") from error
@@ -141,7 +147,7 @@ def folders(parent: str | os.PathLike[str]) -> list[Path]:
     Raises:
         RunError: there is no such folder.
     """
-    parent = Path(parent)
+    parent = Path(parent).expanduser()
     if not parent.is_dir():
         raise RunError(f"there is no folder {str(parent)!r}; pass the folder of your runs, such as runs")
     if (parent / CONFIG).exists():

@@ -213,7 +213,7 @@ class Run:
           ConfigError: an argument that is out of range, or that this run cannot follow.
         """
         if compiled is not None:
-            options["program"] = functools.partial(_draw_kept, os.path.abspath(compiled))
+            options["program"] = functools.partial(_draw_kept, os.path.abspath(os.path.expanduser(compiled)))
         with as_config_error("sampling"):
             return self.model.sample(key, n, cond, **options)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jaxdiff.launch.signals import Stop
 from jaxdiff.lazy import lazily
 from jaxdiff.train.ema import Ema, EmaRule, HalfLifeEma, update_ema
 from jaxdiff.train.guard import Guard
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from jaxdiff.train.checkpoint_format import CheckpointError, StructureError
     from jaxdiff.train.flops import peak_flops, step_flops
     from jaxdiff.train.initial import read_weights, with_weights
-    from jaxdiff.train.loop import Outcome, Stop, train_loop
+    from jaxdiff.train.loop import Outcome, train_loop
 
 __getattr__ = lazily(  # Orbax takes longer to import than JAX
     __name__,
@@ -41,7 +42,7 @@ __getattr__ = lazily(  # Orbax takes longer to import than JAX
         **dict.fromkeys(("Checkpoints", "SaveError"), "checkpoint"),
         **dict.fromkeys(("CheckpointError", "StructureError"), "checkpoint_format"),
         **dict.fromkeys(("read_weights", "with_weights"), "initial"),
-        **dict.fromkeys(("Outcome", "Stop", "train_loop"), "loop"),
+        **dict.fromkeys(("Outcome", "train_loop"), "loop"),
         **dict.fromkeys(("peak_flops", "step_flops"), "flops"),
     },
 )

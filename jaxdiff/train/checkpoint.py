@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from jaxdiff.compat import TMP_DIR_SUFFIX
 from jaxdiff.train.checkpoint_format import (
     CheckpointError,
     StructureError,
@@ -115,8 +116,10 @@ class Checkpoints:
             create=not readonly,
             temporary_path_class=Summed,
         )
-        quiet_failed_saves(saves=not readonly)
-        self._manager: Any = self._opened()
+        with contextlib.ExitStack() as quiet:
+            quiet.enter_context(quiet_failed_saves(saves=not readonly))
+            self._manager: Any = self._opened()
+            self._quiet = quiet.pop_all()
 
     def _opened(self, *, clean: bool = True) -> Any:
         options = dataclasses.replace(self._options, cleanup_tmp_directories=clean and not self._readonly)
@@ -243,7 +246,7 @@ class Checkpoints:
     def _sweep(self) -> None:
         """Removes what failed saves have left, which takes room; where their threads write on, the next sweep does."""
         if self._failed:
-            for partial in self.folder.glob("*.orbax-checkpoint-tmp"):
+            for partial in self.folder.glob(f"*{TMP_DIR_SUFFIX}"):
                 shutil.rmtree(partial, ignore_errors=True)
 
     def _noted(self) -> int | None:
@@ -328,6 +331,8 @@ class Checkpoints:
         finally:
             if self._manager is not None:
                 self._manager.close()
+            if not self._failed:  # else what a failed save has left in threads is told of later
+                self._quiet.close()
         self._sweep()
 
     def __enter__(self) -> Checkpoints:

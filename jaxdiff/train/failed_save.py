@@ -8,39 +8,61 @@ All of these are pages that say nothing beyond the exception, which `Checkpoints
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import logging
 import re
 import sys
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 
-@functools.cache  # once a process
-def quiet_failed_saves(*, saves: bool) -> None:
-    """Drops these from now on, and nothing else.
+@contextlib.contextmanager
+def quiet_failed_saves(*, saves: bool) -> Iterator[None]:
+    """Drops these within a `with`, and nothing else; then hooks, filters and loggers are as they were.
 
     Args:
-        saves: whether this process saves: then all warnings of coroutines never awaited go, which do not say whose.
+        saves: whether the block saves: then all warnings of coroutines never awaited go, which do not say whose.
 
     Example:
-        >>> quiet_failed_saves(saves=False)
-        >>> logging.getLogger("absl").filters[-1].__name__
-        '_is_news'
+        >>> before = sys.unraisablehook
+        >>> with quiet_failed_saves(saves=False):
+        ...     logging.getLogger("absl").filters[-1].__name__, sys.unraisablehook is before
+        ('is_news', False)
+        >>> sys.unraisablehook is before
+        True
     """
-    if saves:
-        quiet_failed_saves(saves=False)
-        warnings.filterwarnings("ignore", r"coroutine '\S+' was never awaited", RuntimeWarning)
-        return
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(_is_news)
-    before = sys.unraisablehook
+    before, active = sys.unraisablehook, True
 
     def hook(raised: sys.UnraisableHookArgs) -> None:
         where = raised.exc_traceback and raised.exc_traceback.tb_frame.f_code.co_name
-        if where != "call_soon_threadsafe" or str(raised.exc_value) != "Event loop is closed":
+        ours = where == "call_soon_threadsafe" and str(raised.exc_value) == "Event loop is closed"
+        if not (active and ours):
             before(raised)
 
+    def is_news(record: logging.LogRecord) -> bool:  # one for each `with`: a logger has a filter once
+        return _is_news(record)
+
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     sys.unraisablehook = hook
+    for logger in loggers:
+        logger.addFilter(is_news)
+    filters: Any = warnings.filters  # a list
+    added: list[Any] = []
+    if saves:
+        warnings.filterwarnings("ignore", r"coroutine '\S+' was never awaited", RuntimeWarning)
+        added = filters[:1]
+    try:
+        yield
+    finally:
+        active = False  # for whoever has put a hook around this one meanwhile
+        if sys.unraisablehook is hook:
+            sys.unraisablehook = before
+        for logger in loggers:
+            logger.removeFilter(is_news)
+        for entry in added:
+            with contextlib.suppress(ValueError):  # somebody has removed it
+                filters.remove(entry)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -45,7 +45,7 @@ def read_weights(
     Raises:
         CheckpointError: there is no checkpoint, none that can be read, or its leaves differ and `partial` is not set.
     """
-    folder, step = _located(Path(path))
+    folder, step = _located(Path(path).expanduser())
     with Checkpoints(folder, readonly=True, say=say) as checkpoints:
         return checkpoints.restore_weights(template, ema=ema, partial=partial, step=step)
 

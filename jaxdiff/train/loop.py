@@ -8,8 +8,9 @@ What it takes care of, so that `train.py` reads as a story:
   device until a step is logged.
 - The loop runs under `jax.transfer_guard("disallow")`: a transfer nobody asked for is an error, not a slow run.
   Callbacks, checkpoints and logging are outside of the guard.
-- A first SIGINT or SIGTERM ends the run after the step in progress with a checkpoint; a second ends the process at
-  once. Of several processes it is enough that one gets it: all agree on the step (`jaxdiff.train.stopping`).
+- SIGINT, SIGTERM, SIGHUP or SIGUSR1 ends the run after the step in progress with a checkpoint; a second SIGINT or
+  SIGTERM ends the process at once (`jaxdiff.launch.signals`). Of several processes it is enough that one gets it: all
+  stop after the same step (`jaxdiff.train.stopping`).
 - Bad steps are skipped within the step (`jaxdiff.train.guard`). Too many in a row end the run, with the state from
   before them saved and their records named; a parameter that is not finite ends it before it can reach a checkpoint.
 - With `steps_per_call` the devices take several steps at a call. Logging, checkpoints and callbacks come after the same
@@ -20,19 +21,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import FrameType
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from jaxdiff.launch.signals import Stop
 from jaxdiff.train.checkpoint import Checkpoints
 from jaxdiff.train.flops import step_flops
 from jaxdiff.train.metrics import MetricsLog, Progress, summarize
@@ -67,52 +65,6 @@ class Outcome:
     images_per_second: float
     host_memory: int
     device_memory: int | None
-
-
-class Stop:
-    """Turns the first SIGINT or SIGTERM into a flag, for the length of a `with`.
-
-    A second signal of either kind has its default effect: the process ends at once. The handlers that were there are
-    restored at the end. Enter it after `jax.distributed.initialize`, which installs a SIGTERM handler of its own.
-    Outside of the main thread, where Python allows no handlers, it does nothing.
-
-    Args:
-        say: gets one line when the first signal comes.
-
-    Example:
-        >>> import os, signal
-        >>> with Stop(say=print) as stop:
-        ...     os.kill(os.getpid(), signal.SIGTERM)
-        ...     stop.requested
-        SIGTERM: finishing the step, then saving; once more to end at once
-        True
-    """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self, say: Callable[[str], None] | None = None) -> None:
-        self.requested = False
-        self._say = say or (lambda text: os.write(2, f"\n{text}\n".encode()))
-        self._before: dict[int, Any] = {}
-        self._owner = os.getpid()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        for each in self.SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
-        if os.getpid() != self._owner:  # a forked worker has inherited the handler, not the loop
-            os.kill(os.getpid(), number)
-            return
-        self.requested = True
-        self._say(f"{signal.Signals(number).name}: finishing the step, then saving; once more to end at once")
-
-    def __enter__(self) -> Stop:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def train_loop(

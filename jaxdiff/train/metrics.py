@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxdiff.train.events import Events
+
 METRICS = "metrics.jsonl"
 Value = float | int | list[float]
 _LATEST = ("lr", "param_norm", "skipped")  # means over an interval say nothing of these
@@ -56,7 +58,7 @@ class MetricsLog:
 
     Args:
         folder: the run's folder; made when missing.
-        start: the step the run goes on from: lines of later steps, and a torn last line, are cut off.
+        start: the step the run goes on from: lines of later steps, and a torn last line, are taken out.
         tensorboard: write events as well.
         active: False writes nothing: processes other than the first.
         listener: gets each record too, with its step: for a tracker of experiments.
@@ -95,8 +97,6 @@ class MetricsLog:
         cut_back(self._path, start)
         self._file = self._path.open("ab", buffering=0)
         if tensorboard:
-            from jaxdiff.train.events import Events  # slow to import, and samplers never need it
-
             with self._drawn():
                 self._events = Events(self.folder / "tensorboard", start + 1)
 
@@ -158,27 +158,29 @@ def _warn(path: Path, error: OSError) -> None:
 
 
 def cut_back(path: Path, start: int) -> None:
-    """Cut a metrics file after its last whole line of a step up to `start`; a missing file stays missing."""
+    """Takes the lines of steps after `start`, and a torn last line, out of a metrics file; a missing one stays missing.
+
+    Lines that are no record of a step stay where they are: they are someone else's.
+    """
     if not path.exists():
         return
-    good = 0
     with path.open("rb") as file:
-        for line in file:
-            step = _step_of(line)
-            if step is None or step > start:
-                break
-            good += len(line)
-    if good < path.stat().st_size:
-        os.truncate(path, good)
+        lines = file.readlines()
+    kept = [line for line in lines if line.endswith(b"\n") and ((step := _step_of(line)) is None or step <= start)]
+    if kept == lines[: len(kept)]:
+        os.truncate(path, sum(map(len, kept)))
+    else:
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(b"".join(kept))
+        partial.replace(path)
 
 
 def _step_of(line: bytes) -> int | None:
-    if not line.endswith(b"\n"):
-        return None
     try:
-        return int(json.loads(line)["step"])
+        step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
         return None
+    return step if type(step) is int else None
 
 
 def _json(value: Value) -> Any:
@@ -188,7 +190,7 @@ def _json(value: Value) -> Any:
 
 
 class Progress:
-    """A Rich bar on a terminal, plain lines elsewhere, nothing when not active.
+    """A Rich bar on a terminal that can move its cursor, plain lines elsewhere, nothing when not active.
 
     Args:
         total: steps of the run.
@@ -205,7 +207,7 @@ class Progress:
         self._total, self._start, self._active = total, start, active
         self._begun = time.monotonic()
         self._bar: Any = None
-        if active and sys.stdout.isatty():
+        if active and sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown"):
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
             from rich.progress import Progress as Bar
 

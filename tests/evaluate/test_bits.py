@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -194,18 +196,25 @@ def test_evaluate_prints_and_writes(folder: Path, tmp_path: Path, capsys: Any) -
     assert f"{content['results'][0]['mean']:.3f}"[:4] in lines[1]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_an_interrupt_keeps_what_is_done(
-    folder: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    number: int, folder: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*arguments: Any) -> Iterator[Result]:
+        yield Result("bpd ode", "bits/dim", 2, 10, 3.25, 0.25, {}, [3.0, 3.5])
+        os.kill(os.getpid(), number)
         yield Result("bpd ode", "bits/dim", 4, 10, 3.25, 0.125, {}, [3.0, 3.5, 3.0, 3.5])
-        raise KeyboardInterrupt
+        raise AssertionError("another batch was begun")
 
     monkeypatch.setitem(METRICS, "bpd", interrupted)
     with pytest.raises(SystemExit) as stopped:
         evaluate.main([str(folder), "--out", str(tmp_path / "r.json")])
     out = capsys.readouterr().out
-    assert stopped.value.code == 130 and "3.250 +- 0.125 bits/dim  (4 of 10 images)" in out and "interrupted" in out
+    assert (
+        stopped.value.code == 128 + number
+        and "3.250 +- 0.125 bits/dim  (4 of 10 images)" in out
+        and "interrupted" in out
+    )
     content = json.loads((tmp_path / "r.json").read_text())
     assert content["interrupted"] and content["results"][0]["done"] == 4
 

@@ -36,6 +36,7 @@ class Life:
         log: where its output goes: `log`.out and `log`.err.
         environment: all of it.
         limits: called in the new process before it becomes the program.
+        group: in a process group of its own, which its children are of too.
     """
 
     def __init__(
@@ -44,12 +45,19 @@ class Life:
         log: Path,
         environment: Mapping[str, str],
         limits: Callable[[], None] | None = None,
+        group: bool = False,
     ) -> None:
         self.begun = time.monotonic()
         self._out, self._err = log.with_suffix(".out"), log.with_suffix(".err")
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=out, stderr=err, preexec_fn=limits
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdout=out,
+                stderr=err,
+                preexec_fn=limits,
+                process_group=0 if group else None,
             )
 
     @property
@@ -110,6 +118,7 @@ class Training:
         devices: simulated.
         cache: folder of compiled programs; None: one beside the run.
         logs: folder of the outputs of its processes; None: that of the run.
+        group: as for `Life`.
     """
 
     folder: Path
@@ -118,6 +127,7 @@ class Training:
     devices: int = 1
     cache: Path | None = None
     logs: Path | None = None
+    group: bool = False
 
     @property
     def compiled(self) -> Path:
@@ -141,7 +151,7 @@ class Training:
         before = [] if killed_at is None else ["-m", "tests.faults.killed_at", *map(str, killed_at)]
         number = len(list(home.glob(f"{self.folder.name}.*.out")))
         log = home / f"{self.folder.name}.{number:03}.log"
-        return Life([sys.executable, *before, *program], log, self._environment(), limits)
+        return Life([sys.executable, *before, *program], log, self._environment(), limits, self.group)
 
     def _environment(self) -> dict[str, str]:
         new = {

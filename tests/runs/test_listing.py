@@ -66,6 +66,13 @@ def test_a_line_that_is_being_written_is_not_read(tmp_path: Path) -> None:
     assert (read_status(folder).step, read_status(folder).loss) == (7, None)
 
 
+def test_lines_of_others_are_passed_over(tmp_path: Path) -> None:
+    folder = make(tmp_path / "run", logged=3)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('a note\n{"event": "moved"}\n')
+    assert (read_status(folder).step, read_status(folder).loss) == (3, 1 / 3)
+
+
 DAMAGES: dict[str, tuple[str, str | bytes | None, str]] = {
     "no_config": ("config.json", None, "it has no config.json"),
     "empty_config": ("config.json", "", "config.json cannot be read: Expecting value"),

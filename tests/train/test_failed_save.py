@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import warnings
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
+import optax
 import pytest
 import tensorstore
 
+from jaxdiff.train import CheckpointError, Checkpoints, create_sharded_state, make_mesh, read_weights, state_template
 from jaxdiff.train.failed_save import quiet_failed_saves
+from tests.train.standins import Loss, Net
 
 
 def test_who_reports_to_a_closed_loop_is_not_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,22 +32,58 @@ def test_who_reports_to_a_closed_loop_is_not_told_of(monkeypatch: pytest.MonkeyP
     loop = asyncio.new_event_loop()
     task = loop.create_task(wait())
     loop.run_until_complete(asyncio.sleep(0))  # now it waits
-    quiet_failed_saves.cache_clear()
-    quiet_failed_saves(saves=False)
-    loop.close()
-    promise.set_result(None)
-    assert said == []
-    sys.unraisablehook(SimpleNamespace(exc_value=ValueError("of someone else"), exc_traceback=None))
-    assert said == ["of someone else"]
+    with quiet_failed_saves(saves=False):
+        loop.close()
+        promise.set_result(None)
+        assert said == []
+        sys.unraisablehook(SimpleNamespace(exc_value=ValueError("of someone else"), exc_traceback=None))
+        assert said == ["of someone else"]
     task._log_destroy_pending = False  # type: ignore[attr-defined]
 
 
 def test_only_dropped_errors_of_files_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
-    quiet_failed_saves(saves=False)
     log = logging.getLogger("asyncio")
+    with quiet_failed_saves(saves=False):
+        log.error("Future exception was never retrieved", exc_info=OSError(28, "No space left on device"))
+        log.error("Task exception was never retrieved", exc_info=ValueError("RESOURCE_EXHAUSTED: Error opening"))
+        assert caplog.records == []
+        log.error("Future exception was never retrieved", exc_info=ValueError("a mistake"))
+        log.error("something else", exc_info=OSError(28, "No space left on device"))
+        assert len(caplog.records) == 2
     log.error("Future exception was never retrieved", exc_info=OSError(28, "No space left on device"))
-    log.error("Task exception was never retrieved", exc_info=ValueError("RESOURCE_EXHAUSTED: Error opening a driver"))
-    assert caplog.records == []
-    log.error("Future exception was never retrieved", exc_info=ValueError("a mistake"))
-    log.error("something else", exc_info=OSError(28, "No space left on device"))
-    assert len(caplog.records) == 2
+    assert len(caplog.records) == 3
+
+
+def state() -> tuple[Any, ...]:
+    filters = [list(logging.getLogger(name).filters) for name in ("absl", "asyncio")]
+    return sys.unraisablehook, filters, list(warnings.filters)
+
+
+def test_reading_and_saving_leave_hooks_and_loggers_as_they_were(tmp_path: Path) -> None:
+    parts: Any = Net(), optax.sgd(0.1), Loss(), jax.random.key(0), make_mesh(data=1)
+    with Checkpoints(tmp_path / "first"):  # imports, and what Orbax itself sets up, once
+        pass
+    before = state()
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, create_sharded_state(*parts), {})
+        assert state() != before
+    assert state() == before
+    read_weights(tmp_path / "checkpoints", state_template(*parts).params)
+    assert state() == before
+    with pytest.raises(CheckpointError):
+        Checkpoints(tmp_path / "nothing", readonly=True)
+    assert state() == before
+
+
+def test_scopes_that_do_not_nest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first is left while the second is still in force, and the second ends with what the first has found."""
+    said: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    first, second = quiet_failed_saves(saves=False), quiet_failed_saves(saves=False)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    raised = SimpleNamespace(exc_value=ValueError("Event loop is closed"), exc_traceback=None)
+    sys.unraisablehook(raised)
+    assert said == [raised]

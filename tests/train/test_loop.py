@@ -189,17 +189,6 @@ def test_settings_out_of_range_are_refused(tmp_path: Path) -> None:
         go(tmp_path, 3, log_every=0)
 
 
-def test_handlers_are_restored() -> None:
-    before = [signal.getsignal(number) for number in Stop.SIGNALS]
-    with pytest.raises(RuntimeError), Stop(say=lambda text: None) as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        while not stop.requested:
-            time.sleep(0.001)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
-        raise RuntimeError
-    assert [signal.getsignal(number) for number in Stop.SIGNALS] == before
-
-
 def test_stop_does_nothing_outside_of_the_main_thread() -> None:
     entered = []
     thread = threading.Thread(target=lambda: entered.append(Stop().__enter__().requested))

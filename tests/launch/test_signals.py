@@ -1,0 +1,116 @@
+"""Signals to real processes: at the start they end it, in the loop they save; what may repeat, and what is ignored."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from jaxdiff.launch.signals import Stop
+from jaxdiff.train import Checkpoints
+from tests.faults.starts import interrupts
+
+
+@pytest.mark.parametrize("options", [(), ("--data.workers", "2")], ids=["threads", "workers"])
+def test_ctrl_c_in_the_start_ends_or_saves(options: tuple[str, ...], tmp_path: Path) -> None:
+    tally = interrupts(tmp_path, 3, *options)
+    assert (tally.kept, tally.faults) == (3, [])
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("options", [(), ("--data.workers", "2")], ids=["threads", "workers"])
+def test_ctrl_c_at_forty_moments_of_the_start(options: tuple[str, ...], tmp_path: Path) -> None:
+    tally = interrupts(tmp_path, 40, *options)
+    assert (tally.kept, tally.faults) == (40, [])
+
+
+# --- The flag
+
+
+def test_handlers_are_restored() -> None:
+    before = [signal.getsignal(number) for number in Stop.SIGNALS]
+    with pytest.raises(RuntimeError), Stop(say=lambda text: None) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested and stop.signal == signal.SIGTERM
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        raise RuntimeError
+    assert [signal.getsignal(number) for number in Stop.SIGNALS] == before
+
+
+def test_a_warning_may_come_twice_and_before_sigterm() -> None:
+    said: list[str] = []
+    with Stop(say=said.append) as stop:
+        for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)  # of which the second and the third are ignored, and so is the last
+        assert stop.signal == signal.SIGUSR1
+    assert [line.split(":")[0] for line in said] == ["SIGUSR1", "SIGTERM"]
+    assert "send SIGTERM to end at once" in said[0] and "once more to end at once" in said[1]
+
+
+def test_nohup_stays_in_force() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop(say=lambda text: None) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# --- The loop, in a process
+
+
+def training(folder: Path, repository: Path, **options: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-u", "-m", "tests.train.runs", str(folder), "100000", "--pause", "0.05"]
+    return subprocess.Popen(command, cwd=repository, **options)  # type: ignore[call-overload]
+
+
+def newest(folder: Path) -> int | None:
+    with Checkpoints(folder / "checkpoints", readonly=True) as checkpoints:
+        return checkpoints.latest()
+
+
+def test_a_terminal_that_is_closed_saves(tmp_path: Path, repository: Path) -> None:
+    """Its process writes to the terminal every 50 ms, before and after, where each write is an error by then."""
+    mine, theirs = pty.openpty()
+    process = training(
+        tmp_path,
+        repository,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "dumb"},  # one line a step, in place of a bar
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    seen = b""
+    with process, open(mine, "rb", buffering=0) as screen:
+        while b"step 3/100000" not in seen:
+            seen += screen.read(4096)
+        screen.close()
+        assert process.wait(60) == 0, seen
+    saved = newest(tmp_path)
+    assert saved is not None and saved >= 3
+
+
+def test_a_schedulers_warning_saves_also_where_sigterm_follows(tmp_path: Path, repository: Path) -> None:
+    with training(tmp_path, repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        seen = ""
+        while "step 3/100000" not in seen:
+            seen += process.stdout.readline().decode()
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            process.send_signal(number)
+        seen += process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 0 and "SIGUSR1: finishing the step, then saving" in seen, seen
+    (stopped,) = re.findall(r"stopped after step (\d+); saved", seen)
+    assert newest(tmp_path) == int(stopped)
