@@ -170,12 +170,12 @@ def test_mix_of_several_takes_its_weights() -> None:
         for i in range(3)
     ]
     each = (jnp.array([2.0, 1.0, 0.5, 0.0]), -0.5, jnp.array([-0.5, 0.5, 1.0, 1.5]))
-    found = mix(each, parts)
+    found = mix(parts[0], *zip(each[1:], parts[1:], strict=True))
     for name in ("x0", "eps"):
         by_hand = sum(expand(w, parts[0].x0) * getattr(part, name) for w, part in zip(each, parts, strict=True))
         np.testing.assert_allclose(getattr(found, name), by_hand, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(found.variance, parts[0].variance)
-    same = mix((0.3, 0.3, 0.4), [parts[0]] * 3)
+    same = mix(parts[0], (0.3, parts[0]), (0.4, parts[0]))
     np.testing.assert_array_equal(same.x0, parts[0].x0)
 
 

@@ -180,12 +180,12 @@ def end_probes(
 def step_costs(path: TeacherPath, probes: Array | None = None) -> Array:
     """Equation (2), or (3) with ``probes``, ``(M, M + 1)``: from each time of the path to each later one, and last to
     rho = 0; infinite backwards."""
-    ends = jnp.append(path.rho, 0.0)
+    targets = jnp.append(path.rho, 0.0)
     truth = jnp.concatenate([path.y, path.x0[None]])
 
     def from_one(i: Array) -> Array:
         def to_one(j: Array) -> Array:
-            error = path.y[i] + (ends[j] - path.rho[i]) * path.eps[i] - truth[j]
+            error = path.y[i] + (targets[j] - path.rho[i]) * path.eps[i] - truth[j]
             if probes is None:
                 return jnp.sqrt(mean_features(jnp.square(error))).mean()
             seen = jax.vmap(lambda w: sum_features(w * error))(probes[j])
