@@ -154,7 +154,7 @@ class ByLabel:
 def test_an_image_has_its_own_figures(run: Run) -> None:
     """At any batch size, and alone of a smaller choice; another seed has other ones."""
     by_label: Any = ByLabel(CosineVP())  # of a network: test_devices_and_processes_have_the_same_figures
-    run, source = dataclasses.replace(run, denoise=by_label), open_digits(split="test")
+    run, source = with_denoiser(run, by_label), open_digits(split="test")
     options = EvaluateOptions(num=6, steps=3, batch_size=4)
     (whole,) = final(bits(run, source, options)).values()
     (single,) = final(bits(run, source, dataclasses.replace(options, batch_size=1))).values()
