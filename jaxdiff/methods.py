@@ -12,6 +12,7 @@ add a row, ``SAMPLERS["mine"] = Mine``. From Python the object itself may stand 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -336,10 +337,13 @@ def _split(text: str) -> list[str]:
 
 def _numbers(row: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """What of a row's signature a person can write, annotated with the types themselves."""
-    made = row.__init__ if inspect.isclass(row) else row  # type: ignore[misc]
-    while isinstance(made, functools.partial):
-        made = made.func
-    hints = typing.get_type_hints(made, vars(inspect.getmodule(row)) if inspect.getmodule(row) else None)
+    if dataclasses.is_dataclass(row):  # an inherited field's annotation is in the words of its own module
+        hints = typing.get_type_hints(row)
+    else:
+        made: Any = row.__init__ if inspect.isclass(row) else row
+        while isinstance(made, functools.partial):
+            made = made.func
+        hints = typing.get_type_hints(made, vars(inspect.getmodule(row)) if inspect.getmodule(row) else None)
     found = {}
     for name, parameter in inspect.signature(row).parameters.items():
         number = parameter.replace(annotation=hints.get(name, float))

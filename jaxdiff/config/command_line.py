@@ -9,13 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import importlib.util
 import io
 import os
 import re
 import shlex
 import sys
-import traceback
 import typing
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,8 +24,9 @@ import jax
 import tyro
 
 from jaxdiff.config.schema import Config
+from jaxdiff.config.trust import load_file
 from jaxdiff.launch.distributed import ProcessOptions, leave_alone
-from jaxdiff.launch.errors import ConfigError, as_config_error, suggestion
+from jaxdiff.launch.errors import ConfigError, as_config_error
 
 Options = TypeVar("Options")
 
@@ -66,26 +65,7 @@ def load_config_file(path: str | Path) -> Config:
     Raises:
       ConfigError: there is no such file, it fails, or it has no ``config``.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        near = [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
-        hint = suggestion(str(path), near) or (f"; there are {', '.join(near)}" if near else "")
-        raise ConfigError(f"there is no configuration file {str(path)!r}{hint}")
-    # The name that it has as a module of the folder it stands in: its classes can be found again by import path.
-    name = f"{path.resolve().parent.name}.{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{str(path)!r} is not a Python file: its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    # Whatever a person's file may raise is theirs to read; it is reported with its line.
-    except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-        where = f"{path}, line {line}" if line else str(path)
-        raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
+    module = load_file(path, "configuration file")
     config = getattr(module, "config", None)
     if not isinstance(config, Config):
         raise ConfigError(f"{path} defines no `config` of type jaxdiff.config.Config")
