@@ -31,8 +31,6 @@ config = Config(
     ema=Ema(0.9999),
     train=TrainConfig(steps=7_000_000, batch_size=256, log_every=100, sample_every=50_000),
     checkpoint=CheckpointConfig(every=10_000, keep=3),
-    sample=SampleConfig(
-        sampler="ddpm:learned", steps=250, grid="uniform", guide=("cfg:1.5",), clip=False, num=32
-    ),
+    sample=SampleConfig(sampler="ddpm:learned", steps=250, grid="uniform", guide=("cfg:1.5",), clip=False, num=32),
     mesh=MeshConfig(data=-1, fsdp=1),
 )

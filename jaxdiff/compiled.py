@@ -36,9 +36,9 @@ from typing import Any
 import jax
 import jax.export
 import jax.numpy as jnp
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding
 
+from jaxdiff.compat import compilation_cache
 from jaxdiff.config.serialize import StoredTypeError, to_json
 from jaxdiff.networks import backend
 

@@ -21,10 +21,10 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.extend.core import get_opaque_trace_state
 from jax.typing import ArrayLike
 
 from jaxdiff.broadcast import per_sample
+from jaxdiff.compat import get_opaque_trace_state
 from jaxdiff.parameterization import Parameterization
 from jaxdiff.prediction import Prediction
 from jaxdiff.process import Process

@@ -19,8 +19,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
-    {"record", "lazy"},
-    {"broadcast", "images", "spec"},
+    {"record", "lazy", "compat"},
+    {"broadcast", "spec"},
     {"noise"},
     {"process"},
     {"schedule", "shifted"},
@@ -39,6 +39,8 @@ LAYERS = [
     {"networks"},
     {"methods"},
     {"data"},
+    {"codecs"},
+    {"model"},
     {"launch"},
     {"config"},
     {"train"},
@@ -61,7 +63,6 @@ TESTED_BESIDE = {  # modules without a test file of their own -> whose tests are
     "prediction": "parameterization",
     "schedule": "process",
     "shifted": "process",
-    "variational": "loss",
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "misc", "common"}
 FORBIDDEN_NNX = {"jit", "grad", "value_and_grad", "Optimizer", "sow", "BatchNorm", "BatchStat"}
@@ -249,6 +250,23 @@ def test_imports_are_declared() -> None:
     distributions = packages_distributions()
     needed = {name: {d.lower().replace("_", "-") for d in distributions.get(name, [name])} for name in names}
     assert {name for name, of in needed.items() if not of & declared} - {"jaxdiff", "configs"} == set()
+
+
+def fragile_imports(tree: ast.Module) -> set[str]:
+    """Imports of what JAX calls experimental or an extension, and of modules whose names begin with an underscore."""
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    names = absolute_imports(tree) | {f"{node.module}.{alias.name}" for node in nodes for alias in node.names}
+    return {n for n in names if re.match(r"jax\.(experimental|extend)\b", n) or re.search(r"\._[a-z]", n)}
+
+
+def test_fragile_apis_come_from_compat() -> None:
+    modules = modules_of(ROOT, "jaxdiff")
+    found = {name: fragile_imports(tree) for name, tree in modules.items() if name != "jaxdiff.compat"}
+    assert {name: names for name, names in found.items() if names} == {}
+    assert fragile_imports(modules["jaxdiff.compat"]) > {"jax.experimental.checkify", "jax.extend.core"}
+    assert fragile_imports(ast.parse("import jax._src.core\nfrom jax.experimental import x")) == {
+        *("jax._src.core", "jax.experimental", "jax.experimental.x")
+    }
 
 
 def test_tests_mirror_the_package() -> None:

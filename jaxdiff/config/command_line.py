@@ -26,7 +26,7 @@ import tyro
 from jaxdiff.config.schema import Config
 from jaxdiff.config.trust import load_file
 from jaxdiff.launch.distributed import ProcessOptions, leave_alone
-from jaxdiff.launch.errors import ConfigError, as_config_error
+from jaxdiff.launch.errors import ConfigError, as_config_error, silent_at_a_broken_pipe
 
 Options = TypeVar("Options")
 
@@ -34,7 +34,7 @@ Options = TypeVar("Options")
 @contextlib.contextmanager
 def one_line_errors(program: str, *errors: type[Exception]) -> Iterator[None]:
     """Turns a `ConfigError`, or one of ``errors``, into one line on stderr and exit status 2; Ctrl-C into one and 130.
-    Others pass.
+    Others pass. Output that nobody reads any more (``--help | head``) ends the program in silence.
 
     One of several processes ends by whatever error without waiting for the others (`jaxdiff.launch.distributed`).
 
@@ -45,7 +45,8 @@ def one_line_errors(program: str, *errors: type[Exception]) -> Iterator[None]:
     SystemExit: 2
     """
     try:
-        yield
+        with silent_at_a_broken_pipe():
+            yield
     except (Exception, KeyboardInterrupt) as error:
         expected = isinstance(error, (ConfigError, *errors))
         if jax.distributed.is_initialized():
@@ -239,13 +240,19 @@ def _explain(groups: Sequence[Sequence[str]], known: dict[str, Any], default: An
     values: dict[str, Any] = {}
     for first, *rest in groups:
         name = _option_name(first) or ""
+        given = [*first.split("=", 1)[1:], *rest]
+        head, _, last = name.rpartition(".")
+        positive = name if known.get(name) is bool else f"{head}.{last.removeprefix('no_')}".lstrip(".")
+        if known.get(positive) is bool:  # a switch
+            if given:
+                off = f"{head}.no_{positive.rpartition('.')[2]}".lstrip(".")
+                raise ConfigError(
+                    f"--{name} takes no value, got {' '.join(given)!r}; --{positive} switches on, --{off} off"
+                )
+            values[positive] = name == positive
+            continue
         if name not in known:
             continue
-        given = [*first.split("=", 1)[1:], *rest]
-        if known[name] is bool and given:
-            head, _, last = name.rpartition(".")
-            off = f"{head}.no_{last}".lstrip(".")
-            raise ConfigError(f"--{name} takes no value, got {' '.join(given)!r}; it switches on, --{off} off")
         alone = dataclasses.make_dataclass("Alone", [("value", known[name])])
         try:
             values[name] = _parse(alone, ["--value", *given], "", None).value

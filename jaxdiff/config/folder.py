@@ -187,13 +187,20 @@ def _refuse_other(folder: Path, saved: Any, config: Config) -> None:
         for name, values in differences(_as_of_now(saved, config), to_json(config)).items()
         if not any(name == allowed or name.startswith(f"{allowed}.") for allowed in free)
     }
-    if changed:
-        shown = [f"{name} ({_short(old)} there, {_short(new)} here)" for name, (old, new) in list(changed.items())[:6]]
-        more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
-        named = f"{', '.join(shown)}{more}"
+    if not changed:
+        return
+    shown = [f"{name} ({_short(old)} there, {_short(new)} here)" for name, (old, new) in list(changed.items())[:6]]
+    named = ", ".join(shown) + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
+    if list(changed) == ["train.steps"]:
         raise ConfigError(
-            f"{folder} holds another configuration: {named}; choose another --workdir, or repeat its options"
+            f"{folder}: {named}: with the cosine schedule the learning rate depends on the length of the run, which "
+            f"cannot change; to train on from its weights: another --workdir, and --init-from {shlex.quote(str(folder))}"
         )
+    raise ConfigError(
+        f"{folder} holds another configuration: {named}; choose another --workdir (--init-from "
+        f"{shlex.quote(str(folder))} begins with its weights), or repeat its options. When a run goes on, these alone "
+        f"may change: {', '.join(free)}"
+    )
 
 
 def _as_of_now(saved: Any, config: Config) -> Any:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
+import signal
+import sys
 from collections.abc import Iterable, Iterator
 
 
@@ -29,6 +32,23 @@ def as_config_error(what: str) -> Iterator[None]:
         raise ConfigError(f"{what}: {error}") from error
     except MemoryError as error:
         raise ConfigError(f"{what}: too large for this machine's memory ({error})") from error
+
+
+@contextlib.contextmanager
+def silent_at_a_broken_pipe() -> Iterator[None]:
+    """Ends the process with the status 141, as SIGPIPE would, where nobody reads its output any more.
+
+    What is printed within the `with` is written at its end.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # Python writes once more, at its own end
+        raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -127,7 +127,7 @@ def flash_attention(query: Array, key: Array, value: Array) -> Array:
     Raises:
       ValueError, NotImplementedError: JAX's own, for other shapes.
     """
-    from jax.experimental.pallas.ops.tpu import flash_attention as tpu
+    from jaxdiff.compat import tpu_flash_attention as tpu  # here: it is slow to import
 
     rows, columns = (next(b for b in (512, 256, 128) if x.shape[2] % b == 0 or b == 128) for x in (query, key))
     sizes = tpu.BlockSizes(

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from jaxdiff.compat import TMP_DIR_SUFFIX
 from jaxdiff.train.checkpoint_format import (
     CheckpointError,
     StructureError,
@@ -245,7 +246,7 @@ class Checkpoints:
     def _sweep(self) -> None:
         """Removes what failed saves have left, which takes room; where their threads write on, the next sweep does."""
         if self._failed:
-            for partial in self.folder.glob("*.orbax-checkpoint-tmp"):
+            for partial in self.folder.glob(f"*{TMP_DIR_SUFFIX}"):
                 shutil.rmtree(partial, ignore_errors=True)
 
     def _noted(self) -> int | None:

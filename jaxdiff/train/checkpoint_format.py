@@ -19,9 +19,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
-from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
+from jaxdiff.compat import AtomicRenameTemporaryPath, multihost_utils
 from jaxdiff.train.checksum import DamageError, check_files, leaf_sums, text_sum, write_file_sums
 from jaxdiff.train.guard import new_guard
 from jaxdiff.train.state import TrainState
@@ -37,7 +37,7 @@ class StructureError(CheckpointError):
     """A checkpoint whose leaves are not those asked for."""
 
 
-class Summed(ocp.path.atomicity.AtomicRenameTemporaryPath):
+class Summed(AtomicRenameTemporaryPath):
     """A step's folder while it is written: the sums of its files are added before it gets its name."""
 
     async def finalize(self) -> None:

@@ -25,8 +25,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from numpy.typing import NDArray
+
+from jaxdiff.compat import multihost_utils
 
 FILES = "files.json"
 

@@ -27,9 +27,9 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxdiff.compat import mesh_utils
 from jaxdiff.train.state import Loss, Network, TrainState, create_state
 
 AXES = ("data", "fsdp", "tensor")

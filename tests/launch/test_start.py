@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from jaxdiff.config import start
+from jaxdiff.launch import start
 from tests.tiny_run import TINY
 
 CPU_FLAG = next(row.flag for row in start.FLAGS if row.backend == "cpu")
@@ -89,7 +89,7 @@ def test_a_notebook_has_them_after_its_imports(run_python: Callable[..., Any]) -
 FAULTS = """
 import resource, sys
 import numpy as np
-from jaxdiff.config import start
+from jaxdiff.launch import start
 print(start.keep_memory(sys.argv[1:]))
 def fill():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -113,7 +113,7 @@ def test_freed_memory_is_kept(run_python: Callable[..., Any]) -> None:
 PIECES = """
 import resource
 import jax
-from jaxdiff.config import heap
+from jaxdiff.launch import heap
 assert heap.keep_freed()
 jax.jit(lambda x: x * 2)(1.0)  # JAX has started
 
@@ -149,7 +149,7 @@ def test_what_compiling_leaves_in_pieces_is_set_aside(run_python: Callable[..., 
 
 GROWTH = """
 import threading, types
-from jaxdiff.config import heap
+from jaxdiff.launch import heap
 
 watches = []
 heap.threading = types.SimpleNamespace(Thread=lambda **named: watches.append(named) or threading.Thread())
