@@ -28,6 +28,7 @@ from jaxdiff.config.schema import (
     OptimizerConfig,
     SampleConfig,
     TrainConfig,
+    doubts,
 )
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, to_json
 from jaxdiff.config.trust import trust_options
@@ -81,6 +82,7 @@ __all__ = [
     "claim_folder",
     "command",
     "differences",
+    "doubts",
     "dumps",
     "first_line",
     "from_json",

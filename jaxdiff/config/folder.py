@@ -189,17 +189,17 @@ def _refuse_other(folder: Path, saved: Any, config: Config) -> None:
     }
     if not changed:
         return
+    start = f"--init-from {shlex.quote(str(folder))}"
     shown = [f"{name} ({_short(old)} there, {_short(new)} here)" for name, (old, new) in list(changed.items())[:6]]
     named = ", ".join(shown) + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
     if list(changed) == ["train.steps"]:
         raise ConfigError(
             f"{folder}: {named}: with the cosine schedule the learning rate depends on the length of the run, which "
-            f"cannot change; to train on from its weights: another --workdir, and --init-from {shlex.quote(str(folder))}"
+            f"cannot change; to train on from its weights: another --workdir, and {start}"
         )
     raise ConfigError(
-        f"{folder} holds another configuration: {named}; choose another --workdir (--init-from "
-        f"{shlex.quote(str(folder))} begins with its weights), or repeat its options. When a run goes on, these alone "
-        f"may change: {', '.join(free)}"
+        f"{folder} holds another configuration: {named}; choose another --workdir ({start} begins with its "
+        f"weights), or repeat its options. When a run goes on, these alone may change: {', '.join(free)}"
     )
 
 

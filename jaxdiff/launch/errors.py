@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import select
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -46,9 +47,17 @@ def silent_at_a_broken_pipe() -> Iterator[None]:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
+        if not _is_broken(1):  # it was another pipe, such as a worker's
+            raise
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # Python writes once more, at its own end
+        os.dup2(nowhere, 1)  # Python writes once more, at its own end
         raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+def _is_broken(pipe: int) -> bool:
+    look = select.poll()
+    look.register(pipe, 0)
+    return any(seen & select.POLLERR for _, seen in look.poll(0))
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

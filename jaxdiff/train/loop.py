@@ -235,6 +235,7 @@ def train_loop(
             saves = step % save_every == 0 or step == steps
             due = [call for every, call in callbacks if every and (step % every == 0 or step == steps)]
             if saves or due:
+                checkpoints.check()
                 if saves:
                     save(here=step == steps)
                 throughput.pause()
