@@ -1,7 +1,8 @@
 """A run's folder that is moved, removed or replaced while the run trains.
 
 Open files go with a folder that is moved, and whatever is opened by its name comes to lie where it was: half of the run
-here, half of it there. So the folder of the checkpoints is looked at before anything is written by name.
+here, half of it there. So the folder of the checkpoints is looked at before anything is written by name. A save that
+is going on at that moment ends where it was begun.
 """
 
 from __future__ import annotations
