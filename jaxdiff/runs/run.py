@@ -120,7 +120,8 @@ class Run:
           path: the folder, such as ``runs/digits``.
           step: of the checkpoint; None: the newest that can be read.
           ema: the averaged weights (what to sample from), the average of this name, or (False) those of the last step.
-          trusted: modules that the configuration's classes may come from, which are imported; add your own.
+          trusted: modules, and files such as ``"mine.py"``, that the configuration's classes and names may come from,
+            which are imported; add your own.
           mesh: the devices, each of which gets the whole weights: all processes call it, and get the step that
             process 0 has found. None: this process's, so that each of several samples by itself.
           dtype: what the network computes in, and what its weights are kept in, such as ``"bfloat16"``; None: as
