@@ -32,20 +32,20 @@ from jaxdiff.config.schema import (
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, to_json
 from jaxdiff.launch.distributed import ProcessOptions, as_lead, join, lead_first
 from jaxdiff.launch.errors import ConfigError, as_config_error
+from jaxdiff.launch.program import about, command, program
 from jaxdiff.launch.start import StartOptions, first_line, keep_compiled, set_up
 from jaxdiff.lazy import lazily
 
 if TYPE_CHECKING:
     from jaxdiff.config.command_line import (
         TrainOptions,
-        command,
         load_config_file,
         one_line_errors,
         parse,
         parse_config,
     )
 
-_COMMAND_LINE = ("TrainOptions", "command", "load_config_file", "one_line_errors", "parse", "parse_config")
+_COMMAND_LINE = ("TrainOptions", "load_config_file", "one_line_errors", "parse", "parse_config")
 __getattr__ = lazily(__name__, dict.fromkeys(_COMMAND_LINE, "command_line"))
 
 __all__ = [
@@ -66,6 +66,7 @@ __all__ = [
     "StoredTypeError",
     "TrainConfig",
     "TrainOptions",
+    "about",
     "as_config_error",
     "as_lead",
     "batch_shapes",
@@ -90,6 +91,7 @@ __all__ = [
     "one_line_errors",
     "parse",
     "parse_config",
+    "program",
     "read_config",
     "resolve",
     "set_up",
