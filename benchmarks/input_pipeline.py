@@ -41,9 +41,9 @@ from PIL import Image
 
 from benchmarks.report import fill, say, spread, write
 from jaxdiff import data as sets
+from jaxdiff.codecs import to_model_range
 from jaxdiff.config import keep_compiled, load_config_file, set_up
-from jaxdiff.data import Pipeline, Source, decode_once, horizontal_flip, to_model_range
-from jaxdiff.data.sources import one_by_one, records_at
+from jaxdiff.data import Pipeline, Source, decode_once, take
 from jaxdiff.train import batch_sharding, make_mesh, put_batch
 from jaxdiff.train.prefetch import Prefetch
 
@@ -175,7 +175,7 @@ def tfds_source(folder: Path, rng: np.random.Generator, count: int) -> Source | 
 def images_per_second(source: Source, workers: int, options: argparse.Namespace) -> NDArray[np.float64]:
     """In each stretch of one run, after the workers have started."""
     size = options.batch
-    with Pipeline(source, batch_size=size, seed=0, flip=True, workers=workers) as batches:
+    with Pipeline(source, batch_size=size, seed=0, workers=workers) as batches:
         for _ in range(8 * (workers + 1)):
             next(batches)
         rates = []
@@ -200,15 +200,13 @@ def parts(source: Source, batch: int, repeats: int) -> dict[str, float]:
     """Microseconds an image of what the host does for one batch: medians."""
     sharding = batch_sharding(make_mesh(data=1))
     chosen = np.random.default_rng(0).integers(0, len(source), batch)
-    images = records_at(source, chosen)["image"]
-    floats = to_model_range(images)
+    images = take(source, chosen)["x"]
+    floats = np.asarray(to_model_range(images))
     work: dict[str, Callable[[], Any]] = {
-        "one by one": lambda: one_by_one(source, chosen),
-        "at once": lambda: records_at(source, chosen),
-        "flips": lambda: horizontal_flip(images, 0, chosen),
-        "to float32": lambda: to_model_range(images),
-        "to the device, float32": lambda: jax.block_until_ready(put_batch({"image": floats}, sharding)),
-        "to the device, bytes": lambda: jax.block_until_ready(put_batch({"image": images}, sharding)),
+        "one by one": lambda: [take(source, [index]) for index in chosen],
+        "at once": lambda: take(source, chosen),
+        "to the device, float32": lambda: jax.block_until_ready(put_batch({"x": floats}, sharding)),
+        "to the device, bytes": lambda: jax.block_until_ready(put_batch({"x": images}, sharding)),
     }
     taken: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(repeats):
@@ -251,7 +249,7 @@ def waiting(source: Source, workers: int, rate: float, options: argparse.Namespa
     period, sharding = options.batch / rate, batch_sharding(make_mesh(data=1))
     waited = idle = 0.0
     steps = 0
-    pipeline = Pipeline(source, batch_size=options.batch, seed=0, flip=True, workers=workers)
+    pipeline = Pipeline(source, batch_size=options.batch, seed=0, workers=workers)
     with pipeline as data, Prefetch(data, sharding) as batches:
         for _ in range(8 * (workers + 1)):
             batches.take()

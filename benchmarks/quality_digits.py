@@ -44,7 +44,7 @@ def pixels(split: str) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """A split of the real digits: (N, 64) in [-1, 1], and labels (N,)."""
     source = open_digits(split=split)
     batch = next(batches(source, len(source)))
-    return batch["image"].reshape(len(source), -1), batch["label"]
+    return np.asarray(to_model_range(batch["x"])).reshape(len(source), -1), batch["label"]
 
 
 def fit_judges(images: NDArray[np.float32], labels: NDArray[np.int32]) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def nearest_distance(images: NDArray[np.float32], training: NDArray[np.float32])
 def drawn(run: Run, seed: int, num: int, labels: NDArray[np.int32] | None, start: int = 0) -> NDArray[np.float32]:
     """Samples as flat rows (num, 64) in [-1, 1], rounded to bytes."""
     images = run.sample(seed, num, None if labels is None else {"label": labels}, start=start)
-    return to_model_range(to_uint8(images)).reshape(num, -1)
+    return np.asarray(to_model_range(to_uint8(images))).reshape(num, -1)
 
 
 def measure(arguments: argparse.Namespace) -> int:

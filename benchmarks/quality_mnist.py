@@ -79,7 +79,7 @@ def fit(source: Source, steps: int) -> Any:
     with Pipeline(source, batch_size=BATCH, seed=0) as data:
         for n in range(1, steps + 1):
             batch = next(data)
-            weights, moments, value = step(weights, moments, batch["image"], batch["label"])
+            weights, moments, value = step(weights, moments, to_model_range(batch["x"]), batch["label"])
             if n % 100 == 0:
                 say(f"classifier: step {n}/{steps}, loss {float(value):.4f}")
     return weights
@@ -126,11 +126,11 @@ def measure(arguments: argparse.Namespace) -> int:
     train, test = open_mnist(arguments.data, split="train"), open_mnist(arguments.data, split="test")
     weights = fit_or_load(train, arguments.cache / "mnist_classifier.npz")
     real = next(batches(test, len(test)))
-    accuracy = float(np.mean(classify(weights, real["image"]) == real["label"]))
+    accuracy = float(np.mean(classify(weights, np.asarray(to_model_range(real["x"]))) == real["label"]))
 
     say(f"sampling {arguments.num} images by class")
     labels = np.arange(arguments.num, dtype=np.int32) % CLASSES
-    samples = to_model_range(to_uint8(run.sample(arguments.seed, arguments.num, {"label": labels})))
+    samples = np.asarray(to_model_range(to_uint8(run.sample(arguments.seed, arguments.num, {"label": labels}))))
     guesses = classify(weights, samples)
     shares = agreement_by_class(guesses, labels)
 

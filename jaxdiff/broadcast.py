@@ -7,6 +7,8 @@ one. This is the only place where that happens.
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -49,11 +51,20 @@ def per_sample(t: ArrayLike, x: Array) -> Array:
     return jnp.broadcast_to(t, x.shape[:1]) if t.ndim == 0 else t
 
 
+def flatten(x: Array) -> Array:
+    """All axes but the first as one: ``(B, ...) -> (B, D)``, for no samples too.
+
+    >>> flatten(jnp.zeros((0, 8, 8, 1))).shape
+    (0, 64)
+    """
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
 def sum_features(x: Array) -> Array:
     """Sum over all axes but the first: ``(B, ...) -> (B,)``."""
-    return x.reshape(x.shape[0], -1).sum(axis=1)
+    return flatten(x).sum(axis=1)
 
 
 def mean_features(x: Array) -> Array:
     """Mean over all axes but the first: ``(B, ...) -> (B,)``."""
-    return x.reshape(x.shape[0], -1).mean(axis=1)
+    return flatten(x).mean(axis=1)

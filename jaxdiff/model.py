@@ -34,11 +34,10 @@ from jaxdiff.networks.placement import samples_over
 from jaxdiff.noise import sample_keys
 from jaxdiff.process import Process
 from jaxdiff.record import field, record
-from jaxdiff.sampling import integrate, sample
+from jaxdiff.sampling import Keep, integrate, sample
 from jaxdiff.sampling.base import start as check_start
 from jaxdiff.spec import Spec, Specs, check, complete, droppable, shapes
 
-Keep = Any  # TEMPORARY
 Guide = str | float | Guidance | Callable[[Denoiser], Denoiser]
 """An element of guidance: its name with its numbers, the weight of `CFG`, an object, or any function of a denoiser."""
 
@@ -158,7 +157,7 @@ def draw(
             plan.init(keys),
             plan.ts,
             plan.cond or None,
-            **({} if keep is None else {"keep": keep}),
+            keep=keep,
         )
         x0, kept = (found, ()) if keep is None else found
         drawn = (plan.finish(x0) if decode else x0), kept, jnp.isfinite(x0.reshape(x0.shape[0], -1)).all(axis=1)
@@ -238,7 +237,9 @@ class Model:
         """
         defaults = self.defaults
         given = self.given(n, cond)
-        elements = self.elements(guide, given)
+        elements = self.elements(guide if guide is not None or cond else ())
+        if elements and not cond:
+            raise ValueError("guidance leads towards a condition: pass cond={...}, or guide=() for none")
         chosen = defaults.sampler if sampler is None else sampler
         method = parse_sampler(chosen, self.process)
         walked = self._times(method, steps, grid, ts)
@@ -250,7 +251,8 @@ class Model:
         guided = any(isinstance(element, CFG) for element in elements)
         if instead and not elements:
             raise ValueError("negative is what guidance leads away from, and there is no guidance: give guide='cfg:2'")
-        nulls = nulls_of(self.conditions, given, n, instead) if elements and (guided or given) else {}
+        told = {name: value for name, value in given.items() if name in (cond or {})}
+        nulls = nulls_of(self.conditions, told, n, instead) if guided else {}
         bounds = self.codec.spec["x"].clip if defaults.clip and isinstance(self.codec.spec["x"], Spec) else None
         if x is not None and np.shape(x) != (n, *self.shape):
             raise ValueError(f"x has shape {np.shape(x)}, expected {(n, *self.shape)}: samples at the first time")
@@ -408,7 +410,7 @@ class Model:
             )
         return complete(specs, checked, n) if specs else {}
 
-    def elements(self, guide: Guide | Sequence[Guide] | None, given: Mapping[str, Any]) -> list[Guidance]:
+    def elements(self, guide: Guide | Sequence[Guide] | None) -> list[Guidance]:
         """Guidance as a list of elements.
 
         Raises:
@@ -416,8 +418,6 @@ class Model:
         """
         chosen = self.defaults.guide if guide is None else guide
         listed = [chosen] if isinstance(chosen, str | float | int | Guidance) or callable(chosen) else list(chosen)
-        if guide is None and not self._guidable(given):
-            return []
         return [element for each in listed for element in _element(each)]
 
     def check(self) -> None:
@@ -448,10 +448,6 @@ class Model:
         if count < 1:
             raise ValueError(f"steps must be at least 1, got {count}")
         return times(sampler, self.defaults.grid if grid is None else grid, count)
-
-    def _guidable(self, given: Mapping[str, Any]) -> bool:
-        """Whether some condition that is given is not its null: the defaults' guidance is for these."""
-        return any(droppable(self.conditions[name]) for name in given)
 
     def _check_start(self, plan: Plan) -> None:
         """All checks of a start that need the times' numbers; traces the network where alpha = 0 there."""

@@ -47,7 +47,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxdiff.broadcast import expand
+from jaxdiff.broadcast import expand, flatten
 from jaxdiff.noise import PRIOR, salted_keys, white_noise
 from jaxdiff.record import record
 
@@ -197,6 +197,6 @@ class Process(abc.ABC):
 
     def prior_log_density(self, x: Array, t: ArrayLike = 1.0) -> Array:
         """Natural log density of `prior_sample` at x: ``(B, ...) -> (B,)``."""
-        flat = x.reshape(x.shape[0], -1)
+        flat = flatten(x)
         std = self.prior_std(t)
         return -0.5 * jnp.square(flat / std).sum(axis=1) - flat.shape[1] * (jnp.log(std) + 0.5 * math.log(2 * math.pi))

@@ -13,6 +13,7 @@ compare by class.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -20,9 +21,13 @@ import jax
 T = TypeVar("T")
 
 
-def field(*, pytree_node: bool = True, **options: Any) -> Any:
-    """A dataclass field; static where ``pytree_node`` is False. ``options`` as `dataclasses.field`."""
-    return dataclasses.field(metadata={"pytree_node": pytree_node}, **options)
+def field(*, pytree_node: bool = True, derived: Callable[[Any], Any] | None = None, **options: Any) -> Any:
+    """A dataclass field; static where ``pytree_node`` is False. ``options`` as `dataclasses.field`.
+
+    ``derived`` says how it follows from the others (with ``init=False``): it is then no leaf, so that a gradient and
+    `dataclasses.replace` have one source of truth.
+    """
+    return dataclasses.field(metadata={"pytree_node": pytree_node, "derived": derived}, **options)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
@@ -46,7 +51,11 @@ def record(cls: type[T]) -> type[T]:
     False
     """
     made = dataclasses.dataclass(frozen=True)(cls)
-    fields = dataclasses.fields(made)  # type: ignore[arg-type]
+    derived = {f.name: f.metadata.get("derived") for f in dataclasses.fields(made)}  # type: ignore[arg-type]
+    for name, follows in derived.items():
+        if follows is not None:
+            setattr(made, name, property(follows))
+    fields = [f for f in dataclasses.fields(made) if derived[f.name] is None]  # type: ignore[arg-type]
     data = [f.name for f in fields if f.metadata.get("pytree_node", True)]
     static = [f.name for f in fields if not f.metadata.get("pytree_node", True)]
 

@@ -248,7 +248,7 @@ def _check_range(name: str, spec: Spec, array: NDArray[Any]) -> None:
     if spec.null is not None:
         good |= array == np.asarray(spec.null)
     if not good.all():
-        wrong = array[~good].flat[0]
+        wrong = array[~good].flat[0].item()
         allowed = f"from {low:g} to {high:g}" if math.isfinite(low + high) else "it must be finite and in its bounds"
         null = f", or {spec.null} for none" if spec.null is not None else ""
         raise ValueError(f"{name} {wrong} is out of range: {allowed}{null}")

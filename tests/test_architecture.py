@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = [
     {"record", "lazy", "compat"},
-    {"broadcast", "images", "spec"},
+    {"broadcast", "spec"},
     {"noise"},
     {"process"},
     {"schedule", "shifted"},
@@ -39,6 +39,8 @@ LAYERS = [
     {"networks"},
     {"methods"},
     {"data"},
+    {"codecs"},
+    {"model"},
     {"launch"},
     {"config"},
     {"train"},
@@ -63,7 +65,6 @@ TESTED_BESIDE = {  # modules without a test file of their own -> whose tests are
     "prediction": "parameterization",
     "schedule": "process",
     "shifted": "process",
-    "variational": "loss",
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "misc", "common"}
 FORBIDDEN_NNX = {"jit", "grad", "value_and_grad", "Optimizer", "sow", "BatchNorm", "BatchStat"}

@@ -80,7 +80,7 @@ def test_wide_data_are_sampled_from_the_process_own_end() -> None:
         ts = grid(process, 60)
         assert float(ts[0]) == 1.0
         samples = jax.jit(jd.sample)(jd.Heun(process), exact, None, x, ts)
-        assert float(samples.std()) == pytest.approx(expected, rel=1e-3)
+        assert float(samples.std()) == pytest.approx(expected, rel=1e-2)  # the steps' own error
 
 
 @pytest.mark.parametrize(

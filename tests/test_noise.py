@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from jaxdiff.noise import brownian_noise, sample_keys, step_noise, white_noise
+from jaxdiff.noise import brownian_noise, salted_keys, sample_keys, step_noise, white_noise
 
 
 def test_noise_of_a_sample_does_not_depend_on_its_batch() -> None:
@@ -142,12 +142,12 @@ def test_noise_is_the_same_bits_on_any_number_of_devices(
 
 def test_salted_keys() -> None:
     """Salts are folded in order, one for all or one a sample; a sample's keys do not depend on its batch."""
-    keys = jd.sample_keys(jax.random.key(0), 0, 4)
-    of_all, of_each = jd.salted_keys(keys, 7, 3), jd.salted_keys(keys, 7, jnp.array([3, 4, 5, 3]))
+    keys = sample_keys(jax.random.key(0), 0, 4)
+    of_all, of_each = salted_keys(keys, 7, 3), salted_keys(keys, 7, jnp.array([3, 4, 5, 3]))
     expected = [jax.random.fold_in(jax.random.fold_in(key, 7), 3) for key in keys]
     for i in range(4):
         np.testing.assert_array_equal(jax.random.key_data(of_all[i]), jax.random.key_data(expected[i]))
     same = (jax.random.key_data(of_each) == jax.random.key_data(of_all)).all(axis=1)
     np.testing.assert_array_equal(same, [True, False, False, True])
-    part = jd.salted_keys(keys[2:], 7, 3)
+    part = salted_keys(keys[2:], 7, 3)
     np.testing.assert_array_equal(jax.random.key_data(part), jax.random.key_data(of_all[2:]))

@@ -17,7 +17,8 @@ import pytest
 from scipy.stats import kstest, norm
 
 import jaxdiff as jd
-from jaxdiff.config.build import build_loss, build_sampler
+from jaxdiff.config.build import build_loss
+from jaxdiff.methods import parse_sampler, times
 from jaxdiff.prediction import from_eps
 from tests.tables import LOG_WEIGHTS, MEANS, STDS, mixture
 
@@ -43,7 +44,8 @@ def config_of(name: str) -> Any:
 
 def built(name: str) -> tuple[Any, Any, np.ndarray]:
     config = config_of(name)
-    sampler, ts = build_sampler(config.process, config.sample)
+    sampler = parse_sampler(config.sample.sampler, config.process)
+    ts = times(sampler, config.sample.grid, config.sample.steps)
     return config, sampler, np.asarray(ts, np.float64)
 
 

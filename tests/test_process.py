@@ -39,18 +39,25 @@ def in_float64(method: str, name: str, times: np.ndarray) -> np.ndarray:
 def test_float32_is_as_good_as_float64(named: tuple[str, jd.Process]) -> None:
     name, process = named
     times = dense_times(process, name)
+    # A shifted time is rounded before the process sees it: by so much of what is left to t = 1, where alpha falls to 0
+    rounded = 1.2e-7 if name.startswith("Shifted") else 0.0
+    alpha = in_float64("alpha", name, times)
     for method in ("alpha", "sigma"):
         single, double = np.asarray(getattr(process, method)(times)), in_float64(method, name, times)
         # A chain's time k/T is the table's entry; between two entries the place is known to T ulp
         tolerance = 2e-4 if name in DISCRETE else 4e-6
-        np.testing.assert_allclose(single, double, rtol=tolerance, err_msg=method)
+        np.testing.assert_allclose(single, double, rtol=tolerance, atol=rounded, err_msg=method)
+    if rounded:  # beyond this log-SNR, as alpha, is the rounding's
+        times = times[alpha > 2 * rounded / 4e-4]
     np.testing.assert_allclose(process.log_snr(times), in_float64("log_snr", name, times), rtol=2e-6, atol=4e-4)
     if process.steps is not None:  # off the corners of the interpolation, where the derivative jumps
         times = times[np.abs(times * 1000 - np.round(times * 1000)) > 0.1]
     g2 = process.diffusion_squared(times)
     assert np.isfinite(g2).all()
     np.testing.assert_allclose(
-        g2, in_float64("diffusion_squared", name, times), rtol=2e-3 if name == "DiscreteVP_zero_snr" else 1e-5
+        g2,
+        in_float64("diffusion_squared", name, times),
+        rtol=2e-3 if name == "DiscreteVP_zero_snr" else 2e-4 if rounded else 1e-5,  # of alpha, as above
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import jaxdiff as jd
 from jaxdiff.noise import brownian_noise
+from jaxdiff.spec import Spec
 from tests.tables import NEEDS_SIGNAL, PARAMETERIZATIONS, PROCESSES, SAMPLERS, gaussian, mixture
 
 PLACES = sorted(PROCESSES)
@@ -44,6 +45,8 @@ def strict() -> object:
 
 class Net:
     """A network of no parameters."""
+
+    cond = {"label": Spec((), "int32", 0, 6, null=7)}  # noqa: RUF012
 
     def apply(
         self, params: object, x: jax.Array, t: jax.Array, cond: object = None, *, key: object = None
@@ -81,7 +84,7 @@ def test_samplers(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(PARAMETERIZATIONS))
 def test_losses(name: str) -> None:
-    batch = {"image": jnp.ones((5, 4)), "label": jnp.arange(5)}
+    batch = {"x": jnp.ones((5, 4)), "label": jnp.arange(5)}
     processes = [PROCESSES[place]() for place in ("VP", "Flow", "VE", "DiscreteVP_cosine")]
     for i, (time, weight) in enumerate([*((time, jd.SNR()) for time in TIMES), *((TIMES[1], w) for w in WEIGHTS)]):
         loss = jd.denoising_loss(
@@ -93,13 +96,12 @@ def test_losses(name: str) -> None:
             parameterization=PARAMETERIZATIONS[name],
             weight=weight,
             time=time,
-            label_dropout=0.1,
-            null_label=7,
+            dropout={"label": 0.1},
         )
         assert loss.shape == (5,) and loss.dtype == jnp.float32, (time, weight)
     learned = jd.LearnedVariance(PARAMETERIZATIONS[name])
     chain = jd.DenoisingLoss(processes[-1], learned, vlb_weight=0.001)
-    draws = chain.draw(jax.random.key(0), {"image": jnp.ones((5, 4))})
+    draws = chain.draw(jax.random.key(0), {"x": jnp.ones((5, 4))})
 
     class Double(Net):
         def apply(self, *args: object, **options: object) -> jax.Array:

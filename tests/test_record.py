@@ -65,3 +65,17 @@ def test_records_pass_through_transformations() -> None:
 def test_a_changed_chain_has_its_own_table() -> None:
     process = dataclasses.replace(jd.DiscreteVP(jd.linear_betas(100)), betas=jd.cosine_betas(100))
     assert float(process.alpha(0.5)) == float(jd.DiscreteVP(jd.cosine_betas(100)).alpha(0.5))
+
+
+def test_what_is_derived_is_no_leaf() -> None:
+    """Wrapped samplers have their process from the sampler they wrap: one leaf, whose gradient is the whole."""
+    for wrap in (jd.Restart, lambda sampler: jd.PredictorCorrector(sampler, jd.AnnealedLangevin(0.1))):
+        sampler = wrap(jd.DPMpp2M(jd.Flow()))
+        assert len(jax.tree.leaves(wrap(jd.DPMpp2M(jd.VP())))) == len(jax.tree.leaves(sampler)) + 2
+        changed = jax.tree.map(lambda leaf: 2.0 * leaf, wrap(jd.DPMpp2M(jd.VP())))
+        inner = getattr(changed, "sampler", None) or changed.predictor
+        assert changed.process is inner.process and changed.process.beta_max == 40.0
+    gradient = jax.grad(lambda s: s.process.alpha(0.5), allow_int=True)(jd.Restart(jd.DPMpp2M(jd.VP())))
+    assert float(gradient.sampler.process.beta_max) < 0
+    other = dataclasses.replace(jd.Restart(jd.DPMpp2M(jd.VP())), sampler=jd.DPMpp2M(jd.Flow()))
+    assert type(other.process) is jd.Flow

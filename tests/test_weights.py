@@ -1,4 +1,4 @@
-"""Weights at the ends of a process, where one of their factors is 0 and another infinite. (Their values: test_loss.py.)"""
+"""Weights at the ends of a process, where one factor is 0 and another infinite. (Their values: test_loss.py.)"""
 
 from __future__ import annotations
 

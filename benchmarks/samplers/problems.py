@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 
 from jaxdiff import KarrasVE, MixtureDenoiser, Process
+from jaxdiff.codecs import to_model_range
 from jaxdiff.data import batches, open_cifar10, open_digits
 from jaxdiff.exact import EmpiricalDenoiser
 
@@ -94,7 +95,7 @@ def _solve(build: Callable[[Process, Any], Any], noise: NDArray[np.float64]) -> 
 
 
 def images(source: Any, begin: int, end: int) -> NDArray[np.float64]:
-    return next(batches(source, end))["image"][begin:].astype(np.float64)
+    return np.asarray(to_model_range(next(batches(source, end))["x"][begin:]), np.float64)
 
 
 def mixture(seed: int) -> Callable[[Process, Any], MixtureDenoiser]:

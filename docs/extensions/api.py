@@ -156,7 +156,10 @@ def summary(value: Any) -> str:
     text = inspect.getdoc(value) or ""
     first = " ".join(text.split("\n\n")[0].split())
     sentence = re.match(r"(.+?[.:])(?: [A-Z]|$)", first)
-    return prose((sentence.group(1) if sentence else first).rstrip(":,"))
+    said = re.sub(
+        r"^Equations? [()\d,\- andto]+: (.)", lambda m: m[1].upper(), sentence.group(1) if sentence else first
+    )
+    return prose(said.rstrip(":,"))
 
 
 # --- pages
@@ -198,7 +201,14 @@ def modules_of(page: Path, public: dict[str, list[str]]) -> Iterator[str]:
         return max((p for p in everywhere if f"{module}.".startswith(f"{p}.")), key=len, default="")
 
     for prefix in prefixes(page):
-        yield from [module for module in public if place(module) == prefix] or [prefix]
+        below = [module for module in public if place(module) == prefix]
+        if (
+            prefix not in below
+            and "\n\n" in (inspect.getdoc(importlib.import_module(prefix)) or "")
+            and prefix != PACKAGE
+        ):
+            yield prefix  # a package's mathematics, or that of a module without a public name
+        yield from below
 
 
 def section(module: str, paths: list[str]) -> list[str]:

@@ -33,6 +33,7 @@ import numpy as np
 import jaxdiff
 from jaxdiff import config as cfg
 from jaxdiff import train as training
+from jaxdiff.codecs import to_model_range
 from jaxdiff.data import batches
 from jaxdiff.generate import generate
 
@@ -92,8 +93,9 @@ def train_small(steps: int) -> jaxdiff.Run:
     net, loss = cfg.build_network(config), cfg.build_loss(config)
     optimizer, _ = training.make_optimizer(steps=steps, **dataclasses.asdict(config.optimizer))
     state = jax.jit(functools.partial(training.create_state, net, optimizer, loss))(jax.random.key(config.seed))
-    step = functools.partial(training.train_step, net=net, loss=loss, optimizer=optimizer, ema=config.ema)
-    step = jax.jit(step, donate_argnums=0)
+    parts = {"net": net, "loss": loss, "optimizer": optimizer, "ema": config.ema}
+    codec = cfg.build_codec(config, source)
+    step = jax.jit(functools.partial(training.train_step, codec=codec, **parts), donate_argnums=0)
     with cfg.build_pipeline(config, source) as data:
         for n in range(1, steps + 1):
             state, metrics = step(state, next(data))
@@ -124,7 +126,7 @@ samples = run.sample(jax.random.key(0), 100, {"label": labels})
 
 source = cfg.build_source(run.config)
 real = next(batches(source, len(source)))
-real_by_class = np.concatenate([real["x"][real["label"] == label][:10] for label in range(10)])
+real_by_class = np.concatenate([to_model_range(real["x"])[real["label"] == label][:10] for label in range(10)])
 
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 5.0), layout="constrained")
 show(axes[0], real_by_class, 10, rows=range(10), title="real")

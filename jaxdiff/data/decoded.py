@@ -151,7 +151,7 @@ class Decoded:
     def take(self, indices: NDArray[np.int64], /) -> Records:
         """Several records: one copy of their bytes."""
         rows = self._bytes.take(indices, axis=0).view(self._kind)[:, 0]
-        return {name: rows[name] for name in self.spec}
+        return {name: np.ascontiguousarray(rows[name]) for name in self.spec}
 
 
 def _kind(source: Source) -> np.dtype[Any]:

@@ -271,7 +271,8 @@ def open_folder(
 
 def _split_folder(root: Path, split: str) -> Path:
     folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and _shown(entry.name))
-    splits = [name for name in folders if split_of(name) is not None]
+    order = list(_SPLITS)
+    splits = sorted((name for name in folders if split_of(name)), key=lambda name: order.index(str(split_of(name))))
     chosen = [name for name in folders if name == split] or [name for name in splits if _is_split(name, split)]
     if len(chosen) > 1:
         raise DataError(f"{root}: split {split!r} could be {' or '.join(chosen)}; rename one of them")

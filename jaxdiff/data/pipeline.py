@@ -17,6 +17,7 @@ on the number of workers.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -40,6 +41,8 @@ Batch = Records
 
 _ENDLESS = 2**53  # batches; Grain wants a length
 _THREADS = 2
+_OF_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""A terminal and a scheduler send these to all processes of a group; it is the parent that answers them."""
 _READ_AHEAD = 4  # batches, for each reader
 
 
@@ -84,11 +87,22 @@ class _Stream:
 
 def _start_worker(worker: int, workers: int) -> None:
     """Ties a worker process to its parent: a Ctrl-C that asks training to stop does not end it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _OF_THE_PARENT:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_THE_PARENT)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+@contextlib.contextmanager
+def _inherited_by_workers() -> Iterator[None]:
+    """Blocks the parent's signals in this thread, and so in the processes that it starts, until they ignore them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_PARENT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with(sentinel: int) -> None:
@@ -256,9 +270,10 @@ class Pipeline:
             raise ValueError("the pipeline is closed; make a new one with position=pipeline.position")
         name = name_of(self._stream.source)
         try:
-            if not self._iterators:
-                self._iterators.append(iter(self._dataset()))
-            batch = next(self._iterators[0])
+            with _inherited_by_workers() if self._workers and not self._iterators else contextlib.nullcontext():
+                if not self._iterators:
+                    self._iterators.append(iter(self._dataset()))
+                batch = next(self._iterators[0])
         except BaseException as error:
             self._stop()  # what was read ahead is no longer in step with the position
             if any("cannot be pickled" in note for note in getattr(error, "__notes__", ())):

@@ -27,7 +27,7 @@ from jaxdiff.data.sources import DataError, Records, label_spec, spread
 from jaxdiff.data.transforms import center_crop_resize
 from jaxdiff.spec import Spec
 
-_PROBED = 8  # records decoded when a source is opened
+_PROBED = 8  # records decoded when a source is opened: the first ones, and as many spread over all
 Pixels = NDArray[np.uint8]
 
 
@@ -130,8 +130,8 @@ class ImageSource:
             self.spec["label"] = label_spec(classes)
         text = repr((len(reader), self._shape, classes, reader.identity))
         self.fingerprint = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
-        for index, image in {} if expected.skip_bad else probed.items():
-            self._fit(image, index)
+        for index in range(0 if expected.skip_bad else min(_PROBED, len(self))):
+            self._fit(probed[index], index)
 
     def __len__(self) -> int:
         return len(self._reader)
@@ -151,23 +151,27 @@ class ImageSource:
         return {"x": images, "label": labels} if "label" in self.spec else {"x": images}
 
     def _probe(self) -> dict[int, Pixels]:
-        """Some images, spread over the set; with `skip_bad`, of those that can be read."""
-        chosen = [int(index) for index in spread(len(self), _PROBED)]
-        if not self._expected.skip_bad:
-            return {index: self._image(index) for index in chosen}
+        """Some images. The first ones must be readable; with `skip_bad`, any."""
+        skip, count = self._expected.skip_bad, len(self)
+        chosen = [*range(min(_PROBED, count)), *map(int, spread(count, _PROBED))]
+        if skip:
+            chosen += range(count)
         probed: dict[int, Pixels] = {}
         first: DataError | None = None
-        for index in [*chosen, *(index for index in range(len(self)) if index not in set(chosen))]:
+        for place, index in enumerate(chosen):
             try:
                 image = self._image(index)
-                self._size(image, index)
+                if skip:
+                    self._size(image, index)
                 probed[index] = image
             except DataError as error:
-                first = first or error
-            if len(probed) == min(_PROBED, len(self)):
+                if place < _PROBED and not skip:
+                    raise
+                first = first or error  # met again when it is read
+            if len(probed) >= _PROBED and place >= 2 * _PROBED:
                 break
         if not probed:
-            raise DataError(f"{self.name}: none of its {len(self)} records can be read; the first: {first}")
+            raise DataError(f"{self.name}: none of its {count} records can be read; the first: {first}")
         return probed
 
     def _image(self, index: int) -> Pixels:

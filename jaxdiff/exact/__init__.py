@@ -6,6 +6,10 @@ They are exact problems for samplers, likelihoods and parameterizations: for res
     FullGaussianDenoiser    any covariance; the probability flow too                jaxdiff.exact.gaussian
     MixtureDenoiser         a mixture of Gaussians with independent coordinates     jaxdiff.exact.mixture
     EmpiricalDenoiser       a data set itself, bare or smoothed                     jaxdiff.exact.empirical
+
+Exact means to the rounding of x's dtype, on every device: float32 with float32 samples, and float64 under x64. Matrix
+products ask for `jax.lax.Precision.HIGHEST`, since the default on TPU rounds their factors to bfloat16 (8 bits) and on
+GPU to TF32 (11 bits). What rounding of x itself costs where sigma is small is at the top of `jaxdiff.exact.empirical`.
 """
 
 from jaxdiff.exact.empirical import EmpiricalDenoiser

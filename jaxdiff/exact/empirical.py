@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxdiff.broadcast import expand
+from jaxdiff.broadcast import flatten
 from jaxdiff.denoiser import Cond
 from jaxdiff.prediction import Prediction
 from jaxdiff.process import Process
@@ -109,7 +109,7 @@ class EmpiricalDenoiser:
         )  # (chunks, B, C) and (chunks,)
         spread = jnp.full((flat.shape[0], self.data.shape[0]), -jnp.inf, x.dtype)
         index = begin[:, None] + jnp.arange(logits.shape[2], dtype=jnp.int32)[None]
-        spread = spread.at[:, index.reshape(-1)].max(logits.swapaxes(0, 1).reshape(flat.shape[0], -1))
+        spread = spread.at[:, index.reshape(-1)].max(flatten(logits.swapaxes(0, 1)))
         coarse, nearest = jax.lax.top_k(spread, min(NEAREST, self.data.shape[0]))
         fine, _ = self._refined(flat, alpha, total, coarse, nearest)
         rows = jnp.arange(flat.shape[0])[:, None]
@@ -125,15 +125,15 @@ class EmpiricalDenoiser:
         """x ``(B, D)``; alpha, sigma and n^2 ``(B, 1)``."""
         if x.shape[1:] != self.data.shape[1:]:
             raise ValueError(f"samples of shape {x.shape[1:]} do not fit data of shape {self.data.shape[1:]}")
-        flat = x.reshape(x.shape[0], -1)
+        flat = flatten(x)
         alpha, sigma = (
-            jnp.broadcast_to(expand(part, x).reshape(-1, 1), (x.shape[0], 1)).astype(x.dtype)
+            jnp.broadcast_to(part, x.shape[:1])[:, None].astype(x.dtype)
             for part in (self.process.alpha(t), self.process.sigma(t))
         )
         return flat, alpha, sigma, jnp.square(alpha * jnp.asarray(self.std, x.dtype)) + jnp.square(sigma)
 
     def _members(self) -> Array:
-        return self.data.reshape(self.data.shape[0], -1)
+        return flatten(self.data)
 
     def _at(self, indices: Array, x: Array) -> Array:
         return self._members()[indices].astype(x.dtype)

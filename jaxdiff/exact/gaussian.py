@@ -22,7 +22,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxdiff.broadcast import expand
+from jaxdiff.broadcast import expand, flatten
 from jaxdiff.denoiser import Cond
 from jaxdiff.prediction import Prediction
 from jaxdiff.process import Process
@@ -63,7 +63,7 @@ class GaussianDenoiser:
         """ln p_t(x): ``(B, ...) -> (B,)``."""
         alpha, _, mean, _, total = self._parts(x, t)
         terms = jnp.square(x - alpha * mean) / total + jnp.log(2 * math.pi * jnp.broadcast_to(total, x.shape))
-        return -0.5 * terms.reshape(x.shape[0], -1).sum(axis=1)
+        return -0.5 * flatten(terms).sum(axis=1)
 
     def flow(self, x: Array, t: ArrayLike, s: ArrayLike) -> Array:
         """Equation (2): where the probability flow takes x from t to s."""
@@ -227,7 +227,7 @@ class FullGaussianDenoiser:
             jnp.broadcast_to(part, x.shape[:1])[:, None].astype(x.dtype)
             for part in (self.process.alpha(t), self.process.sigma(t))
         )
-        centred = x.reshape(x.shape[0], -1) - alpha * self._flat_mean(x)
+        centred = flatten(x) - alpha * self._flat_mean(x)
         along = self._to_axes(centred)
         complete = self.directions.shape[0] == self.directions.shape[1]
         beside = jnp.zeros_like(centred) if complete else centred - self._from_axes(along)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxdiff.broadcast import expand
+from jaxdiff.broadcast import expand, flatten
 from jaxdiff.denoiser import Cond
 from jaxdiff.prediction import Prediction
 from jaxdiff.process import Process
@@ -48,8 +48,8 @@ class MixtureDenoiser:
     def _parts(self, x: Array, t: ArrayLike) -> tuple[Array, Array, Array, Array, Array]:
         """alpha and sigma ``(B, 1, 1)``; x - alpha m_k ``(B, K, D)``; s_k^2 ``(1, K, 1)`` or ``(1, K, D)``;
         unnormalised ln pi_k p_k(x) ``(B, K)``."""
-        flat = x.reshape(x.shape[0], -1)  # (B, D)
-        means = self.means.reshape(self.means.shape[0], -1)  # (K, D)
+        flat = flatten(x)  # (B, D)
+        means = flatten(self.means)  # (K, D)
         alpha = jnp.broadcast_to(self.process.alpha(t), x.shape[:1])[:, None, None]
         sigma = jnp.broadcast_to(self.process.sigma(t), x.shape[:1])[:, None, None]
         variance = jnp.square(jnp.asarray(self.stds, x.dtype))
@@ -69,7 +69,7 @@ class MixtureDenoiser:
         alpha, sigma, centred, variance, log_joint = self._parts(x, t)
         responsibility = jax.nn.softmax(log_joint, axis=1)  # (B, K)
         total = jnp.square(alpha) * variance + jnp.square(sigma)
-        means = self.means.reshape(self.means.shape[0], -1)
+        means = flatten(self.means)
         shares = responsibility[:, :, None] * centred / total
         x0 = jnp.matmul(responsibility, means, precision=jax.lax.Precision.HIGHEST) + alpha[:, 0] * (
             variance * shares

@@ -57,7 +57,7 @@ class Branches(NamedTuple):
 
 @record
 class ClassifierFree(Guided):
-    """Equation (1).
+    """A denoiser with classifier-free guidance, equation (1).
 
     Args:
       denoise: a denoiser trained with its condition dropped at random.

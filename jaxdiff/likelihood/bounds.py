@@ -37,7 +37,7 @@ from jaxdiff.denoiser import Cond, Denoiser
 from jaxdiff.likelihood.angle import angle, refuse_blind, time_limits
 from jaxdiff.likelihood.dequantise import bits_per_dim, decoder_log_probability
 from jaxdiff.noise import salted_keys, white_noise
-from jaxdiff.prediction import Prediction
+from jaxdiff.prediction import Prediction, refuse_zero_alpha
 from jaxdiff.process import Process
 from jaxdiff.record import record
 from jaxdiff.sampling.base import check_times
@@ -212,11 +212,15 @@ class ProposeLogSNR(TimeProposal):
     Args:
       probabilities: of the bins ``(n,)``, from low log-SNR to high, positive, summing to 1; None is one bin. From
         `learn_proposal`.
+
+    Raises:
+      ValueError: (when times are drawn) alpha(t_max) = 0 at a t_max that is known: `ProposeTime` takes it.
     """
 
     probabilities: Array | None = None
 
     def draw(self, process: Process, u: Array, first: Array, last: Array) -> tuple[Array, Array]:
+        refuse_zero_alpha(process, last, "ProposeLogSNR is uniform in log-SNR, which has no end")
         low, high = process.log_snr(last), process.log_snr(first)
         if self.probabilities is None:
             place, slope = u, jnp.ones_like(u)

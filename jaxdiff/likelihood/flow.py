@@ -99,6 +99,8 @@ def with_divergence(velocity: Callable[[Array, ArrayLike], Array], probes: Array
         v, push = jax.linearize(lambda z: velocity(z, phi), z)
         if probes is not None:
             return v, jax.vmap(lambda e: sum_features(e * push(e)))(probes).mean(axis=0)
+        if z.shape[0] == 0:  # no samples, which `jax.lax.map` cannot cut into chunks
+            return v, jnp.zeros(0, z.dtype)
         size = math.prod(z.shape[1:])
 
         def entry(i: Array) -> Array:

@@ -224,6 +224,8 @@ def load_samples(folder: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
         file = folder / shard_name(samples)
         try:
             with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+                if found and set(arrays.files) != set(found):
+                    raise KeyError(f"it holds {', '.join(arrays.files)}, others {', '.join(found)}")
                 for name in arrays.files:
                     part = arrays[name]
                     whole = found.setdefault(name, np.empty((request.num, *part.shape[1:]), part.dtype))

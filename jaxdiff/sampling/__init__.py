@@ -3,15 +3,17 @@
 from jaxdiff.sampling.adams import DEIS, IPNDM, LMS
 from jaxdiff.sampling.adaptive import Adaptive
 from jaxdiff.sampling.ancestral import DDIM, DDPM, AnalyticDDPM, estimate_gamma
-from jaxdiff.sampling.base import Sampler, check_times, integrate, pad_times, sample, sample_path
+from jaxdiff.sampling.base import Sampler, check_times, integrate, pad_times, sample
 from jaxdiff.sampling.choose import Choice, choose
 from jaxdiff.sampling.exponential_sde import DPMpp2MSDE, DPMpp3MSDE, DPMppSDE, SASolver
 from jaxdiff.sampling.grid_search import ays_times, gits_times, interpolate_times, polish_times, teacher_path
 from jaxdiff.sampling.karras import EDMStochastic, EulerAncestral, Restart
+from jaxdiff.sampling.keep import Keep, Kept
 from jaxdiff.sampling.langevin import AnnealedLangevin, AnnealedLangevinDynamics, Langevin, PredictorCorrector
 from jaxdiff.sampling.multistep import DPMpp2M, DPMpp3M
 from jaxdiff.sampling.ode import DPM2, RK4, Euler, Heun, RungeKutta
 from jaxdiff.sampling.parallel import sample_parallel
+from jaxdiff.sampling.path import sample_path
 from jaxdiff.sampling.recommended import recommended, recommended_times
 from jaxdiff.sampling.sde import EulerMaruyama, ReverseDiffusion
 from jaxdiff.sampling.singlestep import DPMpp2S, DPMSolver
@@ -48,6 +50,8 @@ __all__ = [
     "EulerAncestral",
     "EulerMaruyama",
     "Heun",
+    "Keep",
+    "Kept",
     "Langevin",
     "PredictorCorrector",
     "Restart",

@@ -31,7 +31,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxdiff.broadcast import expand
+from jaxdiff.broadcast import expand, flatten
 from jaxdiff.denoiser import Denoise
 from jaxdiff.noise import Noise
 from jaxdiff.process import Process
@@ -227,7 +227,7 @@ class Adaptive(Sampler):
     def _norm(self, part: Array, size: Array) -> Array:
         """Equation (1)'s, of each sample: ``(B,)``."""
         scaled = part / (jnp.asarray(self.atol, part.dtype) + jnp.asarray(self.rtol, part.dtype) * size)
-        return jnp.sqrt(jnp.mean(jnp.square(scaled.reshape(part.shape[0], -1)), axis=1))
+        return jnp.sqrt(jnp.mean(jnp.square(flatten(scaled)), axis=1))
 
 
 def step_factor(tableau: Tableau, error: Array, before: Array) -> Array:
@@ -244,4 +244,4 @@ def _per_unit(process: Process, x: Array, t: Array) -> Array:
 
 
 def _finite(x: Array) -> Array:
-    return jnp.isfinite(x.reshape(x.shape[0], -1)).all(axis=1)
+    return jnp.isfinite(flatten(x)).all(axis=1)

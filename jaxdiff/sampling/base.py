@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxdiff.broadcast import flatten
 from jaxdiff.compat import checkify
 from jaxdiff.denoiser import Bound, Cond, Denoise, Denoiser, Memory
 from jaxdiff.denoiser import begin as begin_memory
@@ -33,6 +34,7 @@ from jaxdiff.process import Process
 from jaxdiff.record import record
 from jaxdiff.sampling.checks import refuse_another_process, refuse_noise_on_rising_times, refuse_undefined_ends
 from jaxdiff.sampling.checks import traced as _traced
+from jaxdiff.sampling.keep import Keep, Kept, Recorder
 
 T = TypeVar("T")
 State = Any
@@ -111,9 +113,9 @@ def _bind(denoise: Denoiser, cond: Cond | None, x: Array, debug: bool = False) -
 def _refuse_not_finite(x: Array, t: ArrayLike, prediction: Prediction) -> None:
     """Checks a prediction by `jax.experimental.checkify`."""
     times = jnp.broadcast_to(jnp.asarray(t), x.shape[:1])
-    finite_in = jnp.isfinite(x.reshape(x.shape[0], -1)).all(axis=1)
+    finite_in = jnp.isfinite(flatten(x)).all(axis=1)
     for name in ("x0", "eps"):
-        per_sample = jnp.isfinite(getattr(prediction, name).reshape(x.shape[0], -1)).all(axis=1)
+        per_sample = jnp.isfinite(flatten(getattr(prediction, name))).all(axis=1)
         checkify.check(
             per_sample.all(),
             f"the denoiser's {name} is not finite at t = {{t}}, first in sample {{first}} of the batch "
@@ -136,7 +138,7 @@ def _run(call: Callable[[], T], debug: bool) -> T:
     return result
 
 
-_Carry = tuple[Array, State, Memory]
+_Carry = tuple[Array, State, Memory, Any]
 
 
 def _scan(
@@ -147,19 +149,25 @@ def _scan(
     ts: Array,
     state: State | None = None,
     num_steps: ArrayLike | None = None,
-    keep: Callable[[Array], Any] = lambda x: None,
-) -> tuple[_Carry, Any]:
-    begin = (x, sampler.init(x) if state is None else state, denoise.memory)
+    record: Recorder | None = None,
+) -> _Carry:
+    kept = () if record is None else record.begin(denoise, x, ts[0])
+    begin = (x, sampler.init(x) if state is None else state, denoise.memory, kept)
 
-    def body(carry: _Carry, times: tuple[Array, Array]) -> tuple[_Carry, Any]:
-        x, state, memory = carry
-        given = denoise.holding(memory)
-        x, state = sampler.step(given, noise, state, x, *times)
-        return (x, state, given.memory), keep(x)
+    def body(carry: _Carry, place: tuple[ArrayLike, Array, Array]) -> tuple[_Carry, None]:
+        (x, state, memory, kept), (i, t, s) = carry, place
+        before = given = denoise.holding(memory)
+        if record is None:
+            x, state = sampler.step(given, noise, state, x, t, s)
+            return (x, state, given.memory, ()), None
+        given, seen = record.watching(given, x, t)
+        after, state = sampler.step(given, noise, state, x, t, s)
+        kept = record.write(kept, i, x, lambda: record.prediction(i, before, x, t, seen))
+        return (after, state, given.memory, kept), None
 
     if num_steps is None:
-        return jax.lax.scan(body, begin, (ts[:-1], ts[1:]))
-    return jax.lax.fori_loop(0, num_steps, lambda i, carry: body(carry, (ts[i], ts[i + 1]))[0], begin), None
+        return jax.lax.scan(body, begin, (jnp.arange(len(ts) - 1), ts[:-1], ts[1:]))[0]
+    return jax.lax.fori_loop(0, num_steps, lambda i, carry: body(carry, (i, ts[i], ts[i + 1]))[0], begin)
 
 
 def promoted(x: Any, ts: ArrayLike) -> tuple[Any, Array]:
@@ -240,9 +248,41 @@ def integrate(
 
     def run() -> tuple[Array, State]:
         bound = _bind(denoise, cond, x, debug)
-        return _scan(sampler, bound, noise(keys, x), x, grid, state, num_steps)[0][:2]
+        return _scan(sampler, bound, noise(keys, x), x, grid, state, num_steps)[:2]
 
     return _run(run, debug)
+
+
+@overload
+def sample(
+    sampler: Sampler,
+    denoise: Denoiser,
+    keys: Array | None,
+    x: Array,
+    ts: ArrayLike,
+    cond: Cond | None = None,
+    *,
+    num_steps: ArrayLike | None = None,
+    noise: NoiseSource = step_noise,
+    debug: bool = False,
+    keep: None = None,
+) -> Array: ...
+
+
+@overload
+def sample(
+    sampler: Sampler,
+    denoise: Denoiser,
+    keys: Array | None,
+    x: Array,
+    ts: ArrayLike,
+    cond: Cond | None = None,
+    *,
+    num_steps: ArrayLike | None = None,
+    noise: NoiseSource = step_noise,
+    debug: bool = False,
+    keep: Keep,
+) -> tuple[Array, Kept]: ...
 
 
 def sample(
@@ -256,7 +296,8 @@ def sample(
     num_steps: ArrayLike | None = None,
     noise: NoiseSource = step_noise,
     debug: bool = False,
-) -> Array:
+    keep: Keep | None = None,
+) -> Array | tuple[Array, Kept]:
     """Samples: steps from ``ts[0]`` to ``ts[-1]``, then one denoising. Nothing but the running x is kept.
 
     Sampling stopped early is ``ts`` that end at a higher time; from `integrate` it is without the last denoising.
@@ -276,9 +317,10 @@ def sample(
       debug: check each prediction, and raise FloatingPointError at the first that is not finite, with its time and
         sample and with x0 or eps, whichever it is. Slower. Inside a jit of your own the checks are
         `jax.experimental.checkify`'s: functionalise them there, ``jax.jit(checkify.checkify(f))``.
+      keep: states or predictions at some steps to return too, `Keep`; static.
 
     Returns:
-      ``(B, ...)``, the expected x0 at the last time.
+      ``(B, ...)``, the expected x0 at the last time; with ``keep`` a pair, the second what was kept (`Kept`).
 
     Raises:
       ValueError: times that do not fall, lie outside [0, 1] or end at sigma = 0; a prediction of eps from alpha = 0;
@@ -295,30 +337,18 @@ def sample(
     start(sampler, denoise, x, _visited(ts, num_steps), cond)
     x, grid = promoted(x, ts)
 
-    def run() -> Array:
+    record = None if keep is None else Recorder(keep, len(grid), from_end=num_steps is None)
+    end = len(grid) - 1 if num_steps is None else num_steps
+
+    def run() -> Array | tuple[Array, Kept]:
         bound = _bind(denoise, cond, x, debug)
-        (last, _, memory), _ = _scan(sampler, bound, noise(keys, x), x, grid, None, num_steps)
-        return bound.holding(memory)(last, grid[-1 if num_steps is None else num_steps]).x0
+        last, _, memory, kept = _scan(sampler, bound, noise(keys, x), x, grid, None, num_steps, record)
+        prediction = bound.holding(memory)(last, grid[end])
+        if record is None:
+            return prediction.x0
+        return prediction.x0, record.finish(record.write(kept, end, last, lambda: prediction))
 
     return _run(run, debug)
-
-
-def sample_path(
-    sampler: Sampler,
-    denoise: Denoiser,
-    keys: Array | None,
-    x: Array,
-    ts: ArrayLike,
-    cond: Cond | None = None,
-    *,
-    noise: NoiseSource = step_noise,
-) -> tuple[Array, Array]:
-    """As `sample`, keeping the way: ``(xs, x0)`` with xs ``(n, B, ...)``, the samples at each of the n times."""
-    start(sampler, denoise, x, ts, cond)
-    x, grid = promoted(x, ts)
-    bound = _bind(denoise, cond, x)
-    (last, _, memory), xs = _scan(sampler, bound, noise(keys, x), x, grid, keep=lambda x: x)
-    return jnp.concatenate([x[None], xs]), bound.holding(memory)(last, grid[-1]).x0
 
 
 def pad_times(ts: ArrayLike, bound: int) -> Array:

@@ -33,8 +33,9 @@ def refuse_another_process(process: Process, denoise: Denoiser) -> None:
     while getattr(inner, "process", None) is None:
         if (inner := getattr(inner, "denoise", None)) is None:
             return
-    (ours, kind), (theirs, other_kind) = (jax.tree.flatten(of) for of in (process, inner.process))
-    alike = kind == other_kind and all(np.shape(a) == np.shape(b) for a, b in zip(ours, theirs, strict=True))
+    ours, theirs = (jax.tree.leaves(of) for of in (process, inner.process))
+    kinds: list[Any] = [jax.tree.structure(of) for of in (process, inner.process)]
+    alike = kinds[0] == kinds[1] and all(np.shape(a) == np.shape(b) for a, b in zip(ours, theirs, strict=True))
     if alike and not traced(ours, theirs):
         with jax.ensure_compile_time_eval():
             alike = all(np.allclose(np.asarray(a), np.asarray(b), rtol=1e-5) for a, b in zip(ours, theirs, strict=True))

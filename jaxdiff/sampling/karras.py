@@ -161,7 +161,7 @@ class Restart(Sampler):
     Source: Xu et al. 2023, "Restart Sampling for Improving Generative Processes", algorithm 1.
     """
 
-    process: Process = field(init=False, repr=False)
+    process: Process = field(init=False, repr=False, derived=lambda self: self.sampler.process)
     sampler: Sampler
     rho_min: ArrayLike = 0.06
     rho_max: ArrayLike = 0.3
@@ -169,7 +169,6 @@ class Restart(Sampler):
     steps: int = field(default=2, pytree_node=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "process", self.sampler.process)
         if self.repeats < 0 or self.steps < 1:
             raise ValueError(
                 f"repeats is to be 0 or more and steps 1 or more, got {self.repeats} repeats and {self.steps} steps"

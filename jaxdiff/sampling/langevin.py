@@ -126,12 +126,9 @@ class PredictorCorrector(Sampler):
     Source: Song et al. 2021, algorithms 2 and 3, in the order of the boxes: predictor first.
     """
 
-    process: Process = field(init=False, repr=False)
+    process: Process = field(init=False, repr=False, derived=lambda self: self.predictor.process)
     predictor: Sampler
     corrector: Corrector
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "process", self.predictor.process)
 
     def check(self, ts: ArrayLike) -> None:
         self.predictor.check(ts)

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.process import Process
 from jaxdiff.sampling.base import Sampler
+from jaxdiff.sampling.checks import traced
 from jaxdiff.sampling.smoothed import Smoothed, SmoothedDenoiser
 from jaxdiff.sampling.tabulated import Tabulated
 from jaxdiff.sampling.unipc import UniPC
@@ -186,7 +187,7 @@ def recommended_times(process: Process, n: int, scale: ArrayLike | None = None) 
       scale: c, positive: 1 for data in [-1, 1]; None: what the process tells, `data_scale`.
 
     Raises:
-      ValueError: fewer evaluations than in the table's first grid.
+      ValueError: fewer evaluations than in the table's first grid; a scale beyond the process' own noise.
 
     >>> from jaxdiff.schedule import Flow
     >>> ts = recommended_times(Flow(), 5)
@@ -206,6 +207,11 @@ def recommended_times(process: Process, n: int, scale: ArrayLike | None = None) 
     heights = heights + lifted * (heights[0] - heights) / (heights[0] - bottom)
     log_rho2 = heights + jnp.log(-jnp.expm1(bottom - heights)) + 2.0 * jnp.log(scale)
     times = process.time_of_log_snr(-log_rho2)
+    if not traced(times) and times[0] == times[1]:
+        raise ValueError(
+            f"{type(process).__name__} ends below the first points of this grid, whose scale is {scale}: leave it out, "
+            "or take a process with more noise"
+        )
     return jnp.concatenate([times, jnp.zeros(1, times.dtype)])
 
 

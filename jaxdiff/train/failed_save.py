@@ -14,6 +14,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -46,10 +47,11 @@ def quiet_failed_saves(*, saves: bool) -> Iterator[None]:
     sys.unraisablehook = hook
     for logger in loggers:
         logger.addFilter(is_news)
-    added = []
+    filters: Any = warnings.filters  # a list
+    added: list[Any] = []
     if saves:
         warnings.filterwarnings("ignore", r"coroutine '\S+' was never awaited", RuntimeWarning)
-        added = warnings.filters[:1]
+        added = filters[:1]
     try:
         yield
     finally:
@@ -60,7 +62,7 @@ def quiet_failed_saves(*, saves: bool) -> Iterator[None]:
             logger.removeFilter(is_news)
         for entry in added:
             with contextlib.suppress(ValueError):  # somebody has removed it
-                warnings.filters.remove(entry)
+                filters.remove(entry)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

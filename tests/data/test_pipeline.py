@@ -148,8 +148,8 @@ def test_batches_is_one_pass_in_order() -> None:
     source = numbered(7)
     found = list(batches(source, 3))
     assert [batch["label"].tolist() for batch in found] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert record(found, 2)["x"].shape == (1, 2, 2, 1)
-    assert (np.rint((record(found, 0)["x"][1] + 1) * 127.5) == record(source, 1)["x"]).all()
+    assert found[2]["x"].shape == (1, 2, 2, 1)
+    assert (found[0]["x"][1] == record(source, 1)["x"]).all()
     with pytest.raises(DataError, match="batch_size is at least 1, got 0"):
         next(batches(source, 0))
 

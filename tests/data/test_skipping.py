@@ -35,7 +35,7 @@ def noisy() -> tuple[list[bytes], list[int], dict[int, str]]:
     for number, (why, broken) in zip((0, 5, 9, 10), damaged(images[0]).items(), strict=True):
         images[number], bad[number] = broken, why
     images[12], bad[12] = encoded(pictures(1, (8, 8, 3))[0].repeat(2, axis=0)), "another size"
-    images[13], bad[13] = encoded(np.zeros((8, 8), np.uint8), "TIFF")[:100], "a truncated TIFF"
+    images[13], bad[13] = encoded(np.zeros((8, 8, 1), np.uint16)), "sixteen bits"
     labels[15], bad[15] = 7, "label out of range"
     return images, labels, bad
 

@@ -140,6 +140,8 @@ def test_the_bounds_refuse() -> None:
             discrete_vlb(exact, process, x, keys, **keywords)
     with pytest.raises(ValueError, match="draws is at least 1"):
         continuous_elbo(exact, process, x, keys, draws=0)
+    with pytest.raises(ValueError, match="ProposeLogSNR is uniform in log-SNR"):
+        continuous_elbo(gaussian(jd.Flow()), jd.Flow(), x, keys, t_max=1.0)
 
 
 # --- The bound of the reverse SDE

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import train
-from jaxdiff import DDIM, DDPM, CosineVP, NetworkDenoiser, Prediction
+from jaxdiff import DDIM, DDPM, CosineVP, Prediction
+from jaxdiff.codecs import Images
 from jaxdiff.config import ConfigError, build_network, parse_config
 from jaxdiff.networks import DeepCache, TaylorSeer
 from jaxdiff.runs.run import Run, rows_of_labels
@@ -35,7 +36,7 @@ class CountingNet:
     """The run's network, counting how often it is traced: what is not traced anew is not compiled anew."""
 
     def __init__(self, net: Any) -> None:
-        self.net, self.traced = net, 0
+        self.net, self.cond, self.traced = net, net.cond, 0
 
     def apply(self, *arguments: Any, **keywords: Any) -> Any:
         self.traced += 1
@@ -45,7 +46,8 @@ class CountingNet:
 @pytest.fixture
 def counting(run: Run) -> tuple[Run, CountingNet]:
     net = CountingNet(run.denoise.net)
-    return dataclasses.replace(run, denoise=dataclasses.replace(run.denoise, net=net)), net
+    model = dataclasses.replace(run.model, denoise=dataclasses.replace(run.denoise, net=net))
+    return dataclasses.replace(run, model=model), net
 
 
 def test_training_leaves_what_it_says(folder: Path) -> None:
@@ -72,25 +74,27 @@ def test_load(run: Run) -> None:
 
 
 def test_samples_are_images(run: Run) -> None:
-    images = run.sample(jax.random.key(0), 3, {"label": [1, 2, 10]})
-    assert images.shape == (3, 8, 8, 1) and images.dtype == np.float32
-    assert np.isfinite(images).all() and np.abs(images).max() <= 1.0  # clipped
-    assert (images == run.sample(0, 3, {"label": [1, 2, 10]})).all()
-    assert (run.sample(0, 3) == run.sample(0, 3, {"label": 10})).all()  # no label is the null label
+    record = run.sample(jax.random.key(0), 3, {"label": [1, 2, 10]})
+    assert record["x"].shape == (3, 8, 8, 1) and record["x"].dtype == np.uint8
+    assert record["label"].tolist() == [1, 2, 10]
+    x0 = run.sample(0, 3, {"label": [1, 2, 10]}, decode=False)
+    assert x0.dtype == np.float32 and np.isfinite(x0).all() and np.abs(x0).max() <= 1.0  # clipped
+    np.testing.assert_array_equal(np.rint((x0 + 1) * 127.5), record["x"])
+    np.testing.assert_array_equal(run.sample(0, 3)["x"], run.sample(0, 3, {"label": 10})["x"])  # no label is the null
 
 
 def test_weight_labels_seed_and_eta_do_not_compile_again(counting: tuple[Run, CountingNet]) -> None:
     run, net = counting
-    run.sample(0, 4, {"label": 1}, guidance=1.5)
+    run.sample(0, 4, {"label": 1}, guide=1.5)
     traced = net.traced
     assert traced > 0
     for seed, label, weight in ((1, 2, 0.0), (2, [1, 2, 3, 4], 1.0), (3, 10, 4.0)):
-        run.sample(seed, 4, {"label": label}, guidance=weight)
-    run.sample(jax.random.key(5), 4, {"label": 0}, guidance=2, start=100)
+        run.sample(seed, 4, {"label": label}, guide=weight)
+    run.sample(jax.random.key(5), 4, {"label": 0}, guide="cfg:2", start=100)
     assert net.traced == traced
-    run.sample(0, 4, {"label": 1}, guidance=1.5, sampler=DDIM(run.process, eta=0.1))  # the run's own draws no noise
+    run.sample(0, 4, {"label": 1}, guide=1.5, sampler=DDIM(run.process, eta=0.1))  # the run's own draws no noise
     traced = net.traced
-    run.sample(0, 4, {"label": 1}, guidance=1.5, sampler=DDIM(run.process, eta=0.5))
+    run.sample(0, 4, {"label": 1}, guide=1.5, sampler=DDIM(run.process, eta=0.5))
     assert net.traced == traced
 
 
@@ -107,16 +111,16 @@ def test_a_last_batch_is_filled_up(counting: tuple[Run, CountingNet]) -> None:
     run, net = counting
     run.sample(0, 4, {"label": 1})
     traced = net.traced
-    images = run.sample(0, 7, {"label": np.arange(7)}, batch_size=4)
+    images = run.sample(0, 7, {"label": np.arange(7)}, batch_size=4)["x"].astype(int)
     assert images.shape == (7, 8, 8, 1) and net.traced == traced
-    np.testing.assert_allclose(images[4:], run.sample(0, 3, {"label": np.arange(4, 7)}, start=4), atol=1e-4)
+    np.testing.assert_allclose(images[4:], run.sample(0, 3, {"label": np.arange(4, 7)}, start=4)["x"], atol=1)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_the_same_images_at_any_batch_size(run: Run, sampler: str) -> None:
     labels = np.arange(64) % 10
-    many = run.sample(7, 64, {"label": labels}, sampler=sampler)
-    few = run.sample(7, 16, {"label": labels[:16]}, sampler=sampler)
+    many = run.sample(7, 64, {"label": labels}, sampler=sampler, decode=False)
+    few = run.sample(7, 16, {"label": labels[:16]}, sampler=sampler, decode=False)
     assert np.abs(many[:16] - few).max() < 1 / 127.5  # one grey level
 
 
@@ -126,14 +130,14 @@ def test_the_same_images_on_eight_devices(
     code = (
         "import sys, numpy as np; from jaxdiff.runs.run import Run\n"
         "run = Run.load(sys.argv[1]); assert run.mesh.size == 8\n"
-        "plain = np.concatenate([run.sample(7, 16, {'label': 3}), run.sample(7, 3, {'label': 3})])\n"
-        "kept = [run.sample(7, n, {'label': 3}, compiled=sys.argv[3]) for n in (16, 3)]\n"
+        "plain = np.concatenate([run.sample(7, n, {'label': 3}, decode=False) for n in (16, 3)])\n"
+        "kept = [run.sample(7, n, {'label': 3}, decode=False, compiled=sys.argv[3]) for n in (16, 3)]\n"
         "np.testing.assert_allclose(np.concatenate(kept), plain, atol=1e-5); np.save(sys.argv[2], plain)"
     )
     done = run_python("-c", code, folder, tmp_path / "images.npy", tmp_path / "kept", devices=8)
     assert done.stderr == ""
     images = np.load(tmp_path / "images.npy")
-    ours = run.sample(7, 16, {"label": 3})
+    ours = run.sample(7, 16, {"label": 3}, decode=False)
     np.testing.assert_allclose(images[:16], ours, atol=1e-4)
     np.testing.assert_allclose(images[16:], ours[:3], atol=1e-4)
 
@@ -141,18 +145,23 @@ def test_the_same_images_on_eight_devices(
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"cond": {"label": 11}}, "label 11 is out of range: this run knows the labels 0 to 9"),
+        ({"cond": {"label": 11}}, "label 11 is out of range: from 0 to 9"),
         ({"cond": {"label": -1}}, "label -1"),
         ({"cond": {"label": 1.5}}, "whole numbers"),
         ({"cond": {"label": [1, 2]}}, "2 rows for 4 samples"),
-        ({"cond": {"text": "x"}}, "conditioned on labels"),
-        ({"guidance": 2.0}, "guidance needs labels"),
-        ({"cond": {"label": 1}, "guidance": float("nan")}, "finite"),
+        ({"cond": {"text": "x"}}, "the conditions are ['label']"),
+        ({"guide": 2.0}, "guidance leads towards a condition"),
+        ({"cond": {"label": 1}, "guide": float("nan")}, "finite"),
+        ({"cond": {"label": 1}, "guide": "cgf:2"}, "did you mean 'cfg'"),
+        ({"cond": {"label": 1}, "negative": {"label": 2}}, "there is no guidance"),
+        ({"ts": [1.0, 0.5], "steps": 3}, "leave steps and grid out"),
+        ({"ts": [0.5, 1.0]}, "fall"),
+        ({"x": np.zeros((3, 8, 8, 1))}, "x has shape (3, 8, 8, 1), expected (4, 8, 8, 1)"),
         ({"sampler": "dddim"}, "did you mean 'ddim'"),
-        ({"spacing": "karas"}, "did you mean 'karras'"),
-        ({"steps": 0}, "steps and batch_size must be at least 1"),
-        ({"batch_size": 0}, "steps and batch_size must be at least 1"),
-        ({"sampler": "euler_maruyama", "spacing": "uniform"}, "sampling: "),
+        ({"grid": "karas"}, "did you mean 'karras'"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"sampler": "euler_maruyama", "grid": "uniform"}, "sampling: "),
         ({"start": -1}, "start at least 0"),
     ],
 )
@@ -164,18 +173,22 @@ def test_sample_refuses(run: Run, keywords: dict[str, Any], message: str) -> Non
 
 def test_without_label_dropout_there_is_no_null(run: Run) -> None:
     config = dataclasses.replace(run.config, loss=dataclasses.replace(run.config.loss, dropout={}))
-    strict = dataclasses.replace(run, config=config)
-    assert strict.sample(0, 2, {"label": 1}).shape == (2, 8, 8, 1)
-    for keywords in ({}, {"cond": {"label": 10}}, {"cond": {"label": 1}, "guidance": 2.0}):
-        with pytest.raises(ConfigError, match=r"label_dropout 0"):
-            strict.sample(0, 2, **keywords)
+    strict = Run.of(config, run.denoise.params, run.step, run.mesh)
+    assert strict.sample(0, 2, {"label": 1})["x"].shape == (2, 8, 8, 1)
+    for keywords, message in (
+        ({}, r"needs label: pass cond=\{'label': ...\}; it was trained without dropping it"),
+        ({"cond": {"label": 10}}, "label 10 is out of range: from 0 to 9"),
+        ({"cond": {"label": 1}, "guide": 2.0}, "trained without dropping any"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            strict.sample(0, 2, **keywords)  # type: ignore[arg-type]
 
 
 def test_check_sees_a_sampler_that_does_not_fit(run: Run) -> None:
     run.check()
-    sampling = dataclasses.replace(run.config.sample, sampler="ddpm", variance="learned")
+    config = dataclasses.replace(run.config, sample=dataclasses.replace(run.config.sample, sampler="ddpm:learned"))
     with pytest.raises(ConfigError, match="sample: "):
-        dataclasses.replace(run, config=dataclasses.replace(run.config, sample=sampling)).check()
+        Run.of(config, run.denoise.params, run.step, run.mesh).check()
 
 
 def test_load_refuses(folder: Path, tmp_path: Path) -> None:
@@ -209,40 +222,37 @@ def test_rows() -> None:
 
 
 def test_a_network_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--loss.label_dropout", "0", "--network.num_classes", "None", *TINY]
+    options = ["--loss.dropout", "--network.num_classes", "None", *TINY]
     train.main(["--workdir", str(tmp_path / "r"), "--dry-run", *options])  # the data have labels
     assert "nothing was written" in capsys.readouterr().out
 
     config = parse_config(options, program="train.py", default_file=CONFIGS / "digits_unet.py").config
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_shape=(8, 8, 1)))
-    net = build_network(config)
-    denoise = NetworkDenoiser(net, jax.jit(net.init)(jax.random.key(0)), config.process, config.parameterization)
-    run = Run(config, denoise, 0, make_mesh())
+    config = dataclasses.replace(config, codec=Images((8, 8, 1)))
+    run = Run.of(config, jax.jit(build_network(config).init)(jax.random.key(0)), 0, make_mesh())
     run.check()
-    assert run.num_classes is None and run.sample(0, 2).shape == (2, 8, 8, 1)
+    assert run.num_classes is None and run.sample(0, 2)["x"].shape == (2, 8, 8, 1)
     assert run.picture().shape[2] == 1
-    with pytest.raises(ConfigError, match="trained without labels"):
+    with pytest.raises(ConfigError, match="label: there are no conditions: leave it out"):
         run.sample(0, 2, {"label": 1})
 
 
 def test_ways_to_sample_faster(run: Run, tmp_path: Path) -> None:
     """Options that reuse nothing change nothing; a kept program gives the same images; what does not fit is refused."""
     label = {"label": [1, 2, 10]}
-    plain = run.sample(0, 3, label, guidance=2.0)
+    plain = run.sample(0, 3, label, guide=2.0, decode=False)
     everything: dict[str, Any] = {
-        "guidance": 2.0,
+        "guide": ["cfg:2", "every:1", "interval:0,1e9"],
         "cache": DeepCache(1),
-        "null_every": 1,
-        "guidance_interval": (0.0, 1e9),
+        "decode": False,
     }
     for kept in (None, tmp_path, tmp_path):  # made, then found
         np.testing.assert_allclose(run.sample(0, 3, label, **everything, compiled=kept), plain, rtol=1e-5, atol=1e-5)
-    reused = run.sample(0, 3, label, guidance=2.0, cache=DeepCache(2), null_every=2)
+    reused = run.sample(0, 3, label, guide=["cfg:2", "every:2"], cache="deepcache:2", decode=False)
     assert reused.shape == plain.shape and np.isfinite(reused).all() and (reused != plain).any()
     for wrong, message in (
-        ({"null_every": 2}, "of guidance, which is not asked for"),
-        ({"guidance": 2.0, "null_every": 0}, "every is to be a whole number"),
-        ({"guidance": 2.0, "guidance_interval": (2.0, 1.0)}, "low < high"),
+        ({"guide": "every:2"}, "put cfg first"),
+        ({"guide": ["cfg:2", "every:0"]}, "every is to be a whole number"),
+        ({"guide": ["cfg:2", "interval:2,1"]}, "low < high"),
         ({"cache": TaylorSeer(2)}, "a cache of a diffusion transformer"),
         ({"sampler": DDPM(run.process, "learned")}, "learned"),
     ):

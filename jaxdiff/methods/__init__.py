@@ -1,0 +1,266 @@
+"""Names of methods: the one place where text becomes a sampler, a grid, guidance or a cache.
+
+A method is written as its name and its numbers, the same in a configuration, on the command line and in Python:
+
+    unipc    unipc:2    unipc:order=2,corrector=false    restart:inner=heun(variable=rho),repeats=3
+    cfg:2    interval:0.2,5    every:3    deepcache:3    taylorseer:4,order=2,whole
+
+Numbers stand in the order of the row's fields, or by name; a switch alone is true; a number that is itself a sampler
+has its own in parentheses. A row is a class or a function: its signature is what can be written. To add a method is to
+add a row, ``SAMPLERS["mine"] = Mine``. From Python the object itself may stand for its name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxdiff.grid import karras_times, log_snr_times, quadratic_times, trailing_times, uniform_times
+from jaxdiff.guidance import CFG, Guidance, Interval, Reuse
+from jaxdiff.methods.legacy import legacy
+from jaxdiff.methods.parser import describe, made, method
+from jaxdiff.networks.caching import DeepCache, FeatureCache, FirstBlock, TaylorSeer
+from jaxdiff.process import Process
+from jaxdiff.sampling import (
+    DDIM,
+    DDPM,
+    DEIS,
+    DPM2,
+    IPNDM,
+    LMS,
+    RK4,
+    TABLEAUX,
+    Adaptive,
+    AnnealedLangevin,
+    AnnealedLangevinDynamics,
+    DPMpp2M,
+    DPMpp2MSDE,
+    DPMpp2S,
+    DPMpp3M,
+    DPMpp3MSDE,
+    DPMppSDE,
+    DPMSolver,
+    EDMStochastic,
+    Euler,
+    EulerAncestral,
+    EulerMaruyama,
+    Heun,
+    Langevin,
+    PredictorCorrector,
+    Restart,
+    ReverseDiffusion,
+    Sampler,
+    SASolver,
+    UniPC,
+)
+from jaxdiff.sampling.ode import Variable
+
+__all__ = [
+    "CACHES",
+    "GRIDS",
+    "GUIDANCE",
+    "SAMPLERS",
+    "Grid",
+    "describe",
+    "legacy",
+    "parse_cache",
+    "parse_grid",
+    "parse_guidance",
+    "parse_sampler",
+    "times",
+]
+
+Grid = Callable[[Process, int], Array]
+"""Times ``(n,)`` of a process, falling."""
+
+
+# --- rows that are not simply a class
+
+
+def _ddim(process: Process, eta: float = 0.0) -> Sampler:
+    """DDIM. Order 1; one evaluation a step; eta is its noise, 1 as much as DDPM."""
+    return DDIM(process, eta or None)  # without noise, none is drawn
+
+
+def _ddpm(process: Process, variance: Literal["fixed_small", "fixed_large", "learned"] = "fixed_large") -> Sampler:
+    """DDPM's ancestral steps. Weak order 1; one evaluation a step."""
+    return DDPM(process, variance)
+
+
+def _adaptive(
+    process: Process,
+    tolerance: float = 1e-3,
+    tableau: str = "bogacki_shampine",
+    variable: Variable = "angle",
+    max_evaluations: int = 10_000,
+) -> Sampler:
+    """An embedded Runge-Kutta pair whose steps are as long as the tolerance, relative and absolute, allows."""
+    if tableau not in TABLEAUX:
+        raise ValueError(f"tableau is to be one of {', '.join(TABLEAUX)}, got {tableau!r}")
+    return Adaptive(process, TABLEAUX[tableau], tolerance, tolerance, variable, max_evaluations)
+
+
+def _sa_solver(
+    process: Process,
+    order: int = 3,
+    tau: float = 1.0,
+    corrector_order: int | None = None,
+    rho_min: float = 0.0,
+    rho_max: float = math.inf,
+) -> Sampler:
+    """SA-Solver, a stochastic Adams predictor and corrector (of an order higher by one, or 0 for none)."""
+    return SASolver(process, order, order + 1 if corrector_order is None else corrector_order, tau, rho_min, rho_max)
+
+
+def _predictor_corrector(
+    process: Process,
+    snr: float = 0.16,
+    steps: int = 1,
+    predictor: Sampler | str = "reverse_diffusion",
+    corrector: Literal["langevin", "annealed"] = "langevin",
+) -> Sampler:
+    """A step of any sampler, then Langevin steps at the time it arrived at."""
+    kind = {"langevin": Langevin, "annealed": AnnealedLangevin}[corrector]
+    return PredictorCorrector(parse_sampler(predictor, process), kind(snr, steps))
+
+
+def _restart(
+    process: Process,
+    inner: Sampler | str = "dpmpp_2m",
+    rho_min: float = 0.06,
+    rho_max: float = 0.3,
+    repeats: int = 2,
+    steps: int = 2,
+) -> Sampler:
+    """Restarts around any sampler: back up to rho_max from rho_min, and down again."""
+    return Restart(parse_sampler(inner, process), rho_min, rho_max, repeats, steps)
+
+
+# --- the tables
+
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "ddpm": _ddpm,
+    "ddim": _ddim,
+    "euler": Euler,
+    "heun": Heun,
+    "dpm2": DPM2,
+    "rk4": RK4,
+    "adaptive": _adaptive,
+    "dpm_solver": DPMSolver,
+    "dpmpp_2s": DPMpp2S,
+    "dpmpp_2m": DPMpp2M,
+    "dpmpp_3m": DPMpp3M,
+    "unipc": UniPC,
+    "deis": DEIS,
+    "lms": LMS,
+    "ipndm": IPNDM,
+    "euler_maruyama": EulerMaruyama,
+    "reverse_diffusion": ReverseDiffusion,
+    "predictor_corrector": _predictor_corrector,
+    "annealed_langevin": AnnealedLangevinDynamics,
+    "dpmpp_sde": DPMppSDE,
+    "dpmpp_2m_sde": DPMpp2MSDE,
+    "dpmpp_3m_sde": DPMpp3MSDE,
+    "sa_solver": _sa_solver,
+    "euler_ancestral": EulerAncestral,
+    "edm_stochastic": EDMStochastic,
+    "restart": _restart,
+}
+"""Samplers: rows take the process, then their numbers."""
+
+GRIDS: dict[str, Callable[..., Array]] = {
+    "uniform": uniform_times,
+    "log_snr": log_snr_times,
+    "karras": karras_times,
+    "quadratic": quadratic_times,
+    "trailing": trailing_times,
+}
+"""Grids of times: rows take the process and n, then their numbers."""
+
+GUIDANCE: dict[str, Callable[..., Guidance]] = {"cfg": CFG, "interval": Interval, "every": Reuse}
+"""Elements of a list of guidance."""
+
+CACHES: dict[str, Callable[..., FeatureCache]] = {
+    "deepcache": DeepCache,
+    "taylorseer": TaylorSeer,
+    "firstblock": FirstBlock,
+}
+"""Ways to reuse a network's features from one evaluation to the next."""
+
+# --- what is read from text
+
+
+def parse_sampler(text: str | Sampler, process: Process) -> Sampler:
+    """A sampler of a process by its name and numbers.
+
+    Args:
+      text: such as ``"unipc:order=2"``, or a sampler, which is returned.
+      process: the process.
+
+    Raises:
+      ValueError: an unknown name or number, or a value that is none or out of its range: what is known is listed.
+
+    >>> from jaxdiff import Flow
+    >>> parse_sampler("unipc:2,corrector=false", Flow())
+    UniPC(process=Flow(), order=2, variant='B2', corrector=False)
+    >>> parse_sampler("restart:inner=unipc(order=2),repeats=1", Flow()).sampler.order
+    2
+    >>> parse_sampler("unipcc", Flow())
+    Traceback (most recent call last):
+    ...
+    ValueError: there is no sampler 'unipcc'; did you mean 'unipc'? (known: ddpm, ...)
+    >>> parse_sampler("unipc:oder=2", Flow())
+    Traceback (most recent call last):
+    ...
+    ValueError: unipc:oder=2: unipc has no number 'oder'; did you mean 'order'? It has order=3,variant=B2,corrector=true
+    """
+    if not isinstance(text, str):
+        return text
+    return made(SAMPLERS, text, "sampler", lambda inner: parse_sampler(inner, process), process=process)
+
+
+def parse_grid(text: str | Grid) -> Grid:
+    """A grid by its name and numbers: a function of a process and the number of times.
+
+    >>> from jaxdiff import Flow
+    >>> bool((parse_grid("karras:3,t_max=0.9")(Flow(), 5) == karras_times(Flow(), 5, rho=3.0, t_max=0.9)).all())
+    True
+    """
+    return method(GRIDS, text, "grid") if isinstance(text, str) else text
+
+
+def parse_guidance(texts: str | Iterable[Any]) -> tuple[Any, ...]:
+    """A list of guidance by names and numbers, in order; see `jaxdiff.guidance.apply`.
+
+    Args:
+      texts: one or several; elements that are no text are left as they are.
+
+    >>> parse_guidance(["cfg:2", "interval:0.2,5"])
+    (CFG(weight=2.0, sequential=False), Interval(low=0.2, high=5.0))
+    """
+    elements = [texts] if isinstance(texts, str) else texts
+    return tuple(made(GUIDANCE, each, "guidance") if isinstance(each, str) else each for each in elements)
+
+
+def parse_cache(text: str | FeatureCache) -> FeatureCache:
+    """A feature cache by its name and numbers.
+
+    >>> parse_cache("taylorseer:4,order=2,whole")
+    TaylorSeer(every=4, order=2, newton=False, whole=True)
+    """
+    return made(CACHES, text, "cache") if isinstance(text, str) else text
+
+
+def times(sampler: Sampler, grid: str | Grid, n: int) -> Array:
+    """The times that a sampler walks: a grid of n, or the two at which it begins and stops if it chooses its own steps.
+
+    >>> from jaxdiff import Flow, UniPC
+    >>> times(UniPC(Flow()), "log_snr", 5).shape, times(Adaptive(Flow()), "log_snr", 5).shape
+    ((5,), (2,))
+    """
+    ts = parse_grid(grid)(sampler.process, n)
+    return ts[jnp.array([0, -1])] if sampler.own_steps and n > 1 else ts
