@@ -168,7 +168,7 @@ def test_training_names_a_bad_record_before_it_makes_a_folder(tmp_path: Path, ca
     train.main([*arguments, "--data.skip_bad", "--no-cache", "--dry-run"])
     said = capsys.readouterr()
     assert f"1 of 12 records are bad and left out: {bad} (row 9): image is damaged" in said.err
-    assert "11 images" in said.out and "nothing was written" in said.out
+    assert "11 records" in said.out and "nothing was written" in said.out
     assert not (tmp_path / "run").exists()
 
 
