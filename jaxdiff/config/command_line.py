@@ -24,7 +24,7 @@ import tyro
 from jaxdiff.config.schema import Config
 from jaxdiff.config.trust import load_file
 from jaxdiff.launch.distributed import ProcessOptions, leave_alone
-from jaxdiff.launch.errors import ConfigError, as_config_error, silent_at_a_broken_pipe
+from jaxdiff.launch.errors import ConfigError, as_config_error, silent_at_a_broken_pipe, suggestion
 
 Options = TypeVar("Options")
 
