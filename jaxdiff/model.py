@@ -190,6 +190,7 @@ class Model:
     support: Callable[[Array, Any], Array] | None = None
     draw_cond: Callable[[Array], Mapping[str, Any]] | None = None
     sharding: NamedSharding | None = None
+    _checked: set[Any] = dataclasses.field(default_factory=set, init=False, repr=False, compare=False)
 
     @property
     def process(self) -> Process:
@@ -442,10 +443,13 @@ class Model:
         return times(sampler, self.defaults.grid if grid is None else grid, count)
 
     def _check_start(self, plan: Plan) -> None:
-        """All checks of a start that need the times' numbers; traces the network where alpha = 0 there."""
-        x: Any = jax.ShapeDtypeStruct((1, *self.shape), jnp.float32)
-        one = _rows(plan, slice(0, 1), 1, 2)
-        check_start(one.sampler, one.denoise, x, np.asarray(plan.ts), one.cond or None)
+        """All checks of a start that need the times' numbers. They may trace the network, so once for the same ones."""
+        known = (jax.tree.structure((plan.sampler, plan.guide, plan.cond)), np.asarray(plan.ts).tobytes())
+        if known not in self._checked:
+            x: Any = jax.ShapeDtypeStruct((1, *self.shape), jnp.float32)
+            one = _rows(plan, slice(0, 1), 1, 2)
+            check_start(one.sampler, one.denoise, x, np.asarray(plan.ts), one.cond or None)
+            self._checked.add(known)
 
     def _split(self, size: int) -> NamedSharding | None:
         if self.sharding is None:
