@@ -50,7 +50,7 @@ class Options(EvaluateOptions, cfg.ProcessOptions):
     step: int | None = None
     """Checkpoint to evaluate; by default the newest."""
     trust: tuple[str, ...] = ()
-    """Modules of your own that the run's configuration uses."""
+    """Modules or files (mine.py) of your own that the run's configuration uses; they are imported."""
 
 
 def evaluate(arguments: Sequence[str]) -> int | None:

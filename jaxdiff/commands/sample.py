@@ -81,7 +81,7 @@ class Options(cfg.ProcessOptions):
     dtype: str | None = None
     """What the network computes in, such as bfloat16; by default as trained."""
     trust: tuple[str, ...] = ()
-    """Modules of your own that the run's configuration uses."""
+    """Modules or files (mine.py) of your own that the run's configuration uses; they are imported."""
 
 
 def sample(arguments: Sequence[str]) -> None:

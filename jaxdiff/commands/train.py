@@ -56,7 +56,7 @@ def train(arguments: Sequence[str]) -> None:
             print("measured   " + "  ".join(f"{name} {value:.3g}" for name, value in figures.items()))
         print(f"samples    {folder / SAMPLES}")
         print(f"metrics    {folder / 'metrics.jsonl'}; curves: tensorboard --logdir {folder}")
-        print(f"to sample  {cfg.command('sample', str(folder))}")
+        print(f"to sample  {cfg.command('sample', str(folder), *cfg.trust_options(run.config))}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

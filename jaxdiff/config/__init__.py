@@ -28,8 +28,10 @@ from jaxdiff.config.schema import (
     OptimizerConfig,
     SampleConfig,
     TrainConfig,
+    doubts,
 )
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, to_json
+from jaxdiff.config.trust import trust_options
 from jaxdiff.launch.distributed import ProcessOptions, as_lead, join, lead_first
 from jaxdiff.launch.errors import ConfigError, as_config_error
 from jaxdiff.launch.program import about, command, program
@@ -81,6 +83,7 @@ __all__ = [
     "claim_folder",
     "command",
     "differences",
+    "doubts",
     "dumps",
     "first_line",
     "from_json",
@@ -96,6 +99,7 @@ __all__ = [
     "resolve",
     "set_up",
     "to_json",
+    "trust_options",
     "with_conditions",
     "with_saved",
 ]

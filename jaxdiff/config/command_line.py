@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import importlib.util
 import io
 import re
 import sys
-import traceback
 import typing
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,8 +22,9 @@ import jax
 import tyro
 
 from jaxdiff.config.schema import Config
+from jaxdiff.config.trust import load_file
 from jaxdiff.launch.distributed import ProcessOptions, leave_alone
-from jaxdiff.launch.errors import ConfigError, as_config_error, suggestion
+from jaxdiff.launch.errors import ConfigError, as_config_error, silent_at_a_broken_pipe, suggestion
 
 Options = TypeVar("Options")
 
@@ -33,7 +32,7 @@ Options = TypeVar("Options")
 @contextlib.contextmanager
 def one_line_errors(program: str, *errors: type[Exception]) -> Iterator[None]:
     """Turns a `ConfigError`, or one of ``errors``, into one line on stderr and exit status 2; Ctrl-C into one and 130.
-    Others pass.
+    Others pass. Output that nobody reads any more (``--help | head``) ends the program in silence.
 
     One of several processes ends by whatever error without waiting for the others (`jaxdiff.launch.distributed`).
 
@@ -44,7 +43,8 @@ def one_line_errors(program: str, *errors: type[Exception]) -> Iterator[None]:
     SystemExit: 2
     """
     try:
-        yield
+        with silent_at_a_broken_pipe():
+            yield
     except (Exception, KeyboardInterrupt) as error:
         expected = isinstance(error, (ConfigError, *errors))
         if jax.distributed.is_initialized():
@@ -99,21 +99,7 @@ def load_config_file(path: str | Path) -> Config:
       ConfigError: there is no such file, it fails, or it has no ``config``.
     """
     path = find_config(path)
-    # The name that it has as a module of the folder it stands in: its classes can be found again by import path.
-    name = f"{path.resolve().parent.name}.{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{str(path)!r} is not a Python file: its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    # Whatever a person's file may raise is theirs to read; it is reported with its line.
-    except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-        where = f"{path}, line {line}" if line else str(path)
-        raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
+    module = load_file(path, "configuration file")
     config = getattr(module, "config", None)
     if not isinstance(config, Config):
         raise ConfigError(f"{path} defines no `config` of type jaxdiff.config.Config")
@@ -296,13 +282,19 @@ def _explain(groups: Sequence[Sequence[str]], known: dict[str, Any], default: An
     values: dict[str, Any] = {}
     for first, *rest in groups:
         name = _option_name(first) or ""
+        given = [*first.split("=", 1)[1:], *rest]
+        head, _, last = name.rpartition(".")
+        positive = name if known.get(name) is bool else f"{head}.{last.removeprefix('no_')}".lstrip(".")
+        if known.get(positive) is bool:  # a switch
+            if given:
+                off = f"{head}.no_{positive.rpartition('.')[2]}".lstrip(".")
+                raise ConfigError(
+                    f"--{name} takes no value, got {' '.join(given)!r}; --{positive} switches on, --{off} off"
+                )
+            values[positive] = name == positive
+            continue
         if name not in known:
             continue
-        given = [*first.split("=", 1)[1:], *rest]
-        if known[name] is bool and given:
-            head, _, last = name.rpartition(".")
-            off = f"{head}.no_{last}".lstrip(".")
-            raise ConfigError(f"--{name} takes no value, got {' '.join(given)!r}; it switches on, --{off} off")
         alone = dataclasses.make_dataclass("Alone", [("value", known[name])])
         try:
             values[name] = _parse(alone, ["--value", *given], "", None).value

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxdiff.launch.errors import silent_at_a_broken_pipe
 from jaxdiff.launch.lock import is_locked
 
 CONFIG, METRICS, CHECKPOINTS, SAMPLES, LOCK = "config.json", "metrics.jsonl", "checkpoints", "samples", "lock"
@@ -182,7 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("usage: jaxdiff runs [FOLDER]    lists the runs in FOLDER, by default in runs")
         return 0 if asked else 2
     try:
-        print(table(folders(arguments[0] if arguments else "runs")))
+        with silent_at_a_broken_pipe():
+            print(table(folders(arguments[0] if arguments else "runs")))
     except RunError as error:
         print(f"jaxdiff runs: error: {error}", file=sys.stderr)
         return 2
