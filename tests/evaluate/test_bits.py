@@ -20,6 +20,7 @@ from scipy.stats import norm
 import evaluate
 from jaxdiff import CosineVP, GaussianDenoiser
 from jaxdiff.broadcast import expand
+from jaxdiff.codecs import Points
 from jaxdiff.config import ConfigError
 from jaxdiff.data import open_digits
 from jaxdiff.denoiser import Cond
@@ -76,6 +77,14 @@ class Plane(GreyNoise):
         self._images = np.random.default_rng(0).normal(0, self.std, (n, 2)).astype(np.float32)
 
 
+def with_denoiser(run: Run, denoise: Any, codec: Any = None, cond: Any = None) -> Run:
+    """A run whose model has another denoiser."""
+    model = dataclasses.replace(
+        run.model, denoise=denoise, codec=codec or run.codec, cond=run.model.cond if cond is None else cond
+    )
+    return dataclasses.replace(run, model=model)
+
+
 @pytest.fixture
 def exact(run: Run) -> Run:
     """A run whose denoiser knows the law of `GreyNoise`."""
@@ -83,7 +92,7 @@ def exact(run: Run) -> Run:
     config = dataclasses.replace(
         run.config, process=CosineVP(), network=dataclasses.replace(run.config.network, num_classes=None)
     )
-    return dataclasses.replace(run, config=config, denoise=denoise)
+    return with_denoiser(dataclasses.replace(run, config=config), denoise, Points((2,)), {})
 
 
 def final(measured: Iterator[Result]) -> dict[str, Result]:
@@ -157,7 +166,7 @@ class ByLabel:
 
 def test_the_model_is_given_the_label_or_none(run: Run) -> None:
     by_label: Any = ByLabel(CosineVP())
-    run, source = dataclasses.replace(run, denoise=by_label), open_digits(split="test")
+    run, source = with_denoiser(run, by_label), open_digits(split="test")
     options = EvaluateOptions(num=2, steps=3)
     (labelled,) = final(bits(run, source, options)).values()
     (unlabelled,) = final(bits(run, source, dataclasses.replace(options, labels=False))).values()
@@ -167,15 +176,16 @@ def test_the_model_is_given_the_label_or_none(run: Run) -> None:
 def test_a_likelihood_that_is_not_finite_is_said(exact: Run) -> None:
     broken: Any = GaussianDenoiser(CosineVP(), 0.0, float("nan"))
     with pytest.raises(MetricError, match="4 of 4 images have no finite likelihood"):
-        list(bits(dataclasses.replace(exact, denoise=broken), GreyNoise(4), EvaluateOptions(steps=2)))
+        list(bits(with_denoiser(exact, broken), GreyNoise(4), EvaluateOptions(steps=2)))
 
 
 def test_labels_are_needed_or_refused(run: Run) -> None:
-    with pytest.raises(ConfigError, match="has no labels: pass --no-labels"):
+    with pytest.raises(ConfigError, match="has no label: pass --no-labels"):
         list(bits(run, GreyNoise(2), EvaluateOptions()))
     config = dataclasses.replace(run.config, loss=dataclasses.replace(run.config.loss, dropout={}))
-    with pytest.raises(ConfigError, match="label_dropout 0"):
-        list(bits(dataclasses.replace(run, config=config), GreyNoise(2), EvaluateOptions(labels=False)))
+    with pytest.raises(ConfigError, match="trained without dropping label"):
+        strict = Run.of(config, run.denoise.params, run.step, run.mesh)
+        list(bits(strict, GreyNoise(2), EvaluateOptions(labels=False)))
 
 
 # --- evaluate.py
