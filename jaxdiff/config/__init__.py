@@ -34,20 +34,20 @@ from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dump
 from jaxdiff.config.trust import trust_options
 from jaxdiff.launch.distributed import ProcessOptions, as_lead, join, lead_first
 from jaxdiff.launch.errors import ConfigError, as_config_error
+from jaxdiff.launch.program import about, command, program
 from jaxdiff.launch.start import StartOptions, first_line, keep_compiled, set_up
 from jaxdiff.lazy import lazily
 
 if TYPE_CHECKING:
     from jaxdiff.config.command_line import (
         TrainOptions,
-        command,
         load_config_file,
         one_line_errors,
         parse,
         parse_config,
     )
 
-_COMMAND_LINE = ("TrainOptions", "command", "load_config_file", "one_line_errors", "parse", "parse_config")
+_COMMAND_LINE = ("TrainOptions", "load_config_file", "one_line_errors", "parse", "parse_config")
 __getattr__ = lazily(__name__, dict.fromkeys(_COMMAND_LINE, "command_line"))
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "StoredTypeError",
     "TrainConfig",
     "TrainOptions",
+    "about",
     "as_config_error",
     "as_lead",
     "batch_shapes",
@@ -93,6 +94,7 @@ __all__ = [
     "one_line_errors",
     "parse",
     "parse_config",
+    "program",
     "read_config",
     "resolve",
     "set_up",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -202,7 +201,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path, repository:
                 process.kill()
     assert process.returncode == 0, err
     assert "train.py --workdir" in out and "--train.steps 1000000" in out  # the command to go on with
-    assert ("freed memory kept (--no-xla-flags: without)" in out) == (platform.libc_ver()[0] == "glibc")
+    assert "(--no-xla-flags: without)" in out
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1)) and (folder / "checkpoints" / str(steps[-1])).is_dir()
 

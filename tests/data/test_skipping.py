@@ -163,7 +163,7 @@ def test_training_names_a_bad_record_before_it_makes_a_folder(tmp_path: Path, ca
     with pytest.raises(SystemExit) as stopped:
         train.main(arguments)
     error = capsys.readouterr().err.splitlines()[-1]  # after the line that says what is decoded
-    assert stopped.value.code == 2 and f"train.py: error: {bad} (row 9): image is damaged" in error
+    assert stopped.value.code == 2 and f"jaxdiff train: error: {bad} (row 9): image is damaged" in error
     assert not (tmp_path / "run").exists()
     train.main([*arguments, "--data.skip_bad", "--no-cache", "--dry-run"])
     said = capsys.readouterr()

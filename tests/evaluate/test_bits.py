@@ -254,7 +254,7 @@ def test_mistakes_are_one_line(arguments: str, message: str, folder: Path, capsy
         evaluate.main(arguments.replace("RUN", str(folder)).split())
     out, err = capsys.readouterr()
     assert stopped.value.code == 2 and out == ""
-    assert err.count("\n") == 1 and err.startswith("evaluate.py: error: ") and message in err
+    assert err.count("\n") == 1 and err.startswith("jaxdiff evaluate: error: ") and message in err
 
 
 def test_devices_and_processes_have_the_same_figures(folder: Path, tmp_path: Path, run_python: Any) -> None:
