@@ -40,6 +40,7 @@ FREE = (
     "sample",
     "mesh",
     "data.path",
+    "data.classes",
     "data.workers",
     "data.decoded_mb",
     "picture",

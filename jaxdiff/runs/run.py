@@ -255,6 +255,15 @@ class Run:
         return figures
 
 
+def load(path: str | os.PathLike[str], **options: Any) -> Run:
+    """What lies at a path, ready to sample: a run's folder gives its `Run`. Arguments as `Run.load`.
+
+    Raises:
+      ConfigError, CheckpointError: as `Run.load`.
+    """
+    return Run.load(path, **options)
+
+
 def rows_of_labels(
     num_classes: int | None, num: int | None, labels: Sequence[int] = (), most: int = 20
 ) -> tuple[dict[str, NDArray[np.int32]] | None, int | None]:
