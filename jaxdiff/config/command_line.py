@@ -99,7 +99,7 @@ def load_config_file(path: str | Path) -> Config:
       ConfigError: there is no such file, it fails, or it has no ``config``.
     """
     path = find_config(path)
-    module = load_file(path, "configuration file")
+    module = load_file(path)
     config = getattr(module, "config", None)
     if not isinstance(config, Config):
         raise ConfigError(f"{path} defines no `config` of type jaxdiff.config.Config")

@@ -70,7 +70,7 @@ def finished(tiny_run: Path) -> Path:
         ("--network.in_channels 3", "channel"),
         ("--network.num_classes 4", "label"),
         ("--network.width 63", "network: width=63"),
-        ("--data.flip True", "--data.flip takes no value, got 'True'; it switches on, --data.no_flip off"),
+        ("--data.flip True", "--data.flip takes no value, got 'True'; --data.flip switches on"),
         ("--seed 1 2", "--seed takes a whole number, got '1 2'"),
         ("--mesh.data 3", "needs 3 devices"),
         ("--mesh.data 1 --train.batch_size 7 --train.accumulate 2", "train.batch_size: 7"),
@@ -87,6 +87,9 @@ def finished(tiny_run: Path) -> Path:
         ("pyproject.toml", "its name must end in .py"),
         ("configs/cifar10_unet.py --process.betas 1", "there is no option --process.betas"),
         ("configs/cifar10_unet.py", "path"),
+        ("--data.flip --seed x", "--seed takes a whole number, got 'x'"),  # a switch before is not to blame
+        ("--data.no-flip --dry-run --no-cache --seed x", "--seed takes a whole number, got 'x'"),
+        ("--data.no_flip 3", "--data.no_flip takes no value, got '3'; --data.flip switches on, --data.no_flip off"),
     ],
 )
 def test_a_mistake_is_one_line(
