@@ -9,7 +9,7 @@ error. The choices:
 - *features*: DPM++(2M) with a cache of the network's features, DeepCache for a U-Net, the first-block cache and
   TaylorSeer for a transformer (`jaxdiff.networks.caching`), the former with one decision for the batch;
 - *guidance*, for a run with labels: the null branch reused, or left out where there is little or much noise
-  (`jaxdiff.guidance.SparseGuidance`);
+  (`jaxdiff.guidance`: `Reuse`, `Interval`);
 - *parallel*: DDIM by Picard iteration (`jaxdiff.sampling.sample_parallel`), whose gain is for devices with room for
   larger batches;
 - *adaptive*: Runge-Kutta steps by tolerance.
@@ -56,7 +56,7 @@ from jaxdiff import (
     sample_keys,
 )
 from jaxdiff.config import keep_compiled, one_line_errors, set_up
-from jaxdiff.guidance import SparseGuidance
+from jaxdiff.guidance import Interval, Reuse, apply
 from jaxdiff.networks import DeepCache, DiT, FirstBlock, TaylorSeer, UNet
 from jaxdiff.networks.caching import FeatureCache
 from jaxdiff.runs.run import rows_of_labels
@@ -151,16 +151,17 @@ def choices(problem: Problem, network: Any, quick: bool) -> Iterator[Choice]:
 
     guided = problem.guided()
     if isinstance(guided, ClassifierFree):
-        ways: list[tuple[str, str, dict[str, Any]]] = [
-            ("null branch reused", f"every {k}", {"every": jnp.int32(k)}) for k in ((2,) if quick else (2, 3, 5))
+        ways: list[tuple[str, str, list[Any]]] = [
+            ("null branch reused", f"every {k}", [Reuse(jnp.int32(k))]) for k in ((2,) if quick else (2, 3, 5))
         ]
         for low, high in ((0.3, 5.0),) if quick else ((0.1, 20.0), (0.3, 5.0)):
-            limits = {"rho_min": jnp.float32(low), "rho_max": jnp.float32(high)}
-            ways.append(("limited guidance", f"{low:g} to {high:g}", limits))
-        ways.append(("limited and reused", "0.3 to 5, every 2", {"every": jnp.int32(2), **limits}))
-        for name, setting, options in ways:
+            limit = Interval(jnp.float32(low), jnp.float32(high))
+            ways.append(("limited guidance", f"{low:g} to {high:g}", [limit]))
+        ways.append(("limited and reused", "0.3 to 5, every 2", [Reuse(jnp.int32(2)), limit]))
+        for name, setting, elements in ways:
             for budget in cached:
-                draw = stepped(problem, base, SparseGuidance(guided, process, **options), budget)
+                limited = apply([lambda _: guided, *elements], guided.plain, process, guided.null)
+                draw = stepped(problem, base, limited, budget)
                 yield Choice("guidance", name, setting, budget, draw, (BASE, budget))
 
     grid = log_snr_times(process, MOST)

@@ -25,7 +25,7 @@ def _places(n: int) -> Array:
     return jnp.linspace(0.0, 1.0, n) if n > 1 else jnp.zeros(1)
 
 
-def _ends(process: Process, t_max: ArrayLike | None, t_min: ArrayLike | None, limit: bool) -> tuple[Array, Array]:
+def _limits(process: Process, t_max: ArrayLike | None, t_min: ArrayLike | None, limit: bool) -> tuple[Array, Array]:
     if t_max is None:
         t_max = process.max_time() if limit else 1.0
     return jnp.asarray(t_max, jnp.result_type(float)), jnp.asarray(
@@ -38,7 +38,7 @@ def _on_chain(process: Process, ts: Array) -> Array:
     would become one."""
     if process.steps is None:
         return ts
-    nearest = _fix_ends(_nearest(process, ts), ts[0], ts[-1])
+    nearest = _pinned(_nearest(process, ts), ts[0], ts[-1])
     return jnp.where((jnp.diff(nearest) < 0).all(), nearest, ts)
 
 
@@ -46,7 +46,7 @@ def _nearest(process: Process, t: Array) -> Array:
     return t if process.steps is None else jnp.floor(t * process.steps + 0.5) / process.steps
 
 
-def _fix_ends(ts: Array, t_max: Array, t_min: Array) -> Array:
+def _pinned(ts: Array, t_max: Array, t_min: Array) -> Array:
     return ts.at[-1].set(t_min).at[0].set(t_max)
 
 
@@ -57,17 +57,17 @@ def uniform_times(process: Process, n: int, *, t_max: ArrayLike | None = None, t
     >>> [f"{t:.3f}" for t in uniform_times(DiscreteVP(linear_betas(1000)), 4)]
     ['1.000', '0.667', '0.334', '0.001']
     """
-    first, last = _ends(process, t_max, t_min, limit=False)
-    return _on_chain(process, _fix_ends(first + _places(n) * (last - first), first, last))
+    first, last = _limits(process, t_max, t_min, limit=False)
+    return _on_chain(process, _pinned(first + _places(n) * (last - first), first, last))
 
 
 def quadratic_times(
     process: Process, n: int, *, t_max: ArrayLike | None = None, t_min: ArrayLike | None = None
 ) -> Array:
     """Uniform in sqrt(t): short steps near the data."""
-    first, last = _ends(process, t_max, t_min, limit=False)
+    first, last = _limits(process, t_max, t_min, limit=False)
     root = jnp.sqrt(first) + _places(n) * (jnp.sqrt(last) - jnp.sqrt(first))
-    return _fix_ends(jnp.square(root), first, last)
+    return _pinned(jnp.square(root), first, last)
 
 
 def trailing_times(
@@ -75,17 +75,17 @@ def trailing_times(
 ) -> Array:
     """t_max (1 - i/n): equal steps, of which the last, from t_max/n to 0, is the last denoising. Where t_max/n is below
     ``t_min``, equal steps from t_max to ``t_min``."""
-    first, last = _ends(process, t_max, t_min, limit=False)
+    first, last = _limits(process, t_max, t_min, limit=False)
     places, least = _places(n), first / max(n, 1)
     ts = jnp.where(least < last, first + places * (last - first), first * (1.0 - jnp.arange(n) / n))
-    return _on_chain(process, _fix_ends(ts, first, jnp.maximum(_nearest(process, least), last)))
+    return _on_chain(process, _pinned(ts, first, jnp.maximum(_nearest(process, least), last)))
 
 
 def log_snr_times(process: Process, n: int, *, t_max: ArrayLike | None = None, t_min: ArrayLike | None = None) -> Array:
     """Uniform in log-SNR."""
-    first, last = _ends(process, t_max, t_min, limit=True)
+    first, last = _limits(process, t_max, t_min, limit=True)
     start, end = process.log_snr(first), process.log_snr(last)
-    return _fix_ends(process.time_of_log_snr(start + _places(n) * (end - start)), first, last)
+    return _pinned(process.time_of_log_snr(start + _places(n) * (end - start)), first, last)
 
 
 def karras_times(
@@ -97,7 +97,7 @@ def karras_times(
     t_min: ArrayLike | None = None,
 ) -> Array:
     """(sigma/alpha)^(1/rho) linear in i."""
-    first, last = _ends(process, t_max, t_min, limit=True)
+    first, last = _limits(process, t_max, t_min, limit=True)
     start, end = (jnp.exp(-0.5 * process.log_snr(t) / rho) for t in (first, last))
     root = start + _places(n) * (end - start)
-    return _fix_ends(process.time_of_log_snr(-2.0 * rho * jnp.log(root)), first, last)
+    return _pinned(process.time_of_log_snr(-2.0 * rho * jnp.log(root)), first, last)

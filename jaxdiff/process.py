@@ -117,14 +117,14 @@ class Process(abc.ABC):
         """
         target = as_time(log_snr)
 
-        def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-            low, high = ends
+        def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = bracket
             middle = 0.5 * (low + high)
             noisier = self.log_snr(middle) < target
             return jnp.where(noisier, low, middle), jnp.where(noisier, middle, high)
 
-        ends = (jnp.zeros_like(target), jnp.ones_like(target))
-        low, high = jax.lax.fori_loop(0, 2 * jnp.finfo(target.dtype).nmant, halve, ends)
+        bracket = (jnp.zeros_like(target), jnp.ones_like(target))
+        low, high = jax.lax.fori_loop(0, 2 * jnp.finfo(target.dtype).nmant, halve, bracket)
         t = jax.lax.stop_gradient(0.5 * (low + high))
         value, slope = jax.jvp(self.log_snr, (t,), (jnp.ones_like(t),))
         newton = (value - target) / slope

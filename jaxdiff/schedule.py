@@ -188,31 +188,31 @@ class SigmoidVP(Process):
             tau=self.tau,
         )
 
-    def _ends(self) -> tuple[Array, Array, Array]:
+    def _interval(self) -> tuple[Array, Array, Array]:
         a, b = as_time(self.start) / self.tau, as_time(self.end) / self.tau
         return a, b, b - a
 
     def alpha(self, t: ArrayLike) -> Array:
-        a, _, span = self._ends()
+        a, _, span = self._interval()
         t = as_time(t)
         left = jnp.sinh(0.5 * span * (1.0 - t)) / jnp.sinh(0.5 * span)
         return jnp.sqrt(left * jnp.cosh(0.5 * a) / jnp.cosh(0.5 * (a + span * t)))
 
     def sigma(self, t: ArrayLike) -> Array:
-        a, b, span = self._ends()
+        a, b, span = self._interval()
         t = as_time(t)
         past = jnp.sinh(0.5 * span * t) / jnp.sinh(0.5 * span)
         return jnp.sqrt(past * jnp.cosh(0.5 * b) / jnp.cosh(0.5 * (a + span * t)))
 
     def log_snr(self, t: ArrayLike) -> Array:
-        a, b, span = self._ends()
+        a, b, span = self._interval()
         t = as_time(t)
         ratio = jnp.log(jnp.sinh(0.5 * span * (1.0 - t))) - jnp.log(jnp.sinh(0.5 * span * t))
         return ratio + jnp.log(jnp.cosh(0.5 * a)) - jnp.log(jnp.cosh(0.5 * b))
 
     def time_of_log_snr(self, log_snr: ArrayLike) -> Array:
         # With r = sinh(span (1-t)/2) / sinh(span t/2):  span t = ln((r + e^{span/2}) / (r + e^{-span/2})).
-        a, b, span = self._ends()
+        a, b, span = self._interval()
         r = jnp.exp(as_time(log_snr)) * jnp.cosh(0.5 * b) / jnp.cosh(0.5 * a)
         return jnp.clip(jnp.log1p(2.0 * jnp.sinh(0.5 * span) / (r + jnp.exp(-0.5 * span))) / span, 0.0, 1.0)
 
@@ -220,18 +220,18 @@ class SigmoidVP(Process):
         return -0.5 * self.diffusion_squared(t)
 
     def diffusion_squared(self, t: ArrayLike) -> Array:
-        a, _, span = self._ends()
+        a, _, span = self._interval()
         t = as_time(t)
         return 0.5 * span * (1.0 / jnp.tanh(0.5 * span * (1.0 - t)) + jnp.tanh(0.5 * (a + span * t)))
 
     def snr_slope(self, t: ArrayLike) -> Array:
-        a, b, span = self._ends()
+        a, b, span = self._interval()
         ratio = jnp.cosh(0.5 * a) / jnp.cosh(0.5 * b) * jnp.sinh(0.5 * span)
         return 0.5 * span * ratio / jnp.square(jnp.sinh(0.5 * span * as_time(t)))
 
     def derivatives(self, t: ArrayLike) -> tuple[Array, Array]:
         # (sigma^2)' = -(alpha^2)' is finite at both ends, though alpha' and sigma' are not
-        a, b, span = self._ends()
+        a, b, span = self._interval()
         half = 0.25 * span * jnp.cosh(0.5 * a) * jnp.cosh(0.5 * b) / jnp.sinh(0.5 * span)
         half = half / jnp.square(jnp.cosh(0.5 * (a + span * as_time(t))))
         return -half / self.alpha(t), half / self.sigma(t)

@@ -95,8 +95,8 @@ START = jax.random.normal(jax.random.key(0), (3, 2))
 
 
 @jax.jit
-def drawn(denoise: object, x: jax.Array) -> jax.Array:
-    return jd.sample(jd.DDIM(PROCESS), denoise, None, x, TIMES, COND)  # type: ignore[arg-type]
+def drawn(denoise: Any, x: jax.Array) -> jax.Array:
+    return jd.sample(jd.DDIM(PROCESS), denoise, None, x, TIMES, COND)
 
 
 def rows(denoise: object) -> tuple[jax.Array, list[int]]:
@@ -169,13 +169,13 @@ def test_mix_of_several_takes_its_weights() -> None:
         )
         for i in range(3)
     ]
-    each = (jnp.array([2.0, 1.0, 0.5, 0.0]), -0.5, jnp.array([-0.5, 0.5, 1.0, 1.5]))
-    found = mix(each, parts)
+    each: Any = (jnp.array([2.0, 1.0, 0.5, 0.0]), -0.5, jnp.array([-0.5, 0.5, 1.0, 1.5]))
+    found = mix(parts[0], *zip(each[1:], parts[1:], strict=True))
     for name in ("x0", "eps"):
         by_hand = sum(expand(w, parts[0].x0) * getattr(part, name) for w, part in zip(each, parts, strict=True))
         np.testing.assert_allclose(getattr(found, name), by_hand, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(found.variance, parts[0].variance)
-    same = mix((0.3, 0.3, 0.4), [parts[0]] * 3)
+    same = mix(parts[0], (0.3, parts[0]), (0.4, parts[0]))
     np.testing.assert_array_equal(same.x0, parts[0].x0)
 
 
@@ -332,14 +332,14 @@ def test_lists_that_mean_nothing_are_refused() -> None:
             jd.Reuse(every)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"0 <= low < high, got 2\.0 and 1\.0"):
         jd.Interval(2.0, 1.0)
-    cfg, every, interval = jd.CFG(2.0), jd.Reuse(2), jd.Interval(0.1, 1.0)
+    cfg, reuse, interval = jd.CFG(2.0), jd.Reuse(2), jd.Interval(0.1, 1.0)
     for elements, message in (
-        ((every, cfg), "every changes guidance that stands before it in the list, and there is none: put cfg first"),
+        ((reuse, cfg), "every changes guidance that stands before it in the list, and there is none: put cfg first"),
         ((interval, cfg), "interval changes guidance that stands before it"),
         ((cfg, cfg), "cfg is to stand once in a list of guidance, and before interval and every"),
         ((cfg, interval, cfg), "cfg is to stand once"),
-        ((cfg, every, every), "every is to stand once"),
-        ((cfg, every, interval, every), "every is to stand once"),
+        ((cfg, reuse, reuse), "every is to stand once"),
+        ((cfg, reuse, interval, reuse), "every is to stand once"),
     ):
         with pytest.raises(ValueError, match=message):
             guided_by(*elements)

@@ -38,17 +38,18 @@ def test_nulls_are_trees_and_one_a_sample() -> None:
         for sequential in (False, True):
             found = apply([jd.CFG(3.0, sequential)], by_text, PROCESS, nulls)(x, 0.5, cond).eps
             np.testing.assert_allclose(found, 3.0 * given - 2.0 * null, rtol=1e-6)
-    for nulls, message in (
+    wrong: Any
+    for wrong, message in (
         ({"text": 0.0}, r"the null of cond\['text'\] is to be made as the condition is"),
         ({"style": jnp.zeros(3)}, r"the null of cond\['style'\] has shape \(3,\), which does not fit \(2, 2\)"),
         ({"style": jnp.zeros((1, 2, 2))}, "does not fit"),
     ):
         with pytest.raises(ValueError, match=message):
-            apply([jd.CFG(3.0)], by_text, PROCESS, nulls)(x, 0.5, cond)
+            apply([jd.CFG(3.0)], by_text, PROCESS, wrong)(x, 0.5, cond)
 
 
 def test_nulls_of_a_network() -> None:
-    specs = {
+    specs: dict[str, Any] = {
         "label": Spec((), "int32", 0, 9, null=10),
         "text": {"tokens": Spec((None, 2), null=0.0), "mask": Spec((None,), "bool", null=1)},
         "size": Spec((2,)),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -13,7 +13,6 @@ import pytest
 
 import jaxdiff as jd
 from jaxdiff import methods
-from jaxdiff.config import SampleConfig, build
 from jaxdiff.methods import legacy, parse_cache, parse_grid, parse_guidance, parse_sampler
 from jaxdiff.networks import DeepCache, FirstBlock, TaylorSeer
 from jaxdiff.record import field, record
@@ -24,9 +23,8 @@ PROCESS = jd.VP()
 
 def alike(one: Any, other: Any) -> bool:
     """The same class with the same numbers: a row may write them as another type."""
-    leaves, kind = jax.tree.flatten(one)
-    others, other_kind = jax.tree.flatten(other)
-    return kind == other_kind and all(map(np.array_equal, leaves, others))
+    kinds: list[Any] = [jax.tree.structure(each) for each in (one, other)]
+    return kinds[0] == kinds[1] and all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
 
 
 def test_numbers_by_place_and_by_name() -> None:
@@ -207,13 +205,56 @@ NUMBERS: dict[str, tuple[Any, ...]] = {
 }
 
 
+def _order(options: dict[str, Any]) -> dict[str, Any]:
+    return {} if options["order"] is None else {"order": options["order"]}
+
+
+# The table of version 0.1.0 (jaxdiff/config/build.py there), which made samplers of a configuration's flat options.
+VERSION_0_1_0: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "ddpm": lambda o: jd.DDPM(PROCESS, variance=o["variance"]),
+    "ddim": lambda o: jd.DDIM(PROCESS, eta=o["eta"] or None),
+    "euler": lambda o: jd.Euler(PROCESS),
+    "dpm2": lambda o: jd.DPM2(PROCESS),
+    "rk4": lambda o: jd.RK4(PROCESS),
+    "adaptive": lambda o: jd.Adaptive(PROCESS, rtol=o["tolerance"], atol=o["tolerance"]),
+    "dpm_solver": lambda o: jd.DPMSolver(PROCESS, **_order(o)),
+    "dpmpp_2s": lambda o: jd.DPMpp2S(PROCESS),
+    "dpmpp_2m": lambda o: jd.DPMpp2M(PROCESS),
+    "dpmpp_3m": lambda o: jd.DPMpp3M(PROCESS),
+    "unipc": lambda o: jd.UniPC(PROCESS, **_order(o)),
+    "deis": lambda o: jd.DEIS(PROCESS, **_order(o)),
+    "lms": lambda o: jd.LMS(PROCESS, **_order(o)),
+    "ipndm": lambda o: jd.IPNDM(PROCESS, **_order(o)),
+    "euler_maruyama": lambda o: jd.EulerMaruyama(PROCESS, o["tau"]),
+    "reverse_diffusion": lambda o: jd.ReverseDiffusion(PROCESS, o["tau"]),
+    "predictor_corrector": lambda o: jd.PredictorCorrector(
+        jd.ReverseDiffusion(PROCESS, o["tau"]),
+        jd.Langevin(o["snr"], 1 if o["langevin_steps"] is None else o["langevin_steps"]),
+    ),
+    "annealed_langevin": lambda o: jd.AnnealedLangevinDynamics(
+        PROCESS, **({} if o["langevin_steps"] is None else {"steps": o["langevin_steps"]})
+    ),
+    "dpmpp_sde": lambda o: jd.DPMppSDE(PROCESS, o["tau"]),
+    "dpmpp_2m_sde": lambda o: jd.DPMpp2MSDE(PROCESS, o["tau"]),
+    "dpmpp_3m_sde": lambda o: jd.DPMpp3MSDE(PROCESS, o["tau"]),
+    "sa_solver": lambda o: jd.SASolver(
+        PROCESS,
+        **({} if o["order"] is None else {"predictor_order": o["order"], "corrector_order": o["order"] + 1}),
+        tau=o["tau"],
+    ),
+    "euler_ancestral": lambda o: jd.EulerAncestral(PROCESS, o["tau"]),
+    "edm_stochastic": lambda o: jd.EDMStochastic(PROCESS, o["churn"]),
+    "restart": lambda o: jd.Restart(jd.DPMpp2M(PROCESS)),
+}
+
+
 def test_options_of_version_0_1_0_in_the_new_words() -> None:
     """Each sampler that a configuration made of flat options is what their new spelling makes."""
-    assert set(build.SAMPLERS) <= set(methods.SAMPLERS) and set(build.GRIDS) <= set(methods.GRIDS)
-    for name, row in build.SAMPLERS.items():
+    assert set(methods.SAMPLERS) == {*VERSION_0_1_0, "heun"}  # whose name has come to mean Karras' method
+    usual = {name: values[0] for name, values in NUMBERS.items()}
+    for name, row in VERSION_0_1_0.items():
         for option, values in NUMBERS.items():
             for value, tau in itertools.product(values, (1.0, 0.5)):
-                flat = {"tau": tau, option: value}
-                old = row(PROCESS, SampleConfig(sampler=name, **flat))
-                assert alike(parse_sampler(legacy(name, **flat), PROCESS), old), (name, flat)
-        assert legacy(name, **dataclasses.asdict(SampleConfig())) == legacy(name)  # what was left out stays out
+                flat = {**usual, "tau": tau, option: value}
+                assert alike(parse_sampler(legacy(name, **flat), PROCESS), row(flat)), (name, flat)
+        assert legacy(name, **usual) == legacy(name) == name  # what was left out stays out

@@ -82,7 +82,7 @@ def on_a_grid(exact: MixtureDenoiser, half: float = 8.0, side: int = 121) -> tup
 
 def with_directions(draws: Draws, v: Array) -> DirectedDraws:
     directions = jnp.broadcast_to(v[None], (len(draws.t), *v.shape))
-    return DirectedDraws(draws.x0, draws.eps, draws.t, draws.weight, draws.cond, directions)
+    return DirectedDraws(draws.x0, draws.eps, draws.t, draws.weight, draws.cond, directions=directions)
 
 
 # The mean over these is that over the distribution: all signs, and Gauss-Hermite nodes, exact to the fifth power.

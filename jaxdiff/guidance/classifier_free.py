@@ -129,10 +129,9 @@ class ClassifierFree(Guided):
 
 
 def _null(name: str, value: Any, null: Any) -> Any:
-    wanted, got = (jax.tree.structure(part, is_leaf=lambda leaf: leaf is None) for part in (value, null))
-    same: bool = wanted == got
-    if not same:
-        raise ValueError(f"the null of cond[{name!r}] is to be made as the condition is, {wanted}, got {got}")
+    made: tuple[Any, ...] = tuple(jax.tree.structure(part, is_leaf=lambda leaf: leaf is None) for part in (value, null))
+    if made[0] != made[1]:
+        raise ValueError(f"the null of cond[{name!r}] is to be made as the condition is, {made[0]}, got {made[1]}")
 
     def fit(value: Array, null: ArrayLike) -> Array:
         null = jnp.asarray(null, value.dtype)

@@ -82,7 +82,7 @@ Grid = Callable[[Process, int], Array]
 
 
 def _ddim(process: Process, eta: float = 0.0) -> Sampler:
-    """DDIM. Order 1; one evaluation a step; eta is its noise, 1 as much as DDPM."""
+    """DDIM, with noise eta: 0 none, 1 as much as DDPM. Order 1; one evaluation a step."""
     return DDIM(process, eta or None)  # without noise, none is drawn
 
 

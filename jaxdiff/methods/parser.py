@@ -8,6 +8,7 @@ import difflib
 import functools
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,7 +33,8 @@ def describe(table: Mapping[str, Callable[..., Any]]) -> list[tuple[str, str]]:
     rows = []
     for name, row in table.items():
         numbers = ",".join(_shown(number) for number in _numbers(row).values())
-        about = " ".join((inspect.getdoc(row) or "").split("\n\n")[0].split()).split(". ")[0].rstrip(".") + "."
+        paragraph = " ".join((inspect.getdoc(row) or "").split("\n\n")[0].split())
+        about = re.split(r"\. (?=[A-Z])", paragraph)[0].rstrip(".") + "."
         rows.append((f"{name}:{numbers}" if numbers else name, about))
     return rows
 
@@ -128,7 +130,7 @@ def _split(text: str) -> list[str]:
 
 def _numbers(row: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """What of a row's signature a person can write, annotated with the types themselves."""
-    made = row.__init__ if inspect.isclass(row) and not dataclasses.is_dataclass(row) else row  # type: ignore[misc]
+    made = row.__init__ if inspect.isclass(row) and not dataclasses.is_dataclass(row) else row
     hints = typing.get_type_hints(made.func if isinstance(made, functools.partial) else made)
     found = {}
     for name, parameter in inspect.signature(row).parameters.items():

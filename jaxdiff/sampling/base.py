@@ -32,7 +32,7 @@ from jaxdiff.noise import Noise, NoiseSource, step_noise
 from jaxdiff.prediction import Prediction, refuse_zero_alpha
 from jaxdiff.process import Process
 from jaxdiff.record import record
-from jaxdiff.sampling.checks import refuse_another_process, refuse_noise_on_rising_times, refuse_undefined_ends
+from jaxdiff.sampling.checks import refuse_another_process, refuse_noise_on_rising_times, refuse_undefined
 from jaxdiff.sampling.checks import traced as _traced
 from jaxdiff.sampling.keep import Keep, Kept, Recorder
 
@@ -244,7 +244,7 @@ def integrate(
     refuse_another_process(sampler.process, denoise)
     refuse_noise_on_rising_times(sampler, visited)
     if np.size(visited) > 1:
-        refuse_undefined_ends(sampler, denoise, x, visited, cond)
+        refuse_undefined(sampler, denoise, x, visited, cond)
 
     def run() -> tuple[Array, State]:
         bound = _bind(denoise, cond, x, debug)
@@ -373,7 +373,7 @@ def start(sampler: Sampler, denoise: Denoiser, x: Array, ts: ArrayLike, cond: Co
     check_times(sampler.process, ts)
     sampler.check(ts)
     refuse_another_process(sampler.process, denoise)
-    refuse_undefined_ends(sampler, denoise, x, ts, cond)
+    refuse_undefined(sampler, denoise, x, ts, cond)
 
 
 def refuse_infinite_velocity(process: Process, ts: ArrayLike, name: str) -> None:

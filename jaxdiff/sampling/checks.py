@@ -65,7 +65,7 @@ def refuse_noise_on_rising_times(sampler: Any, ts: ArrayLike) -> None:
         )
 
 
-def refuse_undefined_ends(sampler: Any, denoise: Denoiser, x: Array, ts: ArrayLike, cond: Cond | None) -> None:
+def refuse_undefined(sampler: Any, denoise: Denoiser, x: Array, ts: ArrayLike, cond: Cond | None) -> None:
     """A denoiser made of eps refuses alpha = 0, one made of x0 sigma = 0, when it is traced with a time that is known:
     so the first and the last step are, where there is such an end."""
     process = sampler.process
@@ -73,10 +73,10 @@ def refuse_undefined_ends(sampler: Any, denoise: Denoiser, x: Array, ts: ArrayLi
         return
     times = np.asarray(ts)
     with jax.ensure_compile_time_eval():
-        ends = np.asarray(jnp.minimum(process.alpha(times[[0, -1]]), process.sigma(times[[0, -1]])))
-    if ends[0] == 0:
+        least = np.asarray(jnp.minimum(process.alpha(times[[0, -1]]), process.sigma(times[[0, -1]])))
+    if least[0] == 0:
         jax.eval_shape(lambda x: denoise(x, float(times[0]), cond), x)
-    if ends[1] == 0 and times.size > 1:
+    if least[1] == 0 and times.size > 1:
 
         def given(x: Array, t: ArrayLike) -> Prediction:
             return denoise(x, float(times[-1]) if t is last else 0.5, cond)

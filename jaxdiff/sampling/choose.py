@@ -127,11 +127,11 @@ def choose(
     measure = jax.jit(lambda d, sampler, x, ts, x0, cond: error_of(sampler, call(d), x, ts, x0, cond))
     table: dict[tuple[str, str], float] = {}
     tried: dict[tuple[str, str], Array] = {}
-    ends = {"t_max": path.ts[0], "t_min": path.ts[-1]}
+    between = {"t_max": path.ts[0], "t_min": path.ts[-1]}
     probes = end_probes(denoise, process, path, jax.random.key(0), cond)
     for name, sampler in samplers.items():
         n = (budget - 1) // evaluations_a_step(sampler, x, path.ts) + 1
-        candidates = {grid: times(process, n, **ends) for grid, times in grids.items()}
+        candidates = {grid: times(process, n, **between) for grid, times in grids.items()}
         candidates |= {"gits": gits_times(path, n), "gits_flat": gits_times(path, n, 1.0)}
         candidates |= {"gits_end": gits_times(path, n, probes=probes)}
         for grid, ts in candidates.items():

@@ -130,7 +130,7 @@ class DPMppSDE(Sampler):
         finite = jnp.isfinite(begin)
         middle = jnp.where(finite, time_between(process, t, s, 0.5), 0.5 * (t + s))
         halfway = half_log_snr(process, middle)
-        whole, before, after = (stretch(self.tau, *ends) for ends in ((begin, end), (begin, halfway), (halfway, end)))
+        whole, before, after = (stretch(self.tau, *part) for part in ((begin, end), (begin, halfway), (halfway, end)))
         first, second = noise(t, middle), noise(middle, s)
         other = denoise(first_order(process, prediction, middle, before, first), middle).x0
         sigma = process.sigma(s)

@@ -180,21 +180,21 @@ def end_probes(
 def step_costs(path: TeacherPath, probes: Array | None = None) -> Array:
     """Equation (2), or (3) with ``probes``, ``(M, M + 1)``: from each time of the path to each later one, and last to
     rho = 0; infinite backwards."""
-    ends = jnp.append(path.rho, 0.0)
+    targets = jnp.append(path.rho, 0.0)
     truth = jnp.concatenate([path.y, path.x0[None]])
 
     def from_one(i: Array) -> Array:
         def to_one(j: Array) -> Array:
-            error = path.y[i] + (ends[j] - path.rho[i]) * path.eps[i] - truth[j]
+            error = path.y[i] + (targets[j] - path.rho[i]) * path.eps[i] - truth[j]
             if probes is None:
                 return jnp.sqrt(mean_features(jnp.square(error))).mean()
             seen = jax.vmap(lambda w: sum_features(w * error))(probes[j])
             return math.sqrt(math.pi / (2 * error[0].size)) * jnp.abs(seen).mean()
 
-        return jax.lax.map(to_one, jnp.arange(len(ends)))
+        return jax.lax.map(to_one, jnp.arange(len(targets)))
 
     costs = jax.lax.map(from_one, jnp.arange(len(path.rho)))
-    return jnp.where(jnp.arange(len(path.rho))[:, None] < jnp.arange(len(ends))[None], costs, jnp.inf)
+    return jnp.where(jnp.arange(len(path.rho))[:, None] < jnp.arange(len(targets))[None], costs, jnp.inf)
 
 
 @partial(jax.jit, static_argnames="steps")

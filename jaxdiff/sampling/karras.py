@@ -66,7 +66,7 @@ class EulerAncestral(Sampler):
     def step(self, denoise: Denoise, noise: Noise, state: State, x: Array, t: Array, s: Array) -> tuple[Array, State]:
         prediction = denoise(x, t)
         fallen = -jnp.expm1(self.process.log_snr(t) - self.process.log_snr(s))  # 1 - rho_s^2/rho_t^2
-        up = jnp.minimum(1.0, self.eta * jnp.sqrt(fallen))  # in units of rho_s
+        up = jnp.minimum(1.0, self.eta * jnp.sqrt(jnp.maximum(fallen, 0.0)))  # in units of rho_s
         down = jnp.sqrt(1.0 - jnp.square(up))
         sigma = self.process.sigma(s)
         return self.process.alpha(s) * prediction.x0 + sigma * (down * prediction.eps + up * noise(t, s)), state
@@ -173,8 +173,8 @@ class Restart(Sampler):
             raise ValueError(
                 f"repeats is to be 0 or more and steps 1 or more, got {self.repeats} repeats and {self.steps} steps"
             )
-        ends = np.asarray([0.0, self.rho_min, self.rho_max]) if not self._traced() else np.arange(3)
-        if not (np.diff(ends) > 0).all():
+        rhos = np.asarray([0.0, self.rho_min, self.rho_max]) if not self._traced() else np.arange(3)
+        if not (np.diff(rhos) > 0).all():
             raise ValueError(f"restarts need 0 < rho_min < rho_max, got {self.rho_min} and {self.rho_max}")
 
     def noise_level(self) -> ArrayLike:
@@ -209,8 +209,8 @@ class Restart(Sampler):
             apart: Noise = lambda t, s, inner=0: noise(t, s, salt + jnp.asarray(inner, jnp.uint32))  # noqa: E731
             raised = scale * carry[0] + jnp.sqrt(variance) * noise(s, top, salt)
 
-            def down(carry: tuple[Array, State], ends: tuple[Array, Array]) -> tuple[tuple[Array, State], None]:
-                return self.sampler.step(denoise, apart, carry[1], carry[0], *ends), None
+            def down(carry: tuple[Array, State], interval: tuple[Array, Array]) -> tuple[tuple[Array, State], None]:
+                return self.sampler.step(denoise, apart, carry[1], carry[0], *interval), None
 
             return jax.lax.scan(down, (raised, self.sampler.init(raised)), (times[:-1], times[1:]))[0]
 

@@ -213,7 +213,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path, repository:
 
 def test_sample_makes_a_grid_of_all_classes(finished: Path, capsys: Any) -> None:
     sample.main([str(finished)])
-    assert f"100 images from step 2 of {finished}: {finished / 'samples.png'}" in capsys.readouterr().out
+    assert f"100 samples from step 2 of {finished}: {finished / 'samples.png'}" in capsys.readouterr().out
     with Image.open(finished / "samples.png") as image:
         assert image.size == (10 * 49 + 1, 10 * 49 + 1) and image.mode == "L"
 
@@ -223,21 +223,21 @@ def test_sample_makes_arrays(finished: Path, tmp_path: Path) -> None:
     options = ["--num", "6", "--sampler", "dpmpp_2m", "--steps", "4", "--guidance", "2", "--seed", "3"]
     sample.main([str(finished), "--label", "3", "5", *options, "--out", str(out)])
     with np.load(out, allow_pickle=False) as arrays:
-        assert arrays["images"].shape == (6, 8, 8, 1) and arrays["images"].dtype == np.uint8
-        assert arrays["labels"].tolist() == [3, 3, 3, 5, 5, 5]
-        first = arrays["images"]
+        assert arrays["x"].shape == (6, 8, 8, 1) and arrays["x"].dtype == np.uint8
+        assert arrays["label"].tolist() == [3, 3, 3, 5, 5, 5]
+        first = arrays["x"]
     sample.main([str(finished), "--label", "3", "5", *options, "--out", str(out)])
     with np.load(out, allow_pickle=False) as arrays:
-        assert (arrays["images"] == first).all()
+        assert (arrays["x"] == first).all()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ("RUN --label 11", "label 11 is out of range: this run knows the labels 0 to 9"),
-        ("RUN --label x", "--label takes several of: a whole number, got 'x'"),
+        ("RUN --label x", "--label: 'x' is neither a number nor the name of a class"),
         ("RUN --sampler dddim", "did you mean 'ddim'"),
-        ("RUN --out grid.jpg", "must end in .png (a grid) or .npz (arrays)"),
+        ("RUN --out grid.jpg", "must end in .png or .npz, or be a folder"),
         ("RUN --out /nowhere/grid.png", "there is no folder '/nowhere'"),
         ("RUN --num 0", "--num: 0 is out of range"),
         ("RUN --num x", "--num takes a whole number or None, got 'x'"),

@@ -20,11 +20,11 @@ import numpy as np
 
 from jaxdiff import config as cfg
 from jaxdiff import train as training
-from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.networks import DiT, UNet
 from jaxdiff.networks.layers import Conv3x3, Linear
 from jaxdiff.noise import sample_keys
 from jaxdiff.runs.run import Run
+from jaxdiff.train.step import Given
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, BATCH, SAMPLES = 20, 16, 8
@@ -73,7 +73,7 @@ def one(case: list[Any], double: bool) -> dict[str, Any]:
             lr=1e-2,
             state_dtype="int8" if name.endswith("int8") else "float32",
         ),
-        sample=dataclasses.replace(base.sample, steps=4, guidance=None),
+        sample=dataclasses.replace(base.sample, steps=4, guide=()),
     )
     source = cfg.build_source(config)
     config = cfg.resolve(config, source)
@@ -87,18 +87,18 @@ def one(case: list[Any], double: bool) -> dict[str, Any]:
             FIRST[name] = jax.jit(lambda key: training.create_state(net, optimizer, loss, key))(key)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, template)
         state = jax.jit(lambda state: state, out_shardings=shardings)(FIRST[name])
-    codec = cfg.build_codec(config, source)
-    step = training.compile_step(
-        net=net, loss=loss, optimizer=optimizer, ema=config.ema, template=template, codec=codec
+    step = training.compile_step(net=net, loss=loss, optimizer=optimizer, ema=config.ema, template=template)
+    given = jax.device_put(
+        Given(cfg.build_codec(config)), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     )
     losses = []
     with cfg.build_pipeline(config, source, part=training.batch_part(mesh)) as data:
         for _ in range(STEPS):
-            state, metrics = step(state, training.put_batch(next(data), training.batch_sharding(mesh)))
+            state, metrics = step(state, training.put_batch(next(data), training.batch_sharding(mesh)), given)
             losses.append(float(metrics["loss"]))
 
-    run = Run(config, NetworkDenoiser(net, state.params, config.process, config.parameterization), STEPS, mesh)
-    images = run.sample(0, SAMPLES, {"label": np.arange(SAMPLES, dtype=np.int32)})
+    run = Run.of(config, state.params, STEPS, mesh)
+    images = run.sample(0, SAMPLES, {"label": np.arange(SAMPLES, dtype=np.int32)}, decode=False)
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     parts = training.batch_sharding(mesh)
     keys = jax.jit(lambda: sample_keys(jax.random.key(0), 0, SAMPLES), out_shardings=parts)()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ import jaxdiff
 import sample
 import train
 from jaxdiff.config import ConfigError
+from jaxdiff.runs.run import Run
 from jaxdiff.runs.shards import (
     Request,
     claim_samples,
@@ -49,9 +51,9 @@ def whole(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert found["labels"].tolist() == expected["labels"].tolist()
-    assert np.abs(found["images"].astype(int) - expected["images"].astype(int)).max() <= 1
-    assert len(np.unique(found["images"].reshape(NUM, -1), axis=0)) == NUM  # no sample stands for another
+    assert found["label"].tolist() == expected["label"].tolist()
+    assert np.abs(found["x"].astype(int) - expected["x"].astype(int)).max() <= 1
+    assert len(np.unique(found["x"].reshape(NUM, -1), axis=0)) == NUM  # no sample stands for another
 
 
 @pytest.fixture
@@ -98,7 +100,7 @@ def test_killed_twice_nothing_is_lost_or_drawn_again(tmp_path: Path, start: Any,
 def test_processes_split_the_batches_of_one_file(tmp_path: Path, start: Any, whole: dict[str, np.ndarray]) -> None:
     out = tmp_path / "samples.npz"
     first, second = start(out, processes=2, devices=2).finish()
-    assert f"{NUM} images from step 2" in first and "images" not in second
+    assert f"{NUM} samples from step 2" in first and "samples from" not in second
     with np.load(out, allow_pickle=False) as arrays:
         same(dict(arrays), whole)
 
@@ -150,32 +152,34 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     say: list[str] = []
     draws: list[tuple[int, int]] = []
 
-    def draw(first: int, n: int) -> np.ndarray:
+    def draw(first: int, n: int) -> dict[str, np.ndarray]:
         draws.append((first, n))
-        return np.full((n, 2, 2, 1), first / 10, np.float32)
+        return {"x": np.full((n, 2, 2, 1), 10 * first, np.uint8), "label": np.arange(first, first + n)}
 
-    labels = np.arange(5, dtype=np.int32)
-    assert write_shards(tmp_path / "s", request, draw, labels, part=(1, 2), say=say.append) == 1
-    assert write_shards(tmp_path / "s", request, draw, labels, part=(0, 2)) == 2
+    assert write_shards(tmp_path / "s", request, draw, part=(1, 2), say=say.append) == 1
+    assert write_shards(tmp_path / "s", request, draw, part=(0, 2)) == 2
     assert draws == [(2, 2), (0, 2), (4, 1)] and say == ["shard 1 of 1: samples 2 to 3"]
     wait_for_shards(tmp_path / "s", request)
     found = load_samples(tmp_path / "s")
-    assert found["labels"].tolist() == [0, 1, 2, 3, 4] and found["images"][2, 0, 0, 0] == round(127.5 * 1.2)
+    assert found["label"].tolist() == [0, 1, 2, 3, 4] and found["x"][:, 0, 0, 0].tolist() == [0, 0, 20, 20, 40]
 
     file = tmp_path / "s" / "00000002-00000003.npz"
     whole = file.read_bytes()
-    for damage in (whole[:-30], b"", whole.replace(b"labels", b"labelz")):
+    for damage in (whole[:-30], b"", whole.replace(b"label", b"labex")):
         file.write_bytes(damage)
         with pytest.raises(ConfigError, match=r"00000002-00000003\.npz cannot be read"):
             load_samples(tmp_path / "s")
     assert zipfile.is_zipfile(tmp_path / "s" / "00000000-00000001.npz")
 
 
-def test_samples_that_diverged_are_said_to_be(tmp_path: Path) -> None:
-    request = Request(2, (2, 2, 1), {})
+def test_samples_that_diverged_are_said_to_be(finished: Path, tmp_path: Path) -> None:
+    run = Run.load(finished)
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, run.denoise.params)
+    diverged = Run.of(run.config, broken, run.step, run.mesh)
+    request = Request(2, (8, 8, 1), {})
     claim_samples(tmp_path / "s", request)
-    with pytest.raises(ConfigError, match="not finite"):
-        write_shards(tmp_path / "s", request, lambda first, n: np.full((n, 2, 2, 1), np.nan, np.float32))
+    with pytest.raises(ConfigError, match="2 of 2 samples are not finite"):
+        write_shards(tmp_path / "s", request, lambda first, n: diverged.sample(0, n, start=first, steps=2))
     assert json.loads((tmp_path / "s" / "index.json").read_text())["num"] == 2
     assert shards(tmp_path / "s") == {}
 
@@ -189,5 +193,5 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(np, "savez_compressed", full)
     with pytest.raises(ConfigError, match="cannot be written: No space left on device"):
-        write_shards(tmp_path / "s", request, lambda first, n: np.zeros((n, 2), np.float32))
+        write_shards(tmp_path / "s", request, lambda first, n: {"x": np.zeros((n, 2), np.float32)})
     assert shards(tmp_path / "s") == {}

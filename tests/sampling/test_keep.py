@@ -76,7 +76,7 @@ def test_a_traced_number_of_steps(sampler: jd.Sampler) -> None:
                 np.testing.assert_allclose(kept.prediction.x0[row], EXACT(states[i], TIMES[i]).x0, rtol=1e-4, atol=1e-5)
             else:
                 assert all(bool(jnp.isnan(leaf[row]).all()) for leaf in jax.tree.leaves(kept))
-    assert run._cache_size() == 1
+    assert run._cache_size() == 1  # type: ignore[attr-defined]
 
 
 ROWS: list[int] = []
@@ -108,7 +108,8 @@ def test_memory_is_that_of_the_rows_whatever_the_number_of_steps() -> None:
         ts, keep = jd.log_snr_times(PROCESS, n), None if at is None else jd.Keep(at, prediction=True)
         options: dict[str, Any] = {} if keep is None else {"keep": keep}
         run = jax.jit(lambda x: jd.sample(jd.UniPC(PROCESS), EXACT, None, x, ts, **options))
-        return int(run.lower(x).compile().memory_analysis().temp_size_in_bytes)
+        memory: Any = run.lower(x).compile().memory_analysis()
+        return int(memory.temp_size_in_bytes)
 
     size, at = 64 * 64 * 4, (0, 3, 6)
     few, many = temporaries(9, at), temporaries(129, at)
@@ -129,18 +130,21 @@ def test_sample_path_keeps_all() -> None:
 def test_under_debug_both_are_watched() -> None:
     keep = jd.Keep((0, 2), prediction=True)
     x0, kept = jd.sample(jd.DDIM(PROCESS), EXACT, None, START, TIMES, debug=True, keep=keep)
+    assert kept.prediction is not None
     assert bool(jnp.isfinite(x0).all()) and bool(jnp.isfinite(kept.prediction.x0).all())
     with pytest.raises(FloatingPointError, match="is not finite"):
         jd.sample(jd.DDIM(PROCESS), EXACT, None, START.at[1].set(jnp.nan), TIMES, debug=True, keep=keep)
 
 
 def test_what_cannot_be_kept_is_refused() -> None:
+    at: Any
+    options: Any
     for at, message in (
         ((0.5,), "keep.at is to be indices of times"),
         ((), "there is nothing to keep"),
     ):
         with pytest.raises(ValueError, match=message):
-            jd.Keep(at)  # type: ignore[arg-type]
+            jd.Keep(at)
     with pytest.raises(ValueError, match="there is nothing to keep"):
         jd.Keep((1,), x=False)
     for at, options, message in (
