@@ -32,7 +32,7 @@ from benchmarks.report import Line, add_arguments, agreement_by_class, by_class,
 from jaxdiff import Run
 from jaxdiff.codecs import to_model_range, to_uint8
 from jaxdiff.config import ConfigError, keep_compiled, one_line_errors
-from jaxdiff.data import DataError, Pipeline, Source, batches, open_mnist
+from jaxdiff.data import DataError, Pipeline, Source, batches, fingerprint, open_mnist
 from jaxdiff.train import CheckpointError
 
 CLASSES, BATCH, EPOCHS, PEAK = 10, 128, 2, 3e-3
@@ -87,7 +87,7 @@ def fit(source: Source, steps: int) -> Any:
 
 def fit_or_load(source: Source, file: Path, epochs: int = EPOCHS) -> Any:
     """The weights in ``file`` if they are of this network, recipe and data; else new ones, kept there."""
-    recipe = f"{source.fingerprint} {BATCH} {epochs} {PEAK}"
+    recipe = f"{fingerprint(source)} {BATCH} {epochs} {PEAK}"
     _, template = new_classifier()
     names = ["/".join(key.key for key in path) for path, _ in jax.tree.leaves_with_path(template)]
     leaves, tree = jax.tree.flatten(template)

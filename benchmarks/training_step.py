@@ -22,7 +22,7 @@ class Prepared(NamedTuple):
       step: jitted ``(state, batch) -> (state, metrics)``.
       template: of the state: shapes and shardings.
       batch: of a batch, likewise.
-      make_state: makes the state of step 0.
+      make_state: makes the state of step 0, of another key if one is passed.
     """
 
     step: Any
@@ -66,7 +66,7 @@ def prepared(config: Config, mesh: Mesh | None = None) -> Prepared:
     shapes |= {} if config.num_classes is None else {"label": ((size,), jnp.int32)}
     spread = batch_sharding(mesh)
     batch = {name: jax.ShapeDtypeStruct(*shape, sharding=spread) for name, shape in shapes.items()}
-    return Prepared(step, template, batch, lambda: create_sharded_state(net, optimizer, loss, key, mesh))
+    return Prepared(step, template, batch, lambda key=key: create_sharded_state(net, optimizer, loss, key, mesh))
 
 
 def image_shape(config: Config) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """CIFAR-10 as in Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models".
 
-Command:   python train.py configs/cifar10_edm.py --data.name tfds:cifar10
+Command:   jaxdiff train cifar10_edm --data.name tfds:cifar10
 Cost:      200 million images in batches of 512; in the paper about 2 days on 8 V100
 Expected:  FID 1.97 with 35 evaluations (the paper's, table 2; not measured here)
 

@@ -1,7 +1,7 @@
 """CIFAR-10 as in Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (appendix B): 35.7 million parameters.
 
-Command:   python train.py configs/cifar10_unet.py --data.name tfds:cifar10
-           python train.py configs/cifar10_unet.py --data.path DIR    (DIR holds train.parquet)
+Command:   jaxdiff train cifar10_unet --data.name tfds:cifar10
+           jaxdiff train cifar10_unet --data.path DIR    (DIR holds train.parquet)
 Cost:      800,000 steps of 128 images; in the paper 10.6 hours on 8 TPU v3 cores
 Expected:  FID 3.17, Inception Score 9.46 (the paper's, table 1; not measured here)
 

@@ -1,6 +1,6 @@
 """CIFAR-10 with the VP SDE: "DDPM cont. (VP)" of Song et al. 2021, "Score-Based Generative Modeling through SDEs".
 
-Command:   python train.py configs/cifar10_vp_continuous.py --data.name tfds:cifar10
+Command:   jaxdiff train cifar10_vp_continuous --data.name tfds:cifar10
 Cost:      1,300,000 steps of 128 images: days on one data-centre GPU
 Expected:  FID 3.69 and 3.21 bits/dim by the probability flow (the paper's, table 2; not measured here)
 

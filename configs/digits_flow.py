@@ -1,6 +1,6 @@
 """Handwritten digits by rectified flow (Liu et al. 2022; Lipman et al. 2023), times as in Esser et al. 2024.
 
-Command:   python train.py configs/digits_flow.py
+Command:   jaxdiff train digits_flow
 Data:      as digits_unet
 Cost:      as digits_unet
 Expected:  close to digits_unet; not measured
@@ -8,12 +8,11 @@ Expected:  close to digits_unet; not measured
 
 import dataclasses
 
-from configs.digits_unet import config as digits
 from jaxdiff import Flow, LogitNormal, Velocity
-from jaxdiff.config import LossConfig, SampleConfig
+from jaxdiff.config import LossConfig, SampleConfig, load_config_file
 
 config = dataclasses.replace(
-    digits,
+    load_config_file("digits_unet"),
     name="digits_flow",
     process=Flow(),
     parameterization=Velocity(),

@@ -3,7 +3,7 @@
 A cosine process and v-prediction (Salimans & Ho 2022, "Progressive Distillation"), with label dropout for guidance
 (Ho & Salimans 2022).
 
-Command:   python train.py
+Command:   jaxdiff train
 Data:      1,797 real digits of the UCI set, carried in the package; 80% of them are trained on
 Cost:      at most 5 minutes on two CPU cores
 Expected:  an SVC recognises at least 95% of samples as the class asked for (benchmarks/quality_digits.py)

@@ -1,6 +1,6 @@
 """Handwritten digits with the variance-exploding SDE (Song et al. 2021), preconditioned as in Karras et al. 2022.
 
-Command:   python train.py configs/digits_ve.py
+Command:   jaxdiff train digits_ve
 Data:      as digits_unet
 Cost:      as digits_unet
 Expected:  close to digits_unet; not measured
@@ -8,12 +8,11 @@ Expected:  close to digits_unet; not measured
 
 import dataclasses
 
-from configs.digits_unet import config as digits
 from jaxdiff import VE, Karras, LogNormalSigma
-from jaxdiff.config import LossConfig, SampleConfig
+from jaxdiff.config import LossConfig, SampleConfig, load_config_file
 
 config = dataclasses.replace(
-    digits,
+    load_config_file("digits_unet"),
     name="digits_ve",
     process=VE(sigma_min=0.01, sigma_max=50.0),
     parameterization=Karras(sigma_data=0.5),

@@ -1,6 +1,6 @@
 """ImageNet 256x256 by class in the latents of an autoencoder: DiT-XL/2 of Peebles & Xie 2023.
 
-Command:   python train.py configs/imagenet256_dit_xl2.py --data.path latents.npz --mesh.fsdp 8
+Command:   jaxdiff train imagenet256_dit_xl2 --data.path latents.npz --mesh.fsdp 8
 Data:      an npz of 32x32x4 latents and labels
 Cost:      7,000,000 steps of 256 latents: about two weeks on 8 A100
 Expected:  FID 2.27 with guidance 1.5 and 250 steps, 9.62 without guidance (the paper's, table 2; not measured here)

@@ -2,7 +2,7 @@
 
 Cosine betas and a learned variance, trained by the hybrid loss of Nichol & Dhariwal 2021.
 
-Command:   python train.py configs/imagenet64_adm.py --data.name tfds:imagenet_resized/64x64 --mesh.fsdp 8
+Command:   jaxdiff train imagenet64_adm --data.name tfds:imagenet_resized/64x64 --mesh.fsdp 8
 Cost:      540,000 steps of 2,048 images: weeks on 8 data-centre GPUs
 Expected:  FID 2.07 with 250 steps (the paper's, table 5; not measured here)
 """

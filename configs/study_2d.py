@@ -3,7 +3,7 @@
 The VE process of Song et al. 2021 with the preconditioning of Karras et al. 2022; the objectives and their papers are
 in `jaxdiff.score_matching`. The network's last four outputs are the Hessian of `second_order`; others leave them alone.
 
-Command:   python train.py configs/study_2d.py --loss.objective sliced
+Command:   jaxdiff train study_2d --loss.objective sliced
            (denoising, ncsn, likelihood, implicit, sliced, sliced_vr, finite_difference, second_order or high_order;
            --loss.fokker_planck 0.1 regularises any of them; --loss.time.t_min 0.5 --loss.time.t_max 0.5: one level)
 Data:      points:eight_gaussians, drawn at once; --data.name points:moons, rings, spiral, ... (jaxdiff/data/points.py)

@@ -132,12 +132,18 @@ from jaxdiff.times import (
 )
 
 if TYPE_CHECKING:
-    from jaxdiff.runs import Run, load_samples
+    from jaxdiff.model import Model
+    from jaxdiff.runs.fit import fit
+    from jaxdiff.runs.run import Run, load
+    from jaxdiff.runs.shards import load_samples
 
 __version__ = "0.1.0"
 
 # Checkpoints and configurations take longer to import than JAX: who only samples pays when asking for a run.
-__getattr__ = lazily(__name__, dict.fromkeys(("Run", "load_samples"), "runs"))
+__getattr__ = lazily(
+    __name__,
+    {"Model": "model", "Run": "runs.run", "fit": "runs.fit", "load": "runs.run", "load_samples": "runs.shards"},
+)
 
 __all__ = [
     "BOGACKI_SHAMPINE",
@@ -207,6 +213,7 @@ __all__ = [
     "LossSecondMoment",
     "MinSNR",
     "MixtureDenoiser",
+    "Model",
     "NetworkDenoiser",
     "Objective",
     "Parameterization",
@@ -254,11 +261,13 @@ __all__ = [
     "discrete_vlb",
     "estimate_gamma",
     "field",
+    "fit",
     "gits_times",
     "integrate",
     "interpolate_times",
     "karras_times",
     "linear_betas",
+    "load",
     "load_samples",
     "log_likelihood",
     "log_snr_times",

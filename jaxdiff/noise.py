@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxdiff.broadcast import expand
+from jaxdiff.broadcast import expand, flatten
 
 Noise = Callable[..., Array]
 """``noise(t, s, salt=0)``: standard normal, shaped like the samples, for the step from t to s; ``salt`` tells draws of
@@ -95,7 +95,7 @@ def white_noise(keys: Array, shape: tuple[int, ...], dtype: np.dtype | type | No
 
 def _fold_time(keys: Array, t: ArrayLike) -> Array:
     t = jnp.broadcast_to(jnp.asarray(t, jnp.result_type(float)), keys.shape[:1])
-    words = jax.lax.bitcast_convert_type(t, jnp.uint32).reshape(t.shape[0], -1)  # (B, 1), or (B, 2) in float64
+    words = flatten(jax.lax.bitcast_convert_type(t, jnp.uint32))  # (B, 1), or (B, 2) in float64
     for word in range(words.shape[1]):
         keys = salted_keys(keys, words[:, word])
     return keys

@@ -99,16 +99,8 @@ def draw(
         keys, cond, nulls, x = jax.lax.with_sharding_constraint(split, sharding)
         plan = dataclasses.replace(plan, cond=cond, nulls=nulls, x=x)
     with contextlib.nullcontext() if sharding is None else samples_over(sharding):
-        found = sample(
-            plan.sampler,
-            plan.denoise,
-            keys,
-            plan.init(keys),
-            plan.ts,
-            plan.cond or None,
-            keep=keep,
-        )
-        x0, kept = (found, ()) if keep is None else found
+        start: tuple[Any, ...] = (plan.sampler, plan.denoise, keys, plan.init(keys), plan.ts, plan.cond or None)
+        x0, kept = (sample(*start), ()) if keep is None else sample(*start, keep=keep)
         drawn = (plan.finish(x0) if decode else x0), kept, jnp.isfinite(x0.reshape(x0.shape[0], -1)).all(axis=1)
     if sharding is not None:  # whole on every device, so that every host can read all of it
         drawn = jax.lax.with_sharding_constraint(drawn, NamedSharding(sharding.mesh, PartitionSpec()))

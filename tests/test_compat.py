@@ -32,12 +32,19 @@ def test_a_trace_differs_from_none() -> None:
     """`jaxdiff.denoiser` asks whether it still is where a memory was made."""
     outside = compat.get_opaque_trace_state()
     inside = []
-    jax.jit(lambda x: [inside.append(compat.get_opaque_trace_state()), x][1])(0.0)
+
+    @jax.jit
+    def traced(x: jax.Array) -> jax.Array:
+        inside.append(compat.get_opaque_trace_state())
+        return x
+
+    traced(jnp.zeros(()))
     assert outside == compat.get_opaque_trace_state() and inside[0] != outside
 
 
 def test_a_new_folder_of_compiled_programs_counts_after_a_reset(tmp_path: Path) -> None:
-    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = {name: getattr(jax.config, name) for name in names}
     try:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_compilation_cache_dir", str(tmp_path))
@@ -45,8 +52,8 @@ def test_a_new_folder_of_compiled_programs_counts_after_a_reset(tmp_path: Path) 
         jax.jit(lambda x: x * 3.25 + 1)(jnp.arange(3.0)).block_until_ready()
         assert any(tmp_path.iterdir())
     finally:
-        jax.config.update("jax_compilation_cache_dir", before[0])
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+        for name, value in before.items():
+            jax.config.update(name, value)
         compat.compilation_cache.reset_cache()
 
 

@@ -21,7 +21,7 @@ from tests.commands.test_cli import one_line
 ROOT = Path(__file__).resolve().parents[1]
 RUNS_CODE = {"eval", "exec", "compile", "__import__", "system", "popen", "Popen", "import_module", "exec_module"}
 ALLOWED = {  # file -> what may stand there, and why
-    "jaxdiff/config/command_line.py": {"exec_module"},  # the configuration file, which the user names and has written
+    "jaxdiff/config/trust.py": {"exec_module", "import_module"},  # files and modules that the user names
     "jaxdiff/config/serialize.py": {"import_module"},  # of trusted modules only
     "jaxdiff/lazy.py": {"import_module"},  # of the package's own names
 }
@@ -40,9 +40,9 @@ def test_the_package_neither_unpickles_nor_runs_what_it_reads() -> None:
     assert len(files) > 50
     for path in files:
         text = path.read_text()
-        assert "pickle" not in text.replace("allow_pickle=False", "").replace("No pickle", "").replace(
-            "unpickled", ""
-        ), path
+        for harmless in ("allow_pickle=False", "No pickle", "unpickled", "cannot be pickled"):
+            text = text.replace(harmless, "")
+        assert "pickle" not in text, path
         name = path.relative_to(ROOT).as_posix()
         for call in calls(path):
             of_re = ast.unparse(call.func) in ("re.compile", "compiler.submit") or name_of(call) == "compile"

@@ -117,6 +117,23 @@ def test_readme_runs(folder_with_run: Path, monkeypatch: pytest.MonkeyPatch) -> 
         run_block(block, f"readme_{number}")
 
 
+def test_how_to_runs_and_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of docs/how_to.md, one after the other, in an empty folder."""
+    logged: list[int] = []
+    tracker = types.SimpleNamespace(init=lambda **_: None, log=lambda figures, step: logged.append(step))
+    monkeypatch.setitem(sys.modules, "wandb", tracker)
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType("how_to")
+    monkeypatch.setitem(sys.modules, "how_to", module)
+    code = blocks(ROOT / "docs" / "how_to.md", "python")
+    assert len(code) == 14
+    for number, block in enumerate(code):
+        lines = [line for line in block.splitlines() if line.strip()]
+        assert number == 0 or len(lines) <= 12, block
+        exec(compile(block, f"how_to_{number}", "exec"), module.__dict__)
+    assert logged and module.__dict__["kept"].x.shape == (3, 16, 2)
+
+
 EXTENSIONS = blocks(ROOT / "docs" / "extending.md", "python")
 
 

@@ -109,7 +109,8 @@ def step_of(case: Case) -> tuple[Prepared, Mesh]:
 
 
 def row(case: Case) -> dict[str, Any]:
-    """What the compiled step sends, computes and keeps, beside the closed forms of `benchmarks.speed.ideal`."""
+    """What the compiled step sends, computes and keeps, beside the closed forms of `benchmarks.speed.ideal`; and what
+    making the state of step 0 keeps."""
     config = configured(case)
     network, (size, *_) = config.network, image_shape(config)
     cpu = case.target == "cpu"
@@ -121,6 +122,9 @@ def row(case: Case) -> dict[str, Any]:
         seconds = time.perf_counter() - begin
     counted = count(compiled.as_text(), case.devices, slices=cpu)
     memory: Any = compiled.memory_analysis()
+    begin = time.perf_counter()
+    making: Any = jax.jit(parts.make_state).lower(parts.template.key).compile().memory_analysis()
+    making_seconds = time.perf_counter() - begin
     half = 4 if cpu or network.dtype == "float32" else 2  # the CPU's compiler carries bfloat16 as float32
     layout = ideal.Layout(case.data, case.fsdp, case.tensor, case.batch, size, half)
     closed = ideal.sent(network, layout, parts.template.params)
@@ -147,6 +151,8 @@ def row(case: Case) -> dict[str, Any]:
         "state_device": device,
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
+        "making": making.output_size_in_bytes + making.temp_size_in_bytes,
+        "making_seconds": making_seconds,
     }
 
 

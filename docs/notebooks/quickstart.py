@@ -18,7 +18,7 @@
 #
 # Needs jaxdiff and matplotlib; `pip install -e '.[test]'` brings both. Run it in its own folder, `docs/notebooks`.
 
-# %%
+# %% tags=["hide-input"]
 import dataclasses
 import functools
 import itertools

@@ -19,7 +19,7 @@
 #
 # Needs jaxdiff and matplotlib; `pip install -e '.[test]'` brings both. It takes under a minute on two CPU cores.
 
-# %%
+# %% tags=["hide-input"]
 import itertools
 
 import jax

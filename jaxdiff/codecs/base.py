@@ -110,7 +110,8 @@ def saved_as(path: str | os.PathLike[str], suffixes: tuple[str, ...], what: str)
 def save_npz(path: str | os.PathLike[str], stored: Stored) -> None:
     """Writes arrays by name, compressed. The file appears whole or not at all; folders above it are made."""
     with _whole(path) as partial, open(partial, "wb") as file:
-        np.savez_compressed(file, **{name: np.asarray(value) for name, value in stored.items()})
+        arrays: dict[str, Any] = {name: np.asarray(value) for name, value in stored.items()}
+        np.savez_compressed(file, **arrays)
 
 
 def save_png(path: str | os.PathLike[str], picture: NDArray[np.uint8]) -> None:

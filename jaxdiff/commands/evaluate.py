@@ -1,9 +1,9 @@
 """Evaluates a trained run.
 
-python evaluate.py runs/digits                                        bits per dimension of the test split
-python evaluate.py runs/digits --estimator rademacher gaussian        by the probability flow, with both estimators
-python evaluate.py runs/digits --method ode elbo vlb --num 100        and by the variational bounds; 100 images
-python evaluate.py runs/digits --split train --out results.json       another split; figures as JSON
+    jaxdiff evaluate runs/digits                                        bits per dimension of the test split
+    jaxdiff evaluate runs/digits --estimator rademacher gaussian        by the probability flow, with both estimators
+    jaxdiff evaluate runs/digits --method ode elbo vlb --num 100        and by the variational bounds; 100 images
+    jaxdiff evaluate runs/digits --split train --out results.json       another split; figures as JSON
 
 Ctrl-C ends it with the figures of the images done so far. Several processes (docs/clusters.md) split each batch.
 """
@@ -50,14 +50,15 @@ class Options(EvaluateOptions, cfg.ProcessOptions):
     step: int | None = None
     """Checkpoint to evaluate; by default the newest."""
     trust: tuple[str, ...] = ()
-    """Modules of your own that the run's configuration uses."""
+    """Modules or files (mine.py) of your own that the run's configuration uses; they are imported."""
 
 
 def evaluate(arguments: Sequence[str]) -> int | None:
     """The signal that ended it early; None where it came to the end."""
-    options = cfg.parse(Options, arguments, program="evaluate.py", positional=1)
+    about = cfg.about("evaluate", __doc__)
+    options = cfg.parse(Options, arguments, program=cfg.program("evaluate"), positional=1, about=about)
     if options.run is None:
-        raise ConfigError("the folder of a run is missing, for instance: evaluate.py runs/digits")
+        raise ConfigError(f"the folder of a run is missing, for instance: {cfg.program('evaluate')} runs/digits")
     if options.out is not None and (options.out.suffix != ".json" or not options.out.parent.is_dir()):
         raise ConfigError(f"--out: {str(options.out)!r} must end in .json, in a folder that is there")
     if options.out is not None:
@@ -127,7 +128,7 @@ def tell(options: Options, run: Run, source: Source, results: Mapping[str, Resul
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs with the command line's arguments, or with those given (from Python, where no flag of XLA is set). An
     interrupted run ends with status 128 and the number of the signal: 130 for Ctrl-C."""
-    with cfg.one_line_errors("evaluate.py", DataError, CheckpointError, *METRIC_ERRORS):
+    with cfg.one_line_errors(cfg.program("evaluate"), DataError, CheckpointError, *METRIC_ERRORS):
         if arguments is None:
             end_at_signals()
             cfg.set_up(sys.argv[1:])

@@ -1,13 +1,13 @@
 """Samples from a trained run.
 
-python sample.py runs/digits                                       a grid of all classes, one row each
-python sample.py runs/digits --label 3 5 --num 20 --guide cfg:2    some classes
-python sample.py runs/digits --num 1000 --out samples.npz          arrays by name: x uint8 (N, H, W, C), label
-python sample.py runs/digits --num 50000 --out samples             a folder of shards: goes on after a kill
-python sample.py runs/digits --sampler unipc:order=2 --steps 20    another sampler, with a number of its own
-python sample.py runs/digits --feature-cache deepcache:3           faster, at a price: features reused
-python sample.py runs/digits --compiled kept                       faster to start from the second time on
-python sample.py runs/styles --cond label=3 style=2.1,0.3          conditions by name
+    jaxdiff sample runs/digits                                       a grid of all classes, one row each
+    jaxdiff sample runs/digits --label 3 5 --num 20 --guide cfg:2    some classes
+    jaxdiff sample runs/digits --num 1000 --out samples.npz          arrays by name: x uint8 (N, H, W, C), label
+    jaxdiff sample runs/digits --num 50000 --out samples             a folder of shards: goes on after a kill
+    jaxdiff sample runs/digits --sampler unipc:order=2 --steps 20    another sampler, with a number of its own
+    jaxdiff sample runs/digits --feature-cache deepcache:3           faster, at a price: features reused
+    jaxdiff sample runs/digits --compiled kept                       faster to start from the second time on
+    jaxdiff sample runs/styles --cond label=3 style=2.1,0.3          conditions by name
 
 Samples are saved as their codec does it: images as a grid or arrays, points as a scatter plot or arrays. A folder is
 read by jaxdiff.load_samples. Several processes (docs/clusters.md) share the shards of a folder, and split each batch
@@ -81,14 +81,15 @@ class Options(cfg.ProcessOptions):
     dtype: str | None = None
     """What the network computes in, such as bfloat16; by default as trained."""
     trust: tuple[str, ...] = ()
-    """Modules of your own that the run's configuration uses."""
+    """Modules or files (mine.py) of your own that the run's configuration uses; they are imported."""
 
 
 def sample(arguments: Sequence[str]) -> None:
     # --- What is asked, checked before anything is loaded
-    options = cfg.parse(Options, arguments, program="sample.py", positional=1)
+    about = cfg.about("sample", __doc__)
+    options = cfg.parse(Options, arguments, program=cfg.program("sample"), positional=1, about=about)
     if options.run is None:
-        raise ConfigError("the folder of a run is missing, for instance: sample.py runs/digits")
+        raise ConfigError(f"the folder of a run is missing, for instance: {cfg.program('sample')} runs/digits")
     path = options.run
     out = path / "samples.png" if options.out is None else options.out
     check(options, out)
@@ -272,7 +273,7 @@ def draw(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs with the command line's arguments, or with those given (from Python, where no flag of XLA is set)."""
-    with cfg.one_line_errors("sample.py", CheckpointError):
+    with cfg.one_line_errors(cfg.program("sample"), CheckpointError):
         if arguments is None:
             end_at_signals()
             cfg.set_up(sys.argv[1:])

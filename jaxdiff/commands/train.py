@@ -1,10 +1,10 @@
 """Trains a diffusion model.
 
-    python train.py                                                    real handwritten digits, minutes on two CPU cores
-    python train.py configs/mnist_unet.py --data.path DIR              another experiment
-    python train.py configs/mnist_unet.py --optimizer.lr 1e-4 --train.steps 2000 --workdir runs/x
-    python train.py --init-from runs/x --init-partial --workdir ...    the weights of another run to start with
-    python train.py --help                                             every option and its value
+    jaxdiff train                                            real handwritten digits, minutes on two CPU cores
+    jaxdiff train mnist_unet --data.path DIR                 another experiment that comes with jaxdiff
+    jaxdiff train my_experiment.py --optimizer.lr 1e-4 --train.steps 2000 --workdir runs/x
+    jaxdiff train --init-from runs/x --init-partial          the weights of another run to start with
+    jaxdiff train mnist_unet --help                          every option, and its value there
 
 Ctrl-C (or SIGTERM) saves and ends; the same command goes on from there. In several processes: docs/clusters.md.
 """
@@ -24,12 +24,10 @@ from jaxdiff.data import DataError
 from jaxdiff.launch.signals import end_at_signals
 from jaxdiff.runs.fit import fit
 
-HERE = Path(__file__).parents[2]
-
 
 def train(arguments: Sequence[str]) -> None:
     # --- Configuration: a file, changed by options
-    options = cfg.parse_config(arguments, program="train.py", default_file=HERE / "configs" / "digits_unet.py")
+    options = cfg.parse_config(arguments, program=cfg.program("train"), about=cfg.about("train", __doc__))
     cfg.join(options)
     kept = cfg.keep_compiled(options.cache)
     lead = jax.process_index() == 0
@@ -46,7 +44,7 @@ def train(arguments: Sequence[str]) -> None:
         cache=options.cache,
         profile=profile,
         dry_run=options.dry_run,
-        again=cfg.command(HERE / "train.py", *arguments),
+        again=cfg.command("train", *arguments),
     )
 
     # --- Where to look
@@ -58,12 +56,12 @@ def train(arguments: Sequence[str]) -> None:
             print("measured   " + "  ".join(f"{name} {value:.3g}" for name, value in figures.items()))
         print(f"samples    {folder / SAMPLES}")
         print(f"metrics    {folder / 'metrics.jsonl'}; curves: tensorboard --logdir {folder}")
-        print(f"to sample  {cfg.command(HERE / 'sample.py', str(folder))}")
+        print(f"to sample  {cfg.command('sample', str(folder), *cfg.trust_options(run.config))}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs with the command line's arguments, or with those given (from Python, where no flag of XLA is set)."""
-    with cfg.one_line_errors("train.py", DataError, training.CheckpointError, training.DivergedError):
+    with cfg.one_line_errors(cfg.program("train"), DataError, training.CheckpointError, training.DivergedError):
         if arguments is None:
             end_at_signals()
             cfg.set_up(sys.argv[1:])

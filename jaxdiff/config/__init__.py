@@ -28,24 +28,26 @@ from jaxdiff.config.schema import (
     OptimizerConfig,
     SampleConfig,
     TrainConfig,
+    doubts,
 )
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, to_json
+from jaxdiff.config.trust import trust_options
 from jaxdiff.launch.distributed import ProcessOptions, as_lead, join, lead_first
 from jaxdiff.launch.errors import ConfigError, as_config_error
+from jaxdiff.launch.program import about, command, program
 from jaxdiff.launch.start import StartOptions, first_line, keep_compiled, set_up
 from jaxdiff.lazy import lazily
 
 if TYPE_CHECKING:
     from jaxdiff.config.command_line import (
         TrainOptions,
-        command,
         load_config_file,
         one_line_errors,
         parse,
         parse_config,
     )
 
-_COMMAND_LINE = ("TrainOptions", "command", "load_config_file", "one_line_errors", "parse", "parse_config")
+_COMMAND_LINE = ("TrainOptions", "load_config_file", "one_line_errors", "parse", "parse_config")
 __getattr__ = lazily(__name__, dict.fromkeys(_COMMAND_LINE, "command_line"))
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "StoredTypeError",
     "TrainConfig",
     "TrainOptions",
+    "about",
     "as_config_error",
     "as_lead",
     "batch_shapes",
@@ -80,6 +83,7 @@ __all__ = [
     "claim_folder",
     "command",
     "differences",
+    "doubts",
     "dumps",
     "first_line",
     "from_json",
@@ -90,10 +94,12 @@ __all__ = [
     "one_line_errors",
     "parse",
     "parse_config",
+    "program",
     "read_config",
     "resolve",
     "set_up",
     "to_json",
+    "trust_options",
     "with_conditions",
     "with_saved",
 ]

@@ -9,13 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import importlib.util
 import io
-import os
 import re
-import shlex
 import sys
-import traceback
 import typing
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,8 +22,9 @@ import jax
 import tyro
 
 from jaxdiff.config.schema import Config
+from jaxdiff.config.trust import load_file
 from jaxdiff.launch.distributed import ProcessOptions, leave_alone
-from jaxdiff.launch.errors import ConfigError, as_config_error, suggestion
+from jaxdiff.launch.errors import ConfigError, as_config_error, silent_at_a_broken_pipe, suggestion
 
 Options = TypeVar("Options")
 
@@ -35,7 +32,7 @@ Options = TypeVar("Options")
 @contextlib.contextmanager
 def one_line_errors(program: str, *errors: type[Exception]) -> Iterator[None]:
     """Turns a `ConfigError`, or one of ``errors``, into one line on stderr and exit status 2; Ctrl-C into one and 130.
-    Others pass.
+    Others pass. Output that nobody reads any more (``--help | head``) ends the program in silence.
 
     One of several processes ends by whatever error without waiting for the others (`jaxdiff.launch.distributed`).
 
@@ -46,7 +43,8 @@ def one_line_errors(program: str, *errors: type[Exception]) -> Iterator[None]:
     SystemExit: 2
     """
     try:
-        yield
+        with silent_at_a_broken_pipe():
+            yield
     except (Exception, KeyboardInterrupt) as error:
         expected = isinstance(error, (ConfigError, *errors))
         if jax.distributed.is_initialized():
@@ -60,32 +58,48 @@ def one_line_errors(program: str, *errors: type[Exception]) -> Iterator[None]:
         raise SystemExit(2) from None
 
 
+def shipped_configs() -> dict[str, Path]:
+    """The configurations that come with jaxdiff, by name: of the installed package, or of the repository.
+
+    >>> shipped_configs()["digits_unet"].name
+    'digits_unet.py'
+    """
+    package = Path(__file__).parents[1]
+    folder = next(each for each in (package / "configs", package.parent / "configs") if each.is_dir())
+    return {file.stem: file for file in sorted(folder.glob("[a-z]*.py"))}
+
+
+def find_config(path: str | Path) -> Path:
+    """A configuration's file: itself, or that of one that comes with jaxdiff by its name.
+
+    Raises:
+      ConfigError: there is none; with what there is.
+    """
+    path = Path(path).expanduser()
+    if path.is_file() and path.suffix:
+        return path
+    shipped = shipped_configs()
+    if path.name in shipped and str(path) == path.name:
+        return shipped[path.name]
+    name = path.stem if path.suffix == ".py" else path.name
+    near = [str(p) for p in sorted(path.parent.glob("*.py"))] if path.suffix and path.parent.is_dir() else []
+    hint = suggestion(str(path), near) or suggestion(name, shipped)
+    hint = hint or f"; there are {', '.join(near or shipped)}" + ("" if path.suffix else ", or the path of a file")
+    what = "configuration file" if path.suffix else "configuration"
+    raise ConfigError(f"there is no {what} {str(path)!r}{hint}")
+
+
 def load_config_file(path: str | Path) -> Config:
     """Runs a configuration file and returns its ``config``.
+
+    Args:
+      path: of the file; or the name of a configuration that comes with jaxdiff, such as ``"digits_unet"``.
 
     Raises:
       ConfigError: there is no such file, it fails, or it has no ``config``.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        near = [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
-        hint = suggestion(str(path), near) or (f"; there are {', '.join(near)}" if near else "")
-        raise ConfigError(f"there is no configuration file {str(path)!r}{hint}")
-    # The name that it has as a module of the folder it stands in: its classes can be found again by import path.
-    name = f"{path.resolve().parent.name}.{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{str(path)!r} is not a Python file: its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    # Whatever a person's file may raise is theirs to read; it is reported with its line.
-    except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-        where = f"{path}, line {line}" if line else str(path)
-        raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
+    path = find_config(path)
+    module = load_file(path, "configuration file")
     config = getattr(module, "config", None)
     if not isinstance(config, Config):
         raise ConfigError(f"{path} defines no `config` of type jaxdiff.config.Config")
@@ -93,7 +107,13 @@ def load_config_file(path: str | Path) -> Config:
 
 
 def parse(
-    kind: type[Options], arguments: Sequence[str], *, program: str, default: Options | None = None, positional: int = 0
+    kind: type[Options],
+    arguments: Sequence[str],
+    *,
+    program: str,
+    default: Options | None = None,
+    positional: int = 0,
+    about: str | None = None,
 ) -> Options:
     """Parses a command line into a dataclass, by tyro.
 
@@ -103,6 +123,7 @@ def parse(
       program: the program's name, for ``--help``.
       default: values to start from.
       positional: how many arguments without a name come before the options.
+      about: what ``--help`` says first; None: the dataclass' text.
 
     Raises:
       ConfigError: an unknown option (with a suggestion), a value of the wrong type, or one that its dataclass refuses.
@@ -115,7 +136,7 @@ def parse(
     if len(leading) > positional:
         raise ConfigError(f"{leading[positional]!r} is unexpected: options have names, see --help")
     try:
-        return _home_expanded(_parse(kind, arguments, program, default))
+        return _home_expanded(_parse(kind, arguments, program, default, about))
     except _Refused as refused:
         ends = [*starts[1:], len(arguments)]
         _explain([arguments[start:end] for start, end in zip(starts, ends, strict=True)], known, default)
@@ -129,8 +150,16 @@ def _home_expanded(options: Options) -> Options:
     return dataclasses.replace(options, **paths)  # type: ignore[type-var]
 
 
-def parse_config(arguments: Sequence[str], *, program: str, default_file: Path) -> TrainOptions:
-    """The command line of training: a configuration file, or none for the default, then options.
+def parse_config(
+    arguments: Sequence[str], *, program: str, default_file: str | Path = "digits_unet", about: str | None = None
+) -> TrainOptions:
+    """The command line of training: a configuration's name or file, or none for the default, then options.
+
+    Args:
+      arguments: without the program's name.
+      program: the program's name, for ``--help``.
+      default_file: what stands for no configuration.
+      about: what ``--help`` says first.
 
     Raises:
       ConfigError: as `load_config_file` and `parse`.
@@ -142,7 +171,7 @@ def parse_config(arguments: Sequence[str], *, program: str, default_file: Path) 
     stray = next((text for text in rest if text.endswith(".py") and "/" in text), None)
     if stray is not None and not named:
         raise ConfigError(f"{stray}: the configuration file comes first, before all options")
-    return parse(TrainOptions, rest, program=f"{program} [CONFIG.py]", default=TrainOptions(config=config))
+    return parse(TrainOptions, rest, program=f"{program} [CONFIG]", default=TrainOptions(config=config), about=about)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,20 +190,11 @@ class TrainOptions(ProcessOptions):
     """Of those weights, take what fits (for other classes, say) and leave the rest new."""
 
 
-def command(program: str | Path, *arguments: str) -> str:
-    """A command line to copy, of this Python.
-
-    >>> command("train.py", "--workdir", "my runs").partition("train.py")[2]
-    " --workdir 'my runs'"
-    """
-    python = min(sys.executable, os.path.relpath(sys.executable), key=len)
-    return shlex.join([python, os.path.relpath(program), *arguments])
+REGISTRY = tyro.constructors.ConstructorRegistry()
+"""Of the rules by which tyro reads our types."""
 
 
-_registry = tyro.constructors.ConstructorRegistry()
-
-
-@_registry.struct_rule
+@REGISTRY.struct_rule
 def _by_value(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
     # A field annotated by a protocol has the options of the dataclass that stands there.
     if dataclasses.is_dataclass(info.type) or not dataclasses.is_dataclass(info.default):
@@ -193,7 +213,9 @@ class _Refused(Exception):
     """What tyro said when it refused, as one line of text."""
 
 
-def _parse(kind: type[Options], arguments: Sequence[str], program: str, default: Options | None) -> Options:
+def _parse(
+    kind: type[Options], arguments: Sequence[str], program: str, default: Options | None, about: str | None = None
+) -> Options:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), warnings.catch_warnings():
@@ -202,8 +224,9 @@ def _parse(kind: type[Options], arguments: Sequence[str], program: str, default:
                 kind,
                 args=arguments,
                 prog=program,
+                description=about,
                 default=tyro.MISSING_NONPROP if default is None else default,
-                registry=_registry,
+                registry=REGISTRY,
                 config=(tyro.conf.SuppressFixed, tyro.conf.AvoidSubcommands),
             )
     except SystemExit as stopped:
@@ -259,13 +282,19 @@ def _explain(groups: Sequence[Sequence[str]], known: dict[str, Any], default: An
     values: dict[str, Any] = {}
     for first, *rest in groups:
         name = _option_name(first) or ""
+        given = [*first.split("=", 1)[1:], *rest]
+        head, _, last = name.rpartition(".")
+        positive = name if known.get(name) is bool else f"{head}.{last.removeprefix('no_')}".lstrip(".")
+        if known.get(positive) is bool:  # a switch
+            if given:
+                off = f"{head}.no_{positive.rpartition('.')[2]}".lstrip(".")
+                raise ConfigError(
+                    f"--{name} takes no value, got {' '.join(given)!r}; --{positive} switches on, --{off} off"
+                )
+            values[positive] = name == positive
+            continue
         if name not in known:
             continue
-        given = [*first.split("=", 1)[1:], *rest]
-        if known[name] is bool and given:
-            head, _, last = name.rpartition(".")
-            off = f"{head}.no_{last}".lstrip(".")
-            raise ConfigError(f"--{name} takes no value, got {' '.join(given)!r}; it switches on, --{off} off")
         alone = dataclasses.make_dataclass("Alone", [("value", known[name])])
         try:
             values[name] = _parse(alone, ["--value", *given], "", None).value

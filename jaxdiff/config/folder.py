@@ -10,12 +10,14 @@ import contextlib
 import dataclasses
 import json
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from jaxdiff.config.schema import Config
-from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, to_json
+from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, layout, to_json
+from jaxdiff.config.trust import check_names, code_of, import_trusted
 from jaxdiff.config.upgrade import upgraded
 from jaxdiff.launch.distributed import lead_first
 from jaxdiff.launch.errors import ConfigError
@@ -38,6 +40,7 @@ FREE = (
     "sample",
     "mesh",
     "data.path",
+    "data.classes",
     "data.workers",
     "data.decoded_mb",
     "picture",
@@ -49,17 +52,21 @@ def read_config(folder: str | os.PathLike[str], trusted: Sequence[str] = TRUSTED
 
     Args:
       folder: such as ``runs/digits``.
-      trusted: modules that its classes may come from.
+      trusted: modules and files (``mine.py``) that its classes and names may come from. They are imported.
 
     Raises:
       ConfigError: there is none, or it cannot be read.
     """
     file = Path(folder).expanduser() / CONFIG
-    data = _read(file)
+    data, code = _read(file)
+    modules = import_trusted(trusted)
     try:
-        config = from_json(upgraded(data), trusted)
-    except StoredTypeError as error:
-        raise ConfigError(f"{file}: {error}") from error
+        config = from_json(upgraded(data), modules)
+        if code and isinstance(config, Config):
+            check_names(config)
+    except ValueError as error:
+        needs = f"; the run needs --trust {shlex.join(code)}" if code else ""
+        raise ConfigError(f"{file}: {error}{needs}") from error
     if not isinstance(config, Config):
         raise ConfigError(f"{file} holds no configuration of jaxdiff")
     return config
@@ -101,7 +108,7 @@ def check_folder(config: Config) -> Path:
     try:
         dumps(config)
         if file.exists():
-            _refuse_other(folder, _read(file), config)
+            _refuse_other(folder, _read(file)[0], config)
         elif folder.exists() and (not folder.is_dir() or {entry.name for entry in folder.iterdir()} - ours):
             raise ConfigError(f"{folder} is there already and is not the folder of a run: choose another --workdir")
     except StoredTypeError as error:
@@ -140,7 +147,7 @@ def _claimed(folder: Path, config: Config) -> IO[str]:
         with contextlib.ExitStack() as held:
             lock = held.enter_context(locked(folder / LOCK))
             check_folder(config)  # once more: another training may have begun and ended meanwhile
-            file, text = folder / CONFIG, dumps(config)
+            file, text = folder / CONFIG, _text(config)
             if not file.exists() or file.read_text(encoding="utf-8") != text:
                 _partial(file).write_text(text, encoding="utf-8")
                 _partial(file).replace(file)  # there whole or not at all
@@ -154,14 +161,22 @@ def _partial(file: Path) -> Path:
     return file.with_suffix(".partial")
 
 
-def _read(file: Path) -> Any:
+def _text(config: Config) -> str:
+    code = code_of(config)
+    return layout(to_json(config) | ({"code": code} if code else {}))
+
+
+def _read(file: Path) -> tuple[Any, list[str]]:
+    """The configuration as JSON, and the code that it needs (`jaxdiff.config.trust`)."""
     if not file.is_file():
         why = f"it has no {CONFIG}" if file.parent.is_dir() else "it does not exist"
         raise ConfigError(f"{str(file.parent)!r} is not the folder of a run: {why}")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from error
+    code = data.pop("code", []) if isinstance(data, dict) else []
+    return data, [str(each) for each in code] if isinstance(code, list) else []
 
 
 def _refuse_other(folder: Path, saved: Any, config: Config) -> None:
@@ -173,13 +188,20 @@ def _refuse_other(folder: Path, saved: Any, config: Config) -> None:
         for name, values in differences(_as_of_now(saved, config), to_json(config)).items()
         if not any(name == allowed or name.startswith(f"{allowed}.") for allowed in free)
     }
-    if changed:
-        shown = [f"{name} ({_short(old)} there, {_short(new)} here)" for name, (old, new) in list(changed.items())[:6]]
-        more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
-        named = f"{', '.join(shown)}{more}"
+    if not changed:
+        return
+    start = f"--init-from {shlex.quote(str(folder))}"
+    shown = [f"{name} ({_short(old)} there, {_short(new)} here)" for name, (old, new) in list(changed.items())[:6]]
+    named = ", ".join(shown) + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
+    if list(changed) == ["train.steps"]:
         raise ConfigError(
-            f"{folder} holds another configuration: {named}; choose another --workdir, or repeat its options"
+            f"{folder}: {named}: with the cosine schedule the learning rate depends on the length of the run, which "
+            f"cannot change; to train on from its weights: another --workdir, and {start}"
         )
+    raise ConfigError(
+        f"{folder} holds another configuration: {named}; choose another --workdir ({start} begins with its "
+        f"weights), or repeat its options. When a run goes on, these alone may change: {', '.join(free)}"
+    )
 
 
 def _as_of_now(saved: Any, config: Config) -> Any:

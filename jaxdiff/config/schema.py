@@ -325,3 +325,14 @@ def check_ranges(config: Config) -> None:
             raise ConfigError(
                 f"mesh.{part.name}: {size} is out of range, it must be at least 1, or -1 for what is left"
             )
+
+
+def doubts(config: Config) -> list[str]:
+    """What a configuration probably does not mean, though it can be trained: one line each."""
+    steps, optimizer = config.train.steps, config.optimizer
+    if optimizer.warmup <= steps:
+        return []
+    return [
+        f"optimizer.warmup: {optimizer.warmup} steps are more than train.steps, {steps}: the learning rate ends at "
+        f"{optimizer.lr * steps / optimizer.warmup:.2g} and never reaches optimizer.lr, {optimizer.lr:g}"
+    ]

@@ -127,7 +127,7 @@ def _find(path: Any, trusted: Sequence[str]) -> type:
     module, _, name = MOVED.get(path, path).rpartition(".")
     if not _within(module, trusted):
         raise StoredTypeError(
-            f"type {path!r} is not from {' or '.join(trusted)}: name its module as trusted if you know it"
+            f"type {path!r} is not from {' or '.join(trusted)}: name its module as trusted (--trust) if you know it"
         )
     try:
         kind = getattr(importlib.import_module(module), name)
@@ -145,7 +145,12 @@ def _within(module: str, trusted: Sequence[str]) -> bool:
 
 def dumps(value: Any) -> str:
     """JSON text for people: indented, lists of plain values on one line."""
-    text = json.dumps(to_json(value), indent=2)
+    return layout(to_json(value))
+
+
+def layout(stored: Any) -> str:
+    """As `dumps`, of what `to_json` has given."""
+    text = json.dumps(stored, indent=2)
     # A line break never stands inside a JSON string, so this touches the layout only.
     return re.sub(r"\[\n *([^\[\]{}]*?)\n *\]", lambda match: "[" + re.sub(r"\n *", " ", match[1]) + "]", text) + "\n"
 

@@ -51,7 +51,8 @@ def without_bad(
     2
     """
     lost: list[str] = getattr(source, "lost", [])
-    bad = _kept(source, folder, say) if keep and getattr(source, "files", ()) else _read_all(source, say)
+    has_files = bool(getattr(source, "files", ()))
+    bad = _kept(source, folder, say) if keep and has_files else _read_all(source, say)
     if len(bad) == len(source):
         raise DataError(f"{name_of(source)}: none of its {len(source)} records can be used")
     if bad or lost:

@@ -57,11 +57,20 @@ class ProcessOptions(StartOptions):
 
 
 def join(options: ProcessOptions) -> None:
-    """Starts `jax.distributed` as the options say, before JAX is used otherwise; without ``--distributed``, nothing.
+    """Starts JAX: with ``--distributed`` as one of several processes, before it is used otherwise.
 
     Raises:
-      ConfigError: options that do not fit each other, nothing found by auto, or a port that cannot be had.
+      ConfigError: options that do not fit each other, nothing found by auto, a port that cannot be had, or no device.
     """
+    _join(options)
+    try:
+        jax.devices()
+    except RuntimeError as error:  # such as JAX_PLATFORMS=cuda, and no CUDA
+        asked = os.environ.get("JAX_PLATFORMS")
+        raise ConfigError(f"{f'JAX_PLATFORMS={asked}' if asked else 'JAX'}: {error}") from error
+
+
+def _join(options: ProcessOptions) -> None:
     address, count, index = options.distributed, options.num_processes, options.process_id
     for name in ("join_timeout", "peer_timeout"):
         if getattr(options, name) < 1:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
+import select
+import signal
+import sys
 from collections.abc import Iterable, Iterator
 
 
@@ -29,6 +33,31 @@ def as_config_error(what: str) -> Iterator[None]:
         raise ConfigError(f"{what}: {error}") from error
     except MemoryError as error:
         raise ConfigError(f"{what}: too large for this machine's memory ({error})") from error
+
+
+@contextlib.contextmanager
+def silent_at_a_broken_pipe() -> Iterator[None]:
+    """Ends the process with the status 141, as SIGPIPE would, where nobody reads its output any more.
+
+    What is printed within the `with` is written at its end.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_broken(1):  # it was another pipe, such as a worker's
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)  # Python writes once more, at its own end
+        raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+def _is_broken(pipe: int) -> bool:
+    look = select.poll()
+    look.register(pipe, 0)
+    return any(seen & select.POLLERR for _, seen in look.poll(0))
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -10,10 +10,10 @@ https://doi.org/10.1145/2063384.2063405, section 4), and of b's upper 23 bits m,
     u = (2 m + 1) / 2^23 - 1,  uniform in (-1, 1)                                (2)
     n = sqrt(2) erfinv(u),     normal                                            (3)
 
-(1) is what `jax.random.bits` gives for w = 0, and (2) is exact in float32. The reasons not to call `jax.random` for each
-weight: the rounds stand here one after the other, so that XLA makes of each weight one loop without temporaries. On a
-CPU `jax.random` has a loop of rounds over whole arrays, which takes five times as long to compile and keeps four copies
-of the weight. And with a counter for each weight no key has to be derived for it.
+(1) is what `jax.random.bits` gives for w = 0, and (2) is exact in float32. Each weight does not call `jax.random` for
+two reasons. Here the rounds stand one after the other, so XLA makes one loop without temporaries of each weight; on a
+CPU `jax.random` loops over the rounds with whole arrays, which keeps copies of the weight and takes five times as long
+to compile. And with a counter for each weight no key has to be derived for it.
 """
 
 from __future__ import annotations

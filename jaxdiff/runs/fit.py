@@ -148,6 +148,8 @@ def fit(
         parameters = sum(leaf.size for leaf in jax.tree.leaves(template.params))
         where = f"{mesh.size} device(s)" + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
         print(f"{config.name}: {parameters:,} parameters, {len(data):,} records, {where}, in {folder}")
+        for line in cfg.doubts(config):
+            print(f"WARNING: {line}", file=sys.stderr, flush=True)
     if dry_run:
         if lead:
             print("dry run: configuration, data and shapes are good; nothing was written")
@@ -187,6 +189,7 @@ def fit(
             def draw(step: int, state: training.TrainState) -> None:
                 run = run_of(state, step)
                 picture, figures = run.picture(), run.measure()
+                checkpoints.check()  # drawing takes time, and a folder may be moved meanwhile
                 if lead:
                     try:
                         save_png(folder / SAMPLES / f"step_{step:08d}.png", picture)

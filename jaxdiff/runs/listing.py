@@ -1,4 +1,4 @@
-"""The runs in a folder, one a line: `python -m jaxdiff.runs runs/`.
+"""The runs in a folder, one a line: `jaxdiff runs runs/`, or `python -m jaxdiff.runs runs/`.
 
 What a run is, its files say: `config.json` its length, the last line of `metrics.jsonl` its figures, the names in
 `checkpoints` what is saved, and an OS lock on `lock`, which a training process holds and which ends with it, whether it
@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxdiff.launch.errors import silent_at_a_broken_pipe
 from jaxdiff.launch.lock import is_locked
 
 CONFIG, METRICS, CHECKPOINTS, SAMPLES, LOCK = "config.json", "metrics.jsonl", "checkpoints", "samples", "lock"
@@ -179,11 +180,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
         asked = set(arguments) & {"-h", "--help"}
-        print("usage: python -m jaxdiff.runs [FOLDER]    lists the runs in FOLDER, by default in runs")
+        print("usage: jaxdiff runs [FOLDER]    lists the runs in FOLDER, by default in runs")
         return 0 if asked else 2
     try:
-        print(table(folders(arguments[0] if arguments else "runs")))
+        with silent_at_a_broken_pipe():
+            print(table(folders(arguments[0] if arguments else "runs")))
     except RunError as error:
-        print(f"jaxdiff.runs: error: {error}", file=sys.stderr)
+        print(f"jaxdiff runs: error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -121,7 +121,8 @@ class Run:
           path: the folder, such as ``runs/digits``.
           step: of the checkpoint; None: the newest that can be read.
           ema: the averaged weights (what to sample from), the average of this name, or (False) those of the last step.
-          trusted: modules that the configuration's classes may come from, which are imported; add your own.
+          trusted: modules, and files such as ``"mine.py"``, that the configuration's classes and names may come from,
+            which are imported; add your own.
           mesh: the devices, each of which gets the whole weights: all processes call it, and get the step that
             process 0 has found. None: this process's, so that each of several samples by itself.
           dtype: what the network computes in, and what its weights are kept in, such as ``"bfloat16"``; None: as
@@ -253,6 +254,15 @@ class Run:
         """What ``config.picture`` measures, by name; nothing where it is a grid of samples."""
         figures: dict[str, float] = {} if self.config.picture is None else self.config.picture.measure(self)
         return figures
+
+
+def load(path: str | os.PathLike[str], **options: Any) -> Run:
+    """What lies at a path, ready to sample: a run's folder gives its `Run`. Arguments as `Run.load`.
+
+    Raises:
+      ConfigError, CheckpointError: as `Run.load`.
+    """
+    return Run.load(path, **options)
 
 
 def rows_of_labels(

@@ -197,7 +197,7 @@ def wait_for_shards(folder: str | os.PathLike[str], request: Request, *, every: 
 
 
 def load_samples(folder: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    """All samples of a folder that `sample.py --out FOLDER` has written, in order.
+    """All samples of a folder that `jaxdiff sample --out FOLDER` has written, in order.
 
     Args:
       folder: with an index and all of its shards.
@@ -216,8 +216,8 @@ def load_samples(folder: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     if missing:
         count = sum(map(len, missing))
         raise ConfigError(
-            f"{folder} is not complete: {request.num - count} of {request.num} samples are there; the same sample.py "
-            "command again draws the others"
+            f"{folder} is not complete: {request.num - count} of {request.num} samples are there; the same command "
+            "again draws the others"
         )
     found: dict[str, NDArray[Any]] = {}
     for samples in request.shards:

@@ -73,7 +73,8 @@ class DDIM(Sampler):
         kept = jnp.exp(self.process.log_snr(t) - self.process.log_snr(s))  # SNR_t/SNR_s
         eta2 = jnp.square(self.eta)
         mean = alpha * prediction.x0 + sigma * jnp.sqrt(1.0 - eta2 + eta2 * kept) * prediction.eps
-        return mean + sigma * self.eta * jnp.sqrt(1.0 - kept) * noise(t, s), state
+        fresh = jnp.sqrt(jnp.maximum(1.0 - kept, 0.0))  # 0 on rising times, where eta is
+        return mean + sigma * self.eta * fresh * noise(t, s), state
 
 
 @record

@@ -66,7 +66,7 @@ class EulerAncestral(Sampler):
     def step(self, denoise: Denoise, noise: Noise, state: State, x: Array, t: Array, s: Array) -> tuple[Array, State]:
         prediction = denoise(x, t)
         fallen = -jnp.expm1(self.process.log_snr(t) - self.process.log_snr(s))  # 1 - rho_s^2/rho_t^2
-        up = jnp.minimum(1.0, self.eta * jnp.sqrt(fallen))  # in units of rho_s
+        up = jnp.minimum(1.0, self.eta * jnp.sqrt(jnp.maximum(fallen, 0.0)))  # in units of rho_s
         down = jnp.sqrt(1.0 - jnp.square(up))
         sigma = self.process.sigma(s)
         return self.process.alpha(s) * prediction.x0 + sigma * (down * prediction.eps + up * noise(t, s)), state

@@ -95,4 +95,5 @@ class ReverseDiffusion(Sampler):
         scale, variance = self.process.transition(s, t)
         pull = 0.5 * (1.0 + jnp.square(self.tau)) * variance
         mean = (2.0 - scale) * x + pull * denoise(x, t).score(self.process, t)
-        return mean + self.tau * jnp.sqrt(variance) * noise(t, s), state
+        fresh = jnp.sqrt(jnp.maximum(variance, 0.0))  # 0 on rising times, where tau is
+        return mean + self.tau * fresh * noise(t, s), state

@@ -32,6 +32,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from jaxdiff.compat import TMP_DIR_SUFFIX
 from jaxdiff.train.checkpoint_format import (
+    Best,
     CheckpointError,
     SaveError,
     StructureError,
@@ -39,6 +40,7 @@ from jaxdiff.train.checkpoint_format import (
     Want,
     all_of,
     average_folder,
+    free_name,
     make_manifest,
     nested,
     of_the_system,
@@ -52,6 +54,7 @@ from jaxdiff.train.checkpoint_format import (
 )
 from jaxdiff.train.checksum import DamageError
 from jaxdiff.train.failed_save import quiet_failed_saves
+from jaxdiff.train.place import Place
 from jaxdiff.train.state import TrainState
 
 
@@ -102,7 +105,7 @@ class Checkpoints:
         self._failed = False
         if readonly and not self.folder.is_dir():
             raise CheckpointError(f"no checkpoints in {folder}: the folder does not exist")
-        kept: list[Any] = [policies.LatestN(keep), *([] if best is None else [_Best(self._score)])]
+        kept: list[Any] = [policies.LatestN(keep), *([] if best is None else [Best(self._score)])]
         me = jax.process_index()  # each of several readers reads by itself; writers work together
         alone: dict[str, Any] = {"primary_host": me, "active_processes": {me}} if readonly else {}
         self._options = ocp.CheckpointManagerOptions(
@@ -115,6 +118,7 @@ class Checkpoints:
             quiet.enter_context(quiet_failed_saves(saves=not readonly))
             self._manager: Any = self._opened()
             self._quiet = quiet.pop_all()
+        self._place = None if readonly else Place(self.folder)
 
     def _opened(self, *, clean: bool = True) -> Any:
         options = dataclasses.replace(self._options, cleanup_tmp_directories=clean and not self._readonly)
@@ -173,8 +177,10 @@ class Checkpoints:
             metrics: of this step, for `best`; those that are not finite are left out.
 
         Raises:
-            SaveError: this save, or the one before, failed, and `on_error` is "stop".
+            SaveError: this save, or the one before, failed, and `on_error` is "stop"; or the folder is no longer where
+                it was.
         """
+        self._check_place()
         self._settle(fatal=False)
         if step in self._manager.all_steps():
             return
@@ -194,8 +200,9 @@ class Checkpoints:
         """Says, or raises, what went wrong with a save that has ended meanwhile; does not wait.
 
         Raises:
-            SaveError: it failed, and `on_error` is "stop".
+            SaveError: it failed, and `on_error` is "stop"; or the folder is no longer where it was.
         """
+        self._check_place()
         if self._saving is not None and not self._manager.is_saving_in_progress():
             self._settle(fatal=False)
 
@@ -222,6 +229,7 @@ class Checkpoints:
             yield
         # On a full disk Orbax raises whatever its layers raise, as on damaged files.
         except Exception as error:
+            self._check_place()
             why = of_the_system(error) or reason(error)
             self._saving, self._failed = None, True
             self._scores.pop(step, None)
@@ -237,6 +245,10 @@ class Checkpoints:
             if fatal or self._on_error == "stop" or not alone:
                 raise SaveError(text) from error
             self._say(f"WARNING: {text}; training goes on")
+
+    def _check_place(self) -> None:
+        if self._place is not None and (gone := self._place.lost()):
+            raise SaveError(gone)
 
     def _sweep(self) -> None:
         """Removes what failed saves have left, which takes room; where their threads write on, the next sweep does."""
@@ -374,27 +386,10 @@ class Checkpoints:
             return
         if jax.process_index() == 0:
             for step in steps:
-                os.replace(self.folder / str(step), _free_name(self.folder / f"{step}.damaged"))
+                os.replace(self.folder / str(step), free_name(self.folder / f"{step}.damaged"))
         self._manager.reload()
-
-
-class _Best:
-    """Keeps the step whose score is lowest."""
-
-    def __init__(self, score: Callable[[int], float]) -> None:
-        self._score = score
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        scores = {info.step: self._score(info.step) for info in checkpoints}
-        best = min(scores, key=lambda step: scores[step], default=None)
-        return [info.step == best and math.isfinite(scores[info.step]) for info in checkpoints]
 
 
 def _to_stderr(text: str) -> None:
     if jax.process_index() == 0:
         print(text, file=sys.stderr, flush=True)
-
-
-def _free_name(path: Path) -> Path:
-    names = (path if n == 0 else path.with_name(f"{path.name}-{n}") for n in range(sys.maxsize))
-    return next(name for name in names if not name.exists())

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,18 @@ class Summed(AtomicRenameTemporaryPath):
         await super().finalize()
 
 
+class Best:
+    """Keeps the step whose score is lowest."""
+
+    def __init__(self, score: Callable[[int], float]) -> None:
+        self._score = score
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        scores = {info.step: self._score(info.step) for info in checkpoints}
+        best = min(scores, key=lambda step: scores[step], default=None)
+        return [info.step == best and math.isfinite(scores[info.step]) for info in checkpoints]
+
+
 def nested(tree: Any) -> dict[str, Any]:
     """A plain nested dict: no empty nodes, no tuples, no records, so nothing depends on how Orbax writes those."""
     flat = {_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
@@ -84,7 +98,10 @@ def state_of(trees: Mapping[str, Any], key_impl: str, template: TrainState) -> T
     """The inverse of `trees_of`."""
     key = jax.random.wrap_key_data(trees["state"]["key"], impl=key_impl)
     if key.dtype != template.key.dtype:
-        raise StructureError(f"the checkpoint's random numbers are {key.dtype}, here they are {template.key.dtype}")
+        raise StructureError(
+            f"the checkpoint's random keys are {key.dtype}, here they are {template.key.dtype} "
+            "(jax_default_prng_impl, or JAX_DEFAULT_PRNG_IMPL)"
+        )
     rest = {name: getattr(template, name) for name in ("step", "opt_state", "history", "guard")}
     new = jax.tree.map(lambda value, leaf: jax.device_put(value, leaf.sharding), new_guard(), template.guard)
     return TrainState(
@@ -157,9 +174,21 @@ def compare(manifest: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -
         for path, have, want in _both(manifest.get(name, {}), tree):
             if have != want:
                 raise StructureError(
-                    f"{what} is of another model or configuration: {name}/{path} is {_describe(have)} there and "
+                    f"{what} is of {_other(path, have, want)}: {name}/{path} is {_describe(have)} there and "
                     f"{_describe(want)} here"
                 )
+
+
+def _other(path: str, have: Any, want: Any) -> str:
+    """Of what a checkpoint is that has one leaf otherwise; JAX's own settings change leaves too."""
+    if have is None or want is None:
+        return "another model or configuration"
+    if path == "key":
+        return "random keys of another kind (jax_default_prng_impl, or JAX_DEFAULT_PRNG_IMPL)"
+    bits = [re.fullmatch(r"(float|int|uint)(32|64)", dtype) for _, dtype in (have, want)]
+    if have[0] == want[0] and bits[0] and bits[1] and bits[0][1] == bits[1][1]:
+        return f"numbers of {bits[0][2]} bits (JAX_ENABLE_X64, or jax_enable_x64, is another)"
+    return "another model or configuration"
 
 
 def all_of(wanted: dict[str, Any], manifest: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -318,3 +347,9 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
 
 def _describe(leaf: Any) -> str:
     return "missing" if leaf is None else f"{leaf[1]}{tuple(leaf[0])}"
+
+
+def free_name(path: Path) -> Path:
+    """A path, with a number where something stands there already."""
+    names = (path if n == 0 else path.with_name(f"{path.name}-{n}") for n in range(sys.maxsize))
+    return next(name for name in names if not name.exists())

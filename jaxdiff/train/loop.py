@@ -8,9 +8,10 @@ What it takes care of, so that `train.py` reads as a story:
   device until a step is logged.
 - The loop runs under `jax.transfer_guard("disallow")`: a transfer nobody asked for is an error, not a slow run.
   Callbacks, checkpoints and logging are outside of the guard.
-- SIGINT, SIGTERM, SIGHUP or SIGUSR1 ends the run after the step in progress with a checkpoint; a second SIGINT or
-  SIGTERM ends the process at once (`jaxdiff.launch.signals`). Of several processes it is enough that one gets it: all
-  stop after the same step (`jaxdiff.train.stopping`).
+- From the first step on SIGINT, SIGTERM, SIGHUP or SIGUSR1 ends the run after the step in progress with a checkpoint;
+  before it there is nothing to save, and they end the process. A second SIGINT or SIGTERM ends the process at once
+  (`jaxdiff.launch.signals`). Of several processes it is enough that one gets it: all stop after the same step
+  (`jaxdiff.train.stopping`).
 - Bad steps are skipped within the step (`jaxdiff.train.guard`). Too many in a row end the run, with the state from
   before them saved and their records named; a parameter that is not finite ends it before it can reach a checkpoint.
 - With `steps_per_call` the devices take several steps at a call. Logging, checkpoints and callbacks come after the same
@@ -19,6 +20,7 @@ What it takes care of, so that `train.py` reads as a story:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -125,7 +127,7 @@ def train_loop(
         raise ValueError(f"the state lies on {placed}, not on a mesh; make it with create_sharded_state")
     assert isinstance(placed.mesh, Mesh)
     sharding = batch_sharding(placed.mesh)
-    vote, stopping = StopVote(placed.mesh, ahead), False
+    vote, stop, stopping = StopVote(placed.mesh, ahead), Stop(), False
     dues = [log_every, save_every, *(every for every, _ in callbacks if every)]
     pending: list[tuple[int, Mapping[str, jax.Array]]] = []  # of each call, how many steps and their metrics
     record: dict[str, Any] = {}
@@ -188,7 +190,7 @@ def train_loop(
 
     with (
         Progress(steps, start, active=lead) as progress,
-        Stop() as stop,
+        contextlib.ExitStack() as answered,
         ThreadPoolExecutor(2) as compiler,
         Prefetch(data, sharding) as batches,
         StepTrace(profile if lead else None, log.folder / "profile", progress.say) as trace,
@@ -214,6 +216,8 @@ def train_loop(
                     throughput.run()
                 if step + count < steps:
                     batches.begin(steps_of_call(step + count))
+                if step == start:  # until here a signal ends the process: there is nothing to save yet
+                    answered.enter_context(stop)
                 trace.before(step, step + count, pending)
                 state, metrics = compiled[count](state, batch, given)
                 pending.append((count, metrics))
@@ -231,6 +235,7 @@ def train_loop(
             saves = step % save_every == 0 or step == steps
             due = [call for every, call in callbacks if every and (step % every == 0 or step == steps)]
             if saves or due:
+                checkpoints.check()
                 if saves:
                     save(here=step == steps)
                 throughput.pause()

@@ -13,7 +13,7 @@ from PIL import Image
 import train
 from jaxdiff.config import SOURCES
 from jaxdiff.config.folder import CONFIG
-from jaxdiff.run import Run
+from jaxdiff.runs.run import Run
 from tests.test_readme import blocks, run_block
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "data.md"
@@ -42,14 +42,14 @@ def test_the_command_trains_on_photos(
             Image.open(photo).convert("RGBA").save(target)
         else:
             Image.open(photo).save(target, exif=exif if number == 2 else None)
-    (command,) = (" ".join(each.split("\\\n")) for each in blocks(PAGE, "bash"))
+    command = " ".join(blocks(PAGE, "bash")[0].split("\\\n"))
     program, file, *arguments = shlex.split(command)
     assert (program, file) == ("python", "train.py")
     monkeypatch.chdir(tmp_path)
     small = "--network.width 8 --network.blocks 1 --train.steps 2 --train.batch_size 4 --train.sample_every 0"
     train.main([*arguments, *small.split(), "--optimizer.warmup", "1", "--sample.steps", "2", "--no-cache"])
-    assert re.search(r"12 images, .* in runs/photos", capsys.readouterr().out)
+    assert re.search(r"12 records, .* in runs/photos", capsys.readouterr().out)
     run = Run.load(tmp_path / "runs" / "photos")
     assert run.config.data.classes == ("cat", "dog", "other")
     assert '"classes": ["cat", "dog", "other"]' in (tmp_path / "runs" / "photos" / CONFIG).read_text()
-    assert run.sample(0, 2, {"label": 1}).shape == (2, 32, 32, 3)
+    assert run.sample(0, 2, {"label": 1})["x"].shape == (2, 32, 32, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -159,7 +160,8 @@ def test_one_file_of_another_mode_among_thirty(tmp_path: Path, place: int) -> No
         write_folder(folder, images, ["."] * 30)
         odd = pictures(1, (8, 8, channels))[0]
         (folder / f"{place:02}.png").write_bytes(encoded(odd))
-        for options in ({}, {"channels": 3}):
+        each: list[dict[str, Any]] = [{}, {"channels": 3}]
+        for options in each:
             x = take(data.open_folder(folder, **options), np.arange(30))["x"]
             assert x.shape == (30, 8, 8, 3)
             assert (np.delete(x, place, axis=0) == np.delete(images, place, axis=0)).all()
@@ -335,20 +337,22 @@ def test_arrays_of_any_shape() -> None:
             assert source.spec["x"] == Spec(stored, "uint8" if kind == np.uint8 else "float32", *bounds)
             records = take(source, [5, 0])
             assert (records["x"].reshape(2, *shape) == x[[5, 0]]).all() and records["width"].shape == (2, 2)
-    for arrays, message in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"x": np.zeros((3, 2), complex)}, "images are complex128"),
         ({"x": np.zeros((3, 2)), "label": np.zeros((3, 2), int)}, "labels have shape (3, 2), expected (3,)"),
         ({"x": np.zeros((3, 2)), "width": np.zeros(2)}, "width has 2 rows for 3 records"),
         ({"x": np.zeros((3, 2)), "text": np.array(["a"] * 3)}, "text is <U1, expected numbers"),
         ({"x": np.zeros((3, 3, 32, 32), np.uint8)}, "channels first as it seems"),
-    ]:
-        assert message in one_line_error(lambda arrays=arrays: data.from_arrays(**arrays))
+    ]
+    for arrays, message in cases:
+        assert message in one_line_error(functools.partial(data.from_arrays, **arrays))
     assert data.from_arrays(np.zeros((3, 8, 8, 7), np.uint8)).spec["x"].shape == (8, 8, 7)
 
 
 def test_fingerprints_of_arrays_know_their_conditions() -> None:
     x, width = np.zeros((6, 2)), np.arange(6.0)
-    prints = [data.from_arrays(x, **extra).fingerprint for extra in ({}, {"width": width}, {"width": width + 1})]
+    extras: list[dict[str, Any]] = [{}, {"width": width}, {"width": width + 1}]
+    prints = [data.from_arrays(x, **extra).fingerprint for extra in extras]
     assert len(set(prints)) == 3
 
 

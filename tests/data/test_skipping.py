@@ -57,7 +57,7 @@ def test_each_kind_is_named_by_file_and_row(tmp_path: Path) -> None:
     )
     source = opened(file)
     for row, why in bad.items():
-        assert one_line_error(lambda row=row: record(source, row)).startswith(f"{file} row {row}: "), why
+        assert one_line_error(lambda row=row: record(source, row)).startswith(f"{file} row {row}: "), why  # type: ignore[misc]
 
 
 def test_what_is_left_is_the_good_ones_in_order(tmp_path: Path, capsys: Any) -> None:
@@ -89,7 +89,7 @@ def test_it_is_found_once_and_anew_when_a_file_changes(tmp_path: Path) -> None:
         if change is not None:
             change.write_bytes(change.read_bytes()[:60])
         source = without_bad(data.open_folder(tmp_path / "set", skip_bad=True), **options)
-        prints.append((len(source), source.fingerprint))
+        prints.append((len(source), data.fingerprint(source)))
     assert prints[0] == prints[1] and [count for count, _ in prints] == [11, 11, 10] and prints[2][1] != prints[1][1]
     assert sum("reading all 12 records" in line for line in said) == 2
     with Pipeline(source, batch_size=2, seed=0) as pipeline:
@@ -163,12 +163,12 @@ def test_training_names_a_bad_record_before_it_makes_a_folder(tmp_path: Path, ca
     with pytest.raises(SystemExit) as stopped:
         train.main(arguments)
     error = capsys.readouterr().err.splitlines()[-1]  # after the line that says what is decoded
-    assert stopped.value.code == 2 and f"train.py: error: {bad} (row 9): image is damaged" in error
+    assert stopped.value.code == 2 and f"jaxdiff train: error: {bad} (row 9): image is damaged" in error
     assert not (tmp_path / "run").exists()
     train.main([*arguments, "--data.skip_bad", "--no-cache", "--dry-run"])
     said = capsys.readouterr()
     assert f"1 of 12 records are bad and left out: {bad} (row 9): image is damaged" in said.err
-    assert "11 images" in said.out and "nothing was written" in said.out
+    assert "11 records" in said.out and "nothing was written" in said.out
     assert not (tmp_path / "run").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -94,8 +95,12 @@ def test_fingerprint_knows_content_not_place(tmp_path: Path) -> None:
         np.savez(tmp_path / f"{name}.npz", images=images, labels=np.array(numbers))
         write_parquet(tmp_path / name / "train.parquet", map(encoded, images), numbers)
         write_folder(tmp_path / f"{name}_folder", images, list(map(str, numbers)))
-        openers = [(data.open_npz, f"{name}.npz"), (data.open_parquet, name), (data.open_folder, f"{name}_folder")]
-        prints.append([opener(tmp_path / place).fingerprint for opener, place in openers])
+        openers: list[Any] = [
+            (data.open_npz, f"{name}.npz"),
+            (data.open_parquet, name),
+            (data.open_folder, f"{name}_folder"),
+        ]
+        prints.append([data.fingerprint(opener(tmp_path / place)) for opener, place in openers])
     assert prints[0] == prints[1]
     assert all(one != other for one, other in zip(prints[0], prints[2], strict=True))
     assert data.open_digits().fingerprint != data.open_digits(split="test").fingerprint

@@ -139,19 +139,6 @@ def test_points_have_a_density_and_no_grey_levels(exact: Run) -> None:
     np.testing.assert_allclose(measured.values, -log_density / math.log(2), atol=2e-3)
 
 
-def test_an_image_has_its_own_figures(run: Run) -> None:
-    """At any batch size, and alone of a smaller choice; another seed has other ones."""
-    source = open_digits(split="test")
-    options = EvaluateOptions(num=6, steps=3, batch_size=4)
-    (whole,) = final(bits(run, source, options)).values()
-    (single,) = final(bits(run, source, dataclasses.replace(options, batch_size=1))).values()
-    np.testing.assert_allclose(single.values, whole.values, rtol=1e-4)
-    (half,) = final(bits(run, source, dataclasses.replace(options, num=3))).values()
-    np.testing.assert_allclose(half.values, whole.values[::2], rtol=1e-4)  # spread over the split
-    (other,) = final(bits(run, source, dataclasses.replace(options, seed=1))).values()
-    assert np.abs(np.subtract(other.values, whole.values)).min() > 0
-
-
 @record
 class ByLabel:
     """A denoiser whose data point grows with the label."""
@@ -162,6 +149,20 @@ class ByLabel:
         assert cond is not None
         given = GaussianDenoiser(self.process, 0.0, 0.5)(x, t)
         return given._replace(x0=given.x0 * expand(1.0 + 0.05 * cond["label"], x))
+
+
+def test_an_image_has_its_own_figures(run: Run) -> None:
+    """At any batch size, and alone of a smaller choice; another seed has other ones."""
+    by_label: Any = ByLabel(CosineVP())  # of a network: test_devices_and_processes_have_the_same_figures
+    run, source = with_denoiser(run, by_label), open_digits(split="test")
+    options = EvaluateOptions(num=6, steps=3, batch_size=4)
+    (whole,) = final(bits(run, source, options)).values()
+    (single,) = final(bits(run, source, dataclasses.replace(options, batch_size=1))).values()
+    np.testing.assert_allclose(single.values, whole.values, rtol=1e-4)
+    (half,) = final(bits(run, source, dataclasses.replace(options, num=3))).values()
+    np.testing.assert_allclose(half.values, whole.values[::2], rtol=1e-4)  # spread over the split
+    (other,) = final(bits(run, source, dataclasses.replace(options, seed=1))).values()
+    assert np.abs(np.subtract(other.values, whole.values)).min() > 0
 
 
 def test_the_model_is_given_the_label_or_none(run: Run) -> None:
@@ -254,23 +255,27 @@ def test_mistakes_are_one_line(arguments: str, message: str, folder: Path, capsy
         evaluate.main(arguments.replace("RUN", str(folder)).split())
     out, err = capsys.readouterr()
     assert stopped.value.code == 2 and out == ""
-    assert err.count("\n") == 1 and err.startswith("evaluate.py: error: ") and message in err
+    assert err.count("\n") == 1 and err.startswith("jaxdiff evaluate: error: ") and message in err
 
 
 def test_devices_and_processes_have_the_same_figures(folder: Path, tmp_path: Path, run_python: Any) -> None:
-    options = ("--num", "10", "--batch-size", "8", "--steps", "2", "--method", "ode", "elbo", "--out")
+    """Of each method: the flow's on eight devices, the bound on those of two processes."""
+    options = ("--num", "10", "--batch-size", "8", "--steps", "2")
 
-    def values(name: str) -> list[list[float]]:
-        return [result["values"] for result in json.loads((tmp_path / name).read_text())["results"]]
+    def values(name: str) -> dict[str, list[float]]:
+        return {result["name"]: result["values"] for result in json.loads((tmp_path / name).read_text())["results"]}
 
-    evaluate.main([str(folder), *options, str(tmp_path / "one.json")])
-    run_python("evaluate.py", folder, *options, tmp_path / "eight.json", devices=8)
-    group = Group("evaluate.py", folder, *options, tmp_path / "two.json", processes=2, devices=2)
+    evaluate.main([str(folder), *options, "--method", "ode", "elbo", "--out", str(tmp_path / "one.json")])
+    out = ("--out", tmp_path / "eight.json")
+    run_python("evaluate.py", folder, *options, "--method", "ode", *out, devices=8)
+    out = ("--out", tmp_path / "two.json")
+    group = Group("evaluate.py", folder, *options, "--method", "elbo", *out, processes=2, devices=2)
     try:
         first, second = group.finish()
     finally:
         group.kill()
-    assert "bpd ode rademacher" in first and "bpd" not in second
-    for name in ("eight.json", "two.json"):
-        np.testing.assert_allclose(values(name), values("one.json"), rtol=1e-4)
+    assert "bpd elbo" in first and "bpd" not in second
+    for name, method in (("eight.json", "bpd ode rademacher"), ("two.json", "bpd elbo")):
+        assert values(name).keys() == {method}
+        np.testing.assert_allclose(values(name)[method], values("one.json")[method], rtol=1e-4)
     assert jax.device_count() == 1

@@ -139,7 +139,7 @@ def outcome(arguments: list[str], folder: Path) -> str:
         return f"left files behind: {[each.name for each in folder.iterdir()]}"
     if code == 0 and "dry run: configuration, data and shapes are good" in out.getvalue():
         return "runs"
-    if code == 2 and len(lines) == 1 and lines[0].startswith("train.py: error: ") and len(lines[0]) > 30:
+    if code == 2 and len(lines) == 1 and lines[0].startswith("jaxdiff train: error: ") and len(lines[0]) > 30:
         return "refused"
     return f"exit {code} with {len(lines)} lines: {lines[-3:]}"
 

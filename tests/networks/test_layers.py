@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from jaxdiff.networks import layers
+from jaxdiff.networks import MLP, DiT, UNet, functional, layers
 from jaxdiff.networks.attention import SelfAttention, attention
 from jaxdiff.networks.backend import Machine
 from jaxdiff.networks.embeddings import LabelEmbedding, position_embedding, timestep_embedding
@@ -159,6 +162,37 @@ def test_weights_are_drawn_from_their_distributions_and_none_twice():
     assert len(np.unique(np.concatenate([one.ravel() / one.max(), two.ravel() / two.max()]))) > 30_000
     assert not params["one"]["bias"].any()
     assert bool((jitted(jax.random.key(1))["one"]["kernel"] != one).all())
+
+
+@pytest.mark.parametrize(
+    ("network", "own"),
+    [
+        (DiT(in_channels=40, width=128, depth=2, heads=2, num_classes=150), {"time": 0.02**2, "label": 0.02**2}),
+        (UNet(16, 40, width=40, multipliers=(1, 2), attention_resolutions=(8,), num_classes=150), {"label": 1.0}),
+        (MLP(40, width=128, fourier=40, fourier_scale=0.25, num_classes=150), {"label": 1.0, "fourier": 0.25**2}),
+    ],
+    ids=["dit", "unet", "mlp"],
+)
+def test_every_weight_has_mean_zero_and_the_variance_of_its_initialiser(network, own):
+    """Glorot's 2 / (fan_in + fan_out) but for those named in ``own``; the last of each residual branch is zero."""
+    params = jax.jit(functional(network).init)(jax.random.key(4))
+    drawn = 0
+    for path, weight in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        shape = weight.shape[1:] if name.startswith("blocks/") and isinstance(network, DiT) else weight.shape
+        if weight.size < 1000 or not weight.any():
+            last = r"bias|scale|modulation|conv2|middle_in/attention/.*out|/attention/attention/out|^(conv_)?out"
+            assert re.search(last, name), name
+            continue
+        if "qkv" in name:  # (width, 3, width): one matrix of 3 width columns
+            shape = (shape[0], 3 * shape[2])
+        fans = math.prod(shape[:-2]) * (shape[-2] + shape[-1])
+        variance = own.get(name.split("/")[0], 2 / fans)
+        tolerance = 5 / math.sqrt(weight.size)  # a mean's deviation is 1 / sqrt(n), a variance's at most sqrt(2 / n)
+        assert abs(float(weight.mean())) < tolerance * math.sqrt(variance), name
+        assert abs(float(weight.var()) / variance - 1) < math.sqrt(2) * tolerance, name
+        drawn += 1
+    assert drawn >= 8
 
 
 def test_paddings_of_the_strided_convolution():

@@ -122,7 +122,7 @@ def test_one_run_none_and_nothing(tmp_path: Path, capsys: Any, monkeypatch: pyte
     (tmp_path / "empty").mkdir()
     assert main(["empty"]) == 0 and capsys.readouterr().out == "no runs\n"
     assert main(["nothing"]) == 2
-    assert capsys.readouterr().err.startswith("jaxdiff.runs: error: there is no folder 'nothing'")
+    assert capsys.readouterr().err.startswith("jaxdiff runs: error: there is no folder 'nothing'")
     assert main(["--help"]) == 0 and main(["--x"]) == 2 and main(["a", "b"]) == 2
 
 

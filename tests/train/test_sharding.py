@@ -59,6 +59,63 @@ def test_one_and_eight_devices_give_the_same_losses(run_python: Any) -> None:
         assert eight["held"] <= one["held"] / fsdp + 2
 
 
+MAKING = """
+import json, math, sys
+import jax
+from jaxdiff.networks import UNet, dit, functional
+from jaxdiff.train import create_sharded_state, make_mesh, make_optimizer, state_template
+from tests.train.standins import Loss
+
+NETWORKS = {
+    "DiT of 3 blocks": dit("B", depth=3),
+    "DiT-XL/2": dit("XL", 2),
+    "U-Net": UNet(32, 3, width=64, multipliers=(1, 2), num_classes=10),
+}
+
+def sizes(name, mesh, dtype):
+    parts = functional(NETWORKS[name]), make_optimizer(lr=1e-4, steps=9, state_dtype=dtype)[0], Loss()
+    mesh = make_mesh(*mesh)
+    template = state_template(*parts, jax.random.key(0), mesh)
+    made = jax.jit(lambda key: create_sharded_state(*parts, key, mesh)).lower(jax.random.key(0)).compile()
+    memory = made.memory_analysis()
+    leaves = [leaf for leaf in jax.tree.leaves(template) if leaf.ndim]
+    return {
+        "part": sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves),
+        "whole": sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
+        "made": memory.output_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+    }
+
+print(json.dumps([sizes(*case) for case in json.loads(sys.argv[1])]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("devices", "cases"),
+    [
+        (
+            8,
+            [
+                ("DiT of 3 blocks", (1, 8, 1), "float32"),
+                ("DiT of 3 blocks", (1, 4, 2), "int8"),
+                ("DiT of 3 blocks", (2, 4, 1), "bfloat16"),
+                ("U-Net", (1, 8, 1), "float32"),
+            ],
+        ),
+        pytest.param(8, [("DiT-XL/2", (1, 8, 1), "float32"), ("DiT-XL/2", (1, 4, 2), "float32")], id="XL on 8"),
+        pytest.param(64, [("DiT-XL/2", (1, 64, 1), "float32")], id="XL on 64"),
+    ],
+)
+def test_a_device_makes_its_part_of_the_state_and_nothing_else(run_python: Any, devices: int, cases: list[Any]) -> None:
+    """Parameters, average and moments, by the compiler's account: not even one layer's noise beside them."""
+    done = run_python("-c", MAKING, json.dumps(cases), devices=devices)
+    for case, sizes in zip(cases, json.loads(done.stdout.splitlines()[-1]), strict=True):
+        small = 10_000  # step, key, history and guard, which are whole everywhere
+        assert sizes["part"] < 0.3 * sizes["whole"], case
+        assert abs(sizes["made"] - sizes["part"]) < small, (case, sizes)
+        assert sizes["temporaries"] < small, (case, sizes)
+
+
 def test_leaf_spec_takes_the_largest_divisible_axis() -> None:
     assert tuple(leaf_spec((3, 3, 64, 32), 4)) == (None, None, "fsdp")
     assert tuple(leaf_spec((30, 8), 4)) == (None, "fsdp")

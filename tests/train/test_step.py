@@ -23,6 +23,7 @@ from jaxdiff.train import (
     state_template,
     train_step,
 )
+from jaxdiff.train.step import AUGMENT, Given
 from tests.train.standins import Data, Loss, Net
 
 
@@ -127,3 +128,30 @@ def test_loss_by_noise_keeps_a_bad_sample_in_its_bin() -> None:
     sums, counts = loss_by_noise(jnp.array([0.0, 0.99, 1.0, 0.3]), jnp.array([1.0, jnp.nan, 1.0, 2.0]), bins=4)
     np.testing.assert_array_equal(sums, [1, 2, 0, np.nan])
     np.testing.assert_array_equal(counts, [1, 1, 0, 2])
+
+
+class Doubling:
+    """A codec whose data are twice what is stored, moved by a draw of the key."""
+
+    def encode(self, record: Any, key: Any = None) -> Any:
+        moved = 0.0 if key is None else jax.random.normal(key)
+        return {**record, "x": 2.0 * jnp.asarray(record["x"], jnp.float32) + moved}
+
+
+def test_the_codec_makes_what_the_network_sees() -> None:
+    """With its own key each step, apart from the loss's keys, and the same again on a resume."""
+    net, loss, optimizer = Net(), Loss(), optax.sgd(0.1)
+    state = create_state(net, optimizer, loss, jax.random.key(0))
+    parts: Any = {"net": net, "loss": loss, "optimizer": optimizer, "ema": Ema(0.9)}
+    batch = {name: jnp.asarray(value) for name, value in next(Data()).items()}
+    keys, states = [], [state]
+    for n in range(2):
+        stepped, metrics = train_step(states[-1], batch, **parts, given=Given(codec=Doubling()))
+        step_key = jax.random.fold_in(state.key, n)
+        keys.append(jax.random.fold_in(step_key, AUGMENT))
+        by_hand, expected = train_step(states[-1], Doubling().encode(batch, keys[-1]), **parts)
+        _close((stepped.params, metrics["loss"]), (by_hand.params, expected["loss"]), 0.0)
+        loss_keys = jax.random.key_data(jax.random.split(step_key)).tolist()
+        assert jax.random.key_data(keys[-1]).tolist() not in loss_keys
+        states.append(stepped)
+    assert (jax.random.key_data(keys[0]) != jax.random.key_data(keys[1])).any()

@@ -1,0 +1,69 @@
+"""A running folder that is moved or removed ends the run in one line, and nothing is written where it was."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxdiff.train import Checkpoints, SaveError
+from tests.faults.processes import Training, logged, whole_steps
+from tests.train import runs
+from tests.train.runs import go
+
+
+def moved(folder: Path) -> None:
+    folder.rename(folder.with_name("elsewhere"))
+
+
+def replaced(folder: Path) -> None:
+    moved(folder)
+    shutil.copytree(folder.with_name("elsewhere"), folder)
+
+
+@pytest.mark.parametrize("change", [moved, replaced, shutil.rmtree])
+def test_nothing_is_written_where_the_folder_was(
+    change: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, drawn = tmp_path / "run", list[int]()
+
+    def read(data: Any, whole: Any = runs.SlowData.__next__) -> Any:
+        if data.position["batches"] == 5:
+            while not (folder / "checkpoints" / "3").exists():  # it is saved in the background
+                time.sleep(0.01)
+            change(folder)
+        return whole(data)
+
+    monkeypatch.setattr(runs.SlowData, "__next__", read)
+    with pytest.raises(SaveError, match="run was moved, removed or replaced while the run was training"):
+        go(folder, 12, log_every=100, save_every=3, callbacks=[(2, lambda step, state: drawn.append(step))])
+    assert drawn == [2, 4]
+    assert folder.exists() == (change is replaced)
+    if change is not shutil.rmtree:
+        with Checkpoints(tmp_path / "elsewhere" / "checkpoints", readonly=True) as checkpoints:
+            assert checkpoints.steps() == [3]
+    if change is replaced:
+        with Checkpoints(folder / "checkpoints", readonly=True) as checkpoints:
+            assert checkpoints.steps() == [3]
+
+
+def test_a_moved_run_goes_on_from_its_new_place(tmp_path: Path) -> None:
+    options = ("--train.steps", "1000000", "--optimizer.schedule", "constant", "--train.sample_every", "1")
+    options += ("--checkpoint.every", "20")  # a save that is going on would be ended where it was begun
+    training = Training(tmp_path / "run", options)
+    with training.start() as life:
+        life.until(lambda: whole_steps(training.folder))
+        moved(training.folder)
+        assert life.end() == 2
+    assert "train.py: error: " in life.err and "was moved, removed or replaced" in life.err, life
+    assert "Traceback" not in life.err and not training.folder.exists(), life
+    there = whole_steps(tmp_path / "elsewhere")[-1]
+    again = Training(tmp_path / "elsewhere", ("--train.steps", str(there + 2), *options[2:]), cache=training.compiled)
+    with again.start() as life:
+        assert life.end() == 0, life
+    assert f"going on after step {there}" in life.out
+    assert [line["step"] for line in logged(again.folder)] == list(range(1, there + 3))
