@@ -53,9 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     if name in ("-h", "--help"):
         print(USAGE)
     elif name == "--version":
-        from jaxdiff import __version__ as version
-
-        print(f"jaxdiff {version}")
+        print(f"jaxdiff {importlib.import_module('jaxdiff').__version__}")
     elif name.startswith(("--tyro-print-completion", "--tyro-write-completion")):
         from jaxdiff.commands.completion import complete
 

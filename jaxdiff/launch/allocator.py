@@ -23,7 +23,7 @@ STARTED_AGAIN = "JAXDIFF_STARTED_AGAIN"
 NAMES = ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4")
 ALLOCATORS = re.compile(r"tcmalloc|jemalloc|mimalloc|hoard|snmalloc|rpmalloc|tbbmalloc")
 QUIET = "TCMALLOC_LARGE_ALLOC_REPORT_THRESHOLD"
-"""Above so many bytes tcmalloc prints each block that it gives; usual for it is 1 GiB, which a large model passes."""
+"""Above so many bytes tcmalloc dumps a stack trace; its default is 1 GiB (gperftools, docs/tcmalloc.html)."""
 
 _used: Path | None = None
 
@@ -86,7 +86,7 @@ def wanted(arguments: Sequence[str], environ: MutableMapping[str, str]) -> Path 
 
 
 def find(folders: Sequence[str | Path] | None = None) -> Path | None:
-    """tcmalloc (Debian and Ubuntu: libtcmalloc-minimal4; Fedora: gperftools-libs; conda: gperftools), or None.
+    """tcmalloc, of gperftools (Debian and Ubuntu: the package libtcmalloc-minimal4), or None where it is not installed.
 
     Args:
       folders: where to look; None: this environment's, then the system's.

@@ -79,7 +79,7 @@ def finished(tiny_run: Path) -> Path:
         ("--train.spike 1", "train.spike: 1.0 is out of range, it must be above 1"),
         ("--train.max_skipped 0", "train.max_skipped: 0 is out of range"),
         ("--train.steps_per_call 51", "train.steps_per_call: 51 is more than train.log_every, 50"),
-        ("--sample.sampler ddpm --sample.variance learned", "sample: "),
+        ("--sample.sampler ddpm:learned", "sample: "),
         ("--loss.vlb_weight 0.1", "vlb_weight"),
         ("extra", "there is no configuration file 'extra'"),
         ("configs/digits_unt.py", "did you mean 'configs/digits_unet.py'?"),

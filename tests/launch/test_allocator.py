@@ -100,13 +100,13 @@ def run(tmp_path: Path, *arguments: str, before: str = "", after: str = "", how:
 
 @installed
 def test_a_command_starts_again_once(tmp_path: Path) -> None:
-    """The same process, arguments, folder and input; what it starts has the environment that it would have had. Blocks
-    of more than 1 GiB are not told."""
-    block = "import numpy as np; np.empty(2**30 + 2**20, np.uint8)"
-    first, second, third, fourth = run(tmp_path, "--seed", "a b", after=block)
+    """The same process, arguments, folder and input; what it starts has the environment that it would have had."""
+    quiet = f"print(os.environ[{allocator.QUIET!r}])"
+    first, second, third, fourth, fifth = run(tmp_path, "--seed", "a b", after=quiet)
     assert first == second and first.startswith("begun ")
     assert third == f"{TCMALLOC} True None False"
-    assert fourth == f"['--seed', 'a b'] {tmp_path} typed"
+    assert fourth == f"['--seed', 'a b'] {tmp_path} typed" and int(fifth) > 2**50
+    assert run(tmp_path, after=quiet, **{allocator.QUIET: "7"})[-1] == "7"
 
 
 @installed
