@@ -17,6 +17,10 @@ from collections.abc import Iterator
 from typing import Any
 
 
+LASTING: list[contextlib.ExitStack] = []
+"""What stays in force to the end of the process: a generator that nobody holds would be closed."""
+
+
 @contextlib.contextmanager
 def quiet_failed_saves(*, saves: bool) -> Iterator[None]:
     """Drops these within a `with`, and nothing else; then hooks, filters and loggers are as they were.
