@@ -53,7 +53,7 @@ from jaxdiff.train.checkpoint_format import (
     unflatten,
 )
 from jaxdiff.train.checksum import DamageError
-from jaxdiff.train.failed_save import LASTING, quiet_failed_saves
+from jaxdiff.train.failed_save import quiet_failed_saves
 from jaxdiff.train.place import Place
 from jaxdiff.train.state import TrainState
 
@@ -338,9 +338,8 @@ class Checkpoints:
         finally:
             if self._manager is not None:
                 self._manager.close()
-            if self._failed:  # what a failed save has left in threads is told of later
-                LASTING.append(self._quiet.pop_all())
-            self._quiet.close()
+            if not self._failed:  # else what a failed save has left in threads is told of later
+                self._quiet.close()
         self._sweep()
 
     def __enter__(self) -> Checkpoints:
