@@ -62,12 +62,11 @@ def draw(module: M, key: Array) -> M:
     >>> abs(float(layer.kernel.var()) * 300 - 1) < 0.02
     True
     """
-
     graphdef, *states = nnx.split(module, Uniform, Normal, ...)
     numbers = itertools.count()
     kinds: tuple[Kind, ...] = ("uniform", "normal")
     drawn = [
-        jax.tree.map(lambda scale, kind=kind: scale * initial_noise(key, next(numbers), scale.shape, kind), scales)
+        jax.tree.map(lambda scale, kind=kind: initial_noise(key, next(numbers), scale, kind), scales)
         for kind, scales in zip(kinds, states, strict=False)
     ]
     return nnx.merge(graphdef, *drawn, states[-1])
