@@ -1,9 +1,13 @@
 """Evaluates a trained run: see `jaxdiff/commands/evaluate.py`, or `python evaluate.py --help`."""
 
 import signal
+import sys
 
 if __name__ == "__main__":  # a Ctrl-C amid the imports would be an exception, and may be lost: jaxdiff.launch.signals
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from jaxdiff.launch.allocator import start_again
+
+    start_again(sys.argv[1:])  # before what takes longer to import
 
 from jaxdiff.commands.evaluate import main
 

@@ -5,16 +5,13 @@
     steps:   the sampler's, from ts[0] to ts[-1], then one denoising: x0
     finish:  the record that x0 stands for, by the codec
 
-`Model.sample` takes these four for a batch at a time, as one jitted function of the plan. A `Plan` is a pytree whose
-numbers are data: another weight of guidance, other conditions, times, keys or parameters compile nothing. What serves
+`Model.sample` takes these four for a batch at a time, as one jitted function of the plan (`jaxdiff.plan`). What serves
 a model in other ways (slots of a server, exported programs) takes the same plan.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,19 +19,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from jaxdiff.codecs.base import Codec
 from jaxdiff.denoiser import Denoiser, NetCache, NetworkDenoiser
-from jaxdiff.guidance import CFG, Clipped, Guidance, apply, nulls_of
+from jaxdiff.guidance import CFG, Guidance, nulls_of
 from jaxdiff.methods import parse_cache, parse_guidance, parse_sampler, times
-from jaxdiff.networks.placement import samples_over
 from jaxdiff.noise import sample_keys
+from jaxdiff.plan import Plan, draw, integrated, joined, rows_of
 from jaxdiff.process import Process
 from jaxdiff.record import field, record
-from jaxdiff.sampling import Keep, integrate, sample
+from jaxdiff.sampling import Keep
 from jaxdiff.sampling.base import start as check_start
 from jaxdiff.spec import Spec, Specs, check, complete, droppable, shapes
 
@@ -77,87 +74,6 @@ class Defaults:
     batch_size: int = 128
 
 
-@record
-class Plan:
-    """One batch of samples, ready to be drawn; see the top of `jaxdiff.model`.
-
-    Args:
-      plain: the network's denoiser.
-      sampler: the method.
-      ts: ``(n,)`` falling times.
-      cond: conditions ``(B, ...)`` by name; {} where there are none.
-      guide: elements of guidance.
-      nulls: what stands for "no condition" in guidance.
-      codec: of the data.
-      x: samples at ``ts[0]`` to start from ``(B, ...)``; None: drawn from the prior.
-      shape: of one x; static.
-      bounds: that predictions are limited to; static.
-      support: ``(x, cond) -> x``, the projection of noise onto where the data lies; static. None: the whole space.
-    """
-
-    plain: NetworkDenoiser
-    sampler: Any
-    ts: Array
-    cond: dict[str, Any]
-    guide: tuple[Guidance, ...]
-    nulls: dict[str, Any]
-    codec: Any
-    x: Array | None = None
-    shape: tuple[int, ...] = field(default=(), pytree_node=False)
-    bounds: tuple[float, float] | None = field(default=None, pytree_node=False)
-    support: Callable[[Array, Any], Array] | None = field(default=None, pytree_node=False)
-
-    @property
-    def denoise(self) -> Denoiser:
-        """The denoiser with its guidance, limited to the bounds."""
-        process = self.plain.process
-        guided = apply(self.guide, self.plain, process, self.nulls)
-        return guided if self.bounds is None else Clipped(guided, process, *self.bounds)
-
-    def init(self, keys: Array) -> Array:
-        """x at the first time ``(B, ...)``."""
-        if self.x is not None:
-            return self.x
-        return self._projected(self.plain.process.prior_sample(keys, self.shape, self.ts[0]))
-
-    def finish(self, x0: Array) -> dict[str, Any]:
-        """The stored record of x0."""
-        decoded: dict[str, Any] = self.codec.decode(x0, self.cond)
-        return decoded
-
-    def _projected(self, x: Array) -> Array:
-        return x if self.support is None else self.support(x, self.cond)
-
-
-@functools.partial(jax.jit, static_argnames=("decode", "keep", "sharding"))
-def draw(
-    plan: Plan, keys: Array, *, decode: bool = True, keep: Keep | None = None, sharding: NamedSharding | None = None
-) -> tuple[Any, Any, Array]:
-    """Samples of a plan.
-
-    Args:
-      plan: of B samples.
-      keys: ``(B,)``, one a sample.
-      decode: give the stored record, else x0; static.
-      keep: what to give beside the samples (`jaxdiff.sampling.Keep`); static.
-      sharding: of the batch; static. None: not split.
-
-    Returns:
-      The record, or x0 ``(B, ...)``; what was kept, () without ``keep``; and which samples are finite ``(B,)``.
-    """
-    if sharding is not None:
-        split = (keys, plan.cond, plan.nulls, plan.x)
-        keys, cond, nulls, x = jax.lax.with_sharding_constraint(split, sharding)
-        plan = dataclasses.replace(plan, cond=cond, nulls=nulls, x=x)
-    with contextlib.nullcontext() if sharding is None else samples_over(sharding):
-        start: tuple[Any, ...] = (plan.sampler, plan.denoise, keys, plan.init(keys), plan.ts, plan.cond or None)
-        x0, kept = (sample(*start), ()) if keep is None else sample(*start, keep=keep)
-        drawn = (plan.finish(x0) if decode else x0), kept, jnp.isfinite(x0.reshape(x0.shape[0], -1)).all(axis=1)
-    if sharding is not None:  # whole on every device, so that every host can read all of it
-        drawn = jax.lax.with_sharding_constraint(drawn, NamedSharding(sharding.mesh, PartitionSpec()))
-    return drawn
-
-
 @dataclasses.dataclass(frozen=True)
 class Model:
     """Everything that samples.
@@ -190,6 +106,7 @@ class Model:
     support: Callable[[Array, Any], Array] | None = None
     draw_cond: Callable[[Array], Mapping[str, Any]] | None = None
     sharding: NamedSharding | None = None
+    _checked: set[Any] = dataclasses.field(default_factory=set, init=False, repr=False, compare=False)
 
     @property
     def process(self) -> Process:
@@ -328,11 +245,11 @@ class Model:
         self._check_start(plan)
         parts = []
         for first in range(0, n, size):
-            mine = _rows(plan, slice(first, first + size), size, n)
+            mine = rows_of(plan, slice(first, first + size), size, n)
             keys = sample_keys(key, start + first, size)
             found = program(mine, keys, decode=decode, keep=keep, sharding=self._split(size))
             parts.append(jax.tree.map(np.asarray, found))
-        given, kept, finite = _joined(parts, n)
+        given, kept, finite = joined(parts, n)
         if decode and not finite.all():  # as bytes they would be silent black squares
             raise ValueError(
                 f"{int((~finite).sum())} of {n} samples are not finite: the sampler or the network diverged; "
@@ -374,7 +291,7 @@ class Model:
         rising = plan.ts[::-1]
         plan.sampler.check(rising)
         begin = self.process.alpha(rising[0]) * x0
-        return np.asarray(_integrated(plan, begin, rising))
+        return np.asarray(integrated(plan, begin, rising))
 
     def given(self, n: int, cond: Mapping[str, Any] | None, *, fill: bool = True) -> dict[str, Any]:
         """Conditions as the network takes them, ``(n, ...)``: encoded, checked, and the null of each one left out.
@@ -442,10 +359,13 @@ class Model:
         return times(sampler, self.defaults.grid if grid is None else grid, count)
 
     def _check_start(self, plan: Plan) -> None:
-        """All checks of a start that need the times' numbers; traces the network where alpha = 0 there."""
-        x: Any = jax.ShapeDtypeStruct((1, *self.shape), jnp.float32)
-        one = _rows(plan, slice(0, 1), 1, 2)
-        check_start(one.sampler, one.denoise, x, np.asarray(plan.ts), one.cond or None)
+        """All checks of a start that need the times' numbers. They may trace the network, so once for the same ones."""
+        known = (jax.tree.structure((plan.sampler, plan.guide, plan.cond)), np.asarray(plan.ts).tobytes())
+        if known not in self._checked:
+            x: Any = jax.ShapeDtypeStruct((1, *self.shape), jnp.float32)
+            one = rows_of(plan, slice(0, 1), 1, 2)
+            check_start(one.sampler, one.denoise, x, np.asarray(plan.ts), one.cond or None)
+            self._checked.add(known)
 
     def _split(self, size: int) -> NamedSharding | None:
         if self.sharding is None:
@@ -477,34 +397,3 @@ def _element(guide: Guide) -> list[Guidance]:
 
 def _example(leaf: jax.ShapeDtypeStruct) -> NDArray[Any]:
     return np.zeros(leaf.shape, leaf.dtype)
-
-
-def _rows(plan: Plan, rows: slice, size: int, n: int) -> Plan:
-    """The plan of some of its n samples, filled up to ``size`` by its last."""
-
-    def cut(leaf: Any) -> Array:
-        part = jnp.asarray(leaf[rows])
-        return jnp.concatenate([part, jnp.repeat(part[-1:], size - len(part), axis=0)]) if len(part) < size else part
-
-    parts = jax.tree.map(cut, (plan.cond, plan.nulls, plan.x))
-    weights = tuple(
-        jax.tree.map(lambda leaf: cut(leaf) if np.ndim(leaf) and len(leaf) == n else leaf, element)
-        for element in plan.guide
-    )
-    cond, nulls, x = parts
-    return dataclasses.replace(plan, cond=cond, nulls=nulls, x=x, guide=weights)
-
-
-def _joined(parts: list[Any], n: int) -> tuple[Any, Any, NDArray[np.bool_]]:
-    """The first n samples of all batches; what was kept has its steps before the samples."""
-
-    def join(axis: int) -> Callable[..., NDArray[Any]]:
-        return lambda *leaves: np.take(np.concatenate(leaves, axis), np.arange(n), axis)
-
-    given, kept, finite = zip(*parts, strict=True)
-    return jax.tree.map(join(0), *given), jax.tree.map(join(1), *kept), join(0)(*finite)
-
-
-@jax.jit
-def _integrated(plan: Plan, x: Array, ts: Array) -> Array:
-    return integrate(plan.sampler, plan.denoise, None, x, ts, plan.cond or None)[0]

@@ -31,6 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # simulated devices and tight tolerances are about the CPU
     os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+    os.environ.setdefault("JAXDIFF_STARTED_AGAIN", os.environ.get("LD_PRELOAD", ""))  # no command starts a second time
     if importlib.metadata.version("jaxlib").startswith("0.10."):
         os.environ.setdefault("XLA_FLAGS", QUICK_COMPILATION)
     if sys.dont_write_bytecode:  # the many processes that tests start would each compile every module's source anew

@@ -65,10 +65,10 @@ def test_the_parts_table_names_public_things() -> None:
 
 
 def options_of(line: str) -> Iterator[tuple[str, str]]:
-    """(program, option) of each --option on a line that runs train.py, sample.py or evaluate.py."""
-    if match := re.search(r"(train|sample|evaluate)\.py(.*)", line):
-        for option in re.findall(r"--([\w.-]+)", match[2]):
-            yield match[1], option
+    """(program, option) of each --option on a line that runs train, sample or evaluate, as a file or as a command."""
+    if match := re.search(r"\b(?:(train|sample|evaluate)\.py|jaxdiff (train|sample|evaluate))\b(.*)", line):
+        for option in re.findall(r"--([\w.-]+)", match[3]):
+            yield match[1] or match[2], option
 
 
 def test_options_exist(run_python: Run) -> None:

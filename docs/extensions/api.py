@@ -15,6 +15,7 @@ indented blocks are equations, code or tables (`equations`).
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import inspect
 import pkgutil
@@ -66,6 +67,7 @@ def home(package: ModuleType, name: str) -> str:
     return next((module for module in inside if defines(module, name)), package.__name__)
 
 
+@functools.cache
 def public_names() -> dict[str, list[str]]:
     """Module -> the paths by which its public names are imported, the shortest for each."""
     found: dict[tuple[str, str], str] = {}

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jaxdiff.codecs.default import default_codec
     from jaxdiff.codecs.images import Images, grid, save_png, to_model_range, to_uint8
     from jaxdiff.codecs.points import Points, scatter
+    from jaxdiff.codecs.strokes import Strokes
 
 __getattr__ = lazily(
     __name__,
@@ -23,6 +24,7 @@ __getattr__ = lazily(
         "default_codec": "default",
         **dict.fromkeys(("Images", "grid", "save_png", "to_model_range", "to_uint8"), "images"),
         **dict.fromkeys(("Points", "scatter"), "points"),
+        "Strokes": "strokes",
     },
 )
 
@@ -31,6 +33,7 @@ __all__ = [
     "Codec",
     "Images",
     "Points",
+    "Strokes",
     "default_codec",
     "encoded_specs",
     "grid",

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from jaxdiff.launch.allocator import start_again
 from jaxdiff.launch.errors import suggestion
 
 COMMANDS = {
@@ -18,6 +19,8 @@ COMMANDS = {
     "evaluate": "measure a trained run on real data",
     "runs": "list runs: running, finished or stopped, step, loss, speed",
 }
+LONG = ("train", "evaluate")
+"""Commands that run for minutes, so that starting them again with tcmalloc pays."""
 USAGE = "\n".join(
     [
         "usage: jaxdiff COMMAND ...",
@@ -42,15 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # amid imports a Ctrl-C may be lost: jaxdiff.launch.signals
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in COMMANDS:
+        if name in LONG and arguments is None:
+            start_again(rest)
         sys.argv[1:] = rest  # each reads its own options, as the file of its name does
         status: int | None = importlib.import_module(f"jaxdiff.commands.{name}").main()
         return status
     if name in ("-h", "--help"):
         print(USAGE)
     elif name == "--version":
-        from jaxdiff import __version__ as version
-
-        print(f"jaxdiff {version}")
+        print(f"jaxdiff {importlib.import_module('jaxdiff').__version__}")
     elif name.startswith(("--tyro-print-completion", "--tyro-write-completion")):
         from jaxdiff.commands.completion import complete
 

@@ -118,7 +118,7 @@ def _check_dropout(config: Config) -> None:
 
 
 def _example(specs: Specs) -> str:
-    return f"--loss.dropout {next(iter(specs), 'label')} 0.1"
+    return f"--loss.dropout {next(iter(specs), 'label')}=0.1"
 
 
 def _check_process(process: Process) -> None:

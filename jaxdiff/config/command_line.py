@@ -14,7 +14,7 @@ import re
 import sys
 import typing
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -99,7 +99,7 @@ def load_config_file(path: str | Path) -> Config:
       ConfigError: there is no such file, it fails, or it has no ``config``.
     """
     path = find_config(path)
-    module = load_file(path, "configuration file")
+    module = load_file(path)
     config = getattr(module, "config", None)
     if not isinstance(config, Config):
         raise ConfigError(f"{path} defines no `config` of type jaxdiff.config.Config")
@@ -207,6 +207,31 @@ def _by_value(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.Struc
         if field.init
     )
     return tyro.constructors.StructConstructorSpec(kind, fields)
+
+
+@REGISTRY.primitive_rule
+def _numbers_by_name(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    # Written label=0.1 style=0.2; nothing at all is the empty mapping.
+    if not _is_numbers_by_name(info.type):
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[NAME=NUMBER ...]",
+        instance_from_str=_read_numbers,
+        is_instance=lambda value: isinstance(value, Mapping),
+        str_from_instance=lambda value: [f"{name}={number:g}" for name, number in value.items()],
+    )
+
+
+def _is_numbers_by_name(hint: Any) -> bool:
+    return typing.get_origin(hint) in (dict, Mapping) and typing.get_args(hint) == (str, float)
+
+
+def _read_numbers(texts: list[str]) -> dict[str, float]:
+    pairs = [text.partition("=") for text in texts]
+    if wrong := [text for text, (name, equals, _) in zip(texts, pairs, strict=True) if not (name and equals)]:
+        raise ValueError(f"{wrong[0]!r} is no NAME=NUMBER")
+    return {name: float(number) for name, _, number in pairs}
 
 
 class _Refused(Exception):
@@ -331,6 +356,8 @@ def _describe(hint: Any) -> str:
     if hint in names:
         return names[hint]
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if _is_numbers_by_name(hint):
+        return "NAME=NUMBER, several or none, such as label=0.1"
     if origin is typing.Literal:
         return f"one of {', '.join(map(str, inner))}"
     if origin is tuple:

@@ -63,7 +63,7 @@ class LossConfig:
     time: TrainingTime = Uniform()
     """Distribution of the training times (jaxdiff.times)."""
     dropout: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Condition and share of samples that lose it in training, for classifier-free guidance: label 0.1."""
+    """Condition and share of samples that lose it in training, for classifier-free guidance: label=0.1."""
     vlb_weight: float = 0.0
     """Weight of the variational term, for a learned variance (0.001 in the papers)."""
     projections: int = 1

@@ -22,7 +22,7 @@ from typing import Any
 from jaxdiff.config.build import OBJECTIVES, SOURCES
 from jaxdiff.config.schema import Config
 from jaxdiff.config.serialize import to_json
-from jaxdiff.launch.errors import ConfigError, suggestion
+from jaxdiff.launch.errors import ConfigError
 from jaxdiff.methods import GRIDS, GUIDANCE, SAMPLERS, parse_grid, parse_guidance, parse_sampler
 
 _TABLES: tuple[Mapping[str, Callable[..., Any]], ...] = (SAMPLERS, GRIDS, GUIDANCE, SOURCES, OBJECTIVES)
@@ -39,21 +39,15 @@ def module_name(path: Path) -> str:
     return ".".join(re.sub(r"\W|^(?=\d)", "_", part) for part in (path.resolve().parent.name, path.stem))
 
 
-def load_file(path: str | os.PathLike[str], what: str = "file") -> ModuleType:
+def load_file(path: str | os.PathLike[str]) -> ModuleType:
     """Runs a Python file as a module.
-
-    Args:
-      path: the file.
-      what: what to call it in messages.
 
     Raises:
       ConfigError: there is no such file, or it fails.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        near = [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
-        hint = suggestion(str(path), near) or (f"; there are {', '.join(near)}" if near else "")
-        raise ConfigError(f"there is no {what} {str(path)!r}{hint}")
+        raise ConfigError(f"there is no file {str(path)!r}")
     name = module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

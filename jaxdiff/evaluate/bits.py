@@ -197,7 +197,8 @@ def measure(
 def bits(run: Run, source: Source, options: EvaluateOptions) -> Iterator[Result]:
     """Bits per dimension of a source's images under a run, one method after another.
 
-    Images of 256 grey levels get the likelihood, or a bound on it, of the levels; real-valued data that of the density.
+    Images of 256 grey levels get the likelihood, or a bound on it, of the levels; real-valued data that of the density,
+    on the scale on which they are stored.
 
     Yields:
       A `Result` after each batch of each method.
@@ -221,6 +222,7 @@ def bits(run: Run, source: Source, options: EvaluateOptions) -> Iterator[Result]
         with as_config_error(name):  # the run is known here, and a trace inside `measure` would not know its numbers
             jax.eval_shape(functools.partial(method, run.denoise), x, _keys(key, indices[:size]), cond)
     sharding = None if size % run.batch_devices else batch_sharding(run.mesh)
+    scale = _scale_bits(run, source, indices[:1])
     for name, method in chosen.items():
         learned = method.learn(run.denoise, x, _keys(key, indices[:size]), cond)
         found: dict[str, list[np.ndarray]] = {}
@@ -231,7 +233,7 @@ def bits(run: Run, source: Source, options: EvaluateOptions) -> Iterator[Result]
             answer = measure(learned, run.denoise, x, _keys(key, filled), cond, sharding=sharding)
             for entry, value in answer.items():
                 found.setdefault(entry, []).append(np.asarray(value, np.float64)[: len(part)])
-            yield _summary(f"bpd {name}", found, count)
+            yield _summary(f"bpd {name}", found, count, scale)
 
 
 def _keys(key: Array, indices: np.ndarray) -> Array:
@@ -254,9 +256,18 @@ def _read(run: Run, source: Source, indices: np.ndarray, labels: bool) -> tuple[
     return x, complete(specs, {name: encoded[name] for name in specs}, len(indices))
 
 
-def _summary(name: str, found: dict[str, list[np.ndarray]], total: int) -> Result:
+def _scale_bits(run: Run, source: Source, indices: np.ndarray) -> float:
+    """log2 |d x0/d x| a dimension, of a codec that scales each number by itself: p(x) = p(x0) |d x0/d x|."""
+    if source.spec["x"].dtype == "uint8":
+        return 0.0
+    x = jnp.asarray(take(source, indices)["x"], jnp.float32)
+    slope = jax.jvp(lambda x: run.codec.encode({"x": x})["x"], (x,), (jnp.ones_like(x),))[1]
+    return float(jnp.log2(jnp.abs(slope)).mean())
+
+
+def _summary(name: str, found: dict[str, list[np.ndarray]], total: int, scale: float) -> Result:
     arrays = {entry: np.concatenate(parts) for entry, parts in found.items()}
-    values = arrays.pop("bpd")
+    values = arrays.pop("bpd") - scale
     finite = np.isfinite(values)
     if not finite.all():
         raise MetricError(

@@ -163,7 +163,7 @@ class ScoreField:
         """
         exact = self.exact(run)
         columns = [self._column(run, exact, level, n) for n, level in enumerate(self.levels)]
-        drawn = run.sample(run.config.seed, self.points)
+        drawn = run.sample(run.config.seed, self.points, decode=False)
         data = exact.sample_data(jax.random.key(run.config.seed), self.points)
         panels = [scatter(points, self.size) for points in (drawn, np.asarray(data))]
         measured = self.measure(run)

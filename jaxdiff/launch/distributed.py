@@ -65,9 +65,10 @@ def join(options: ProcessOptions) -> None:
     _join(options)
     try:
         jax.devices()
-    except RuntimeError as error:  # such as JAX_PLATFORMS=cuda, and no CUDA
+    except (RuntimeError, AssertionError) as error:  # such as JAX_PLATFORMS=cuda, and no CUDA
         asked = os.environ.get("JAX_PLATFORMS")
-        raise ConfigError(f"{f'JAX_PLATFORMS={asked}' if asked else 'JAX'}: {error}") from error
+        why = str(error) or "JAX finds no such device here; leave it out, or install JAX for it"
+        raise ConfigError(f"{f'JAX_PLATFORMS={asked}' if asked else 'JAX'}: {why}") from error
 
 
 def _join(options: ProcessOptions) -> None:

@@ -1,4 +1,4 @@
-"""What a program sets up before JAX starts: XLA's flags, the heap (`heap`), and where compiled programs are kept.
+"""What a program sets up before JAX starts: XLA's flags, and where compiled programs are kept.
 
 XLA reads the environment variable XLA_FLAGS once, when JAX makes its first device or array; importing JAX does not
 count. A flag that it does not know ends the process. So `FLAGS` says of each flag which releases of jaxlib are known to
@@ -12,7 +12,6 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import os
-import platform
 import re
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
@@ -59,7 +58,7 @@ class StartOptions:
     cache: bool = True
     """Keep compiled programs and decoded images on disk, so that the next start is faster."""
     xla_flags: bool = True
-    """Set the flags of XLA that pay on this backend; on a CPU, keep the memory that XLA frees."""
+    """Set the flags of XLA that pay on this backend; on a CPU, start again with tcmalloc where it is installed."""
 
 
 def flags_for(backend: str, jaxlib: str) -> list[str]:
@@ -86,21 +85,22 @@ def likely_backend(environ: MutableMapping[str, str]) -> str:
     return next((backend for name, backend in plugins.items() if importlib.util.find_spec(name)), "cpu")
 
 
-def set_xla_flags(arguments: Sequence[str], environ: MutableMapping[str, str] | None = None) -> None:
+def set_up(arguments: Sequence[str] = (), environ: MutableMapping[str, str] | None = None) -> None:
     """Adds to XLA_FLAGS what pays on this backend, unless the command line has ``--no-xla-flags``.
 
-    Call it before anything uses JAX; the configuration file too may use it, so the command line is not parsed yet.
+    A command's first line, and a notebook's before it uses JAX. A configuration file too may use JAX, so a command line
+    is not parsed yet.
 
     Args:
       arguments: of the command line.
       environ: where to set them; None: the environment of this process.
 
     >>> environ = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--mine"}
-    >>> set_xla_flags(["--no-xla-flags"], environ)
+    >>> set_up(["--no-xla-flags"], environ)
     >>> environ["XLA_FLAGS"]
     '--mine'
     """
-    if _declined(arguments):
+    if declined(arguments):
         return
     environ = os.environ if environ is None else environ
     given = environ.get("XLA_FLAGS", "").split()
@@ -110,49 +110,8 @@ def set_xla_flags(arguments: Sequence[str], environ: MutableMapping[str, str] | 
         environ["XLA_FLAGS"] = " ".join([*given, *more])
 
 
-_memory_is_kept = False
-
-
-def keep_memory(arguments: Sequence[str], environ: MutableMapping[str, str] | None = None) -> bool:
-    """Has glibc keep the memory that this process frees, where that pays: on a CPU, under Linux.
-
-    The process then has up to twice the memory that it uses (`jaxdiff.launch.heap`). Left alone are other C libraries,
-    other allocators loaded by LD_PRELOAD, the user's own settings (MALLOC_*, GLIBC_TUNABLES), and a command line with
-    ``--no-xla-flags``.
-
-    Args:
-      arguments: of the command line.
-      environ: what tells of the backend and of the user's settings; None: the environment of this process.
-
-    Returns:
-      Whether it is kept from now on.
-
-    >>> keep_memory(["--no-xla-flags"]), keep_memory([], {"JAX_PLATFORMS": "cuda"})
-    (False, False)
-    """
-    global _memory_is_kept
-    environ = os.environ if environ is None else environ
-    theirs = any(name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD") for name in environ)
-    if _declined(arguments) or theirs or likely_backend(environ) != "cpu" or platform.libc_ver()[0] != "glibc":
-        return False
-    if not _memory_is_kept:  # a notebook's first cell is run again
-        from jaxdiff.launch.heap import keep_freed
-
-        _memory_is_kept = keep_freed()
-    return _memory_is_kept
-
-
-def set_up(arguments: Sequence[str] = ()) -> None:
-    """`set_xla_flags` and `keep_memory`: a program's first line, and a notebook's before it uses JAX.
-
-    Args:
-      arguments: of the command line.
-    """
-    set_xla_flags(arguments)
-    keep_memory(arguments)
-
-
-def _declined(arguments: Sequence[str]) -> bool:
+def declined(arguments: Sequence[str]) -> bool:
+    """Whether the command line has ``--no-xla-flags``."""
     return "--no-xla-flags" in {argument.replace("_", "-") for argument in arguments}
 
 
@@ -183,18 +142,20 @@ def keep_compiled(cache: bool = True) -> Path | None:
 
 
 def first_line(kept: Path | None) -> str:
-    """What a program says first: JAX and its devices, the folder of compiled programs, the flags set, memory kept.
+    """What a program says first: JAX and its devices, the folder of compiled programs, the flags set, tcmalloc.
 
     Args:
       kept: from `keep_compiled`.
     """
     import jax
 
+    from jaxdiff.launch.allocator import used
+
     devices = f"{jax.device_count()} {jax.default_backend()} device{'s' if jax.device_count() > 1 else ''}"
     cache = "not kept" if kept is None else f"kept in {kept} (--no-cache: not)"
     ours = {row.flag for row in FLAGS}
     flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag in ours]
-    if _memory_is_kept:
-        flags.append("and freed memory kept" if flags else "freed memory kept")
+    if library := used():
+        flags.append(f"and {library}" if flags else str(library))
     said = f"XLA runs with {' '.join(flags)} (--no-xla-flags: without)" if flags else "no XLA flags set"
     return f"JAX {jax.__version__} on {devices}; compiled programs are {cache}; {said}"

@@ -134,9 +134,12 @@ class VectorEmbedding(nnx.Module):
             self.absent = standard_normal((width,))
 
     def __call__(self, value: Array) -> Array:
-        mean = jnp.asarray(self.condition.mean or 0.0, jnp.float32)
-        std = jnp.asarray(self.condition.std or 1.0, jnp.float32)
-        known = self.out(jax.nn.silu(self.hidden((value - mean[None]) / std[None] if mean.ndim else value)))
+        size = self.condition.size
+        mean, std = (
+            jnp.asarray(given or (default,) * size, jnp.float32)[None]
+            for given, default in ((self.condition.mean, 0.0), (self.condition.std, 1.0))
+        )
+        known = self.out(jax.nn.silu(self.hidden((value - mean) / std)))
         if not self.condition.null:
             return known
         absent = (value == ABSENT).all(axis=-1, keepdims=True)  # (B, 1)

@@ -30,6 +30,7 @@ from flax import linen, nnx
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxdiff.networks.linen import LinenFunctional
 from jaxdiff.spec import Specs, complete
 
 Params = dict[str, Any]
@@ -182,8 +183,6 @@ def functional(build: Callable[[nnx.Rngs], Any] | linen.Module, shape: tuple[int
             f"{error}, in {build!r}: make the recipe a function or a frozen dataclass, with tuples for lists"
         ) from error
     if isinstance(build, linen.Module):
-        from jaxdiff.networks.linen import LinenFunctional  # which stands on this module
-
         if shape is None:
             raise TypeError(f"{type(build).__name__} is a Linen module: pass the shape of one sample too")
         return LinenFunctional(build, shape)

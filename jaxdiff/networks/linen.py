@@ -19,7 +19,6 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.broadcast import per_sample
-from jaxdiff.networks.functional import Params
 from jaxdiff.spec import Specs, complete, shapes
 
 
@@ -46,7 +45,7 @@ class LinenFunctional:
         declared: Specs = getattr(self.build, "cond", {})
         return declared
 
-    def init(self, key: Array) -> Params:
+    def init(self, key: Array) -> dict[str, Any]:
         """Fresh parameters.
 
         Raises:
@@ -60,7 +59,7 @@ class LinenFunctional:
                 f"{type(self.build).__name__} has variables that are no parameters, {', '.join(others)}: they would be "
                 "a second, hidden argument of the network. Use no running statistics"
             )
-        params: Params = variables.get("params", {})
+        params: dict[str, Any] = variables.get("params", {})
         return params
 
     def apply(

@@ -30,7 +30,7 @@ Log = Callable[[int, Mapping[str, float]], None]
 
 
 def fit(
-    config: cfg.Config,
+    config: cfg.Config | str | Path,
     source: Source | Mapping[str, ArrayLike] | ArrayLike | None = None,
     *,
     log: Log | None = None,
@@ -47,7 +47,7 @@ def fit(
     the run's folder, ``config.folder``.
 
     Args:
-      config: what to train.
+      config: what to train; or the name of a shipped configuration, ``"mnist_unet"``, or the path of one's file.
       source: the data, in the place of ``config.data``: a source, arrays by name (``{"x": ..., "label": ...}``), or one
         array ``(N, ...)``. None: what the configuration names.
       log: gets the step and its figures by name, such as ``lambda step, figures: wandb.log(figures, step=step)``.
@@ -85,6 +85,8 @@ def fit(
     3
     """
     lead = jax.process_index() == 0
+    if isinstance(config, str | Path):
+        config = cfg.load_config_file(config)
     cfg.check(config)
 
     # --- Devices

@@ -38,7 +38,8 @@ from jaxdiff.config import (
 )
 from jaxdiff.config.folder import CHECKPOINTS, EXAMPLES
 from jaxdiff.denoiser import NetworkDenoiser
-from jaxdiff.model import Model, Plan, draw
+from jaxdiff.model import Model
+from jaxdiff.plan import Plan, draw
 from jaxdiff.process import Process
 from jaxdiff.spec import Condition, Spec, droppable
 from jaxdiff.train import CheckpointError, Checkpoints, StructureError, batch_sharding, make_mesh
@@ -373,7 +374,7 @@ def _newest_weights(checkpoints: Checkpoints, template: Any, ema: bool | str, st
 
 
 def _draw_kept(folder: str, plan: Plan, keys: Array, **static: Any) -> Any:
-    """`jaxdiff.model.draw` by a program that a folder keeps compiled."""
+    """`jaxdiff.plan.draw` by a program that a folder keeps compiled."""
     return _kept(folder)(draw, (plan, keys), static)
 
 

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.extend.core import get_opaque_trace_state
 from jax.typing import ArrayLike
 
+from jaxdiff.compat import get_opaque_trace_state
 from jaxdiff.denoiser import Bound, recall
 from jaxdiff.prediction import Prediction
 

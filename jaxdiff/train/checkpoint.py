@@ -34,6 +34,7 @@ from jaxdiff.compat import TMP_DIR_SUFFIX
 from jaxdiff.train.checkpoint_format import (
     Best,
     CheckpointError,
+    SaveError,
     StructureError,
     Summed,
     Want,
@@ -55,10 +56,6 @@ from jaxdiff.train.checksum import DamageError
 from jaxdiff.train.failed_save import quiet_failed_saves
 from jaxdiff.train.place import Place
 from jaxdiff.train.state import TrainState
-
-
-class SaveError(CheckpointError):
-    """A checkpoint that could not be written."""
 
 
 class Checkpoints:
@@ -101,10 +98,8 @@ class Checkpoints:
             raise ValueError(f"keep is {keep}; at least 1 checkpoint must be kept")
         self.folder = Path(folder).absolute()
         self._readonly = readonly
-        self._best = best
-        self._on_error = on_error
+        self._best, self._on_error, self._say = best, on_error, say or _to_stderr
         self._last_saved = None if last_saved is None else Path(last_saved)
-        self._say = say or _to_stderr
         self._scores: dict[int, float] = {}
         self._saving: int | None = None
         self._failed = False

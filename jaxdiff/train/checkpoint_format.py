@@ -35,6 +35,10 @@ class CheckpointError(Exception):
     """No checkpoint, none that can be read or written, or one of something else; the message is for the user."""
 
 
+class SaveError(CheckpointError):
+    """A checkpoint that could not be written."""
+
+
 class StructureError(CheckpointError):
     """A checkpoint whose leaves are not those asked for."""
 

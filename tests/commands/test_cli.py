@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -71,7 +70,7 @@ def finished(tiny_run: Path) -> Path:
         ("--network.in_channels 3", "channel"),
         ("--network.num_classes 4", "label"),
         ("--network.width 63", "network: width=63"),
-        ("--data.flip True", "--data.flip takes no value, got 'True'; it switches on, --data.no_flip off"),
+        ("--data.flip True", "--data.flip takes no value, got 'True'; --data.flip switches on"),
         ("--seed 1 2", "--seed takes a whole number, got '1 2'"),
         ("--mesh.data 3", "needs 3 devices"),
         ("--mesh.data 1 --train.batch_size 7 --train.accumulate 2", "train.batch_size: 7"),
@@ -80,7 +79,7 @@ def finished(tiny_run: Path) -> Path:
         ("--train.spike 1", "train.spike: 1.0 is out of range, it must be above 1"),
         ("--train.max_skipped 0", "train.max_skipped: 0 is out of range"),
         ("--train.steps_per_call 51", "train.steps_per_call: 51 is more than train.log_every, 50"),
-        ("--sample.sampler ddpm --sample.variance learned", "sample: "),
+        ("--sample.sampler ddpm:learned", "sample: "),
         ("--loss.vlb_weight 0.1", "vlb_weight"),
         ("extra", "there is no configuration file 'extra'"),
         ("configs/digits_unt.py", "did you mean 'configs/digits_unet.py'?"),
@@ -88,6 +87,9 @@ def finished(tiny_run: Path) -> Path:
         ("pyproject.toml", "its name must end in .py"),
         ("configs/cifar10_unet.py --process.betas 1", "there is no option --process.betas"),
         ("configs/cifar10_unet.py", "path"),
+        ("--data.flip --seed x", "--seed takes a whole number, got 'x'"),  # a switch before is not to blame
+        ("--data.no-flip --dry-run --no-cache --seed x", "--seed takes a whole number, got 'x'"),
+        ("--data.no_flip 3", "--data.no_flip takes no value, got '3'; --data.flip switches on, --data.no_flip off"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -199,7 +201,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path, repository:
                 process.kill()
     assert process.returncode == 0, err
     assert "train.py --workdir" in out and "--train.steps 1000000" in out  # the command to go on with
-    assert ("freed memory kept (--no-xla-flags: without)" in out) == (platform.libc_ver()[0] == "glibc")
+    assert "(--no-xla-flags: without)" in out
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1)) and (folder / "checkpoints" / str(steps[-1])).is_dir()
 

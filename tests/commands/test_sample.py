@@ -100,7 +100,7 @@ def test_guidance_is_short_for_a_list(folder: Path) -> None:
         ("--sampler unipc:order=9", "order"),
         ("--sampler dpm_solver:order=4", "order"),
         ("--sampler ddim:eta=nan", "eta is to be a number"),
-        ("--sampler ddmi", "did you mean 'ddim'?"),
+        ("--sampler dddim", "did you mean 'ddim'?"),
         ("--grid karas", "did you mean 'karras'"),
         ("--feature-cache taylorseer:2", "TaylorSeer is a cache of a diffusion transformer (DiT), got a UNetModule"),
         ("--feature-cache deepcach:2", "did you mean 'deepcache'?"),

@@ -14,16 +14,12 @@ import pytest
 
 import jaxdiff
 from jaxdiff.config import (
-    GRIDS,
-    SAMPLERS,
     Config,
     ConfigError,
-    SampleConfig,
     StoredTypeError,
     batch_shapes,
     build_loss,
     build_network,
-    build_sampler,
     check,
     differences,
     dumps,
@@ -34,6 +30,7 @@ from jaxdiff.config import (
     to_json,
 )
 from jaxdiff.config.serialize import MOVED
+from jaxdiff.methods import parse_sampler, times
 from jaxdiff.spec import Spec
 from jaxdiff.train import make_mesh, make_optimizer, state_sharding, state_template
 
@@ -56,7 +53,7 @@ def digits() -> Config:
 
 def test_all_are_here() -> None:
     names = "cifar10_edm cifar10_unet cifar10_vp_continuous digits_dit digits_flow digits_unet digits_ve"
-    more = "imagenet256_dit_xl2 imagenet64_adm mnist_unet study_2d"
+    more = "imagenet256_dit_xl2 imagenet64_adm mnist_style mnist_superres mnist_unet study_2d"
     assert [f.stem for f in FILES] == [*names.split(), *more.split()]
 
 
@@ -72,6 +69,23 @@ def test_config_is_stored_and_read_back_equal(file: Path) -> None:
     assert max(map(len, text.splitlines())) > 0 and "log_alpha" not in text  # derived tables are not stored
 
 
+class StandIn:
+    """A source of two records of a spec."""
+
+    def __init__(self, spec: dict[str, Spec]) -> None:
+        self.spec = spec
+
+    def __len__(self) -> int:
+        return 2
+
+    def take(self, indices: np.ndarray, /) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(0)
+        return {
+            name: rng.integers(0, 2, (len(indices), *spec.shape)).astype(spec.dtype)  # type: ignore[misc]
+            for name, spec in self.spec.items()
+        }
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 def test_config_is_good_and_fits_by_shapes(file: Path) -> None:
     """Everything is built, sharded and traced; nothing of the size of the model is made."""
@@ -80,9 +94,11 @@ def test_config_is_good_and_fits_by_shapes(file: Path) -> None:
     assert (config.__class__, file.read_text().count("Expected:")) == (Config, 1)
     size = getattr(config.network, "image_size", None) or config.data.image_size or 8
     channels = config.network.in_channels
-    shape = (channels,) if config.data.name.startswith("points:") else (size, size, channels)
+    x = Spec((size, size, channels), "uint8", 0, 255)
+    if config.data.name.startswith("points:") or channels > 3:  # latents
+        x = Spec((channels,) if config.data.name.startswith("points:") else (size, size, channels), "float32")
     label = {} if config.num_classes is None else {"label": Spec((), "int32", 0, config.num_classes - 1)}
-    source = type("Source", (), {"spec": {"x": Spec(shape, "float32"), **label}})()
+    source = StandIn({"x": x, **label})
     config = resolve(config, source)
     net, mesh = build_network(config), make_mesh(data=1)
     loss: Any = build_loss(config)
@@ -96,10 +112,11 @@ def test_config_is_good_and_fits_by_shapes(file: Path) -> None:
     def forward(params: Any, batch: Any, history: Any, key: jax.Array) -> Any:
         return loss.terms(net, params, loss.draw(key, batch, history), key=key).loss
 
-    shapes = template.params, batch_shapes(config, source), template.history, jax.random.key(0)
+    batch = jax.eval_shape(config.codec.encode, batch_shapes(config, source))
+    shapes = template.params, batch, template.history, jax.random.key(0)
     assert jax.eval_shape(forward, *shapes).shape == (config.train.batch_size,)
-    sampler, ts = build_sampler(config.process, config.sample)
-    assert ts.shape == (config.sample.steps,) and isinstance(sampler, jaxdiff.Sampler)
+    sampler = parse_sampler(config.sample.sampler, config.process)
+    assert times(sampler, config.sample.grid, config.sample.steps).shape == (config.sample.steps,)
 
 
 # --- JSON
@@ -124,7 +141,7 @@ def test_json_is_readable() -> None:
         ({"type": "jaxdiff.VP", "beta": 1.0}, "cannot be made"),
         ({"type": 3}, "not the import path"),
         ({"type": "jaxdiff..VP"}, "not the import path"),
-        ({"beta_min": 3}, "not the import path"),
+        ({"type": None, "beta_min": 3}, "not the import path"),
         ({"array": [1, "x"], "dtype": "float32"}, "array cannot be read"),
     ],
 )
@@ -201,8 +218,7 @@ def test_overrides() -> None:
             "--data.no-flip",
             "--parameterization.time.scale",
             "2",
-            "--sample.guidance",
-            "None",
+            "--sample.guide",
         ),
     )
     assert (config.optimizer.lr, config.folder, config.train.steps, config.data.name) == (
@@ -246,15 +262,20 @@ def test_a_configuration_of_ones_own(tmp_path: Path) -> None:
         ("--optimizer.lr 0", "optimizer.lr: 0.0 is out of range, it must be above 0"),
         ("--optimizer.lr nan", "optimizer.lr: nan"),
         ("--optimizer.lr inf", "optimizer.lr: inf"),
-        ("--loss.label_dropout 1.5", "loss.label_dropout: 1.5 is out of range, it must be at least 0 and at most 1"),
+        ("--loss.dropout label=1.5", "loss.dropout: label 1.5 is out of range, it must be at least 0 and at most 1"),
+        ("--loss.dropout label", "--loss.dropout takes NAME=NUMBER, several or none, such as label=0.1, got 'label'"),
+        ("--loss.dropout lable=0.1", "there is no condition 'lable'; did you mean 'label'?: the network takes label"),
         ("--seed -1", "seed: -1"),
         ("--name ../x", "name: '../x'"),
         ("--sample.sampler dddim", "did you mean 'ddim'"),
         ("--sample.grid karas", "did you mean 'karras'"),
         ("--sample.steps 0", "sample.steps: 0"),
         ("--mesh.data 0", "mesh.data: 0"),
-        ("--network.num_classes None", "loss.label_dropout: the network has no null label"),
-        ("--loss.label_dropout 0 --sample.guidance 2", "sample.guidance: guidance needs"),
+        ("--network.num_classes None", "there is no condition 'label': the network takes no condition"),
+        ("--network.no-null_class", "loss.dropout: label has no null, so it cannot be dropped"),
+        ("--loss.dropout --sample.guide cfg:2", "sample.guide: guidance needs a model trained with loss.dropout above 0"),
+        ("--sample.guide cfg", "sample.guide: cfg needs weight"),
+        ("--sample.sampler ddim:eta=2", "sample.sampler: "),
         ("configs/digits_ve.py --process.sigma_max 0.001", "process: "),
         ("configs/cifar10_vp_continuous.py --process.beta_min -1", "process: "),
     ],
@@ -266,11 +287,13 @@ def test_ranges(arguments: str, message: str, repository: Path, monkeypatch: pyt
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_every_name_makes_a_sampler_and_a_grid() -> None:
-    process = jaxdiff.VP()
-    for sampler in SAMPLERS:
-        for grid in GRIDS:
-            made, ts = build_sampler(process, SampleConfig(sampler=sampler, grid=grid, steps=5))
-            jaxdiff.check_times(process, ts)
-            assert isinstance(made, jaxdiff.Sampler)
-            assert ts.shape == ((2,) if sampler == "adaptive" else (5,))  # which chooses its own steps in between
+def test_dropout_is_written_by_name(digits: Config) -> None:
+    assert parsed("--loss.dropout", "label=0.25").loss.dropout == {"label": 0.25}
+    assert parsed("--loss.dropout").loss.dropout == {} and digits.loss.dropout == {"label": 0.1}
+
+
+def test_mappings_are_stored_by_name(digits: Config) -> None:
+    stored = to_json(digits.loss.dropout)
+    assert stored == {"label": 0.1} and from_json(stored) == {"label": 0.1}
+    with pytest.raises(StoredTypeError, match="cannot be stored"):
+        to_json({"type": 1.0})

@@ -19,6 +19,7 @@ import pytest
 import sample
 import train
 from jaxdiff.config import Config, ConfigError, check_folder, claim_folder, load_config_file, read_config
+from jaxdiff.config.folder import FREE
 from tests.commands.test_cli import one_line
 from tests.tiny_run import TINY
 
@@ -82,6 +83,32 @@ def test_more_steps_go_on_unless_the_schedule_depends_on_them(claimed: Config, t
     constant = dataclasses.replace(claimed.optimizer, schedule="constant")
     claim(dataclasses.replace(claimed, workdir=str(tmp_path / "b"), optimizer=constant))
     claim(dataclasses.replace(longer, workdir=str(tmp_path / "b"), optimizer=constant))
+
+
+def test_a_refusal_says_what_may_change_and_how_to_train_on(claimed: Config) -> None:
+    longer = dataclasses.replace(claimed, train=dataclasses.replace(claimed.train, steps=claimed.train.steps + 1))
+    with pytest.raises(ConfigError) as caught:
+        claim(longer)
+    assert "cosine" in str(caught.value) and f"--init-from {claimed.folder}" in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        claim(dataclasses.replace(claimed, seed=3))
+    assert f"these alone may change: {', '.join(FREE)}" in str(caught.value)
+    assert f"--init-from {claimed.folder}" in str(caught.value)
+
+
+def test_the_page_lists_what_may_change() -> None:
+    page = (CONFIGS.parent / "docs" / "reliability.md").read_text()
+    listed = re.findall(r"`--([a-z_.*]+)`", page.split("## What may change")[1].split("\n\nAnything else")[0])
+    assert {name.removesuffix(".*") for name in listed} == {*FREE, "train.steps"}
+
+
+def test_a_warm_up_longer_than_the_run_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train.main(["--dry-run", "--workdir", str(tmp_path / "run"), "--train.steps", "50"])
+    said = capsys.readouterr().err
+    assert said.count("WARNING: ") == 1 and "optimizer.warmup: 100 steps are more than train.steps, 50" in said
+    assert "ends at 0.001 and never reaches optimizer.lr, 0.002" in said
+    train.main(["--dry-run", "--workdir", str(tmp_path / "run"), "--train.steps", "100"])
+    assert capsys.readouterr().err == ""
 
 
 def test_a_folder_of_something_else_is_refused(digits: Config, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from scipy.stats import norm
 import evaluate
 from jaxdiff import CosineVP, GaussianDenoiser
 from jaxdiff.broadcast import expand
-from jaxdiff.codecs import Points
+from jaxdiff.codecs import Arrays, Images, Points
 from jaxdiff.config import ConfigError
 from jaxdiff.data import open_digits
 from jaxdiff.denoiser import Cond
@@ -92,7 +92,7 @@ def exact(run: Run) -> Run:
     config = dataclasses.replace(
         run.config, process=CosineVP(), network=dataclasses.replace(run.config.network, num_classes=None)
     )
-    return with_denoiser(dataclasses.replace(run, config=config), denoise, Points((2,)), {})
+    return with_denoiser(dataclasses.replace(run, config=config), denoise, Images((2, 2, 1)), {})
 
 
 def final(measured: Iterator[Result]) -> dict[str, Result]:
@@ -134,8 +134,24 @@ def test_bits_of_a_known_law(exact: Run) -> None:
 
 def test_points_have_a_density_and_no_grey_levels(exact: Run) -> None:
     source = Plane(40)
-    (measured,) = final(bits(exact, source, EvaluateOptions(steps=24))).values()
+    model = dataclasses.replace(exact.model, codec=Points((2,)))
+    (measured,) = final(bits(dataclasses.replace(exact, model=model), source, EvaluateOptions(steps=24))).values()
     log_density = norm.logpdf(source.take(np.arange(40))["x"], 0, Plane.std).mean(axis=1)
+    np.testing.assert_allclose(measured.values, -log_density / math.log(2), atol=2e-3)
+
+
+def test_the_density_is_that_of_the_data_as_stored(exact: Run) -> None:
+    """Standardised by a codec, x0 = (x - mean)/std has another density than x."""
+    source, codec = Plane(40), Arrays((2,), mean=np.float32([3.0, -1.0]), std=np.float32([0.5, 4.0]))
+    shifted = codec.decode(source.take(np.arange(40))["x"])["x"]
+
+    class Stored(Plane):
+        def take(self, indices: np.ndarray, /) -> dict[str, np.ndarray]:
+            return {"x": np.asarray(shifted)[indices]}
+
+    model = dataclasses.replace(exact.model, codec=codec)
+    (measured,) = final(bits(dataclasses.replace(exact, model=model), Stored(40), EvaluateOptions(steps=24))).values()
+    log_density = norm.logpdf(shifted, np.array([3.0, -1.0]), Plane.std * np.array([0.5, 4.0])).mean(axis=1)
     np.testing.assert_allclose(measured.values, -log_density / math.log(2), atol=2e-3)
 
 
@@ -181,11 +197,13 @@ def test_a_likelihood_that_is_not_finite_is_said(exact: Run) -> None:
 
 
 def test_labels_are_needed_or_refused(run: Run) -> None:
+    run = with_denoiser(run, run.denoise, Images((2, 2, 1)))
     with pytest.raises(ConfigError, match="has no label: pass --no-labels"):
         list(bits(run, GreyNoise(2), EvaluateOptions()))
     config = dataclasses.replace(run.config, loss=dataclasses.replace(run.config.loss, dropout={}))
     with pytest.raises(ConfigError, match="trained without dropping label"):
         strict = Run.of(config, run.denoise.params, run.step, run.mesh)
+        strict = with_denoiser(strict, strict.denoise, Images((2, 2, 1)))
         list(bits(strict, GreyNoise(2), EvaluateOptions(labels=False)))
 
 

@@ -73,12 +73,18 @@ def test_a_condition_of_one_sample_changes_no_other():
     assert float(jnp.abs(a[1] - b[1]).max()) > 1e-4
 
 
-def test_a_vector_is_standardised():
-    plain = dataclasses.replace(NETWORKS["mlp"], conditions=(Vector("style", 2),))
-    net, params, x, cond = setting("mlp")
-    shifted = {**cond, "style": (cond["style"] - jnp.array([[5.0, 0.0]])) / jnp.array([[2.0, 0.5]])}
+@pytest.mark.parametrize(
+    ("mean", "std"), [((5.0, 0.0), (2.0, 0.5)), ((), (2.0, 0.5)), ((5.0, 0.0), ())], ids=["both", "std", "mean"]
+)
+def test_a_vector_is_standardised(mean, std):
+    plain, told = (
+        functional(dataclasses.replace(NETWORKS["mlp"], conditions=(each,)))
+        for each in (Vector("style", 2), Vector("style", 2, mean, std))
+    )
+    _, params, x, cond = setting("mlp")
+    shifted = (cond["style"] - jnp.asarray([mean or (0.0, 0.0)])) / jnp.asarray([std or (1.0, 1.0)])
     np.testing.assert_allclose(
-        net.apply(params, x, 0.5, cond), functional(plain).apply(params, x, 0.5, shifted), rtol=1e-5, atol=1e-5
+        told.apply(params, x, 0.5, cond), plain.apply(params, x, 0.5, {**cond, "style": shifted}), rtol=1e-5, atol=1e-5
     )
 
 

@@ -1,0 +1,139 @@
+"""A batch of samples that is ready to be drawn, and the program that draws it.
+
+A `Plan` is a pytree whose numbers are data: another weight of guidance, other conditions, times, keys or parameters
+compile nothing. `jaxdiff.model` makes plans.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
+from numpy.typing import NDArray
+
+from jaxdiff.denoiser import Denoiser, NetworkDenoiser
+from jaxdiff.guidance import Clipped, Guidance, apply
+from jaxdiff.networks.placement import samples_over
+from jaxdiff.record import field, record
+from jaxdiff.sampling import Keep, integrate, sample
+
+
+@record
+class Plan:
+    """One batch of samples, ready to be drawn; see the top of `jaxdiff.model`.
+
+    Args:
+      plain: the network's denoiser.
+      sampler: the method.
+      ts: ``(n,)`` falling times.
+      cond: conditions ``(B, ...)`` by name; {} where there are none.
+      guide: elements of guidance.
+      nulls: what stands for "no condition" in guidance.
+      codec: of the data.
+      x: samples at ``ts[0]`` to start from ``(B, ...)``; None: drawn from the prior.
+      shape: of one x; static.
+      bounds: that predictions are limited to; static.
+      support: ``(x, cond) -> x``, the projection of noise onto where the data lies; static. None: the whole space.
+    """
+
+    plain: NetworkDenoiser
+    sampler: Any
+    ts: Array
+    cond: dict[str, Any]
+    guide: tuple[Guidance, ...]
+    nulls: dict[str, Any]
+    codec: Any
+    x: Array | None = None
+    shape: tuple[int, ...] = field(default=(), pytree_node=False)
+    bounds: tuple[float, float] | None = field(default=None, pytree_node=False)
+    support: Callable[[Array, Any], Array] | None = field(default=None, pytree_node=False)
+
+    @property
+    def denoise(self) -> Denoiser:
+        """The denoiser with its guidance, limited to the bounds."""
+        process = self.plain.process
+        guided = apply(self.guide, self.plain, process, self.nulls)
+        return guided if self.bounds is None else Clipped(guided, process, *self.bounds)
+
+    def init(self, keys: Array) -> Array:
+        """x at the first time ``(B, ...)``."""
+        if self.x is not None:
+            return self.x
+        return self._projected(self.plain.process.prior_sample(keys, self.shape, self.ts[0]))
+
+    def finish(self, x0: Array) -> dict[str, Any]:
+        """The stored record of x0."""
+        decoded: dict[str, Any] = self.codec.decode(x0, self.cond)
+        return decoded
+
+    def _projected(self, x: Array) -> Array:
+        return x if self.support is None else self.support(x, self.cond)
+
+
+@functools.partial(jax.jit, static_argnames=("decode", "keep", "sharding"))
+def draw(
+    plan: Plan, keys: Array, *, decode: bool = True, keep: Keep | None = None, sharding: NamedSharding | None = None
+) -> tuple[Any, Any, Array]:
+    """Samples of a plan.
+
+    Args:
+      plan: of B samples.
+      keys: ``(B,)``, one a sample.
+      decode: give the stored record, else x0; static.
+      keep: what to give beside the samples (`jaxdiff.sampling.Keep`); static.
+      sharding: of the batch; static. None: not split.
+
+    Returns:
+      The record, or x0 ``(B, ...)``; what was kept, () without ``keep``; and which samples are finite ``(B,)``.
+    """
+    if sharding is not None:
+        split = (keys, plan.cond, plan.nulls, plan.x)
+        keys, cond, nulls, x = jax.lax.with_sharding_constraint(split, sharding)
+        plan = dataclasses.replace(plan, cond=cond, nulls=nulls, x=x)
+    with contextlib.nullcontext() if sharding is None else samples_over(sharding):
+        start: tuple[Any, ...] = (plan.sampler, plan.denoise, keys, plan.init(keys), plan.ts, plan.cond or None)
+        x0, kept = (sample(*start), ()) if keep is None else sample(*start, keep=keep)
+        drawn = (plan.finish(x0) if decode else x0), kept, jnp.isfinite(x0.reshape(x0.shape[0], -1)).all(axis=1)
+    if sharding is not None:  # whole on every device, so that every host can read all of it
+        drawn = jax.lax.with_sharding_constraint(drawn, NamedSharding(sharding.mesh, PartitionSpec()))
+    return drawn
+
+
+@jax.jit
+def integrated(plan: Plan, x: Array, ts: Array) -> Array:
+    """x at the last of some times from x at their first, by the plan's sampler."""
+    return integrate(plan.sampler, plan.denoise, None, x, ts, plan.cond or None)[0]
+
+
+def rows_of(plan: Plan, rows: slice, size: int, n: int) -> Plan:
+    """The plan of some of its n samples, filled up to ``size`` by its last."""
+
+    def cut(leaf: Any) -> Array:
+        part = jnp.asarray(leaf[rows])
+        return jnp.concatenate([part, jnp.repeat(part[-1:], size - len(part), axis=0)]) if len(part) < size else part
+
+    parts = jax.tree.map(cut, (plan.cond, plan.nulls, plan.x))
+    weights = tuple(
+        jax.tree.map(lambda leaf: cut(leaf) if np.ndim(leaf) and len(leaf) == n else leaf, element)
+        for element in plan.guide
+    )
+    cond, nulls, x = parts
+    return dataclasses.replace(plan, cond=cond, nulls=nulls, x=x, guide=weights)
+
+
+def joined(parts: list[Any], n: int) -> tuple[Any, Any, NDArray[np.bool_]]:
+    """The first n samples of all batches; what was kept has its steps before the samples."""
+
+    def join(axis: int) -> Callable[..., NDArray[Any]]:
+        return lambda *leaves: np.take(np.concatenate(leaves, axis), np.arange(n), axis)
+
+    given, kept, finite = zip(*parts, strict=True)
+    return jax.tree.map(join(0), *given), jax.tree.map(join(1), *kept), join(0)(*finite)
