@@ -147,7 +147,8 @@ class Model:
         defaults = self.defaults
         given = self.given(n, cond)
         elements = self.elements(guide if guide is not None or cond else ())
-        if elements and not cond:
+        guided = any(isinstance(element, CFG) for element in elements)
+        if guided and not cond:
             raise ValueError("guidance leads towards a condition: pass cond={...}, or guide=() for none")
         chosen = defaults.sampler if sampler is None else sampler
         method = parse_sampler(chosen, self.process)
@@ -157,8 +158,7 @@ class Model:
             plain = dataclasses.replace(plain, cache=parse_cache(cache))  # type: ignore[arg-type]
             elements = [dataclasses.replace(e, sequential=True) if isinstance(e, CFG) else e for e in elements]
         instead = None if negative is None else self.given(n, negative, fill=False)
-        guided = any(isinstance(element, CFG) for element in elements)
-        if instead and not elements:
+        if instead and not guided:
             raise ValueError("negative is what guidance leads away from, and there is no guidance: give guide='cfg:2'")
         told = {name: value for name, value in given.items() if name in (cond or {})}
         nulls = nulls_of(self.conditions, told, n, instead) if guided else {}

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from jaxdiff.denoiser import Denoiser, NetworkDenoiser
 from jaxdiff.guidance import Clipped, Guidance, apply
 from jaxdiff.networks.placement import samples_over
+from jaxdiff.noise import Noise, step_noise
 from jaxdiff.record import field, record
 from jaxdiff.sampling import Keep, integrate, sample
 
@@ -74,6 +75,11 @@ class Plan:
         decoded: dict[str, Any] = self.codec.decode(x0, self.cond)
         return decoded
 
+    def noise(self, keys: Array, x: Array) -> Noise:
+        """Noise of the steps: `jaxdiff.noise.step_noise`, projected as the first x is."""
+        drawn = step_noise(keys, x)
+        return drawn if self.support is None else lambda t, s, salt=0: self._projected(drawn(t, s, salt))
+
     def _projected(self, x: Array) -> Array:
         return x if self.support is None else self.support(x, self.cond)
 
@@ -100,7 +106,8 @@ def draw(
         plan = dataclasses.replace(plan, cond=cond, nulls=nulls, x=x)
     with contextlib.nullcontext() if sharding is None else samples_over(sharding):
         start: tuple[Any, ...] = (plan.sampler, plan.denoise, keys, plan.init(keys), plan.ts, plan.cond or None)
-        x0, kept = (sample(*start), ()) if keep is None else sample(*start, keep=keep)
+        noise = plan.noise
+        x0, kept = (sample(*start, noise=noise), ()) if keep is None else sample(*start, noise=noise, keep=keep)
         drawn = (plan.finish(x0) if decode else x0), kept, jnp.isfinite(x0.reshape(x0.shape[0], -1)).all(axis=1)
     if sharding is not None:  # whole on every device, so that every host can read all of it
         drawn = jax.lax.with_sharding_constraint(drawn, NamedSharding(sharding.mesh, PartitionSpec()))

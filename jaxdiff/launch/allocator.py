@@ -92,8 +92,8 @@ def find(folders: Sequence[str | Path] | None = None) -> Path | None:
       folders: where to look; None: this environment's, then the system's.
     """
     if folders is None:
-        system = [Path("/usr/lib", sysconfig.get_config_var("MULTIARCH") or ""), "/usr/lib64", "/usr/lib"]
-        folders = [Path(sys.prefix, "lib"), "/usr/local/lib", *system]
+        own = Path(sys.prefix, "lib"), Path("/usr/lib", sysconfig.get_config_var("MULTIARCH") or "")
+        folders = [*own, "/usr/local/lib", "/usr/lib64", "/usr/lib"]
     files = (Path(folder, name) for name in NAMES for folder in folders)
     return next((file for file in files if _kind(file) == _kind(Path("/proc/self/exe"))), None)
 

@@ -34,11 +34,12 @@ class Place:
     def lost(self) -> str | None:
         """One line for people where another folder or none stands there; None where it is the same."""
         try:
-            if self._folder.stat().st_ino == self._inode:
-                return None
+            there: int | None = self._folder.stat().st_ino
         except (FileNotFoundError, NotADirectoryError):
-            pass
+            there = None
         except OSError:  # a file system that does not answer: whoever writes will be told
+            return None
+        if there == self._inode:
             return None
         return (
             f"{self._folder.parent} was moved, removed or replaced while the run was training: nothing more is written "
