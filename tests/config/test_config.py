@@ -81,7 +81,7 @@ class StandIn:
     def take(self, indices: np.ndarray, /) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(0)
         return {
-            name: rng.integers(0, 2, (len(indices), *spec.shape)).astype(spec.dtype)  # type: ignore[misc]
+            name: rng.integers(0, 2, (len(indices), *(size or 1 for size in spec.shape))).astype(spec.dtype)
             for name, spec in self.spec.items()
         }
 
@@ -273,7 +273,10 @@ def test_a_configuration_of_ones_own(tmp_path: Path) -> None:
         ("--mesh.data 0", "mesh.data: 0"),
         ("--network.num_classes None", "there is no condition 'label': the network takes no condition"),
         ("--network.no-null_class", "loss.dropout: label has no null, so it cannot be dropped"),
-        ("--loss.dropout --sample.guide cfg:2", "sample.guide: guidance needs a model trained with loss.dropout above 0"),
+        (
+            "--loss.dropout --sample.guide cfg:2",
+            "sample.guide: guidance needs a model trained with loss.dropout above 0",
+        ),
         ("--sample.guide cfg", "sample.guide: cfg needs weight"),
         ("--sample.sampler ddim:eta=2", "sample.sampler: "),
         ("configs/digits_ve.py --process.sigma_max 0.001", "process: "),
