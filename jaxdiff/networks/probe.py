@@ -23,8 +23,8 @@ Attend = Callable[[Array, Array, Array], Array]
 TOKENS = 512
 """Of the small problem: a whole block of either kernel."""
 
-TOLERANCE = 0.05
-"""Norm of the error over the norm of the answer. 16-bit numbers alone make 0.01; a wrong factor, mask or order more."""
+TOLERANCE = 0.02
+"""Norm of the error over the norm of the answer. bfloat16 alone makes 0.003; a wrong factor, mask or order far more."""
 
 
 @functools.cache
