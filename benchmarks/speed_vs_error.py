@@ -217,7 +217,7 @@ def caches(network: Any, quick: bool) -> Iterator[tuple[str, str, FeatureCache]]
 def problem_of(run: Run, num: int, guidance: float | None, seed: int) -> Problem:
     labels, _ = rows_of_labels(run.num_classes, num)
     cond = None if labels is None else {name: jnp.asarray(value) for name, value in labels.items()}
-    usual = [float(np.asarray(each.weight)) for each in parse_guidance(run.config.sample.guide) if isinstance(each, CFG)]
+    usual: list[Any] = [each.weight for each in parse_guidance(run.config.sample.guide) if isinstance(each, CFG)]
     weight = guidance if guidance is not None else usual[0] if usual else None
     guided = weight is not None and cond is not None and run.config.loss.dropout.get("label", 0) > 0
     keys = sample_keys(jax.random.key(seed), 0, num)
