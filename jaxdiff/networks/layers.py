@@ -22,7 +22,7 @@ from flax import nnx
 from jax import Array
 
 from jaxdiff.networks.backend import in_order, present_machine
-from jaxdiff.networks.convolution import convolve
+from jaxdiff.networks.convolution import EDGES, by_winograd, convolve, winograd
 from jaxdiff.networks.initial_noise import Kind, initial_noise
 
 DType = Literal["float32", "bfloat16"]
@@ -130,8 +130,11 @@ class Conv3x3(nnx.Module):
         (2, 4, 4, 6)
         """
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        edges = (1, 1) if self.padding == "symmetric" else (0, 1)
-        y = convolve(x, kernel, self.stride, (edges, edges), in_order=in_order(present_machine()))
+        machine, edges = present_machine(), EDGES if self.padding == "symmetric" else ((0, 1), (0, 1))
+        if self.stride == 1 and edges == EDGES and by_winograd(machine, x, kernel):
+            y = winograd(x, kernel)
+        else:
+            y = convolve(x, kernel, self.stride, edges, in_order=in_order(machine))
         return y + self.bias[...].astype(self.dtype)[None, None, None, :]
 
 
