@@ -107,7 +107,9 @@ CELLS = cover(filter(fits, itertools.product(NETWORKS, CONDITIONS, OBJECTIVES)),
 def values(condition: Condition, rng: np.random.Generator) -> Any:
     def draw(spec: Spec) -> Any:
         shape = (4, *(3 if size is None else size for size in spec.shape))
-        return jnp.asarray(rng.integers(1, 3, shape) if spec.dtype == "int32" else rng.uniform(0.3, 1, shape), spec.dtype)
+        return jnp.asarray(
+            rng.integers(1, 3, shape) if spec.dtype == "int32" else rng.uniform(0.3, 1, shape), spec.dtype
+        )
 
     return draw(condition) if isinstance(condition, Spec) else {name: draw(spec) for name, spec in condition.items()}
 
@@ -138,7 +140,7 @@ def test_cell(cell: tuple[str, str, str]) -> None:
             "parameterization": LearnedHessian(Eps(), rank=1),
             "weight": SNR(),
             "time": Uniform(0.3, 0.9),
-            "dropout": {each: rate for each in specs},
+            "dropout": dict.fromkeys(specs, rate),
         }
         loss = OBJECTIVES[objective](parts, LossConfig())
         draws = loss.draw(jax.random.key(1), batch, loss.init())

@@ -40,10 +40,10 @@ class Exact:
 PARAMS = {"mean": jnp.array([[1.0, 0.0], [-2.0, 1.0], [0.0, 3.0], [0.0, 0.0]]), "std": jnp.array(0.5)}
 
 
-def model(codec: Any = None, defaults: Defaults = Defaults(), **fields: Any) -> Model:
+def model(codec: Any = None, defaults: Defaults | None = None, **fields: Any) -> Model:
     net = Exact(label=LABEL, style=STYLE)
     denoise = NetworkDenoiser(net, PARAMS, PROCESS, jd.X0())  # type: ignore[arg-type]
-    return Model(denoise, codec or Points((2,)), defaults, **fields)
+    return Model(denoise, codec or Points((2,)), defaults or Defaults(), **fields)
 
 
 def net_of(made: Model) -> Any:
@@ -210,7 +210,9 @@ def test_numbers_and_conditions_compile_nothing() -> None:
     net, traced = net_of(made), net_of(made).traced
     assert traced > 0
     made.sample(1, 4, {"label": [0, 1, 2, 3], "style": [1.0, 2.0]}, **first | {"guide": "cfg:7.5"})
-    made.sample(2, 4, {"label": 3, "style": np.ones((4, 2))}, **first | {"guide": 0, "negative": {"label": [2, 1, 0, 3]}})
+    made.sample(
+        2, 4, {"label": 3, "style": np.ones((4, 2))}, **first | {"guide": 0, "negative": {"label": [2, 1, 0, 3]}}
+    )
     made.sample(3, 4, {"label": 0, "style": [0, 1]}, **first | {"ts": times(5) * 0.9, "x": 3 * begin})
     made.sample(3, 4, {"label": 0, "style": [0, 1]}, **first, sampler="ddim:eta=0.1", start=77)
     other = dataclasses.replace(

@@ -12,8 +12,9 @@ degrees. (2): A is the area, and P the perimeter, as the total variation of an i
 coarea formula). A stroke of width w and length l has A = w l and P = 2 (w + l), so (2) is w/(1 + w/l); a closed ring
 has P = 2 A/w, so there it is w. The darkness of the ink cancels, and a blurred edge counts as a sharp one.
 
-Between pixels |grad g| is the mean of sqrt(dx^2 + dy^2) over the four choices of one-sided differences, which sees strokes of
-one pixel and favours no diagonal. A stroke under 2 pixels is as wide as its pixels' blur: one of 1 reads 1.0 to 1.8.
+Between pixels |grad g| is the mean of sqrt(dx^2 + dy^2) over the four choices of one-sided differences, which sees
+strokes of one pixel and favours no diagonal. A stroke under 2 pixels is as wide as its pixels' blur: one of 1 pixel
+reads 1.0 to 1.8.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`jaxdiff.fit`: own arrays and networks, a log, a kill in the middle, frozen parts, several averages, another dtype."""
+"""`jaxdiff.fit`: own arrays and networks, a log, a kill in the middle, frozen parts, averages, another dtype."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ import jaxdiff
 from jaxdiff import Flow, Run, Velocity
 from jaxdiff.codecs import Arrays
 from jaxdiff.config import CheckpointConfig, Config, ConfigError, LossConfig, SampleConfig, TrainConfig
+from jaxdiff.data import DataError
 from jaxdiff.networks import MLP, DiT
 from jaxdiff.spec import Spec
-from jaxdiff.train import CheckpointError, Ema
+from jaxdiff.train import CheckpointError, Checkpoints, Ema
+from jaxdiff.train.frozen import partition
 
 X = (np.array([5.0, -2.0, 0.1]) + np.array([2.0, 0.3, 1.0]) * np.random.default_rng(0).normal(size=(256, 3))).astype(
     np.float32
 )
 LABELS = np.arange(256) % 4
+NETWORK = MLP(in_channels=3, width=8, depth=1, frequencies=8)
 
 
-def config(folder: Path, network: Any = MLP(in_channels=3, width=8, depth=1, frequencies=8), **changes: Any) -> Config:
+def config(folder: Path, network: Any = NETWORK, **changes: Any) -> Config:
     steps = changes.pop("steps", 3)
     settings: dict[str, Any] = {
         "process": Flow(),
@@ -68,7 +71,7 @@ def test_arrays_by_name_and_what_they_lack(tmp_path: Path) -> None:
     labelled = config(tmp_path / "r", network, loss=LossConfig(dropout={"label": 0.1}))
     run = jaxdiff.fit(labelled, {"x": X, "label": LABELS})
     assert run.sample(0, 2, {"label": [0, 3]})["label"].tolist() == [0, 3]
-    with pytest.raises(jaxdiff.data.DataError, match="conditioned on label, which is not in the data"):
+    with pytest.raises(DataError, match="conditioned on label, which is not in the data"):
         jaxdiff.fit(dataclasses.replace(labelled, workdir=str(tmp_path / "other")), X)
 
 
@@ -108,19 +111,21 @@ def test_frozen_parts_come_from_another_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.freeze: .* --init-from RUN"):
         jaxdiff.fit(part, X)
     run = jaxdiff.fit(part, X, init_from=tmp_path / "base")
-    held, moved = (jaxdiff.train.frozen.partition(run.denoise.params, part.train.freeze)[i] for i in (1, 0))
-    before = jaxdiff.train.frozen.partition(base.denoise.params, part.train.freeze)
+    held, moved = (partition(run.denoise.params, part.train.freeze)[i] for i in (1, 0))
+    before = partition(base.denoise.params, part.train.freeze)
     assert same(held, before[1]) and not same(moved, before[0])
-    with jaxdiff.train.Checkpoints(tmp_path / "part" / "checkpoints", readonly=True) as checkpoints:
-        with pytest.raises(CheckpointError, match=r"blocks.*inner|input"):  # not saved a second time
-            checkpoints.restore_weights(jax.eval_shape(run.denoise.net.init, jax.random.key(0)))
+    with (
+        Checkpoints(tmp_path / "part" / "checkpoints", readonly=True) as checkpoints,
+        pytest.raises(CheckpointError, match=r"blocks.*inner|input"),  # not saved a second time
+    ):
+        checkpoints.restore_weights(jax.eval_shape(run.denoise.net.init, jax.random.key(0)))
     again = jaxdiff.load(tmp_path / "part")
     assert same(again.denoise.params, run.denoise.params)
     np.testing.assert_array_equal(again.sample(0, 3)["x"], run.sample(0, 3)["x"])
     longer = dataclasses.replace(part, train=dataclasses.replace(part.train, steps=5))
     further = jaxdiff.fit(longer, X, init_from=tmp_path / "base")
     assert further.step == 5
-    assert same(jaxdiff.train.frozen.partition(further.denoise.params, part.train.freeze)[1], before[1])
+    assert same(partition(further.denoise.params, part.train.freeze)[1], before[1])
     shutil.rmtree(tmp_path / "base")
     jaxdiff.fit(config(tmp_path / "base", steps=2, seed=1), X)
     with pytest.raises(CheckpointError, match="not those that this run began with"):
