@@ -152,7 +152,8 @@ def options(file: Path, folder: Path, steps: int) -> list[str]:
         f"--data.path {file} --workdir {folder} --data.image_size 8 --data.workers 0 --network.width 32 "
         "--network.depth 1 --network.heads 2 --network.frequencies 16 --network.num_classes 3 "
         f"--network.dtype float32 --network.remat none --train.steps {steps} --train.batch_size 64 "
-        "--train.log_every 100 --train.sample_every 0 --checkpoint.every 100 --optimizer.lr 3e-3 --ema.rate 0.9 --sample.sampler ddim --sample.steps 20 --sample.grid log_snr --no-cache"
+        "--train.log_every 100 --train.sample_every 0 --checkpoint.every 100 --optimizer.lr 3e-3 "
+        "--ema.rate 0.9 --sample.sampler ddim --sample.steps 20 --sample.grid log_snr --no-cache"
     )
     return [str(CONFIGS / "imagenet256_dit_xl2.py"), *text.split()]
 
