@@ -36,6 +36,7 @@ from jaxdiff.config import Config, keep_compiled, set_up
 from jaxdiff.networks import dit
 from jaxdiff.networks.remat import Remat
 from jaxdiff.train.low_precision import StateDtype
+from jaxdiff.train.step import Given
 
 POLICIES = get_args(Remat)
 STATES: tuple[StateDtype, ...] = get_args(StateDtype)
@@ -155,7 +156,7 @@ def turn(running: list[list[Any]], number: int) -> list[float]:
     for which in order:
         compiled, state, batch = running[which]
         begin = time.perf_counter()
-        running[which][1] = jax.block_until_ready(compiled(state, batch)[0])
+        running[which][1] = jax.block_until_ready(compiled(state, batch, Given())[0])
         seconds[which] = time.perf_counter() - begin
     return seconds
 

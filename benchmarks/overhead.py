@@ -2,7 +2,7 @@
 
     python benchmarks/overhead.py --out results.json
 
-Three parts, for every row of `jaxdiff.config.build.SAMPLERS`, new ones by themselves:
+Three parts, for every row of `jaxdiff.methods.SAMPLERS`, new ones by themselves:
 
 - *U-Net of the digits run* (`configs/digits_unet.py`, untrained parameters), at several batch sizes: the time of jitted
   `sample` over that of its evaluations alone, which are as many calls of the same denoiser in a jitted loop, each fed
@@ -46,9 +46,10 @@ from jaxdiff import (
     sample,
     sample_keys,
 )
-from jaxdiff.config import SampleConfig, keep_compiled
-from jaxdiff.config.build import SAMPLERS, build_network
+from jaxdiff.config import keep_compiled
+from jaxdiff.config.build import build_network
 from jaxdiff.denoiser import Cond
+from jaxdiff.methods import SAMPLERS, parse_sampler
 from jaxdiff.prediction import from_v
 from jaxdiff.process import Process
 from jaxdiff.record import record
@@ -57,7 +58,7 @@ SHAPE = (8, 8, 1)
 MOST = 1.03  # times the evaluations alone
 DOUBT = 0.01  # half the width of the ratio's 95% interval at which no more turns are needed
 PATH_SHARE = 0.01  # of the path's memory
-LANGEVIN = 1  # steps at each level: annealed Langevin dynamics takes 100, which cost the same each
+NUMBERS = {"annealed_langevin": ":steps=1"}  # at each level: by default it takes 100, which cost the same each
 
 
 @record
@@ -194,7 +195,7 @@ def measure(options: argparse.Namespace) -> int:
 
     print(f"{'sampler':<24}{'batch':>6}{'calls':>7}{'ratio':>8}  +-     quartiles        ms an evaluation")
     for name in options.samplers:
-        sampler = SAMPLERS[name](process, SampleConfig(sampler=name, langevin_steps=LANGEVIN))
+        sampler = parse_sampler(name + NUMBERS.get(name, ""), process)
         for batch in options.batches:
             say(f"{name}: U-Net, batch of {batch}")
             found = cost(sampler, unet, batch, options.steps, options.turns, options.longest)

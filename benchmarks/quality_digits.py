@@ -31,7 +31,7 @@ from sklearn.svm import SVC
 
 from benchmarks.report import Line, add_arguments, agreement_by_class, by_class, finish, say
 from jaxdiff import Run
-from jaxdiff.codecs import to_model_range, to_uint8
+from jaxdiff.codecs import to_model_range
 from jaxdiff.config import ConfigError, keep_compiled, one_line_errors
 from jaxdiff.data import batches, open_digits
 from jaxdiff.train import CheckpointError
@@ -67,9 +67,9 @@ def nearest_distance(images: NDArray[np.float32], training: NDArray[np.float32])
 
 
 def drawn(run: Run, seed: int, num: int, labels: NDArray[np.int32] | None, start: int = 0) -> NDArray[np.float32]:
-    """Samples as flat rows (num, 64) in [-1, 1], rounded to bytes."""
-    images = run.sample(seed, num, None if labels is None else {"label": labels}, start=start)
-    return np.asarray(to_model_range(to_uint8(images))).reshape(num, -1)
+    """Samples, which are bytes, as flat rows (num, 64) in [-1, 1]."""
+    record = run.sample(seed, num, None if labels is None else {"label": labels}, start=start)
+    return np.asarray(to_model_range(record["x"])).reshape(num, -1)
 
 
 def measure(arguments: argparse.Namespace) -> int:

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from benchmarks.report import Line, add_arguments, agreement_by_class, by_class, finish, say
 from jaxdiff import Run
-from jaxdiff.codecs import to_model_range, to_uint8
+from jaxdiff.codecs import to_model_range
 from jaxdiff.config import ConfigError, keep_compiled, one_line_errors
 from jaxdiff.data import DataError, Pipeline, Source, batches, fingerprint, open_mnist
 from jaxdiff.train import CheckpointError
@@ -130,7 +130,7 @@ def measure(arguments: argparse.Namespace) -> int:
 
     say(f"sampling {arguments.num} images by class")
     labels = np.arange(arguments.num, dtype=np.int32) % CLASSES
-    samples = np.asarray(to_model_range(to_uint8(run.sample(arguments.seed, arguments.num, {"label": labels}))))
+    samples = np.asarray(to_model_range(run.sample(arguments.seed, arguments.num, {"label": labels})["x"]))
     guesses = classify(weights, samples)
     shares = agreement_by_class(guesses, labels)
 

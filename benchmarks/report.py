@@ -111,7 +111,7 @@ def finish(run: Run, lines: Sequence[Line], details: Mapping[str, Any], argument
     """
     sampling = dataclasses.asdict(run.config.sample)
     print(f"\n{run.config.name}, step {run.step}: {sampling['sampler']}, {sampling['steps']} steps, guidance ", end="")
-    print(f"{sampling['guidance']}, {arguments.num} samples, seed {arguments.seed}\n\n{table(lines)}")
+    print(f"{' '.join(sampling['guide']) or 'none'}, {arguments.num} samples, seed {arguments.seed}\n\n{table(lines)}")
     failed = [line.name for line in lines if line.passed is False]
     print(f"\n{'FAILED: ' + '; '.join(failed) if failed else 'every bound is met'}")
     if arguments.out is not None:

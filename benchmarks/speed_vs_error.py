@@ -56,7 +56,8 @@ from jaxdiff import (
     sample_keys,
 )
 from jaxdiff.config import keep_compiled, one_line_errors, set_up
-from jaxdiff.guidance import Interval, Reuse, apply
+from jaxdiff.guidance import CFG, Interval, Reuse, apply
+from jaxdiff.methods import parse_guidance
 from jaxdiff.networks import DeepCache, DiT, FirstBlock, TaylorSeer, UNet
 from jaxdiff.networks.caching import FeatureCache
 from jaxdiff.runs.run import rows_of_labels
@@ -216,8 +217,9 @@ def caches(network: Any, quick: bool) -> Iterator[tuple[str, str, FeatureCache]]
 def problem_of(run: Run, num: int, guidance: float | None, seed: int) -> Problem:
     labels, _ = rows_of_labels(run.num_classes, num)
     cond = None if labels is None else {name: jnp.asarray(value) for name, value in labels.items()}
-    weight = run.config.sample.guidance if guidance is None else guidance
-    guided = weight is not None and cond is not None and run.config.loss.label_dropout > 0
+    usual: list[Any] = [each.weight for each in parse_guidance(run.config.sample.guide) if isinstance(each, CFG)]
+    weight = guidance if guidance is not None else usual[0] if usual else None
+    guided = weight is not None and cond is not None and run.config.loss.dropout.get("label", 0) > 0
     keys = sample_keys(jax.random.key(seed), 0, num)
     x = run.process.prior_sample(keys, run.shape, log_snr_times(run.process, 2)[0])
     null = {"label": jnp.int32(run.num_classes)} if guided and run.num_classes is not None else None

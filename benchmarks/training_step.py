@@ -19,7 +19,7 @@ class Prepared(NamedTuple):
     """A training step before it is compiled.
 
     Args:
-      step: jitted ``(state, batch) -> (state, metrics)``.
+      step: of `compile_step`: ``(state, batch) -> (state, metrics)``, without a codec.
       template: of the state: shapes and shardings.
       batch: of a batch, likewise.
       make_state: makes the state of step 0, of another key if one is passed.

@@ -8,7 +8,7 @@ in an environment with jaxdiff, torch 2.13 and a C++ compiler (for `torch.compil
 - *train*: draw times and noise, forward, backward, clip by global norm, AdamW, running average. jaxdiff:
   `jaxdiff.train.compile_step`.
 - *sample*: one evaluation of the network, no gradient.
-- *ddim*: a whole DDIM sampler of 10 evaluations, at the smallest batch only. jaxdiff: `jaxdiff.generate`.
+- *ddim*: a whole DDIM sampler of 10 evaluations, at the smallest batch only. jaxdiff: `jaxdiff.model.draw`.
 
 Two processes, one a library, each with all cores; jaxdiff's is set up as its programs are (`jaxdiff.launch.start`).
 Each computes only when it is asked, and the other waits. They are timed in turns, each leading every other time, until

@@ -75,7 +75,7 @@ class Plan:
         decoded: dict[str, Any] = self.codec.decode(x0, self.cond)
         return decoded
 
-    def noise(self, keys: Array, x: Array) -> Noise:
+    def noise(self, keys: Array | None, x: Array) -> Noise:
         """Noise of the steps: `jaxdiff.noise.step_noise`, projected as the first x is."""
         drawn = step_noise(keys, x)
         return drawn if self.support is None else lambda t, s, salt=0: self._projected(drawn(t, s, salt))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +30,16 @@ WEIGHTS: dict[str, jd.Weight] = {
 class Linear:
     """A network of two numbers: params[0] x + params[1]."""
 
+    cond: ClassVar[dict[str, Any]] = {}
+
     def apply(self, params: Any, x: jax.Array, t: jax.Array, cond: Any = None, *, key: Any = None) -> jax.Array:
         return params[0] * x + params[1]
 
 
 class Constant:
     """A network whose output is its parameters."""
+
+    cond: ClassVar[dict[str, Any]] = {}
 
     def apply(self, params: Any, x: jax.Array, t: jax.Array, cond: Any = None, *, key: Any = None) -> jax.Array:
         return params
@@ -88,6 +92,8 @@ def test_the_loss_of_a_perfect_network_is_the_irreducible_one() -> None:
     exact = gaussian(process)
 
     class Exact:
+        cond: ClassVar[dict[str, Any]] = {}
+
         def apply(self, params: Any, x: jax.Array, t: jax.Array, cond: Any = None, *, key: Any = None) -> jax.Array:
             return exact(x, t / 1000).eps
 

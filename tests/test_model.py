@@ -40,10 +40,10 @@ class Exact:
 PARAMS = {"mean": jnp.array([[1.0, 0.0], [-2.0, 1.0], [0.0, 3.0], [0.0, 0.0]]), "std": jnp.array(0.5)}
 
 
-def model(codec: Any = None, defaults: Defaults = Defaults(), **fields: Any) -> Model:
+def model(codec: Any = None, defaults: Defaults | None = None, **fields: Any) -> Model:
     net = Exact(label=LABEL, style=STYLE)
-    denoise = NetworkDenoiser(net, PARAMS, PROCESS, jd.X0())  # type: ignore[arg-type]
-    return Model(denoise, codec or Points((2,)), defaults, **fields)
+    denoise = NetworkDenoiser(net, PARAMS, PROCESS, jd.X0())
+    return Model(denoise, codec or Points((2,)), defaults or Defaults(), **fields)
 
 
 def net_of(made: Model) -> Any:
@@ -147,7 +147,7 @@ def test_batches_are_filled_up_and_joined_with_what_was_kept() -> None:
 
 
 def test_samples_are_records_of_the_codec() -> None:
-    made = model(Arrays((2,), mean=np.float32([10, 20]), std=np.float32([2, 4])))
+    made = model(Arrays((2,), mean=np.array([10, 20], np.float32), std=np.array([2, 4], np.float32)))
     x0 = made.sample(0, 4, {"label": 2}, decode=False)
     record = made.sample(0, 4, {"label": 2})
     np.testing.assert_allclose(record["x"], x0 * [2, 4] + [10, 20], rtol=1e-6)
@@ -195,7 +195,7 @@ def test_noise_is_projected_onto_the_support() -> None:
         assert found[:, 0].std() > 0.1
         free = model().sample(0, 16, sampler=sampler, grid="log_snr", steps=8, decode=False)
         assert np.abs(free[:, 0] - free[:, 1]).max() > 0.1
-    begin = np.float32([[1.0, -1.0]])
+    begin = np.array([[1.0, -1.0]], np.float32)
     assert (model(support=onto).plan(1, x=begin).init(jax.random.split(jax.random.key(0), 1)) == begin).all()
 
 
@@ -254,7 +254,7 @@ def test_inversion_is_the_probability_flow_at_its_samplers_order(sampler: str, o
 
 def test_there_and_back_is_the_record() -> None:
     made = model(Arrays((2,), mean=1.0, std=2.0))
-    record = {"x": np.float32([[3.5, 2.0], [-3.0, 3.2]])}
+    record = {"x": np.array([[3.5, 2.0], [-3.0, 3.2]], np.float32)}
     cond, errors = {"label": [0, 1]}, []
     for n in (20, 40, 80):
         options: Any = {"sampler": "dpmpp_2m", "ts": PROCESS.time_of_log_snr(jnp.linspace(-8.0, 12.0, n))}

@@ -51,19 +51,19 @@ def built(name: str) -> tuple[Any, Any, np.ndarray]:
 
 def weights_on_eps(config: Any, t: np.ndarray) -> np.ndarray:
     """The objective's factor of |eps - eps^|^2."""
-    objective = build_loss(config)
+    objective: Any = build_loss(config)
     factor = objective.weight.on_target(config.process, config.parameterization, t)
     return np.asarray(factor / jnp.square(config.parameterization.eps_jacobian(config.process, t)))
 
 
 def weights_on_x0(config: Any, t: np.ndarray) -> np.ndarray:
-    objective = build_loss(config)
+    objective: Any = build_loss(config)
     factor = objective.weight.on_target(config.process, config.parameterization, t)
     return np.asarray(factor / jnp.square(config.parameterization.jacobian(config.process, t)))
 
 
 def times_of(config: Any, n: int = 4000) -> np.ndarray:
-    objective = build_loss(config)
+    objective: Any = build_loss(config)
     return np.asarray(objective.time.sample(config.process, objective.init(), jax.random.key(0), n)[0])
 
 
@@ -196,7 +196,7 @@ def test_rectified_flow() -> None:
         found = jax.jit(jd.sample)(sampler, mixture(config.process), None, jnp.asarray(x), ts)
         np.testing.assert_allclose(found, expected, atol=1e-7)
         t = times_of(config)
-        objective = build_loss(config)
+        objective: Any = build_loss(config)
         np.testing.assert_array_equal(objective.weight.on_target(config.process, config.parameterization, t), 1.0)
         x0, eps = jnp.asarray(x), jnp.asarray(x[::-1])
         np.testing.assert_allclose(config.parameterization.target(config.process, x0, eps, 0.3), eps - x0)
@@ -244,7 +244,8 @@ def test_improved_ddpm(name: str, make: str) -> None:
             )
             np.testing.assert_allclose(found, mean + std * z, rtol=1e-7, atol=1e-9)
         np.testing.assert_allclose(weights_on_eps(config, np.arange(1, 1001) / 1000), 1.0, rtol=1e-6)
-        assert build_loss(config).vlb_weight * config.process.steps == pytest.approx(1.0)
+        hybrid: Any = build_loss(config)
+        assert hybrid.vlb_weight * config.process.steps == pytest.approx(1.0)
 
 
 def test_every_configuration_has_its_box() -> None:

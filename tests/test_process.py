@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.typing import ArrayLike
 
 import jaxdiff as jd
 from jaxdiff.process import Process
@@ -113,10 +114,10 @@ def test_ends_do_not_depend_on_the_units_of_the_data() -> None:
     class Scaled(jd.Process):
         scale: float
 
-        def alpha(self, t: object) -> jax.Array:
+        def alpha(self, t: ArrayLike) -> jax.Array:
             return jd.Flow().alpha(t)
 
-        def sigma(self, t: object) -> jax.Array:
+        def sigma(self, t: ArrayLike) -> jax.Array:
             return self.scale * jd.Flow().sigma(t)
 
     times = [float(Scaled(scale).max_time()) for scale in (1.0, 300.0, 1e-3)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +48,7 @@ def strict() -> object:
 class Net:
     """A network of no parameters."""
 
-    cond = {"label": Spec((), "int32", 0, 6, null=7)}  # noqa: RUF012
+    cond: ClassVar[dict[str, Any]] = {"label": Spec((), "int32", 0, 6, null=7)}
 
     def apply(
         self, params: object, x: jax.Array, t: jax.Array, cond: object = None, *, key: object = None
@@ -104,7 +106,7 @@ def test_losses(name: str) -> None:
     draws = chain.draw(jax.random.key(0), {"x": jnp.ones((5, 4))})
 
     class Double(Net):
-        def apply(self, *args: object, **options: object) -> jax.Array:
+        def apply(self, *args: Any, **options: Any) -> jax.Array:
             return jnp.concatenate([Net.apply(self, *args, **options)] * 2, axis=-1)
 
     assert chain.terms(Double(), (), draws).loss.dtype == jnp.float32

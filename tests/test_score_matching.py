@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,7 @@ class Shifted:
 
     exact: Any
     field: Callable[[Array], Array] = field
+    cond: ClassVar[dict[str, Any]] = {}
 
     def apply(self, params: Any, x: Array, t: Array, cond: Any = None, *, key: Any = None) -> Array:
         return self.exact(x, t).score(self.exact.process, t) + params * self.field(x)
@@ -177,6 +178,7 @@ class Outputs:
 
     exact: Any
     moved: float = 0.0
+    cond: ClassVar[dict[str, Any]] = {}
 
     def apply(self, params: Any, x: Array, t: Array, cond: Any = None, *, key: Any = None) -> Array:
         score = self.exact(x, t).score(self.exact.process, t) + self.moved * jnp.flip(x, axis=1)

@@ -32,7 +32,7 @@ def test_likelihood_times_of_processes_that_reach_alpha_0(process_name: str) -> 
 
 
 @pytest.mark.parametrize("time", [jd.UniformLogSNR(), jd.GeometricLevels()])
-def test_times_reach_the_process_own_noise(time: jd.TrainingTime) -> None:
+def test_times_reach_the_process_own_noise(time: jd.UniformLogSNR | jd.GeometricLevels) -> None:
     """VE(1e-4, 1500) is trained from end to end, not up to sigma = e^6 and down to e^-6."""
     process = jd.VE(1e-4, 1500.0)
     sigma = process.sigma(time.sample(process, (), jax.random.key(0), 2000)[0])

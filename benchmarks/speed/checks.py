@@ -29,6 +29,7 @@ from jaxdiff.train import (
     state_template,
 )
 from jaxdiff.train.ema import Ema
+from jaxdiff.train.step import Given
 
 Tree = Any
 DERIVATIVES = ("value", "gradient", "tangent", "tangent of gradient")
@@ -277,7 +278,7 @@ def steps(name: str, dtype: str, quick: bool) -> tuple[np.ndarray, list[Found]]:
     for _ in range(STEPS):
         before = jax.tree.leaves(state.params)
         with jax.transfer_guard("disallow"):
-            state, metrics = compiled(state, batch)
+            state, metrics = compiled(state, batch, Given())
         values.append((metrics["loss"], metrics["grad_norm"]))
         jax.block_until_ready(state)
         held.append((device.memory_stats() or {}).get("bytes_in_use"))

@@ -30,6 +30,7 @@ from jaxdiff import DDIM, NetworkDenoiser, sample
 from jaxdiff.networks import Functional
 from jaxdiff.networks.backend import attention_form
 from jaxdiff.train import make_mesh
+from jaxdiff.train.step import Given
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 NOISE = 0.02  # added to every parameter: of those that start at zero, products would be faster than in training
@@ -113,7 +114,7 @@ class DeviceJax(JaxSide):
         return forward_work(self.network(dtype), self.case.shape, batch, labelled)._asdict()
 
     def sampler(self, net: Functional, batch: int) -> Call:
-        """A whole DDIM sampler under one jit, as `jaxdiff.generate` is."""
+        """A whole DDIM sampler under one jit, as `jaxdiff.model.draw` is."""
         keys, ts = self.sampling(batch)
         cond = jax.tree.map(jnp.asarray, self.images(batch)[1]) or None
         denoise = NetworkDenoiser(net, jax.device_put(self.params, self.whole), PROCESS, EPS)
@@ -140,7 +141,7 @@ class DeviceJax(JaxSide):
         kept = [state]
 
         def once() -> Any:
-            kept[0], metrics = compiled(kept[0], inputs)
+            kept[0], metrics = compiled(kept[0], inputs, Given())
             return metrics["loss"]
 
         return once

@@ -3,7 +3,7 @@
     python -m benchmarks.speed.jax_side        asked by its parent, `benchmarks.speed.pipes`
 
 jaxdiff's training step is `jaxdiff.train.compile_step` over a mesh of all devices, as train.py calls it; its evaluation
-is the jitted ``net.apply``, and its sampler the jitted `jaxdiff.generate`.
+is the jitted ``net.apply``, and its sampler the jitted `jaxdiff.model.draw`.
 """
 
 from __future__ import annotations
@@ -175,17 +175,15 @@ class JaxSide:
         return sample_keys(jax.random.key(0), 0, batch), uniform_times(PROCESS, EVALUATIONS)
 
     def sampler(self, net: Functional, batch: int) -> Call:
-        from jaxdiff.generate import generate
+        from jaxdiff.model import Plan, draw
 
         keys, ts = self.sampling(batch)
-        cond = jax.tree.map(jnp.asarray, self.images(batch)[1]) or None
+        cond = jax.tree.map(jnp.asarray, self.images(batch)[1])
         sharding = None if batch % self.mesh.size else batch_sharding(self.mesh)
         whole = NamedSharding(self.mesh, PartitionSpec())
         denoise = NetworkDenoiser(net, jax.device_put(self.params, whole), PROCESS, EPS)
-        shape = self.case.shape
-        return lambda: generate(
-            denoise, DDIM(PROCESS), keys, ts, cond, None, None, shape=shape, clip=False, sharding=sharding
-        )
+        plan = Plan(denoise, DDIM(PROCESS), ts, cond, guide=(), nulls={}, codec=None, shape=self.case.shape)
+        return lambda: draw(plan, keys, decode=False, sharding=sharding)[0]
 
     def ours(self, mode: str, batch: int, dtype: str) -> Call:
         net = self.network(dtype)

@@ -31,6 +31,7 @@ from jaxdiff.config import Config, build_network
 from jaxdiff.networks import UNet, dit
 from jaxdiff.networks.backend import attention_form
 from jaxdiff.train import make_mesh
+from jaxdiff.train.step import Given
 
 TPU = {8: "v5p:2x2x2", 64: "v5p:4x4x4", 1024: "v5p:8x8x16"}
 """Chips -> the topology's name; a chip is one device (its two cores work as one)."""
@@ -117,7 +118,7 @@ def row(case: Case) -> dict[str, Any]:
     with attention_form("plain"):
         parts, _ = step_of(case)
         begin = time.perf_counter()
-        traced = parts.step.trace(parts.template, parts.batch)
+        traced = parts.step.jitted.trace(parts.template, parts.batch, Given())
         compiled = traced.lower().compile()
         seconds = time.perf_counter() - begin
     counted = count(compiled.as_text(), case.devices, slices=cpu)
@@ -166,7 +167,7 @@ def depths(network: str, turns: int, few: int = 4) -> dict[str, Any]:
             jax.clear_caches()
             parts = prepared(dataclasses.replace(config, network=dataclasses.replace(config.network, depth=depth)))
             begin = time.perf_counter()
-            lowered = parts.step.trace(parts.template, parts.batch).lower()
+            lowered = parts.step.jitted.trace(parts.template, parts.batch, Given()).lower()
             traced = time.perf_counter()
             lowered.compile()
             if turn:

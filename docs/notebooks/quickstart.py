@@ -35,7 +35,8 @@ from jaxdiff import config as cfg
 from jaxdiff import train as training
 from jaxdiff.codecs import to_model_range
 from jaxdiff.data import batches
-from jaxdiff.generate import generate
+from jaxdiff.model import draw
+from jaxdiff.train.step import Given
 
 cfg.set_up()  # before JAX's first array: on a CPU what pays there, as the programs do
 
@@ -94,16 +95,15 @@ def train_small(steps: int) -> jaxdiff.Run:
     optimizer, _ = training.make_optimizer(steps=steps, **dataclasses.asdict(config.optimizer))
     state = jax.jit(functools.partial(training.create_state, net, optimizer, loss))(jax.random.key(config.seed))
     parts = {"net": net, "loss": loss, "optimizer": optimizer, "ema": config.ema}
-    codec = cfg.build_codec(config, source)
-    step = jax.jit(functools.partial(training.train_step, codec=codec, **parts), donate_argnums=0)
+    step = jax.jit(functools.partial(training.train_step, **parts), donate_argnums=0)
+    given = Given(cfg.build_codec(config))  # makes x0 of bytes
     with cfg.build_pipeline(config, source) as data:
         for n in range(1, steps + 1):
-            state, metrics = step(state, next(data))
+            state, metrics = step(state, next(data), given)
             if n % 100 == 0:
                 print(f"step {n}/{steps}, loss {float(metrics['loss']):.3f}")
 
-    denoise = jaxdiff.NetworkDenoiser(net, state.ema["ema"], config.process, config.parameterization)
-    return jaxdiff.Run(config, denoise, steps, training.make_mesh(devices=jax.local_devices()))
+    return jaxdiff.Run.of(config, state.ema["ema"], steps, training.make_mesh(devices=jax.local_devices()))
 
 
 folder = Path("../../runs/digits")
@@ -117,12 +117,12 @@ else:
 # %% [markdown]
 # ## Samples
 #
-# `run.sample(key, n, cond)` goes from noise to images. Real digits are on the left, samples on the right, one class a
-# row.
+# `run.sample(key, n, cond)` goes from noise to a record, `{"x": images, "label": labels}`. Real digits are on the left,
+# samples on the right, one class a row.
 
 # %%
 labels = np.repeat(np.arange(10), 10)
-samples = run.sample(jax.random.key(0), 100, {"label": labels})
+samples = run.sample(jax.random.key(0), 100, {"label": labels})["x"]  # bytes, as the data are
 
 source = cfg.build_source(run.config)
 real = next(batches(source, len(source)))
@@ -130,7 +130,7 @@ real_by_class = np.concatenate([to_model_range(real["x"])[real["label"] == label
 
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 5.0), layout="constrained")
 show(axes[0], real_by_class, 10, rows=range(10), title="real")
-show(axes[1], samples, 10, rows=range(10), title="sampled")
+show(axes[1], to_model_range(samples), 10, rows=range(10), title="sampled")
 plt.show()
 
 # %% [markdown]
@@ -156,8 +156,8 @@ settings = [  # weight, seed, labels
 strips, compiled = [], []
 for weight, seed, wanted in settings:
     began = time.perf_counter()
-    strips.append(run.sample(jax.random.key(seed), 10, {"label": wanted}, guidance=weight))
-    compiled.append(generate._cache_size())
+    strips.append(run.sample(jax.random.key(seed), 10, {"label": wanted}, guide=weight)["x"])
+    compiled.append(draw._cache_size())
     print(f"w = {weight}, seed {seed}, labels {wanted}: {time.perf_counter() - began:6.3f} s")
 assert len(set(compiled)) == 1, "a changed weight, seed or label compiled again"
 
@@ -165,7 +165,7 @@ assert len(set(compiled)) == 1, "a changed weight, seed or label compiled again"
 figure, axis = plt.subplots(figsize=(8.0, 4.2), layout="constrained")
 names = [f"w = {weight:g}, seed {seed}" for weight, seed, _ in settings]
 names[-1] += ",\nlabels reversed"
-show(axis, np.concatenate(strips), 10, rows=names)
+show(axis, to_model_range(np.concatenate(strips)), 10, rows=names)
 plt.show()
 
 # %% [markdown]

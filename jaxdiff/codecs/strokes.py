@@ -12,8 +12,9 @@ degrees. (2): A is the area, and P the perimeter, as the total variation of an i
 coarea formula). A stroke of width w and length l has A = w l and P = 2 (w + l), so (2) is w/(1 + w/l); a closed ring
 has P = 2 A/w, so there it is w. The darkness of the ink cancels, and a blurred edge counts as a sharp one.
 
-Between pixels |grad g| is the mean of sqrt(dx^2 + dy^2) over the four choices of one-sided differences, which sees strokes of
-one pixel and favours no diagonal. A stroke under 2 pixels is as wide as its pixels' blur: one of 1 reads 1.0 to 1.8.
+Between pixels |grad g| is the mean of sqrt(dx^2 + dy^2) over the four choices of one-sided differences, which sees
+strokes of one pixel and favours no diagonal. A stroke under 2 pixels is as wide as its pixels' blur: one of 1 reads 1.0
+to 1.8.
 """
 
 from __future__ import annotations
@@ -117,9 +118,9 @@ def stroke_style(ink: Array) -> Array:
     framed = jnp.pad(ink, ((0, 0), (1, 1), (1, 1)))  # what lies beyond is blank
     across, down = jnp.diff(framed, axis=2)[:, 1:-1], jnp.diff(framed, axis=1)[:, :, 1:-1]
     slopes = [
-        jnp.sqrt(jnp.square(dx) + jnp.square(dy))
+        jnp.sqrt(jnp.square(dx) + jnp.square(dy) + 1e-12)  # so that it has a derivative on blank paper
         for dx in (across[:, :, :-1], across[:, :, 1:])
         for dy in (down[:, :-1], down[:, 1:])
     ]
-    outline = sum(slopes).sum(axis=(1, 2)) / 4.0
+    outline = jnp.stack(slopes).sum(axis=(0, 2, 3)) / 4.0
     return jnp.stack([2.0 * area / jnp.maximum(outline, 1e-6), slant], axis=1)

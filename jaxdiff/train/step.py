@@ -294,7 +294,7 @@ def several_steps(step: Callable[..., tuple[TrainState, Metrics]], state: TrainS
         (3, [0.0, 1.0, 2.0])
     """
 
-    def steps(state: TrainState, batches: tuple[Batch, ...], given: Any) -> tuple[TrainState, Metrics]:
+    def steps(state: TrainState, batches: tuple[Batch, ...], given: Any = Given()) -> tuple[TrainState, Metrics]:
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
         return jax.lax.scan(lambda state, batch: step(state, batch, given), state, stacked)
 

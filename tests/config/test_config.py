@@ -81,7 +81,7 @@ class StandIn:
     def take(self, indices: np.ndarray, /) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(0)
         return {
-            name: rng.integers(0, 2, (len(indices), *spec.shape)).astype(spec.dtype)  # type: ignore[misc]
+            name: rng.integers(0, 2, (len(indices), *(size or 1 for size in spec.shape))).astype(spec.dtype)
             for name, spec in self.spec.items()
         }
 

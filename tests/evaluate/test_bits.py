@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.typing import ArrayLike
@@ -142,8 +143,11 @@ def test_points_have_a_density_and_no_grey_levels(exact: Run) -> None:
 
 def test_the_density_is_that_of_the_data_as_stored(exact: Run) -> None:
     """Standardised by a codec, x0 = (x - mean)/std has another density than x."""
-    source, codec = Plane(40), Arrays((2,), mean=np.float32([3.0, -1.0]), std=np.float32([0.5, 4.0]))
-    shifted = codec.decode(source.take(np.arange(40))["x"])["x"]
+    source, codec = (
+        Plane(40),
+        Arrays((2,), mean=np.array([3.0, -1.0], np.float32), std=np.array([0.5, 4.0], np.float32)),
+    )
+    shifted = codec.decode(jnp.asarray(source.take(np.arange(40))["x"]))["x"]
 
     class Stored(Plane):
         def take(self, indices: np.ndarray, /) -> dict[str, np.ndarray]:

@@ -99,7 +99,7 @@ def skipped(home: Path, cases: tuple[Case, ...] = (*FOLDERS, *PARQUETS)) -> Tall
         with _training(home, f"skipped{number}", case).start("--data.skip_bad") as life:
             status, said = life.end(), life.out + life.err
         named = all(mention in said for mention in case.mentions)
-        good = status == 0 and named and "39 images" in said.replace(",", "")
+        good = status == 0 and named and "39 records" in said.replace(",", "")
         tally.add(case.name, [] if good else [f"{case.name}: {life}"])
     return tally
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdiff.codecs import Arrays
 from jaxdiff.config.build import SOURCES
 from jaxdiff.data import Source, open_digits
 from jaxdiff.spec import Spec
@@ -36,4 +37,9 @@ def _open(path: str, **options: Any) -> Source:
 
 
 SOURCES["poisoned"] = _open
-config = dataclasses.replace(tiny, name="poisoned", data=dataclasses.replace(tiny.data, name="poisoned"))
+config = dataclasses.replace(
+    tiny,
+    name="poisoned",
+    data=dataclasses.replace(tiny.data, name="poisoned", flip=False),
+    codec=Arrays((8, 8, 1)),  # one that is fitted refuses the NaN
+)

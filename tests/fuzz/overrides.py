@@ -59,8 +59,10 @@ TEXT = [
     "$(id)",
 ]
 NAMES = {
-    "sample.sampler": list(SAMPLERS),
+    "sample.sampler": [*SAMPLERS, "unipc:order=2", "ddim:eta=2", "restart:inner=heun", "deis:order=x"],
     "sample.grid": list(GRIDS),
+    "sample.guide": ["cfg:2", "interval:0.2,5", "every:2", "cfg:x", "cfg", "every:0"],
+    "loss.dropout": ["label"],
     "loss.objective": list(OBJECTIVES),
     "data.name": [
         "digits",
@@ -93,7 +95,7 @@ def words(name: str, hint: Any) -> st.SearchStrategy[list[str]]:
     pools += 3 * NAMES.get(name, [])
     value = st.sampled_from(pools or TEXT)
     if origin is tuple or any(typing.get_origin(each) is tuple for each in inner):
-        some = st.lists(st.sampled_from(WHOLE), max_size=4)
+        some = st.lists(st.sampled_from(WHOLE + 3 * NAMES.get(name, [])), max_size=4)
         return st.builds(lambda first, rest: [first, *rest], option, some)
     return st.one_of(
         st.builds(lambda first, rest: [first, rest], option, value),

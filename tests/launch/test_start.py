@@ -65,7 +65,7 @@ def test_the_module_does_not_need_jax(run_python: Callable[..., Any], repository
 
 NOTEBOOK = """
 import os
-import jaxdiff, jaxdiff.data, jaxdiff.generate, jaxdiff.train
+import jaxdiff, jaxdiff.data, jaxdiff.model, jaxdiff.train
 from jaxdiff import config
 for again in range(2):
     config.set_up()
@@ -118,7 +118,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, run_python: Callable[..., 
 
 def test_training_compiles_its_step_and_its_sampler_once(trained: tuple[Path, Any]) -> None:
     _, compiled = trained
-    assert (compiled["jit(step)"], compiled["jit(generate)"]) == (1, 1), compiled
+    assert (compiled["jit(step)"], compiled["jit(draw)"]) == (1, 1), compiled
     assert sum(compiled.values()) <= MOST_IN_TRAINING, compiled
 
 
@@ -134,9 +134,9 @@ def test_sampling_compiles_once_for_all_weights_and_seeds(
         [*options, "--guidance", "3.5", "--seed", "7"],
         [*options, "--guidance", "2", "--sampler", "dpmpp_2m"],
     )
-    assert first["jit(generate)"] == 1 and sum(first.values()) <= MOST_IN_SAMPLING, first
+    assert first["jit(draw)"] == 1 and sum(first.values()) <= MOST_IN_SAMPLING, first
     assert again == {}, again
-    assert other["jit(generate)"] == 1, other
+    assert other["jit(draw)"] == 1, other
 
 
 # --- the first line

@@ -119,7 +119,7 @@ def test_half_precision_is_kept() -> None:
         "dit": [FirstBlock(0.1), TaylorSeer(2, order=2, newton=True), TaylorSeer(2, whole=True)],
     }
     for kind, these in caches.items():
-        half: Any = functional(dataclasses.replace(NETS[kind].build, dtype="bfloat16"))  # type: ignore[type-var]
+        half: Any = functional(dataclasses.replace(NETS[kind].build, dtype="bfloat16"))
         for cache in these:
             denoise = dataclasses.replace(denoiser(kind, cache), net=half)
             types = {leaf.dtype.name for leaf in jax.tree.leaves(denoise.begin(start(), COND).features)}

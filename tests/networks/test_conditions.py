@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jaxdiff.spec import Spec
 
 STYLE = Vector("style", 2, mean=(5.0, 0.0), std=(2.0, 0.5))
 LOW = Image("low", (4, 4), 1, null=True)
-NETWORKS = {
+NETWORKS: dict[str, Any] = {
     "unet": UNet(
         8,
         in_channels=1,

@@ -62,7 +62,8 @@ from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.networks import DiT, functional
 from jaxdiff.noise import sample_keys
 from jaxdiff.parameterization import Eps
-from jaxdiff.generate import generate
+from jaxdiff.guidance import CFG
+from jaxdiff.model import Plan, draw
 from jaxdiff.train import batch_sharding, make_mesh, split_sharding
 
 mesh = make_mesh(data=2, fsdp=4)
@@ -70,11 +71,11 @@ net = functional(DiT(in_channels=4, width=64, depth=3, heads=4, frequencies=16, 
 shapes = jax.eval_shape(net.init, jax.random.key(0))
 placed = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 denoise = NetworkDenoiser(net, jax.tree.map(placed, shapes, split_sharding(shapes, mesh)), VP(), Eps())
-lowered = generate.lower(
-    denoise, DDIM(VP()), sample_keys(jax.random.key(0), 0, 64), jnp.linspace(1.0, 1e-3, 11),
-    {"label": jnp.zeros(64, jnp.int32)}, jnp.float32(2), {"label": jnp.int32(10)},
-    shape=(32, 32, 4), clip=False, sharding=batch_sharding(mesh),
+plan = Plan(
+    denoise, DDIM(VP()), jnp.linspace(1.0, 1e-3, 11), {"label": jnp.zeros(64, jnp.int32)}, guide=(CFG(2.0),),
+    nulls={"label": jnp.full(64, 10)}, codec=None, shape=(32, 32, 4),
 )
+lowered = draw.lower(plan, sample_keys(jax.random.key(0), 0, 64), decode=False, sharding=batch_sharding(mesh))
 weights = sum(4 * leaf.size for leaf in jax.tree.leaves(shapes))
 print(json.dumps({"sent": count(lowered.compile().as_text(), 8, slices=True).sent, "weights": weights}))
 """

@@ -181,7 +181,7 @@ def test_without_label_dropout_there_is_no_null(run: Run) -> None:
         ({"cond": {"label": 1}, "guide": 2.0}, "trained without dropping any"),
     ):
         with pytest.raises(ConfigError, match=message):
-            strict.sample(0, 2, **keywords)  # type: ignore[arg-type]
+            strict.sample(0, 2, **keywords)
 
 
 def test_check_sees_a_sampler_that_does_not_fit(run: Run) -> None:

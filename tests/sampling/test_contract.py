@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from typing import Any
+from typing import Any, ClassVar
 
 import chex
 import jax
@@ -182,6 +182,8 @@ def test_eps_network_cannot_start_without_signal() -> None:
     """Zero terminal SNR with eps-prediction: refused before anything runs, not NaN."""
 
     class Net:
+        cond: ClassVar[dict[str, Any]] = {}
+
         def apply(
             self, params: object, x: jax.Array, t: jax.Array, cond: object = None, *, key: object = None
         ) -> jax.Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,8 @@ X, KEYS = jnp.ones((2, 2)), jd.sample_keys(jax.random.key(0), 0, 2)
 
 class Net:
     """A network of no parameters."""
+
+    cond: ClassVar[dict[str, Any]] = {}
 
     def apply(
         self, params: object, x: jax.Array, t: jax.Array, cond: object = None, *, key: object = None
@@ -85,7 +89,7 @@ def test_encoding_from_clean_data() -> None:
     [
         (lambda p: jd.DDIM(p, 1.5), r"from 0 \(the flow\) to 1 \(DDPM's noise\), got eta = 1.5"),
         (lambda p: jd.DDIM(p, -0.1), "got eta = -0.1"),
-        (lambda p: jd.AnalyticDDPM(p, [0.5, 0.1], [0.9, 0.8], eta=2.0), "got eta = 2.0"),
+        (lambda p: jd.AnalyticDDPM(p, jnp.array([0.5, 0.1]), jnp.array([0.9, 0.8]), eta=2.0), "got eta = 2.0"),
         (lambda p: jd.EulerAncestral(p, -1.0), "0 or more, got eta = -1.0"),
         (lambda p: jd.EulerMaruyama(p, -1.0), "got tau = -1.0"),
         (lambda p: jd.ReverseDiffusion(p, -1.0), "got tau = -1.0"),
@@ -136,7 +140,7 @@ def test_a_single_key_is_named(key: jax.Array) -> None:
         lambda: jd.sample(jd.DDPM(process), exact, key, X, jnp.array([0.9, 0.5]), noise=jd.brownian_noise),
         lambda: jd.log_likelihood(exact, process, X, key),
         lambda: jd.continuous_elbo(exact, process, X, key),
-        lambda: jd.discrete_vlb(exact, process, X, key, ts=[0.9, 0.5]),
+        lambda: jd.discrete_vlb(exact, process, X, key, ts=jnp.array([0.9, 0.5])),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -158,7 +162,7 @@ def test_no_samples_have_likelihoods_too() -> None:
     assert jd.log_likelihood(exact, process, x, keys).log_density.shape == (0,)
     assert jd.log_likelihood(exact, process, x, divergence="exact").log_density.shape == (0,)
     assert jd.continuous_elbo(exact, process, x, keys).total.shape == (0,)
-    assert jd.discrete_vlb(exact, process, x, keys, ts=[0.9, 0.5]).total.shape == (0,)
+    assert jd.discrete_vlb(exact, process, x, keys, ts=jnp.array([0.9, 0.5])).total.shape == (0,)
 
 
 @jd.record
@@ -200,7 +204,7 @@ def test_what_is_promoted() -> None:
         "token": jnp.ones(2, jnp.uint8),
         "mask": jnp.ones(2, bool),
     }
-    found, grid = promoted(x, [1.0, 0.5])
+    found, grid = promoted(x, jnp.array([1.0, 0.5]))
     assert {name: str(value.dtype) for name, value in found.items()} == {
         "half": "float32",
         "single": "float32",

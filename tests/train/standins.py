@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ class Net:
 
     width: int = 16
     dropout: float = 0.0
-    cond = {}  # type: ignore[var-annotated]  # noqa: RUF012
+    cond: ClassVar[dict[str, Any]] = {}
 
     def init(self, key: jax.Array) -> Any:
         first, second = jax.random.split(key)

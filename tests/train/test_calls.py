@@ -69,9 +69,9 @@ def test_calls_take_several_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def noting(**parts: Any) -> Any:
         step = made(**parts)
 
-        def both(state: Any, batch: Any) -> Any:
+        def both(state: Any, batch: Any, given: Any) -> Any:
             jax.debug.callback(lambda n: sizes.append(int(n)), state.step)
-            return step(state, batch)
+            return step(state, batch, given)
 
         return jax.jit(both)
 

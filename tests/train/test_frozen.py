@@ -71,7 +71,7 @@ def test_averages_have_names_and_rules_of_their_own(tmp_path):
     step = compile_step(net=parts[0], loss=parts[2], optimizer=OPTIMIZER, ema=rules, template=template)
     state = create_sharded_state(*parts, averages=tuple(rules))
     first = jax.tree.map(np.asarray, state.params)
-    state, _ = step(state, next(Data()))
+    state, _ = step(state, batch())
     for name, rate in (("ema", 0.9), ("short", 0.5)):
         expected = jax.tree.map(lambda old, new, rate=rate: rate * old + (1 - rate) * new, first, state.params)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.ema[name], expected)
@@ -92,7 +92,7 @@ def test_averages_have_names_and_rules_of_their_own(tmp_path):
 class Pulled(Loss):
     """The error to a frozen network's output, and the distance to the average: needs the whole context."""
 
-    def terms(self, net: Any, params: Any, draws: Draws, context: Any, key: Any = None) -> Terms:
+    def terms(self, net: Any, params: Any, draws: Draws, context: Any = None, key: Any = None) -> Terms:
         teacher = net.apply(context.frozen["teacher"], draws.x0, draws.t)
         average = net.apply(context.ema["ema"], draws.x0, draws.t)
         error = net.apply(params, draws.x0, draws.t) - teacher + 0 * average
@@ -125,10 +125,10 @@ def test_several_networks_in_one_step_each_with_its_optimizer():
     nets = Networks((("student", functional(MLP(width=8))), ("critic", functional(MLP(width=16)))))
 
     class Both(Loss):
-        def terms(self, net: Any, params: Any, draws: Draws, context: Any, key: Any = None) -> Terms:
+        def terms(self, net: Any, params: Any, draws: Draws, context: Any = None, key: Any = None) -> Terms:
             x = draws.x0.reshape(len(draws.t), -1)[:, :2]
             errors = [net[name].apply(params[name], x, draws.t) - 1.0 for name in ("student", "critic")]
-            mse = sum(jnp.mean(error**2, axis=1) for error in errors)
+            mse = jnp.stack([jnp.mean(error**2, axis=1) for error in errors]).sum(axis=0)
             return Terms(mse, mse, mse)
 
     optimizer = optax.multi_transform(

@@ -249,6 +249,7 @@ def test_a_checkpoint_without_a_guard_is_read(tmp_path: Path, monkeypatch: pytes
 NAN_DATA = """
 import dataclasses
 import numpy as np
+from jaxdiff.codecs import Arrays
 from jaxdiff.config.build import SOURCES
 from configs.digits_unet import config as digits
 from jaxdiff.spec import Spec
@@ -266,6 +267,7 @@ small = dict(width=8, multipliers=(1,), blocks=1, attention_resolutions=(), num_
 config = dataclasses.replace(
     digits,
     data=dataclasses.replace(digits.data, name="nan"),
+    codec=Arrays((8, 8, 1)),  # one that is fitted refuses the NaN
     network=dataclasses.replace(digits.network, **small),
     loss=dataclasses.replace(digits.loss, dropout={}),
 )

@@ -123,7 +123,7 @@ def test_the_next_batch_is_on_its_way_while_a_step_computes(tmp_path: Path, monk
     def waiting(**parts: Any) -> Any:
         step = compile_step(**parts)
 
-        def both(state: Any, batch: Any) -> Any:
+        def both(state: Any, batch: Any, given: Any) -> Any:
             new, metrics = step(state, batch)
             waited = jax.pure_callback(wait_for_the_next, metrics["loss"], state.step)
             return new, metrics | {"loss": metrics["loss"] + waited}
