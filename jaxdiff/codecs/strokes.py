@@ -118,7 +118,7 @@ def stroke_style(ink: Array) -> Array:
     framed = jnp.pad(ink, ((0, 0), (1, 1), (1, 1)))  # what lies beyond is blank
     across, down = jnp.diff(framed, axis=2)[:, 1:-1], jnp.diff(framed, axis=1)[:, :, 1:-1]
     slopes = [
-        jnp.sqrt(jnp.square(dx) + jnp.square(dy))
+        jnp.sqrt(jnp.square(dx) + jnp.square(dy) + 1e-12)  # so that it has a derivative on blank paper
         for dx in (across[:, :, :-1], across[:, :, 1:])
         for dy in (down[:, :-1], down[:, 1:])
     ]

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     elif name.startswith(("--tyro-print-completion", "--tyro-write-completion")):
         from jaxdiff.commands.completion import complete
 
-        complete([name, *rest])
+        complete([name, *rest], COMMANDS)
     else:
         hint = suggestion(name, COMMANDS) or f"; there are {', '.join(COMMANDS)}"
         print(f"jaxdiff: error: there is no command {name!r}{hint}", file=sys.stderr)

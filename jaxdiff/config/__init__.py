@@ -34,8 +34,9 @@ from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dump
 from jaxdiff.config.trust import trust_options
 from jaxdiff.launch.distributed import ProcessOptions, as_lead, join, lead_first
 from jaxdiff.launch.errors import ConfigError, as_config_error
+from jaxdiff.launch.first_line import first_line
 from jaxdiff.launch.program import about, command, program
-from jaxdiff.launch.start import StartOptions, first_line, keep_compiled, set_up
+from jaxdiff.launch.start import StartOptions, keep_compiled, set_up
 from jaxdiff.lazy import lazily
 
 if TYPE_CHECKING:

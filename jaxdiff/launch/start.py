@@ -139,23 +139,3 @@ def keep_compiled(cache: bool = True) -> Path | None:
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return Path(folder)
-
-
-def first_line(kept: Path | None) -> str:
-    """What a program says first: JAX and its devices, the folder of compiled programs, the flags set, tcmalloc.
-
-    Args:
-      kept: from `keep_compiled`.
-    """
-    import jax
-
-    from jaxdiff.launch.allocator import used
-
-    devices = f"{jax.device_count()} {jax.default_backend()} device{'s' if jax.device_count() > 1 else ''}"
-    cache = "not kept" if kept is None else f"kept in {kept} (--no-cache: not)"
-    ours = {row.flag for row in FLAGS}
-    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag in ours]
-    if library := used():
-        flags.append(f"and {library}" if flags else str(library))
-    said = f"XLA runs with {' '.join(flags)} (--no-xla-flags: without)" if flags else "no XLA flags set"
-    return f"JAX {jax.__version__} on {devices}; compiled programs are {cache}; {said}"

@@ -1,6 +1,7 @@
 """Attention, the one that every network here uses (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762).
 
-One function in several forms, which `jaxdiff.networks.backend` chooses between by machine, shapes and dtype.
+One function in several forms, which `jaxdiff.networks.backend` chooses between by machine, shapes and dtype. A
+kernel of one kind of machine is tried there first (`jaxdiff.networks.probe`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from jaxdiff.networks.backend import AttentionForm, choose_attention, one_by_one, present_machine
+from jaxdiff.networks.backend import AttentionForm, choose_attention, present_device, present_machine
 from jaxdiff.networks.chunked import chunked_attention
 from jaxdiff.networks.kernels import cudnn_attention, flash_attention
-from jaxdiff.networks.layers import DType, Init, Linear, by_rows, fan_average, zeros
+from jaxdiff.networks.layers import DType, Init, Linear, fan_average, zeros
+from jaxdiff.networks.probe import works
 
 
 def attention(
@@ -40,7 +42,12 @@ def attention(
     >>> attention(q, k, jnp.array([0.0, 1.0]).reshape(1, 1, 2, 1)).ravel().tolist()
     [0.5, 0.5]
     """
-    return FORMS[choose_attention(present_machine(), query, key, value)](query, key, value)
+
+    def tried(form: AttentionForm) -> bool:
+        dtype = jnp.result_type(query, key, value)
+        return works(form, FORMS[form], plain_attention, present_device(), query.shape[-1], dtype)
+
+    return FORMS[choose_attention(present_machine(), query, key, value, tried)](query, key, value)
 
 
 def plain_attention(query: Array, key: Array, value: Array) -> Array:
@@ -66,7 +73,7 @@ FORMS: dict[AttentionForm, Callable[[Array, Array, Array], Array]] = {
 
 
 class QueryKeyValue(nnx.Module):
-    """The three projections of self-attention, as one product or three (`jaxdiff.networks.backend.one_by_one`).
+    """The three projections of self-attention, as one product.
 
     The kernel is ``(width, 3, width)`` and the bias ``(3, width)``, with the last axis (head, depth): split along it,
     each device has query, key and value of whole heads (`jaxdiff.train.sharding`). One axis of ``3 width`` could not be
@@ -89,18 +96,9 @@ class QueryKeyValue(nnx.Module):
         >>> [part.shape for part in QueryKeyValue(8)(jnp.ones((2, 5, 8)))]
         [(2, 5, 8), (2, 5, 8), (2, 5, 8)]
         """
-        rows, kernel, bias = (y.astype(self.dtype) for y in (by_rows(x), self.kernel[...], self.bias[...]))
-        if one_by_one(present_machine()):
-            kernels = (part.reshape(rows.shape[1], -1) for part in jnp.split(kernel, 3, axis=1))
-            query, key, value = (jnp.dot(rows, part) for part in kernels)
-        else:
-            query, key, value = jnp.split(jnp.einsum("nc,ctd->ntd", rows, kernel), 3, axis=1)
-        b_query, b_key, b_value = jnp.split(bias, 3)
-        return (
-            query.reshape(x.shape) + b_query[None],
-            key.reshape(x.shape) + b_key[None],
-            value.reshape(x.shape) + b_value[None],
-        )
+        x, kernel, bias = (y.astype(self.dtype) for y in (x, self.kernel[...], self.bias[...]))
+        query, key, value = jnp.einsum("blc,ctd->tbld", x, kernel) + bias[:, None, None]
+        return query, key, value
 
 
 class SelfAttention(nnx.Module):

@@ -1,8 +1,9 @@
-"""What depends on the machine, chosen in one place: the form in which attention is computed, an upsampling's, a loop's.
+"""What depends on the machine, chosen in one place: the form of attention, of a convolution's gradients and of a
+transformer's row of blocks. Each is here because it pays: docs/performance.md has the figures.
 
-`choose_attention` reads the table `ATTENTION` from the top and takes the first row that holds. It is a pure function of
-the machine, the shapes and the dtype; `jaxdiff.networks.attention.attention` asks it while JAX traces. Every form has
-every derivative, so a row is a matter of speed and memory only.
+`choose_attention` reads the table `ATTENTION` from the top and takes the first row that holds and, if it is a kernel of
+one kind of machine, works there (`jaxdiff.networks.probe`). `jaxdiff.networks.attention.attention` asks it while JAX
+traces. Every form has every derivative, so a row is a matter of speed and memory only.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from jaxdiff.networks.placement import devices_of_a_batch
 AttentionForm = Literal["plain", "chunked", "cudnn", "flash"]
 Portable = Literal["portable"]
 
+PORTABLE_FORMS = ("plain", "chunked")
+"""Those that are no kernel of one machine."""
+
 LOGITS_BYTES = {"cpu": 2**28, "other": 2**28}
 """The float32 logits of one attention on one device above which they are not held at once, by platform. The plain form
 keeps about two arrays of this size for its gradient, at each of a network's attentions. On an accelerator it is a
@@ -29,9 +33,6 @@ measures from which size that pays."""
 
 FLASH_KEYS = 1024
 """Fewest keys for the TPU kernel: a row of fewer logits stays on the chip in XLA's own softmax. Not measured."""
-
-WINOGRAD_CHANNELS, WINOGRAD_PIXELS = 64, 1024
-"""Fewest channels, of inputs and of outputs, and fewest pixels of a batch for Winograd's convolution on a CPU."""
 
 UNROLLED = 12
 """Most like blocks that stand one by one in a program for a CPU."""
@@ -145,12 +146,17 @@ ATTENTION: tuple[Row, ...] = (
 )
 
 
+def present_device() -> jax.Device:
+    """JAX's default device in this process."""
+    config: Any = jax.config
+    asked = config.jax_default_device  # None, a device or the name of a platform
+    device: jax.Device = jax.local_devices(backend=asked)[0] if asked is None or isinstance(asked, str) else asked
+    return device
+
+
 def present_machine() -> Machine:
     """Where JAX runs what is traced now: its default device."""
-    config: Any = jax.config
-    device = config.jax_default_device  # None, a device or the name of a platform
-    if device is None or isinstance(device, str):
-        device = jax.devices(device)[0]
+    device = present_device()
     platform = device.platform
     if platform == "gpu":
         major = str(getattr(device, "compute_capability", "")).split(".")[0]  # AMD's are names such as gfx942
@@ -158,12 +164,15 @@ def present_machine() -> Machine:
     return Machine(platform, len(jax.devices(device.platform)), devices_of_a_batch())
 
 
-def choose_attention(machine: Machine, query: Any, key: Any, value: Any) -> AttentionForm:
-    """The form of `ATTENTION`'s first row that holds.
+def choose_attention(
+    machine: Machine, query: Any, key: Any, value: Any, works: Callable[[AttentionForm], bool] = lambda form: True
+) -> AttentionForm:
+    """The form of `ATTENTION`'s first row that holds and works.
 
     Args:
       machine: where it will run.
       query, key, value: arrays ``(batch, heads, tokens, depth)``, or anything with their shape and dtype.
+      works: whether a kernel does there; it is asked only for one whose row holds.
 
     Returns:
       "plain", "chunked", "cudnn" or "flash"; inside `attention_form`, what that asked for.
@@ -178,21 +187,9 @@ def choose_attention(machine: Machine, query: Any, key: Any, value: Any) -> Atte
     if asked in get_args(AttentionForm):
         form: AttentionForm = asked
         return form
-    rows = (row for row in ATTENTION if asked is None or row.form in ("plain", "chunked"))
     call = Call.of(query, key, value)
-    return next(row.form for row in rows if row.holds(machine, call))
-
-
-def by_phases(machine: Machine) -> bool:
-    """Whether an upsampling by two and a 3x3 convolution are computed as four convolutions of the small image.
-
-    That is 16 products for 36. On a CPU, where convolutions are nearly all of a U-Net's time, it pays; elsewhere it has
-    not been measured. Inside `attention_form`, which asks for programs to count or export, it is the usual convolution.
-
-    >>> by_phases(Machine("cpu")), by_phases(Machine("tpu"))
-    (True, False)
-    """
-    return _on_cpu(machine)
+    rows = (row for row in ATTENTION if row.holds(machine, call))
+    return next(row.form for row in rows if row.form in PORTABLE_FORMS or (asked is None and works(row.form)))
 
 
 def in_order(machine: Machine) -> bool:
@@ -202,43 +199,6 @@ def in_order(machine: Machine) -> bool:
     (True, False)
     """
     return _on_cpu(machine)
-
-
-def by_winograd(machine: Machine, x: Any, kernel: Any) -> bool:
-    """Whether a 3x3 convolution of stride 1 is `jaxdiff.networks.convolution.winograd`, with 16 products for 36.
-
-    What it saves in products it spends on copies of the image and of the kernel: it takes many channels and many pixels
-    to pay (docs/performance.md). In float32 on a CPU, outside of `attention_form`.
-
-    Args:
-      machine: where it will run.
-      x, kernel: ``(B, H, W, inputs)`` and ``(3, 3, inputs, outputs)``: arrays, or anything with their shape and dtype.
-
-    >>> x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((16, 8, 8, 256), (3, 3, 256, 256)))
-    >>> by_winograd(Machine("cpu"), x, kernel), by_winograd(Machine("cuda"), x, kernel)
-    (True, False)
-    """
-    batch, height, width, inputs = x.shape
-    return (
-        _on_cpu(machine)
-        and x.dtype == jnp.float32
-        and height % 2 == width % 2 == 0
-        and min(inputs, kernel.shape[3]) >= WINOGRAD_CHANNELS
-        and isinstance(batch, int)
-        and batch * height * width >= WINOGRAD_PIXELS
-    )
-
-
-def one_by_one(machine: Machine) -> bool:
-    """Whether query, key and value are three products of the tokens rather than one.
-
-    The gradient of one would first join their three cotangents in copies: on a CPU a twentieth of a training step of
-    DiT-S/2. An accelerator rather has one wide product, and so have several devices.
-
-    >>> one_by_one(Machine("cpu")), one_by_one(Machine("cuda"))
-    (True, False)
-    """
-    return _on_cpu(machine) and machine.devices == 1
 
 
 def unrolled(machine: Machine, depth: int) -> bool:

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxdiff.networks.backend import by_phases, by_winograd, in_order, present_machine
-from jaxdiff.networks.convolution import convolve, winograd
+from jaxdiff.networks.backend import in_order, present_machine
+from jaxdiff.networks.convolution import EDGES, by_winograd, convolve, winograd
 from jaxdiff.networks.initial_noise import Kind, initial_noise
 
 DType = Literal["float32", "bfloat16"]
@@ -62,12 +62,11 @@ def draw(module: M, key: Array) -> M:
     >>> abs(float(layer.kernel.var()) * 300 - 1) < 0.02
     True
     """
-
     graphdef, *states = nnx.split(module, Uniform, Normal, ...)
     numbers = itertools.count()
     kinds: tuple[Kind, ...] = ("uniform", "normal")
     drawn = [
-        jax.tree.map(lambda scale, kind=kind: scale * initial_noise(key, next(numbers), scale.shape, kind), scales)
+        jax.tree.map(lambda scale, kind=kind: initial_noise(key, next(numbers), scale, kind), scales)
         for kind, scales in zip(kinds, states, strict=False)
     ]
     return nnx.merge(graphdef, *drawn, states[-1])
@@ -94,18 +93,8 @@ class Linear(nnx.Module):
         >>> Linear(4, 6)(jnp.ones((2, 8, 8, 4))).shape
         (2, 8, 8, 6)
         """
-        y = jnp.dot(by_rows(x).astype(self.dtype), self.kernel[...].astype(self.dtype)).reshape(*x.shape[:-1], -1)
+        y = jnp.dot(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return y + self.bias[...].astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
-
-
-def by_rows(x: Array) -> Array:
-    """``(..., C) -> (rows, C)``. A product of matrices has matrix products for gradients, which XLA computes as they
-    are; of more axes it transposes copies first: a twelfth of a training step of DiT-S/2 on a CPU.
-
-    >>> by_rows(jnp.ones((2, 3, 4))).shape
-    (6, 4)
-    """
-    return x.reshape(-1, x.shape[-1])
 
 
 class Conv3x3(nnx.Module):
@@ -141,47 +130,12 @@ class Conv3x3(nnx.Module):
         (2, 4, 4, 6)
         """
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        symmetric = self.padding == "symmetric"
-        if self.stride == 1 and symmetric and by_winograd(present_machine(), x, kernel):
-            return self._biased(winograd(x, kernel))
-        edges = (1, 1) if symmetric else (0, 1)
-        return self._biased(convolve(x, kernel, self.stride, (edges, edges), in_order=in_order(present_machine())))
-
-    def on_upsampled(self, x: Array) -> Array:
-        """``self(upsample(x))``, of stride 1 and symmetric padding: ``(B, H, W, inputs) -> (B, 2 H, 2 W, outputs)``.
-
-        By phases where `jaxdiff.networks.backend` says so. Of three neighbouring rows of an upsampled image two are the
-        same row of the image. With k_0, k_1, k_2 the kernel's rows,
-
-            even rows   y_2i     = k_0 x_{i-1} + (k_1 + k_2) x_i
-            odd rows    y_{2i+1} = (k_0 + k_1) x_i + k_2 x_{i+1}
-
-        and columns likewise: four 2x2 convolutions of the image itself, 16 products for 36.
-
-        >>> Conv3x3(4, 6).on_upsampled(jnp.ones((2, 8, 8, 4))).shape
-        (2, 16, 16, 6)
-        """
-        if not by_phases(present_machine()):
-            return self(upsample(x))
-        x = x.astype(self.dtype)
-        edges = ((1, 0), (0, 1))  # of an even phase, of an odd one
-        rows = []
-        for a in (0, 1):
-            kernel = _of_phase(self.kernel[...], a, axis=0)
-            phases = [convolve(x, _of_phase(kernel, b, axis=1), 1, (edges[a], edges[b]), in_order=True) for b in (0, 1)]
-            rows.append(jnp.stack(phases, axis=3))  # (B, H, W, 2, outputs)
-        batch, height, width, _ = x.shape
-        y = jnp.stack(rows, axis=2)  # (B, H, 2, W, 2, outputs)
-        return self._biased(y.reshape(batch, 2 * height, 2 * width, -1))
-
-    def _biased(self, y: Array) -> Array:
+        machine, edges = present_machine(), EDGES if self.padding == "symmetric" else ((0, 1), (0, 1))
+        if self.stride == 1 and edges == EDGES and by_winograd(machine, x, kernel):
+            y = winograd(x, kernel)
+        else:
+            y = convolve(x, kernel, self.stride, edges, in_order=in_order(machine))
         return y + self.bias[...].astype(self.dtype)[None, None, None, :]
-
-
-def _of_phase(kernel: Array, phase: int, axis: int) -> Array:
-    """The two taps along ``axis`` that a kernel of three has on the image, at even or odd places of the upsampled."""
-    first, second, third = jnp.split(kernel, 3, axis)
-    return jnp.concatenate([first, second + third] if phase == 0 else [first + second, third], axis)
 
 
 class GroupNorm(nnx.Module):

@@ -172,7 +172,7 @@ class ResidualBlock(nnx.Module):
     def __call__(self, x: Array, embedding: Array, key: Array | None) -> Array:
         h = jax.nn.silu(self.norm1(x))
         if self.resample == "up":
-            h, x = self.conv1.on_upsampled(h), upsample(x)
+            h, x = self.conv1(upsample(h)), upsample(x)
         elif self.resample == "down":
             h, x = self.conv1(downsample(h)), downsample(x)
         else:
@@ -224,7 +224,7 @@ class Resample(nnx.Module):
             self.conv = Conv3x3(channels, channels, dtype=config.dtype)
 
     def __call__(self, x: Array, embedding: Array, key: Array | None) -> Array:
-        return self.conv.on_upsampled(x) if self.direction == "up" else self.conv(x)
+        return self.conv(upsample(x) if self.direction == "up" else x)
 
 
 class Level(nnx.Module):

@@ -70,12 +70,13 @@ def fit(
     >>> import jaxdiff
     >>> from jaxdiff.config import Config, SampleConfig, TrainConfig
     >>> from jaxdiff.networks import MLP
+    >>> from jaxdiff.train import Ema
     >>> x = np.random.default_rng(0).normal(size=(512, 2)).astype(np.float32)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     run = jaxdiff.fit(
     ...         Config(
     ...             name="two", workdir=f"{folder}/two", process=jaxdiff.Flow(), parameterization=jaxdiff.Velocity(),
-    ...             network=MLP(width=16, depth=1), ema=jaxdiff.train.Ema(0.9),
+    ...             network=MLP(width=16, depth=1), ema=Ema(0.9),
     ...             train=TrainConfig(steps=3, batch_size=64), sample=SampleConfig(steps=4, num=8),
     ...         ),
     ...         x,

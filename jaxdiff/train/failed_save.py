@@ -13,12 +13,10 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 
-@contextlib.contextmanager
-def quiet_failed_saves(*, saves: bool) -> Iterator[None]:
+class quiet_failed_saves:  # no generator: that would be closed when nobody holds it
     """Drops these within a `with`, and nothing else; then hooks, filters and loggers are as they were.
 
     Args:
@@ -27,42 +25,47 @@ def quiet_failed_saves(*, saves: bool) -> Iterator[None]:
     Example:
         >>> before = sys.unraisablehook
         >>> with quiet_failed_saves(saves=False):
-        ...     logging.getLogger("absl").filters[-1].__name__, sys.unraisablehook is before
-        ('is_news', False)
+        ...     sys.unraisablehook is before
+        False
         >>> sys.unraisablehook is before
         True
     """
-    before, active = sys.unraisablehook, True
 
-    def hook(raised: sys.UnraisableHookArgs) -> None:
-        where = raised.exc_traceback and raised.exc_traceback.tb_frame.f_code.co_name
-        ours = where == "call_soon_threadsafe" and str(raised.exc_value) == "Event loop is closed"
-        if not (active and ours):
-            before(raised)
+    def __init__(self, *, saves: bool) -> None:
+        self._saves, self._active = saves, False
+        self._loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+        self._added: list[Any] = []
 
-    def is_news(record: logging.LogRecord) -> bool:  # one for each `with`: a logger has a filter once
-        return _is_news(record)
+    def __enter__(self) -> None:
+        self._before, self._active = sys.unraisablehook, True
+        self._hook = self._unraisable  # one object: a bound method is a new one each time
+        sys.unraisablehook = self._hook
+        for logger in self._loggers:
+            logger.addFilter(self)
+        if self._saves:
+            warnings.filterwarnings("ignore", r"coroutine '\S+' was never awaited", RuntimeWarning)
+            self._added = list(warnings.filters[:1])
 
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    sys.unraisablehook = hook
-    for logger in loggers:
-        logger.addFilter(is_news)
-    filters: Any = warnings.filters  # a list
-    added: list[Any] = []
-    if saves:
-        warnings.filterwarnings("ignore", r"coroutine '\S+' was never awaited", RuntimeWarning)
-        added = filters[:1]
-    try:
-        yield
-    finally:
-        active = False  # for whoever has put a hook around this one meanwhile
-        if sys.unraisablehook is hook:
-            sys.unraisablehook = before
-        for logger in loggers:
-            logger.removeFilter(is_news)
-        for entry in added:
+    def __exit__(self, *exception: object) -> None:
+        self._active = False  # for whoever has put a hook around this one meanwhile
+        if sys.unraisablehook is self._hook:
+            sys.unraisablehook = self._before
+        for logger in self._loggers:
+            logger.removeFilter(self)
+        filters: Any = warnings.filters  # a list
+        for entry in self._added:
             with contextlib.suppress(ValueError):  # somebody has removed it
                 filters.remove(entry)
+
+    def _unraisable(self, raised: sys.UnraisableHookArgs) -> None:
+        where = raised.exc_traceback and raised.exc_traceback.tb_frame.f_code.co_name
+        ours = where == "call_soon_threadsafe" and str(raised.exc_value) == "Event loop is closed"
+        if not (self._active and ours):
+            self._before(raised)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a logger's record is news."""
+        return _is_news(record)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -104,7 +104,8 @@ def test_cudnn_needs_a_capable_nvidia_gpu(monkeypatch, capability, platform):
         platform = "gpu"
         compute_capability = capability
 
-    monkeypatch.setattr(jax, "devices", lambda platform=None: [Device()] * 3)
+    monkeypatch.setattr(jax, "devices", lambda platform: [Device()] * 3)
+    monkeypatch.setattr(jax, "local_devices", lambda backend: [Device()])
     assert present_machine() == Machine(platform, 3)
 
 

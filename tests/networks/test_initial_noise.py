@@ -38,7 +38,7 @@ def test_threefry_gives_the_known_answers(key, counter, expected):
 def test_the_bits_of_weight_0_are_those_of_jax_random(shape):
     key = jax.random.key(11)
     np.testing.assert_array_equal(
-        initial_noise(key, 0, shape, "uniform"), from_bits(jax.random.bits(key, shape)).astype(np.float32)
+        initial_noise(key, 0, jnp.ones(shape), "uniform"), from_bits(jax.random.bits(key, shape)).astype(np.float32)
     )
 
 
@@ -47,31 +47,32 @@ def test_the_number_of_the_weight_is_the_counters_high_word():
     count = jnp.concatenate([jnp.full(54, weight, jnp.uint32), jnp.arange(54, dtype=jnp.uint32)])
     first, second = np.split(np.asarray(threefry_2x32(jax.random.key_data(key), count)), 2)
     expected = from_bits(first ^ second).reshape(shape)
-    np.testing.assert_array_equal(initial_noise(key, weight, shape, "uniform"), expected.astype(np.float32))
-    normal = initial_noise(key, weight, shape, "normal")
-    np.testing.assert_allclose(normal, stats.norm.ppf((1 + expected) / 2), rtol=2e-6, atol=1e-6)
+    np.testing.assert_array_equal(initial_noise(key, weight, jnp.ones(shape), "uniform"), expected.astype(np.float32))
+    normal = initial_noise(key, weight, jnp.full(shape, 3.0), "normal")
+    np.testing.assert_allclose(normal, 3 * stats.norm.ppf((1 + expected) / 2), rtol=2e-6, atol=3e-6)
 
 
 @pytest.mark.parametrize("weight", [0, 1, 200])
 def test_noise_has_its_distribution_and_weights_and_keys_are_independent(weight):
     n, key = 200_000, jax.random.key(2)
-    uniform, normal = (np.asarray(initial_noise(key, weight, (n // 100, 100), kind)) for kind in ("uniform", "normal"))
+    ones = jnp.ones((n // 100, 100))
+    uniform, normal = (np.asarray(initial_noise(key, weight, ones, kind)) for kind in ("uniform", "normal"))
     assert abs(uniform).max() < 1 and np.isfinite(normal).all()
     assert stats.kstest(uniform.ravel(), stats.uniform(-1, 2).cdf).pvalue > 1e-3
     assert stats.kstest(normal.ravel(), stats.norm.cdf).pvalue > 1e-3
-    others = [initial_noise(key, weight + 1, uniform.shape, "uniform")]
-    others += [initial_noise(jax.random.key(3), weight, uniform.shape, "uniform")]
+    others = [initial_noise(key, weight + 1, ones, "uniform")]
+    others += [initial_noise(jax.random.key(3), weight, ones, "uniform")]
     others += [np.roll(uniform.ravel(), shift).reshape(uniform.shape) for shift in (1, 100)]
     for other in others:  # the correlation of independent draws is normal, of deviation 1 / sqrt(n)
         assert abs(np.corrcoef(uniform.ravel(), np.ravel(other))[0, 1]) < 4 / math.sqrt(n)
 
 
 def test_keys_of_another_implementation_and_the_limit():
-    noise = [initial_noise(jax.random.key(seed, impl="rbg"), 0, (50,), "uniform") for seed in (0, 0, 1)]
+    noise = [initial_noise(jax.random.key(seed, impl="rbg"), 0, jnp.ones(50), "uniform") for seed in (0, 0, 1)]
     np.testing.assert_array_equal(noise[0], noise[1])
     assert not np.isin(noise[0], noise[2]).any()
-    with pytest.raises(ValueError, match=r"shape \(65537, 65536\) has 4295032832 elements, .* at most 2\^32"):
-        jax.eval_shape(lambda: initial_noise(jax.random.key(0), 0, (65537, 65536), "normal"))
+    with pytest.raises(ValueError, match=r"shape \(65537, 65536\) has 4295032832 elements: .* at most 2\^32"):
+        jax.eval_shape(lambda: initial_noise(jax.random.key(0), 0, jnp.ones((65537, 65536)), "normal"))
 
 
 PARAMETERS = """
@@ -83,7 +84,7 @@ from jaxdiff.train.sharding import split_sharding
 
 NETWORKS = [
     dit("S", 2, depth=3, width=64, heads=4, num_classes=10),
-    UNet(16, 3, width=32, multipliers=(1, 2), attention_resolutions=(8,), num_classes=10),
+    UNet(8, 3, width=16, multipliers=(1, 2), blocks=1, attention_resolutions=(), num_classes=10),
     MLP(width=64, fourier=8, num_classes=3),
 ]
 
@@ -105,8 +106,8 @@ print(json.dumps([digests(mesh) for mesh in json.loads(sys.argv[1])]))
 
 def test_a_key_gives_the_same_parameters_on_every_mesh_and_outside_of_jit(run_python):
     found = []
-    for devices, meshes in [(1, [None, (1, 1, 1)]), (8, [None, (8, 1, 1), (1, 8, 1), (1, 2, 4), (2, 4, 1)])]:
+    for devices, meshes in [(1, [None, (1, 1, 1)]), (8, [(1, 8, 1), (2, 2, 2)])]:
         done = run_python("-c", PARAMETERS, json.dumps(meshes), devices=devices)
         found += json.loads(done.stdout.splitlines()[-1])
-    assert len(found) == 7
+    assert len(found) == 4
     assert all(digests == found[0] for digests in found)

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxdiff.networks import MLP, DiT, UNet, functional, layers
+from jaxdiff.networks import MLP, DiT, UNet, functional
 from jaxdiff.networks.attention import SelfAttention, attention
-from jaxdiff.networks.backend import Machine
 from jaxdiff.networks.embeddings import LabelEmbedding, position_embedding, timestep_embedding
 from jaxdiff.networks.layers import (
     Conv3x3,
@@ -223,28 +222,6 @@ def test_resampling():
     x = jnp.asarray(RANDOM.standard_normal((2, 4, 6, 3)), jnp.float32)
     np.testing.assert_array_equal(upsample(x), np.kron(x, np.ones((1, 2, 2, 1))).astype(np.float32))
     np.testing.assert_allclose(downsample(upsample(x)), x, atol=1e-6)
-
-
-@pytest.mark.parametrize("platform", ["cpu", "cuda"])
-def test_a_convolution_of_an_upsampled_image_in_either_form(platform, monkeypatch):
-    monkeypatch.setattr(layers, "present_machine", lambda: Machine(platform))
-    conv = draw(Conv3x3(3, 5), jax.random.key(0))
-    conv.bias[...] = jnp.arange(5.0)
-    x = jnp.asarray(RANDOM.standard_normal((2, 4, 6, 3)), jnp.float32)
-    weight = jnp.asarray(RANDOM.standard_normal((2, 8, 12, 5)), jnp.float32)
-
-    def weighted(params, x, call):
-        return (call(nnx.merge(graphdef, params), x) * weight).sum()
-
-    def plain(conv, x):
-        return conv(upsample(x))
-
-    graphdef, params = nnx.split(conv)
-    np.testing.assert_allclose(conv.on_upsampled(x), plain(conv, x), atol=1e-5)
-    slopes = [jax.grad(weighted, argnums=(0, 1))(params, x, call) for call in (Conv3x3.on_upsampled, plain)]
-    jax.tree.map(lambda found, expected: np.testing.assert_allclose(found, expected, atol=1e-4), *slopes)
-    convolutions = str(jax.make_jaxpr(conv.on_upsampled)(x)).count("conv_general_dilated[")
-    assert convolutions == (4 if platform == "cpu" else 1)
 
 
 def test_dropout_keeps_the_mean_and_is_off_without_a_key():
