@@ -81,7 +81,7 @@ def fit(
     ...         ),
     ...         x,
     ...     )  # doctest: +ELLIPSIS
-    step ...
+    two: 2,210 parameters, ... steps 0 to 3: ...
     >>> run.step
     3
     """
