@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from jaxdiff.compiled import Kept
 from jaxdiff.config import (
@@ -348,8 +348,13 @@ def _first_keys(n: int) -> Array:
 
 
 def _decoded(codec: Any, x0: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-    stored: dict[str, NDArray[Any]] = jax.tree.map(np.asarray, codec.decode(jnp.asarray(x0)))
+    stored: dict[str, NDArray[Any]] = jax.tree.map(np.asarray, _decode(codec, x0))
     return stored
+
+
+@jax.jit  # one small program; by itself each operation would be one
+def _decode(codec: Any, x0: ArrayLike) -> Any:
+    return codec.decode(jnp.asarray(x0))
 
 
 def _computing_in(config: Config, dtype: str) -> Config:
