@@ -89,11 +89,11 @@ class Model:
       draw_cond: ``(keys) -> cond``: conditions where none are given, such as sizes; None: the nulls.
       sharding: of a batch, over several devices; None: one device.
 
-    >>> from jaxdiff import Eps, Flow
+    >>> from jaxdiff import Flow, Velocity
     >>> from jaxdiff.codecs import Points
     >>> from jaxdiff.networks import MLP, functional
     >>> net = functional(MLP(width=8, depth=1))
-    >>> model = Model(NetworkDenoiser(net, net.init(jax.random.key(0)), Flow(), Eps()), Points((2,)))
+    >>> model = Model(NetworkDenoiser(net, net.init(jax.random.key(0)), Flow(), Velocity()), Points((2,)))
     >>> model.sample(0, 3, sampler="dpmpp_2m", steps=5)["x"].shape
     (3, 2)
     """

@@ -84,9 +84,19 @@ def network(name: str, condition: str) -> Any:
     specs = CONDITIONS[condition]
     own = tuple(each for each in (STYLE, LOW) if each.name in specs)
     options: dict[str, Any] = {"num_classes": LABELS if "label" in specs else None, "conditions": own}
-    small = {"width": 8, "frequencies": 8}
+    small: dict[str, Any] = {"width": 8, "frequencies": 8}
     if name == "unet":
-        unet = UNet(8, in_channels=1, out_channels=3, width=8, multipliers=(1,), blocks=1, groups=4, **options)
+        unet = UNet(
+            8,
+            in_channels=1,
+            out_channels=3,
+            width=8,
+            multipliers=(1,),
+            blocks=1,
+            groups=4,
+            attention_resolutions=(),
+            **options,
+        )
         return functional(dataclasses.replace(unet, attention_resolutions=()))
     if name == "dit":
         return functional(DiT(in_channels=1, out_channels=3, patch=4, heads=1, depth=1, **small, **options))

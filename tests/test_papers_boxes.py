@@ -156,7 +156,7 @@ def test_song_euler_maruyama() -> None:
         assert t.min() >= 1e-5 and kstest(t, "uniform").pvalue > 1e-3
 
 
-@pytest.mark.parametrize("name", ["digits_unet", "digits_dit", "mnist_unet"])
+@pytest.mark.parametrize("name", ["digits_unet", "digits_dit", "mnist_unet", "mnist_style", "mnist_superres"])
 def test_ddim_of_salimans_and_ho(name: str) -> None:
     """Salimans & Ho 2022, equation 8 (DDIM) on alpha = cos(pi t/2), evenly spaced from t = 1; the loss on v is SNR + 1
     on x0 (their section 4)."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxdiff.spec import Spec, Specs, check, complete, drop, droppable, null_of
@@ -118,6 +118,7 @@ def test_specs_that_make_no_sense_are_refused(arguments):
         Spec(**arguments)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 255), min_size=1, max_size=8), st.data())
 def test_dropping_changes_the_dropped_alone(labels, data):
     mask = data.draw(st.lists(st.booleans(), min_size=len(labels), max_size=len(labels)))

@@ -38,11 +38,12 @@ def measured(
       memory: bytes that a program may take.
     """
     keys = jax.random.split(jax.random.key(0), 6)
-    drawn = [jax.random.normal(key, tuple(shape), jnp.dtype(dtype)) for key in keys]
+    drawn = [jax.random.normal(each, tuple(shape), jnp.dtype(dtype)) for each in keys]
     inputs = drawn if which == "tangent" else drawn[:3]
     machine, call = present_machine(), Call.of(*drawn[:3])
     common = {"shape": list(shape), "dtype": dtype, "pass": which, "logits_bytes": call.logits_bytes}
-    chosen = choose_attention(machine, *drawn[:3])
+    query, key, value, *_ = drawn
+    chosen = choose_attention(machine, query, key, value)
     rows: list[dict[str, Any]] = []
     programs: list[Callable[[], Any]] = []
     for form, attend in FORMS.items():

@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import jaxdiff as jd
-from jaxdiff.likelihood import log_likelihood
+from jaxdiff.likelihood import FixedSteps, log_likelihood
 from jaxdiff.sampling.tableau import DORMAND_PRINCE
 
 plt.rcParams |= {
@@ -361,7 +361,8 @@ for name, order in {"Euler": 1, "Heun": 2, "DPMpp2M": 2, "UniPC": 4}.items():
 # directions (Grathwohl et al. 2019). Nothing is told of the mixture's density but its denoiser.
 
 # %%
-found = jax.jit(lambda denoise, x: log_likelihood(denoise, process, x, divergence="exact"))(exact, mesh)
+solver = FixedSteps(64)  # by default the steps are as long as a tolerance allows
+found = jax.jit(lambda denoise, x: log_likelihood(denoise, process, x, solver=solver, divergence="exact"))(exact, mesh)
 log_density = found.log_density.reshape(81, 81)
 difference = jnp.abs(log_density - exact_log_density)
 mass = jnp.exp(log_density).sum() * (axis_points[1] - axis_points[0]) ** 2

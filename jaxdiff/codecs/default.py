@@ -10,7 +10,7 @@ from jaxdiff.data.sources import DataError, Source, name_of
 
 
 def default_codec(source: Source, *, flip: bool = False, low_resolution: int | None = None) -> Codec:
-    """`Images` for uint8 images, `Points` for pairs of floats, `Arrays.fitted` for other floats.
+    """`Images` for uint8 images, `Points` for the sets ``points:NAME``, `Arrays.fitted` for other floats.
 
     Args:
       source: its spec, and for `Arrays.fitted` some of its records, are looked at.
@@ -39,4 +39,4 @@ def default_codec(source: Source, *, flip: bool = False, low_resolution: int | N
             f"{name}: x is {spec.dtype} {shape}, which no codec is for: give uint8 images (H, W, C), floats of any "
             "shape, or a codec of your own"
         )
-    return Points(shape) if shape == (2,) else Arrays.fitted(source)
+    return Points(shape) if shape == (2,) and name.startswith("points:") else Arrays.fitted(source)

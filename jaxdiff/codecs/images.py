@@ -137,8 +137,8 @@ def to_model_range(images: ArrayLike) -> Array:
     Raises:
       ValueError: other numbers than bytes.
 
-    >>> to_model_range(np.uint8([0, 51, 255])).tolist()
-    [-1.0, -0.6000000238418579, 1.0]
+    >>> [round(x, 6) for x in to_model_range(np.uint8([0, 51, 255])).tolist()]
+    [-1.0, -0.6, 1.0]
     """
     images = jnp.asarray(images)
     if images.dtype != jnp.uint8:

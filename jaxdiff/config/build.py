@@ -257,7 +257,19 @@ def resolve(config: Config, source: Source) -> Config:
             raise ConfigError(
                 f"network: it takes {name} of shape {condition.shape}, and the data has it of shape {got.shape}"
             )
+        if isinstance(condition, Spec) and isinstance(got, Spec) and not _within(got, condition):
+            raise DataError(
+                f"{name_of(source)}: {name} goes from {got.low:g} to {got.high:g}, and the network takes "
+                f"{condition.low:g} to {condition.high:g}; for labels set its num_classes to the largest label + 1"
+            )
     return resolved
+
+
+def _within(inner: Spec, outer: Spec) -> bool:
+    """Whether the declared range of one lies in that of the other; where either has none, nothing can be said."""
+    if inner.clip is None or outer.clip is None:
+        return True
+    return outer.clip[0] <= inner.clip[0] and inner.clip[1] <= outer.clip[1]
 
 
 def build_codec(config: Config) -> Codec:

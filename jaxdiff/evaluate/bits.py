@@ -217,14 +217,14 @@ def bits(run: Run, source: Source, options: EvaluateOptions) -> Iterator[Result]
     levels = 256 if source.spec["x"].dtype == "uint8" else None
     key = jax.random.key(options.seed)
     chosen = methods(run, options, levels)
-    x, cond = _read(run, source, indices[:size], options.labels)
+    begin = _read(run, source, indices[:size], options.labels)
     for name, method in chosen.items():
         with as_config_error(name):  # the run is known here, and a trace inside `measure` would not know its numbers
-            jax.eval_shape(functools.partial(method, run.denoise), x, _keys(key, indices[:size]), cond)
+            jax.eval_shape(functools.partial(method, run.denoise), begin[0], _keys(key, indices[:size]), begin[1])
     sharding = None if size % run.batch_devices else batch_sharding(run.mesh)
     scale = _scale_bits(run, source, indices[:1])
     for name, method in chosen.items():
-        learned = method.learn(run.denoise, x, _keys(key, indices[:size]), cond)
+        learned = method.learn(run.denoise, begin[0], _keys(key, indices[:size]), begin[1])
         found: dict[str, list[np.ndarray]] = {}
         for first in range(0, count, size):
             part = indices[first : first + size]

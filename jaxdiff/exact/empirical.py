@@ -56,6 +56,7 @@ class EmpiricalDenoiser:
 
     Jit it as an argument of the jitted function, not closed over: the data are then no constant of the program.
 
+    >>> import numpy as np
     >>> from jaxdiff.data import open_digits
     >>> from jaxdiff.schedule import Flow
     >>> source = open_digits()

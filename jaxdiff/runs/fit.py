@@ -18,7 +18,7 @@ from jaxdiff import train as training
 from jaxdiff.codecs import save_png
 from jaxdiff.config.build import OWN
 from jaxdiff.config.folder import CHECKPOINTS, EXAMPLES, LAST_SAVED, SAMPLES
-from jaxdiff.data.sources import Source, spread, take
+from jaxdiff.data.sources import DataError, Source, spread, take
 from jaxdiff.runs.run import Run
 from jaxdiff.spec import droppable
 from jaxdiff.train.ema import rules_by_name
@@ -81,7 +81,7 @@ def fit(
     ...         ),
     ...         x,
     ...     )  # doctest: +ELLIPSIS
-    step ...
+    two: 2,210 parameters, ... steps 0 to 3: ...
     >>> run.step
     3
     """
@@ -227,7 +227,13 @@ def _as_source(given: Any) -> Source:
     if hasattr(given, "spec") and hasattr(given, "take"):
         source: Source = given
         return source
-    return from_arrays(**given) if isinstance(given, Mapping) else from_arrays(given)
+    if not isinstance(given, Mapping):
+        return from_arrays(given)
+    if "x" not in given:
+        raise DataError(f"the data is to be under 'x', got {', '.join(given)}")
+    if taken := [name for name in ("low", "high", "num_classes", "classes", "name") if name in given]:
+        raise DataError(f"a condition cannot be named {taken[0]!r}, an option of jaxdiff.data.from_arrays: rename it")
+    return from_arrays(**given)
 
 
 def _examples(config: cfg.Config, source: Source) -> dict[str, NDArray[Any]] | None:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from jaxdiff.compiled import Kept
 from jaxdiff.config import (
@@ -43,6 +43,7 @@ from jaxdiff.plan import Plan, draw
 from jaxdiff.process import Process
 from jaxdiff.spec import Condition, Spec, droppable
 from jaxdiff.train import CheckpointError, Checkpoints, StructureError, batch_sharding, make_mesh
+from jaxdiff.train.ema import rules_by_name
 from jaxdiff.train.frozen import joined, partition
 from jaxdiff.train.initial import read_frozen
 
@@ -120,7 +121,8 @@ class Run:
         Args:
           path: the folder, such as ``runs/digits``.
           step: of the checkpoint; None: the newest that can be read.
-          ema: the averaged weights (what to sample from), the average of this name, or (False) those of the last step.
+          ema: the averaged weights (of several averages the first), the average of this name, or (False) the weights of
+            the last step.
           trusted: modules, and files such as ``"mine.py"``, that the configuration's classes and names may come from,
             which are imported; add your own.
           mesh: the devices, each of which gets the whole weights: all processes call it, and get the step that
@@ -136,6 +138,8 @@ class Run:
         config = read_config(folder, trusted)
         if dtype is not None:
             config = _computing_in(config, dtype)
+        if ema is True:
+            ema = next(iter(rules_by_name(config.ema)))
         own = make_mesh(devices=jax.local_devices())
         net = build_network(config)
         shapes = jax.eval_shape(net.init, jax.random.key(0))
@@ -344,8 +348,13 @@ def _first_keys(n: int) -> Array:
 
 
 def _decoded(codec: Any, x0: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-    stored: dict[str, NDArray[Any]] = jax.tree.map(np.asarray, codec.decode(jnp.asarray(x0)))
+    stored: dict[str, NDArray[Any]] = jax.tree.map(np.asarray, _decode(codec, x0))
     return stored
+
+
+@jax.jit  # one small program; by itself each operation would be one
+def _decode(codec: Any, x0: ArrayLike) -> Any:
+    return codec.decode(jnp.asarray(x0))
 
 
 def _computing_in(config: Config, dtype: str) -> Config:

@@ -363,7 +363,7 @@ def pad_times(ts: ArrayLike, bound: int) -> Array:
     return jnp.concatenate([ts, jnp.full(bound - ts.shape[0], ts[-1])])
 
 
-def start(sampler: Sampler, denoise: Denoiser, x: Array, ts: ArrayLike, cond: Cond | None = None) -> None:
+def start(sampler: Sampler, denoise: Denoiser, x: Any, ts: ArrayLike, cond: Cond | None = None) -> None:
     """All checks of `sample` that need no evaluation. Times, process and sampler that are traced cannot be checked: a
     caller who jits `sample` with times as an argument calls this first.
 

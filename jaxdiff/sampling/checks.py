@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.denoiser import Cond, Denoiser
@@ -65,7 +64,7 @@ def refuse_noise_on_rising_times(sampler: Any, ts: ArrayLike) -> None:
         )
 
 
-def refuse_undefined(sampler: Any, denoise: Denoiser, x: Array, ts: ArrayLike, cond: Cond | None) -> None:
+def refuse_undefined(sampler: Any, denoise: Denoiser, x: Any, ts: ArrayLike, cond: Cond | None) -> None:
     """A denoiser made of eps refuses alpha = 0, one made of x0 sigma = 0, when it is traced with a time that is known:
     so the first and the last step are, where there is such an end."""
     process = sampler.process
@@ -78,7 +77,7 @@ def refuse_undefined(sampler: Any, denoise: Denoiser, x: Array, ts: ArrayLike, c
         jax.eval_shape(lambda x: denoise(x, float(times[0]), cond), x)
     if least[1] == 0 and times.size > 1:
 
-        def given(x: Array, t: ArrayLike) -> Prediction:
+        def given(x: Any, t: ArrayLike) -> Prediction:
             return denoise(x, float(times[-1]) if t is last else 0.5, cond)
 
         last = jnp.asarray(times[-1], jnp.result_type(float))

@@ -277,7 +277,7 @@ def test_a_configuration_of_ones_own(tmp_path: Path) -> None:
             "--loss.dropout --sample.guide cfg:2",
             "sample.guide: guidance needs a model trained with loss.dropout above 0",
         ),
-        ("--sample.guide cfg", "sample.guide: cfg needs weight"),
+        ("--sample.guide cfg", "sample.guide: cfg: cfg needs weight"),
         ("--sample.sampler ddim:eta=2", "sample.sampler: "),
         ("configs/digits_ve.py --process.sigma_max 0.001", "process: "),
         ("configs/cifar10_vp_continuous.py --process.beta_min -1", "process: "),

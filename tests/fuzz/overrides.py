@@ -23,9 +23,10 @@ import hypothesis
 from hypothesis import strategies as st
 
 import train
-from jaxdiff.config import GRIDS, OBJECTIVES, SAMPLERS, load_config_file
+from jaxdiff.config import OBJECTIVES, load_config_file
 from jaxdiff.config.command_line import TrainOptions, _options
 from jaxdiff.data import POINTS
+from jaxdiff.methods import GRIDS, SAMPLERS
 
 ROOT = Path(__file__).parents[2]
 BASES: dict[str, tuple[str, ...]] = {

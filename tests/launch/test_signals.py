@@ -19,7 +19,10 @@ from jaxdiff.train import Checkpoints
 from tests.faults.starts import interrupts
 
 
-@pytest.mark.parametrize("options", [(), ("--data.workers", "2")], ids=["threads", "workers"])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param((), id="threads"), pytest.param(("--data.workers", "2"), id="workers", marks=pytest.mark.nightly)],
+)
 def test_ctrl_c_in_the_start_ends_or_saves(options: tuple[str, ...], tmp_path: Path) -> None:
     tally = interrupts(tmp_path, 3, *options)
     assert (tally.kept, tally.faults) == (3, [])

@@ -112,7 +112,8 @@ def test_attention_takes_a_kernel_after_it_worked_and_else_the_next_form(kernel,
         gradient = jax.jit(jax.grad(loss))(q)
     with attention_form("plain"):
         expected = jax.grad(loss)(q)
-    np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in (gradient, expected)), atol=2e-2)
+    found, right = (np.asarray(x, np.float32) for x in (gradient, expected))
+    np.testing.assert_allclose(found, right, atol=2e-2)
     probes = [shape for shape in traced if shape == (1, 2, TOKENS, 8)]
     used = [shape for shape in traced if shape == (1, 2, 64, 8)]
     assert probes and bool(used) == (kernel == "works")

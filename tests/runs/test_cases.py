@@ -17,7 +17,7 @@ import sample
 import train
 from jaxdiff.codecs.images import area_mean, to_model_range
 from jaxdiff.config import Config, ConfigError
-from jaxdiff.data import from_arrays, open_digits, open_mnist
+from jaxdiff.data import Source, from_arrays, open_digits, open_mnist
 from jaxdiff.networks import Image, Vector
 from jaxdiff.noise import sample_keys
 from tests.codecs.test_strokes import bar
@@ -47,7 +47,7 @@ def small(name: str, folder: Path, steps: int, *, network: dict[str, Any], **cha
 def styled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> jaxdiff.Run:
     """Three steps on bars of known width and slant, and on MNIST where it is."""
     if request.param == "mnist":
-        source = open_mnist(request.getfixturevalue("shared_data") / "mnist")
+        source: Source = open_mnist(request.getfixturevalue("shared_data") / "mnist")
     else:
         styles = np.random.default_rng(0).uniform((1.5, -0.8), (4.0, 0.8), (64, 2))
         x = np.stack([bar(width, slant, fine=4) for width, slant in styles])

@@ -119,8 +119,8 @@ def test_processes_split_the_batches_of_one_file(tmp_path: Path, start: Any, who
 def test_another_request_is_refused(more: str, message: str, finished: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "samples"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample, "write_shards", lambda *args, **kwargs: 0)
-        patch.setattr(sample, "wait_for_shards", lambda *args: None)
+        patch.setattr("jaxdiff.commands.sample.write_shards", lambda *args, **kwargs: 0)
+        patch.setattr("jaxdiff.commands.sample.wait_for_shards", lambda *args: None)
         options = [str(finished), "--num", str(NUM), "--shard_size", str(SHARD), "--sampler", "ddpm", "--out", str(out)]
         sample.main(options)
         before = (out / "index.json").read_bytes()

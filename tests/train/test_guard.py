@@ -278,7 +278,7 @@ def test_the_program_skips_and_stops(tmp_path: Path, run_python: Any) -> None:
     """A set of 64 images of which one is NaN: a batch of 16 is bad once an epoch, one of 64 always."""
     (tmp_path / "own.py").write_text(NAN_DATA)
     common = ("train.py", tmp_path / "own.py", "--train.sample_every", "0", "--train.log_every", "4")
-    options = ("--train.max_skipped", "3", "--optimizer.schedule", "constant")
+    options = ("--train.max_skipped", "3", "--optimizer.schedule", "constant", "--optimizer.warmup", "1")
     few = (*common, "--workdir", tmp_path / "few", *options)
     done = run_python(*few, "--train.batch_size", "16", "--train.steps", "12")
     assert "trained steps 0 to 12" in done.stdout

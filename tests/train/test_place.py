@@ -54,7 +54,7 @@ def test_nothing_is_written_where_the_folder_was(
 def test_a_moved_run_goes_on_from_its_new_place(tmp_path: Path) -> None:
     options = (
         *("--train.steps", "1000000", "--optimizer.schedule", "constant", "--train.sample_every", "1"),
-        *("--checkpoint.every", "20"),  # a save that is going on would be ended where it was begun
+        *("--checkpoint.every", "100"),  # no save is going on when it is moved: one that is ends where it was begun
     )
     training = Training(tmp_path / "run", options)
     with training.start() as life:
