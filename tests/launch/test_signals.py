@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pty
 import re
 import signal
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import pytest
@@ -71,9 +69,17 @@ def test_nohup_stays_in_force() -> None:
 # --- The loop, in a process
 
 
-def training(folder: Path, repository: Path, **options: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-u", "-m", "tests.train.runs", str(folder), "100000", "--pause", "0.05"]
-    return subprocess.Popen(command, cwd=repository, **options)  # type: ignore[call-overload]
+ON_TERMINAL = (
+    "import fcntl, os, sys, termios\n"
+    "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"  # its standard input is the terminal that controls it
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
+"""Not by preexec_fn, which forks: a process in which JAX has threads warns of that."""
+
+
+def training(folder: Path, repository: Path, *before: str, **options: object) -> subprocess.Popen[bytes]:
+    run = ["-u", "-m", "tests.train.runs", str(folder), "100000", "--pause", "0.05"]
+    return subprocess.Popen([sys.executable, *before, *run], cwd=repository, **options)  # type: ignore[call-overload]
 
 
 def newest(folder: Path) -> int | None:
@@ -87,12 +93,13 @@ def test_a_terminal_that_is_closed_saves(tmp_path: Path, repository: Path) -> No
     process = training(
         tmp_path,
         repository,
+        "-c",
+        ON_TERMINAL,
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
         env={**os.environ, "TERM": "dumb"},  # one line a step, in place of a bar
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
     os.close(theirs)
     seen = b""
