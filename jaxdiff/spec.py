@@ -234,7 +234,8 @@ def _check_form(name: str, spec: Spec, shape: tuple[int, ...], dtype: Any, batch
     fits = len(shape) == 1 + len(spec.shape) and shape[0] == batch
     fits = fits and all(want is None or size == want for size, want in zip(shape[1:], spec.shape, strict=True))
     if not fits:
-        wanted = ", ".join([str(batch), *("any" if size is None else str(size) for size in spec.shape)])
+        sizes = [str(batch), *("any" if size is None else str(size) for size in spec.shape)]
+        wanted = ", ".join(sizes) + "," * (len(sizes) == 1)
         raise ValueError(f"{name} has shape {tuple(shape)}, expected ({wanted}): the batch first")
     if jnp.issubdtype(spec.dtype, jnp.integer) and not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(f"{name} must be whole numbers ({spec.dtype}), got {dtype}")

@@ -50,6 +50,26 @@ def _compiled_programs_are_let_go() -> Iterator[None]:
         sys.modules["jax"].clear_caches()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _what_is_set_is_put_back() -> Iterator[None]:
+    # Configurations that tests load add names to the tables, and commands called in this process set jax's options.
+    import jax
+
+    from jaxdiff import methods
+    from jaxdiff.config import SOURCES
+
+    tables = [SOURCES, methods.SAMPLERS, methods.GRIDS, methods.GUIDANCE, methods.CACHES]
+    names = "enable_compilation_cache", "compilation_cache_dir", "persistent_cache_min_compile_time_secs"
+    were = [dict(table) for table in tables]
+    set_to = {f"jax_{name}": getattr(jax.config, f"jax_{name}") for name in names}
+    yield
+    for table, before in zip(tables, were, strict=True):
+        table.clear()
+        table.update(before)
+    for name, value in set_to.items():
+        jax.config.update(name, value)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout."""

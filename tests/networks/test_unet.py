@@ -161,8 +161,8 @@ def test_refusals_at_trace_time(name):
         (X[0], T, None, "takes floating-point images"),
         (X.astype(jnp.uint8), T, None, "takes floating-point images"),
         (X, T[:2], None, r"one a sample, \(3,\); got shape \(2,\)"),
-        (X, T, {"text": LABEL}, r"conditioned on \['label'\], got cond with \['text'\]"),
-        (X, T, {"label": LABEL[:1]}, "one integer a sample"),
+        (X, T, {"text": LABEL}, r"takes the conditions \['label'\], got cond with \['text'\]"),
+        (X, T, {"label": LABEL[:1]}, r"cond\['label'\] has shape \(1,\), expected \(3,\): the batch first"),
     ]:
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(net.apply, fresh, x, t, cond)
@@ -179,7 +179,7 @@ def test_an_unconditional_network_refuses_labels():
     net = functional(UNet(**SMALL, attention_resolutions=()))
     params = jax.eval_shape(net.init, jax.random.key(0))
     assert "label" not in params
-    with pytest.raises(ValueError, match=r"unconditional \(num_classes=None\), got cond with \['label'\]"):
+    with pytest.raises(ValueError, match=r"this network is unconditional, got cond with \['label'\]"):
         jax.eval_shape(net.apply, params, X, T, {"label": LABEL})
 
 
