@@ -5,6 +5,12 @@ A reader's way in: `jaxdiff.process`, `jaxdiff.sampling.base`, `jaxdiff.sampling
 
 from typing import TYPE_CHECKING
 
+from jaxdiff.launch.program import is_command
+from jaxdiff.launch.signals import end_at_signals
+
+if is_command():  # all that follows takes seconds
+    end_at_signals()
+
 from jaxdiff.denoiser import Denoiser, NetworkDenoiser
 from jaxdiff.discrete import (
     DiscreteVP,

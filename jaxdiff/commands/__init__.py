@@ -6,12 +6,14 @@ Each stands in a module of its name, whose text is the help that it shows.
 from __future__ import annotations
 
 import importlib
-import signal
 import sys
 from collections.abc import Sequence
 
 from jaxdiff.launch.allocator import start_again
 from jaxdiff.launch.errors import suggestion
+from jaxdiff.launch.signals import end_with_command
+
+end_with_command()  # of a worker: it imports this first, then waits for what it is to read
 
 COMMANDS = {
     "train": "train a model, by the name of a configuration or by a file",
@@ -42,7 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
     Returns:
       The status with which the process ends; None: 0.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # amid imports a Ctrl-C may be lost: jaxdiff.launch.signals
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in COMMANDS:
         if name in LONG and arguments is None:

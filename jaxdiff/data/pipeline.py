@@ -23,10 +23,11 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from typing import Any
 
 import grain
@@ -98,6 +99,11 @@ def _start_worker(worker: int, workers: int) -> None:
 @contextlib.contextmanager
 def _inherited_by_workers() -> Iterator[None]:
     """Blocks the parent's signals in this thread, and so in the processes that it starts, until they ignore them."""
+    # Started by the first worker, Python's tracker of shared memory would unblock SIGINT and SIGTERM here. What is left
+    # by a process that a signal ends at once it removes; of that it need not warn.
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+    resource_tracker.ensure_running()
+    sys.warnoptions.pop()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_PARENT)
     try:
         yield

@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import sysconfig
 from collections.abc import MutableMapping, Sequence
@@ -52,9 +53,11 @@ def start_again(arguments: Sequence[str]) -> None:
     environ["LD_PRELOAD"] = f"{library}:{before}" if before else str(library)
     sys.stdout.flush()
     sys.stderr.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # one that comes meanwhile waits for the new first line
     try:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)
     except OSError as error:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         print(f"WARNING: no start with tcmalloc, {sys.executable}: {error.strerror}", file=sys.stderr)
 
 

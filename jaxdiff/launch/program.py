@@ -21,6 +21,16 @@ def program(name: str) -> str:
     return f"{name}.py" if _file() else f"jaxdiff {name}"
 
 
+def is_command() -> bool:
+    """Whether this process is ``jaxdiff`` or ``python -m jaxdiff``; known before anything of ours is imported.
+
+    >>> is_command()
+    False
+    """
+    module = sys.argv[0] == "-m" and any(each.split(".")[0] == "jaxdiff" for each in sys.orig_argv)
+    return module or Path(sys.argv[0]).name == "jaxdiff"
+
+
 def about(name: str, text: str | None) -> str | None:
     """The help of a command, which speaks of ``jaxdiff NAME``, in the words of whoever started its file."""
     return text.replace(f"jaxdiff {name}", f"python {name}.py") if text and _file() else text

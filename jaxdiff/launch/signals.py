@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 AT_ONCE = (signal.SIGINT, signal.SIGTERM)
@@ -27,8 +27,24 @@ MAY_REPEAT = (signal.SIGHUP, signal.SIGUSR1)
 def end_at_signals() -> None:
     """Has SIGINT end this process at once, outside of `Stop`; lines that are printed are written at once."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # which `start_again` has blocked
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
+
+
+def end_with_command() -> None:
+    """Has a worker process that is still starting say nothing where its command ends before it has told what to read.
+
+    >>> end_with_command()  # does nothing elsewhere
+    """
+    told = sys.excepthook
+
+    def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, EOFError) and str(error) != "pickle data was truncated":
+            told(kind, error, trace)
+
+    if "--multiprocessing-fork" in sys.orig_argv:
+        sys.excepthook = tell
 
 
 class Stop:

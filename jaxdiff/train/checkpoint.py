@@ -14,6 +14,7 @@ takes. There a save that fails always ends the run, since the others cannot know
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import json
@@ -220,6 +221,7 @@ class Checkpoints:
             return
         with self._told_of(step, fatal=fatal):
             self._manager.wait_until_finished()
+            self._check_place()
             self._note(step)
 
     @contextlib.contextmanager
@@ -229,15 +231,19 @@ class Checkpoints:
             yield
         # On a full disk Orbax raises whatever its layers raise, as on damaged files.
         except Exception as error:
-            self._check_place()
             why = of_the_system(error) or reason(error)
             self._saving, self._failed = None, True
             self._scores.pop(step, None)
-            # A manager raises a failure again at every call, so a new one follows it.
+            # A manager raises a failure again at every call, so a new one follows it, or none.
             with contextlib.suppress(Exception):
                 self._manager.close()
+            self._manager = None
+            if self._place is not None and self._place.lost():
+                atexit.register(self._sweep)  # threads may write on
+            self._check_place()
             alone = jax.process_count() == 1
-            self._manager = self._opened(clean=False) if alone else None
+            if alone:
+                self._manager = self._opened(clean=False)
             kept = self.latest() if alone else None
             newest = ["there is none yet" if kept is None else f"the newest is that of step {kept}"] if alone else []
             told = f"the checkpoint of step {step} could not be saved in {self.folder} ({why})"
@@ -255,6 +261,10 @@ class Checkpoints:
         if self._failed:
             for partial in self.folder.glob(f"*{TMP_DIR_SUFFIX}"):
                 shutil.rmtree(partial, ignore_errors=True)
+            if self._place is not None and self._place.lost():  # what was being written has made these folders anew
+                with contextlib.suppress(OSError):
+                    self.folder.rmdir()
+                    self.folder.parent.rmdir()
 
     def _noted(self) -> int | None:
         """The last step saved, as noted; -1 where it cannot be read, None where there is none."""
@@ -340,18 +350,19 @@ class Checkpoints:
                 self._manager.close()
             if not self._failed:  # else what a failed save has left in threads is told of later
                 self._quiet.close()
-        self._sweep()
+            self._sweep()
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, raised: BaseException | None, *_: object) -> None:
         try:
             self.close()
         except SaveError as error:
             if kind is None:
                 raise
-            self._say(f"WARNING: {error}")  # what ends the `with` already is the news
+            if str(error) != str(raised):
+                self._say(f"WARNING: {error}")  # what ends the `with` already is the news
 
     def _newest_good(self, want: Want, step: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
         self.wait()

@@ -44,9 +44,19 @@ class StructureError(CheckpointError):
 
 
 class Summed(AtomicRenameTemporaryPath):
-    """A step's folder while it is written: the sums of its files are added before it gets its name."""
+    """A step's folder while it is written: the sums of its files are added before it gets its name.
+
+    Whatever is written by name makes its folder anew where a run was moved: such a remainder gets no name.
+    """
+
+    async def create(self) -> Any:
+        made = await super().create()
+        self._begun = os.stat(made)
+        return made
 
     async def finalize(self) -> None:
+        if not os.path.samestat(os.stat(self.get()), self._begun):
+            raise FileNotFoundError(f"{self.get()} was moved or removed while it was written")
         if self.get_final().name.isdigit():  # Orbax makes the folders in it likewise
             await asyncio.to_thread(write_file_sums, Path(self.get()))
         await super().finalize()

@@ -74,4 +74,5 @@ def _is_news(record: logging.LogRecord) -> bool:
         # TensorStore's are ValueErrors that begin with the name of a status: RESOURCE_EXHAUSTED: Failed writing ...
         of_files = isinstance(raised, OSError) or re.match(r"[A-Z_]+: ", str(raised)) is not None
         return not (of_files and "never retrieved" in record.getMessage())
-    return record.exc_info is None or "orbax" not in record.pathname
+    told = record.exc_info is not None or "Metadata file does not exist" in record.getMessage()
+    return not (told and "orbax" in record.pathname)

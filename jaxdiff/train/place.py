@@ -1,17 +1,19 @@
 """A run's folder that is moved, removed or replaced while the run trains.
 
 Open files go with a folder that is moved, and whatever is opened by its name comes to lie where it was: half of the run
-here, half of it there. So the folder of the checkpoints is looked at before anything is written by name. A save that
-is going on at that moment ends where it was begun.
+here, half of it there. So the folder of the checkpoints is looked at before anything is written by name, and once more
+before a checkpoint gets its name: one that is being written at that moment is given up.
 """
 
 from __future__ import annotations
 
+import os
+import weakref
 from pathlib import Path
 
 
 class Place:
-    """Remembers which folder stands at a path.
+    """Holds the folder that stands at a path.
 
     Args:
         folder: of the checkpoints, in the run's folder.
@@ -29,19 +31,29 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._inode = folder.stat().st_ino
+        self._held = os.open(folder, os.O_RDONLY)  # goes with it; and no new folder gets its number
+        weakref.finalize(self, os.close, self._held)
 
     def lost(self) -> str | None:
         """One line for people where another folder or none stands there; None where it is the same."""
         try:
-            there: int | None = self._folder.stat().st_ino
+            if os.path.samestat(self._folder.stat(), os.fstat(self._held)):
+                return None
         except (FileNotFoundError, NotADirectoryError):
-            there = None
+            pass
         except OSError:  # a file system that does not answer: whoever writes will be told
             return None
-        if there == self._inode:
-            return None
+        found = self._now()
+        where = f"{found}, where it is now," if found else "the folder's new place"
         return (
             f"{self._folder.parent} was moved, removed or replaced while the run was training: nothing more is written "
-            "there; the same command with --workdir and the folder's new place goes on from its last checkpoint"
+            f"there; the same command with --workdir and {where} goes on from its last checkpoint"
         )
+
+    def _now(self) -> Path | None:
+        """Where the run's folder is; None where it is removed, or the operating system does not tell."""
+        try:
+            folder = Path(os.readlink(f"/proc/self/fd/{self._held}"))
+            return folder.parent if os.path.samestat(folder.stat(), os.fstat(self._held)) else None
+        except OSError:
+            return None
