@@ -49,12 +49,20 @@ class Summed(AtomicRenameTemporaryPath):
     Whatever is written by name makes its folder anew where a run was moved: such a remainder gets no name.
     """
 
+    _error: OSError | None = None
+
     async def create(self) -> Any:
-        made = await super().create()
-        self._begun = os.stat(made)
+        try:
+            made = await super().create()
+            self._begun = os.stat(made)
+        except OSError as error:  # raised here, threads of Orbax would wait for this folder, minutes long
+            self._error = error
+            return self.get()
         return made
 
     async def finalize(self) -> None:
+        if self._error is not None:
+            raise self._error
         if not os.path.samestat(os.stat(self.get()), self._begun):
             raise FileNotFoundError(f"{self.get()} was moved or removed while it was written")
         if self.get_final().name.isdigit():  # Orbax makes the folders in it likewise

@@ -260,7 +260,7 @@ def test_an_open_pipeline_does_not_hold_up_the_end_of_the_program(run_python: An
     script.write_text(
         "from jaxdiff.data import Pipeline, open_digits\n"
         "if __name__ == '__main__':\n"
-        "    pipeline = Pipeline(open_digits(), batch_size=8, seed=0, workers=1)\n"
+        "    pipeline = Pipeline(open_digits(), batch_size=8, seed=0, workers=2)\n"
         "    print(next(pipeline)['x'].shape)\n"
     )
     root = str(Path(__file__).resolve().parents[2])
@@ -268,3 +268,40 @@ def test_an_open_pipeline_does_not_hold_up_the_end_of_the_program(run_python: An
     assert done.stdout.strip() == "(8, 8, 8, 1)"
     assert "Traceback" not in done.stderr
     assert "leaked" not in done.stderr
+
+
+def test_no_worker_ever_hears_what_a_terminal_sends_to_all(run_python: Any, tmp_path: Path) -> None:
+    """Blocked when a worker runs its first line, and ignored when it reads."""
+    (tmp_path / "heard.py").write_text(
+        "import os, signal\n"
+        "numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)\n"
+        "def say(what):\n"
+        "    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())\n"
+        "    seen = [(n in blocked) + 2 * (signal.getsignal(n) == signal.SIG_IGN) for n in numbers]\n"
+        "    os.write(1, f'{os.getpid()} {what} {seen}\\n'.encode())\n"
+        "class Heard:\n"
+        "    def __init__(self, source):\n"
+        "        self.source, self.spec, self.name = source, source.spec, 'heard'\n"
+        "    def __len__(self):\n"
+        "        return len(self.source)\n"
+        "    def take(self, records):\n"
+        "        say('reads')\n"
+        "        return self.source.take(records)\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from heard import Heard, say\n"
+        "if __name__ != '__main__':\n"
+        "    say('starts')\n"
+        "from jaxdiff.data import Pipeline, open_digits\n"
+        "if __name__ == '__main__':\n"
+        "    with Pipeline(Heard(open_digits()), batch_size=8, seed=0, workers=2) as pipeline:\n"
+        "        next(pipeline), next(pipeline)\n"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    done = run_python(script, env={"PYTHONPATH": root}, timeout=100)
+    lines = [line.split(" ", 2) for line in done.stdout.splitlines()]
+    workers = {worker for worker, what, _ in lines if what == "starts"}
+    assert len(workers) == 2
+    seen = {(what, state) for worker, what, state in lines if worker in workers}
+    assert seen == {("starts", "[1, 1, 1, 1]"), ("reads", "[2, 2, 2, 2]")}

@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jaxdiff.launch.signals import Stop
 from jaxdiff.train import Checkpoints
+from tests.faults.processes import Life
 from tests.faults.starts import interrupts
 
 
@@ -31,6 +33,35 @@ def test_ctrl_c_in_the_start_ends_or_saves(options: tuple[str, ...], tmp_path: P
 def test_ctrl_c_at_forty_moments_of_the_start(options: tuple[str, ...], tmp_path: Path) -> None:
     tally = interrupts(tmp_path, 40, *options)
     assert (tally.kept, tally.faults) == (40, [])
+
+
+@pytest.mark.parametrize("start", [("jaxdiff",), ("-m", "jaxdiff")], ids=" ".join)
+def test_ctrl_c_amid_the_imports_of_the_command(start: tuple[str, ...], tmp_path: Path, repository: Path) -> None:
+    script = tmp_path / "jaxdiff"  # as pip writes it
+    script.write_text(
+        "import sys\nfrom jaxdiff.commands import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
+    )
+    before = start if start[0] == "-m" else (str(script),)
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    with Life([sys.executable, *before, "runs", str(tmp_path)], tmp_path / "log", environment) as life:
+        assert life.until(lambda: "jaxlib" in Path(f"/proc/{life.process.pid}/maps").read_text())
+        life.send(signal.SIGINT)
+        assert life.end() == -signal.SIGINT
+    assert (life.out, life.err) == ("", "")
+
+
+def test_a_worker_whose_command_has_ended_says_nothing(run_python: Any, tmp_path: Path) -> None:
+    """The process ends while it hands over what a pipe does not hold, and the worker imports: as at Ctrl-C."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, os, threading\n"
+        "from jaxdiff.commands import main\n"
+        "if __name__ == '__main__':\n"
+        "    threading.Timer(0.3, os._exit, [0]).start()\n"
+        "    multiprocessing.get_context('spawn').Process(target=print, args=('x' * 2**20,)).start()\n"
+    )
+    done = run_python(script, timeout=100)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 # --- The flag
