@@ -39,27 +39,42 @@ def begun(training: Training) -> Life:
     return life
 
 
-def interrupted(training: Training, after: float, number: int = signal.SIGINT) -> list[str]:
-    """Sends a signal to a training and all of its children, so long after its first line.
+def struck(training: Training, life: Life, number: int = signal.SIGINT) -> list[str]:
+    """Sends a signal to a training and all of its children, as a terminal does.
 
     Returns:
-        What is wrong with how it ended.
+        What is wrong with how they ended.
     """
-    with begun(training) as life:
-        time.sleep(after)
-        if life.process.poll() is not None:
-            return [f"it ended by itself: {life}"]
-        os.killpg(life.process.pid, number)  # as a terminal does
-        try:
-            status = life.end(END)
-        except TimeoutError:
-            return [f"{after:.2f} s: it went on: {life}"]
+    if life.process.poll() is not None:
+        return [f"it ended by itself: {life}"]
+    after = time.monotonic() - life.begun
+    os.killpg(life.process.pid, number)
+    try:
+        status = life.end(END)
+    except TimeoutError:
+        return [f"{after:.2f} s: it went on: {life}"]
+    if not _is_gone(life.process.pid):
+        return [f"{after:.2f} s: its children went on: {life}"]
     folder = training.folder
     stopped = re.search(r"stopped after step (\d+); saved in", life.out)
     steps = [] if stopped is None else [int(stopped[1])]
-    at_once = status == -number and "Traceback" not in life.err and not stopped
+    at_once = status == -number and not stopped
     saved = status == 0 and stopped is not None and whole_steps(folder)[-1:] == steps and not half_written(folder)
-    return [] if at_once or saved else [f"{after:.2f} s: neither ended at once nor saved: {life}"]
+    quiet = "Traceback" not in life.err and "leaked" not in life.err
+    return [] if quiet and (at_once or saved) else [f"{after:.2f} s: neither ended at once nor saved, quietly: {life}"]
+
+
+def _is_gone(group: int) -> bool:
+    """Whether no process of a group is left, some time after its first has ended."""
+    deadline = time.monotonic() + END
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.01)
+    os.killpg(group, signal.SIGKILL)
+    return False
 
 
 def start_seconds(training: Training) -> float:
@@ -77,6 +92,8 @@ def interrupts(home: Path, moments: int, *options: str) -> Tally:
     seconds = start_seconds(training)
     for number in range(moments):
         one = dataclasses.replace(training, folder=home / str(number + 1))
-        tally.add("Ctrl-C", interrupted(one, seconds * (number + 0.5) / moments))
+        with begun(one) as life:
+            time.sleep(seconds * (number + 0.5) / moments)
+            tally.add("Ctrl-C", struck(one, life))
     tally.notes.append(f"spread over {seconds:.1f} s")
     return tally

@@ -15,8 +15,8 @@ import pytest
 
 from jaxdiff.launch.signals import Stop
 from jaxdiff.train import Checkpoints
-from tests.faults.processes import Life
-from tests.faults.starts import interrupts
+from tests.faults.processes import Life, Training
+from tests.faults.starts import ENDLESS, interrupts, struck
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,16 @@ def test_ctrl_c_in_the_start_ends_or_saves(options: tuple[str, ...], tmp_path: P
 def test_ctrl_c_at_forty_moments_of_the_start(options: tuple[str, ...], tmp_path: Path) -> None:
     tally = interrupts(tmp_path, 40, *options)
     assert (tally.kept, tally.faults) == (40, [])
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_other_signals_among_workers_save(number: signal.Signals, tmp_path: Path) -> None:
+    training = Training(tmp_path / "run", (*ENDLESS, "--data.workers", "2"), group=True)
+    with training.start() as life:
+        life.until(lambda: "step 2/" in life.out)
+        assert struck(training, life, number) == []
+    assert "stopped after step" in life.out
 
 
 @pytest.mark.parametrize("start", [("jaxdiff",), ("-m", "jaxdiff")], ids=" ".join)
