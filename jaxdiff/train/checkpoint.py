@@ -232,28 +232,24 @@ class Checkpoints:
         # On a full disk Orbax raises whatever its layers raise, as on damaged files.
         except Exception as error:
             why = of_the_system(error) or reason(error)
-            self._saving, self._failed = None, True
             self._scores.pop(step, None)
             # A manager raises a failure again at every call, so a new one follows it, or none.
             with contextlib.suppress(Exception):
                 self._manager.close()
-            self._manager = None
-            if self._place is not None and self._place.lost():
-                atexit.register(self._sweep)  # threads may write on
+            self._saving, self._failed, self._manager = None, True, None
             self._check_place()
-            alone = jax.process_count() == 1
-            if alone:
+            text = f"the checkpoint of step {step} could not be saved in {self.folder} ({why})"
+            if alone := jax.process_count() == 1:
                 self._manager = self._opened(clean=False)
-            kept = self.latest() if alone else None
-            newest = ["there is none yet" if kept is None else f"the newest is that of step {kept}"] if alone else []
-            told = f"the checkpoint of step {step} could not be saved in {self.folder} ({why})"
-            text = "; ".join([told, *newest])
+                kept = self.latest()
+                text += "; there is none yet" if kept is None else f"; the newest is that of step {kept}"
             if fatal or self._on_error == "stop" or not alone:
                 raise SaveError(text) from error
             self._say(f"WARNING: {text}; training goes on")
 
     def _check_place(self) -> None:
         if self._place is not None and (gone := self._place.lost()):
+            atexit.register(self._sweep)  # threads may write on
             raise SaveError(gone)
 
     def _sweep(self) -> None:
@@ -261,10 +257,8 @@ class Checkpoints:
         if self._failed:
             for partial in self.folder.glob(f"*{TMP_DIR_SUFFIX}"):
                 shutil.rmtree(partial, ignore_errors=True)
-            if self._place is not None and self._place.lost():  # what was being written has made these folders anew
-                with contextlib.suppress(OSError):
-                    self.folder.rmdir()
-                    self.folder.parent.rmdir()
+            if self._place is not None:
+                self._place.leave()
 
     def _noted(self) -> int | None:
         """The last step saved, as noted; -1 where it cannot be read, None where there is none."""

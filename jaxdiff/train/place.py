@@ -7,6 +7,7 @@ before a checkpoint gets its name: one that is being written at that moment is g
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from pathlib import Path
@@ -49,6 +50,13 @@ class Place:
             f"{self._folder.parent} was moved, removed or replaced while the run was training: nothing more is written "
             f"there; the same command with --workdir and {where} goes on from its last checkpoint"
         )
+
+    def leave(self) -> None:
+        """Removes the folders, when empty, that were made anew by what was being written when the run was moved."""
+        if self.lost():
+            with contextlib.suppress(OSError):
+                self._folder.rmdir()
+                self._folder.parent.rmdir()
 
     def _now(self) -> Path | None:
         """Where the run's folder is; None where it is removed, or the operating system does not tell."""
