@@ -40,7 +40,7 @@ def end_with_command() -> None:
     told = sys.excepthook
 
     def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not isinstance(error, EOFError) and str(error) != "pickle data was truncated":
+        if not isinstance(error, EOFError) and not str(error).endswith("data was truncated"):
             told(kind, error, trace)
 
     if "--multiprocessing-fork" in sys.orig_argv:

@@ -211,9 +211,10 @@ class Checkpoints:
         """Until what is being saved is on disk.
 
         Raises:
-            SaveError: it could not be written, whatever `on_error` is.
+            SaveError: it could not be written, whatever `on_error` is; or the folder is no longer where it was.
         """
         self._settle(fatal=True)
+        self._check_place()
 
     def _settle(self, *, fatal: bool) -> None:
         step, self._saving = self._saving, None
@@ -221,7 +222,6 @@ class Checkpoints:
             return
         with self._told_of(step, fatal=fatal):
             self._manager.wait_until_finished()
-            self._check_place()
             self._note(step)
 
     @contextlib.contextmanager
@@ -270,7 +270,7 @@ class Checkpoints:
             return -1
 
     def _note(self, step: int) -> None:
-        if self._last_saved is None or self._readonly or jax.process_index() != 0:
+        if self._last_saved is None or self._place is None or self._place.lost() or jax.process_index() != 0:
             return
         partial = self._last_saved.with_suffix(".partial")
         try:

@@ -38,11 +38,12 @@ class Place:
     def lost(self) -> str | None:
         """One line for people where another folder or none stands there; None where it is the same."""
         try:
-            if os.path.samestat(self._folder.stat(), os.fstat(self._held)):
-                return None
+            there: os.stat_result | None = self._folder.stat()
         except (FileNotFoundError, NotADirectoryError):
-            pass
+            there = None
         except OSError:  # a file system that does not answer: whoever writes will be told
+            return None
+        if there is not None and os.path.samestat(there, os.fstat(self._held)):
             return None
         found = self._now()
         where = f"{found}, where it is now," if found else "the folder's new place"
