@@ -99,13 +99,14 @@ def _start_worker(worker: int, workers: int) -> None:
 @contextlib.contextmanager
 def _inherited_by_workers() -> Iterator[None]:
     """Blocks the parent's signals in this thread, and so in the processes that it starts, until they ignore them."""
-    # Started by the first worker, Python's tracker of shared memory would unblock SIGINT and SIGTERM here. What is left
-    # by a process that a signal ends at once it removes; of that it need not warn.
-    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
-    resource_tracker.ensure_running()
-    sys.warnoptions.pop()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_PARENT)
     try:
+        # Python's tracker of shared memory is such a process too, and removes what is left behind; of that it need not
+        # warn. Whoever starts it has SIGINT and SIGTERM unblocked.
+        sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+        resource_tracker.ensure_running()
+        sys.warnoptions.pop()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_PARENT)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
