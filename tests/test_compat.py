@@ -93,6 +93,7 @@ def test_the_kernel_for_tpus_takes_what_it_is_given() -> None:
 def test_a_step_is_written_beside_and_renamed() -> None:
     """`Summed` adds its sums in `finalize`, when a step is whole and not yet named; a failed save leaves the suffix."""
     kind = compat.AtomicRenameTemporaryPath
-    assert inspect.iscoroutinefunction(kind.finalize) and list(inspect.signature(kind.finalize).parameters) == ["self"]
-    assert all(list(inspect.signature(method).parameters) == ["self"] for method in (kind.get, kind.get_final))
+    assert inspect.iscoroutinefunction(kind.create) and inspect.iscoroutinefunction(kind.finalize)
+    methods = (kind.create, kind.finalize, kind.get, kind.get_final)
+    assert all(list(inspect.signature(method).parameters) == ["self"] for method in methods)
     assert compat.TMP_DIR_SUFFIX == ".orbax-checkpoint-tmp"

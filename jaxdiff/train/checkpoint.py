@@ -231,7 +231,7 @@ class Checkpoints:
             yield
         # On a full disk Orbax raises whatever its layers raise, as on damaged files.
         except Exception as error:
-            why = of_the_system(error) or reason(error)
+            why = of_the_system(Summed.cause(error)) or reason(error)
             self._scores.pop(step, None)
             # A manager raises a failure again at every call, so a new one follows it, or none.
             with contextlib.suppress(Exception):

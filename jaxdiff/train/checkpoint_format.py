@@ -50,13 +50,20 @@ class Summed(AtomicRenameTemporaryPath):
     """
 
     _error: OSError | None = None
+    _first: OSError | None = None  # of all folders
+
+    @staticmethod
+    def cause(error: Exception) -> Exception:
+        """Of a save that ended with an error: that of a folder that could not be made, where there was one."""
+        first, Summed._first = Summed._first, None
+        return first or error
 
     async def create(self) -> Any:
         try:
             made = await super().create()
             self._begun = os.stat(made)
         except OSError as error:  # raised here, threads of Orbax would wait for this folder, minutes long
-            self._error = error
+            self._error = Summed._first = error
             return self.get()
         return made
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import sys
+import threading
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +17,16 @@ import optax
 import pytest
 import tensorstore
 
-from jaxdiff.train import CheckpointError, Checkpoints, create_sharded_state, make_mesh, read_weights, state_template
+from jaxdiff.compat import AtomicRenameTemporaryPath
+from jaxdiff.train import (
+    CheckpointError,
+    Checkpoints,
+    SaveError,
+    create_sharded_state,
+    make_mesh,
+    read_weights,
+    state_template,
+)
 from jaxdiff.train.failed_save import quiet_failed_saves
 from tests.train.standins import Loss, Net
 
@@ -73,6 +84,24 @@ def test_reading_and_saving_leave_hooks_and_loggers_as_they_were(tmp_path: Path)
     with pytest.raises(CheckpointError):
         Checkpoints(tmp_path / "nothing", readonly=True)
     assert state() == before
+
+
+def test_a_step_whose_folder_cannot_be_made_holds_up_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orbax's threads would wait for the folder, and the end of the program for them."""
+
+    async def full(self: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    parts: Any = Net(), optax.sgd(0.1), Loss(), jax.random.key(0), make_mesh(data=1)
+    before = set(threading.enumerate())
+    monkeypatch.setattr(AtomicRenameTemporaryPath, "create", full)
+    with pytest.raises(SaveError, match=r"step 1 .*No space left on device"), Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, create_sharded_state(*parts), {})
+        checkpoints.wait()
+    waiting = [thread for thread in set(threading.enumerate()) - before if not thread.daemon]
+    for thread in waiting:
+        threading.Thread.join(thread, 20)  # Orbax's own raises what ended it
+    assert [thread for thread in waiting if thread.is_alive()] == []
 
 
 def test_scopes_that_do_not_nest(monkeypatch: pytest.MonkeyPatch) -> None:
