@@ -100,7 +100,7 @@ def test_a_step_whose_folder_cannot_be_made_holds_up_nothing(tmp_path: Path, mon
         checkpoints.wait()
     waiting = [thread for thread in set(threading.enumerate()) - before if not thread.daemon]
     for thread in waiting:
-        threading.Thread.join(thread, 20)  # Orbax's own raises what ended it
+        threading.Thread.join(thread, 5)  # Orbax's own raises what ended it
     assert [thread for thread in waiting if thread.is_alive()] == []
 
 
