@@ -17,12 +17,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 from PIL import Image
 
-from jaxdiff.spec import Specs
+from jaxdiff.spec import Spec, Specs
 
 Stored = Mapping[str, Any]
 
@@ -88,6 +89,20 @@ def encoded_specs(codec: Codec, stored: Specs) -> Specs:
     """
     own = codec.spec
     return {**own, **{name: spec for name, spec in stored.items() if name not in own}}
+
+
+def grey_levels(codec: Codec) -> int | None:
+    """256 where a codec's x0 are bytes brought to [-1, 1], value by value; None for real-valued data.
+
+    >>> from jaxdiff.codecs import Arrays, Images
+    >>> grey_levels(Images((8, 8, 1))), grey_levels(Arrays((8, 8, 1)))
+    (256, None)
+    """
+    x = codec.spec["x"]
+    assert isinstance(x, Spec)
+    x0 = jax.ShapeDtypeStruct((1, *(1 if size is None else size for size in x.shape)), x.dtype)
+    stored = jax.eval_shape(codec.decode, x0)["x"]
+    return 256 if stored.dtype == np.uint8 and stored.shape == x0.shape and x.clip == (-1.0, 1.0) else None
 
 
 def passed_on(values: Mapping[str, Any] | None, own: Specs) -> dict[str, Any]:

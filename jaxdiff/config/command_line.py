@@ -21,6 +21,7 @@ from typing import Annotated, Any, TypeVar
 import jax
 import tyro
 
+from jaxdiff.config.hints import described, is_numbers_by_name
 from jaxdiff.config.schema import Config
 from jaxdiff.config.trust import load_file
 from jaxdiff.launch.distributed import ProcessOptions, leave_alone
@@ -212,7 +213,7 @@ def _by_value(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.Struc
 @REGISTRY.primitive_rule
 def _numbers_by_name(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
     # Written label=0.1 style=0.2; nothing at all is the empty mapping.
-    if not _is_numbers_by_name(info.type):
+    if not is_numbers_by_name(info.type):
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs="*",
@@ -221,10 +222,6 @@ def _numbers_by_name(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.construc
         is_instance=lambda value: isinstance(value, Mapping),
         str_from_instance=lambda value: [f"{name}={number:g}" for name, number in value.items()],
     )
-
-
-def _is_numbers_by_name(hint: Any) -> bool:
-    return typing.get_origin(hint) in (dict, Mapping) and typing.get_args(hint) == (str, float)
 
 
 def _read_numbers(texts: list[str]) -> dict[str, float]:
@@ -325,7 +322,7 @@ def _explain(groups: Sequence[Sequence[str]], known: dict[str, Any], default: An
             values[name] = _parse(alone, ["--value", *given], "", None).value
         except _Refused:
             got = f"got {' '.join(given)!r}" if given else "got nothing"
-            raise ConfigError(f"--{name} takes {_describe(known[name])}, {got}") from None
+            raise ConfigError(f"--{name} takes {described(known[name])}, {got}") from None
     _replaced(getattr(default, "config", default), values)
 
 
@@ -342,26 +339,3 @@ def _replaced(value: Any, changes: dict[str, Any], where: str = "") -> Any:
     }
     with as_config_error(where or "configuration"):
         return dataclasses.replace(value, **made)
-
-
-def _describe(hint: Any) -> str:
-    names = {
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        bool: "no value",
-        Path: "a path",
-        type(None): "None",
-    }
-    if hint in names:
-        return names[hint]
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if _is_numbers_by_name(hint):
-        return "NAME=NUMBER, several or none, such as label=0.1"
-    if origin is typing.Literal:
-        return f"one of {', '.join(map(str, inner))}"
-    if origin is tuple:
-        return f"several of: {_describe(inner[0])}" if inner[1:] == (...,) else " then ".join(map(_describe, inner))
-    if inner:
-        return " or ".join(map(_describe, inner))
-    return f"a {getattr(hint, '__name__', hint)}"

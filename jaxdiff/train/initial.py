@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdiff.config import Config, ConfigError, FrozenWeights, as_config_error, read_config
+from jaxdiff.config.folder import CONFIG, first_average
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.networks import functional
 from jaxdiff.train.checkpoint import Checkpoints
@@ -38,7 +39,7 @@ def read_weights(
     Args:
         path: the folder of a run (its newest checkpoint), a folder of checkpoints, or the folder of one step.
         template: the parameters' shapes and shardings.
-        ema: take the averaged weights rather than those of the last step.
+        ema: take the averaged weights (of several averages the first) rather than those of the last step.
         partial: take the leaves that fit by name and shape; the others stay `jax.ShapeDtypeStruct`, and are told of.
         say: gets warnings, and what is new.
 
@@ -47,7 +48,7 @@ def read_weights(
     """
     folder, step = _located(Path(path).expanduser())
     with Checkpoints(folder, readonly=True, say=say) as checkpoints:
-        return checkpoints.restore_weights(template, ema=ema, partial=partial, step=step)
+        return checkpoints.restore_weights(template, ema=ema and _average_of(folder), partial=partial, step=step)
 
 
 def read_frozen(config: Config, net: Network) -> tuple[Config, Given]:
@@ -94,7 +95,7 @@ def _checked(each: FrozenWeights, template: Any) -> tuple[Any, FrozenWeights]:
     folder, step = _located(Path(each.path).expanduser())
     with Checkpoints(folder, readonly=True) as checkpoints:
         found = each.step or step or checkpoints.latest()
-        params = checkpoints.restore_weights(template, partial=True, step=found)
+        params = checkpoints.restore_weights(template, ema=_average_of(folder), partial=True, step=found)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
         raise CheckpointError(f"{each.path}: it lacks a part of the weights that are needed ({each.name})")
     checksum = str(text_sum([str(number) for number in leaf_sums(jax.tree.leaves(params))]))
@@ -119,6 +120,11 @@ def with_weights(state: TrainState, weights: Any) -> TrainState:
     # Copies, not the same arrays: a donated buffer may stand in the state once only.
     averages = {name: jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), params) for name in state.ema}
     return dataclasses.replace(state, params=params, ema=averages)
+
+
+def _average_of(checkpoints: Path) -> str:
+    # Checkpoints by themselves, without a run's configuration, have one average of the usual name.
+    return first_average(checkpoints.parent) if (checkpoints.parent / CONFIG).is_file() else "ema"
 
 
 def _located(path: Path) -> tuple[Path, int | None]:
