@@ -25,32 +25,18 @@ from numpy.typing import NDArray
 
 from jaxdiff.codecs.base import Codec
 from jaxdiff.denoiser import Denoiser, NetCache, NetworkDenoiser
-from jaxdiff.guidance import CFG, Guidance, nulls_of
+from jaxdiff.guidance import CFG, Function, Guidance, nulls_of
 from jaxdiff.methods import parse_cache, parse_guidance, parse_sampler, times
-from jaxdiff.noise import sample_keys
+from jaxdiff.noise import as_key, sample_keys
 from jaxdiff.plan import Plan, draw, integrated, joined, rows_of
 from jaxdiff.process import Process
-from jaxdiff.record import field, record
 from jaxdiff.sampling import Keep
 from jaxdiff.sampling.base import start as check_start
-from jaxdiff.spec import Spec, Specs, check, complete, droppable, shapes
+from jaxdiff.sampling.checks import refuse_noise_on_rising_times
+from jaxdiff.spec import Spec, Specs, check, complete, droppable, finite, shapes, whole
 
 Guide = str | float | Guidance | Callable[[Denoiser], Denoiser]
 """An element of guidance: its name with its numbers, the weight of `CFG`, an object, or any function of a denoiser."""
-
-
-@record
-class Function(Guidance):
-    """A function of a denoiser as an element of guidance.
-
-    Args:
-      function: any ``Denoiser -> Denoiser``; static: another one compiles anew.
-    """
-
-    function: Callable[[Denoiser], Denoiser] = field(pytree_node=False)
-
-    def __call__(self, denoise: Denoiser, plain: Denoiser, process: Process, nulls: Any) -> Denoiser:
-        return self.function(denoise)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,9 +149,7 @@ class Model:
         told = {name: value for name, value in given.items() if name in (cond or {})}
         nulls = nulls_of(self.conditions, told, n, instead) if guided else {}
         bounds = self.codec.spec["x"].clip if defaults.clip and isinstance(self.codec.spec["x"], Spec) else None
-        if x is not None and np.shape(x) != (n, *self.shape):
-            raise ValueError(f"x has shape {np.shape(x)}, expected {(n, *self.shape)}: samples at the first time")
-        begin = None if x is None else jnp.asarray(x, jnp.float32)
+        begin = None if x is None else finite("x", x, (n, *self.shape), "samples at the first time")
         return Plan(
             plain,
             method,
@@ -174,7 +158,7 @@ class Model:
             tuple(elements),
             nulls,
             self.codec,
-            begin,
+            None if begin is None else jnp.asarray(begin, jnp.float32),
             shape=self.shape,
             bounds=bounds,
             support=self.support,
@@ -231,13 +215,10 @@ class Model:
         Raises:
           ValueError: an argument that is out of range, or that this model cannot follow.
         """
-        if n < 1 or start < 0:
-            raise ValueError(f"n must be at least 1 and start at least 0, got {n} and {start}")
-        most = self.defaults.batch_size if batch_size is None else batch_size
-        if most < 1:
-            raise ValueError(f"batch_size must be at least 1, got {most}")
-        size = min(n, most)
-        key = jax.random.key(key) if isinstance(key, int | np.integer) else key
+        n, start, key = whole("n", n), whole("start", start, 0), as_key(key)
+        size = min(n, whole("batch_size", self.defaults.batch_size if batch_size is None else batch_size))
+        if not isinstance(keep, Keep | None):
+            raise ValueError(f"keep is a jaxdiff.sampling.Keep, such as Keep(at=(0, 10, -1)), got {keep!r}")
         if cond is None and self.draw_cond is not None:
             cond = self.draw_cond(sample_keys(key, start, n))
         options = {"negative": negative, "sampler": sampler, "steps": steps, "grid": grid, "ts": ts, "guide": guide}
@@ -284,11 +265,19 @@ class Model:
         Raises:
           ValueError: a sampler that draws noise, or arguments that do not fit.
         """
-        encoded = self.codec.encode({name: jnp.asarray(value) for name, value in record.items()})
+        if not isinstance(record, Mapping) or "x" not in record:
+            raise ValueError(f"a record is a dict with 'x', as sample gives it, got {type(record).__name__}")
+        one = jax.eval_shape(self.codec.decode, jax.ShapeDtypeStruct((1, *self.shape), jnp.float32))["x"]
+        known = {**record, "x": finite("x", record["x"], (None, *one.shape[1:]), "records, the batch first")}
+        encoded = self.codec.encode({name: jnp.asarray(value) for name, value in known.items()})
         x0 = encoded["x"]
         made = {name: value for name, value in encoded.items() if name in self.conditions}
-        plan = self.plan(len(x0), {**made, **(cond or {})}, sampler=sampler, steps=steps, grid=grid, ts=ts, guide=guide)
+        plan = self.plan(
+            len(x0), {**made, **_by_name(cond)}, sampler=sampler, steps=steps, grid=grid, ts=ts, guide=guide
+        )
         rising = plan.ts[::-1]
+        self._check_start(plan)
+        refuse_noise_on_rising_times(plan.sampler, rising)
         plan.sampler.check(rising)
         begin = self.process.alpha(rising[0]) * x0
         return np.asarray(integrated(plan, begin, rising))
@@ -304,7 +293,7 @@ class Model:
         Raises:
           ValueError: a condition that is unknown, out of range, of another shape, or that cannot be left out.
         """
-        specs, values = self.conditions, dict(cond or {})
+        specs, values = self.conditions, _by_name(cond)
         for name, encoder in self.encoders.items():
             if name in values:
                 values[name] = encoder(values[name])
@@ -326,7 +315,7 @@ class Model:
           ValueError: an unknown name or number.
         """
         chosen = self.defaults.guide if guide is None else guide
-        listed = [chosen] if isinstance(chosen, str | float | int | Guidance) or callable(chosen) else list(chosen)
+        listed = chosen if isinstance(chosen, tuple | list) else [chosen]
         return [element for each in listed for element in _element(each)]
 
     def check(self) -> None:
@@ -352,10 +341,10 @@ class Model:
         if ts is not None:
             if steps is not None or grid is not None:
                 raise ValueError("ts are the times themselves: leave steps and grid out")
+            if isinstance(ts, str):
+                raise ValueError(f"ts are the times themselves, got {ts!r}: for a grid by its name, grid={ts!r}")
             return jnp.asarray(ts, jnp.result_type(float))
-        count = self.defaults.steps if steps is None else steps
-        if count < 1:
-            raise ValueError(f"steps must be at least 1, got {count}")
+        count = whole("steps", self.defaults.steps if steps is None else steps)
         return times(sampler, self.defaults.grid if grid is None else grid, count)
 
     def _check_start(self, plan: Plan) -> None:
@@ -386,13 +375,19 @@ def _element(guide: Guide) -> list[Guidance]:
         return list(parse_guidance([guide]))
     if isinstance(guide, Guidance):
         return [guide]
-    if isinstance(guide, float | int):
+    if isinstance(guide, float | int | np.number | Array) and not isinstance(guide, bool) and np.ndim(guide) == 0:
         if not np.isfinite(guide):
             raise ValueError(f"the weight of guidance must be a finite number, got {guide}")
         return [CFG(float(guide))]
-    if not callable(guide):
+    if not callable(guide) or isinstance(guide, type):
         raise ValueError(f"an element of guidance is a name, a weight, or a function of a denoiser, got {guide!r}")
     return [Function(guide)]
+
+
+def _by_name(cond: Mapping[str, Any] | None) -> dict[str, Any]:
+    if not isinstance(cond, Mapping | None):
+        raise ValueError(f"conditions are a dict by name, such as {{'label': 3}}, got {type(cond).__name__}")
+    return dict(cond or {})
 
 
 def _example(leaf: jax.ShapeDtypeStruct) -> NDArray[Any]:

@@ -43,7 +43,8 @@ class Spec:
         condition cannot be dropped. It may lie outside of the bounds.
 
     Raises:
-      ValueError: an unknown dtype, bounds that are no numbers or an empty range, or a null that does not broadcast to the shape or fit the dtype.
+      ValueError: an unknown dtype, bounds that are no numbers, an empty range, or a null that does not broadcast to the
+        shape or fit the dtype.
 
     >>> Spec((), "int32", 0, 9, null=10)  # one of ten classes; the eleventh id means "no class"
     Spec(shape=(), dtype='int32', low=0, high=9, null=10)
@@ -279,6 +280,30 @@ def as_array(name: str, value: ArrayLike) -> NDArray[Any]:
         raise ValueError(f"{name} has rows of unequal lengths, expected an array: bring them to one length") from error
 
 
+def finite(name: str, value: ArrayLike, shape: tuple[int | None, ...], what: str) -> Any:
+    """A person's real numbers; a `jax.Array` stays where it is.
+
+    Args:
+      name: for messages.
+      value: the numbers.
+      shape: what they have; None for the batch, at least one.
+      what: they are, for messages.
+
+    Raises:
+      ValueError: another shape, other things than real numbers, NaN or an infinite one.
+    """
+    array = value if isinstance(value, Array) else as_array(name, value)
+    fits = len(array.shape) == len(shape) and all(s == w if w else s for s, w in zip(array.shape, shape, strict=True))
+    if not fits:
+        sizes = ", ".join("n" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} has shape {array.shape}, expected ({sizes}): {what}")
+    if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+        raise ValueError(f"{name} must be real numbers, got {array.dtype}")
+    if bad := int((~jnp.isfinite(array)).sum()):
+        raise ValueError(f"{name} is NaN or infinite in {bad} of its {array.size} numbers")
+    return array
+
+
 def _check_form(name: str, spec: Spec, shape: tuple[int, ...], dtype: Any, batch: int) -> None:
     fits = len(shape) == 1 + len(spec.shape) and shape[0] == batch
     fits = fits and all(want is None or size == want for size, want in zip(shape[1:], spec.shape, strict=True))
@@ -303,7 +328,8 @@ def _check_range(name: str, spec: Spec, array: NDArray[Any], made: NDArray[Any])
         good |= array == np.asarray(spec.null)
     if not good.all():
         wrong = array[~good].flat[0].item()
-        allowed = f"from {low:g} to {high:g}" if math.isfinite(low + high) else "it must be finite and in its bounds"
+        bounds = [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (high < math.inf)
+        allowed = ", ".join(["it must be finite", *bounds]) if len(bounds) < 2 else f"from {low:g} to {high:g}"
         null = f", or {spec.null} for none" if spec.null is not None else ""
         raise ValueError(f"{name} {wrong} is out of range: {allowed}{null}")
 

@@ -159,7 +159,7 @@ def png(picture: NDArray[np.uint8]) -> bytes:
 
 @contextlib.contextmanager
 def _whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    path = Path(path)
+    path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     yield partial

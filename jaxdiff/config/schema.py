@@ -341,8 +341,13 @@ def check_ranges(config: Config) -> None:
       ConfigError: the first field of another type or out of its range, in one line.
     """
     _check_types(config)
-    if not config.name or config.name in (".", "..") or set(config.name) & set("/\\\0") or len(config.name.encode()) > 200:
-        raise ConfigError(f"name: {reprlib.repr(config.name)} cannot name a folder; use for instance 'digits'")
+    if (
+        not config.name
+        or config.name in (".", "..")
+        or set(config.name) & set("/\\\0")
+        or len(config.name.encode()) > 200
+    ):
+        raise ConfigError(f"name: {reprlib.repr(name)} cannot name a folder; use for instance 'digits'")
     for name, (low, high, inclusive) in RANGES.items():
         value = field_at(config, name)
         if value is None:

@@ -84,7 +84,9 @@ class ArraySource:
                 self.spec[key] = label_spec(found)
             elif key != "x":
                 if array.shape[:1] != x.shape[:1]:
-                    raise DataError(f"{name}: {key} has shape {array.shape} for {len(x)} records, expected a row for each")
+                    raise DataError(
+                        f"{name}: {key} has shape {array.shape} for {len(x)} records, expected a row for each"
+                    )
                 self.spec[key] = _spec(name, key, array, None, None)
                 if array.dtype.kind == "f" and array.ndim < 3 and not expected.skip_bad:  # larger ones as they are read
                     fitting(name, key, self.spec[key], array, np.arange(len(array)))

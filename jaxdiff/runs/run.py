@@ -38,10 +38,11 @@ from jaxdiff.config import (
 )
 from jaxdiff.config.folder import CHECKPOINTS, EXAMPLES
 from jaxdiff.denoiser import NetworkDenoiser
+from jaxdiff.launch.errors import refuse_unknown, refuse_unknown_options
 from jaxdiff.model import Model
 from jaxdiff.plan import Plan, draw
 from jaxdiff.process import Process
-from jaxdiff.spec import Condition, Spec, droppable
+from jaxdiff.spec import Condition, Spec, droppable, whole
 from jaxdiff.train import CheckpointError, Checkpoints, StructureError, batch_sharding, make_mesh
 from jaxdiff.train.ema import rules_by_name
 from jaxdiff.train.frozen import joined, partition
@@ -134,19 +135,22 @@ class Run:
           ConfigError: the folder is not a run's, its configuration cannot be read, or a dtype that the network has not.
           CheckpointError: it has no readable checkpoint.
         """
-        folder = Path(path).expanduser()
+        with as_config_error("load"):
+            folder = Path(path).expanduser()
+            step = None if step is None else whole("step", step, 0)
         config = read_config(folder, trusted)
         if dtype is not None:
             config = _computing_in(config, dtype)
-        if ema is True:
-            ema = next(iter(rules_by_name(config.ema)))
+        averages = list(rules_by_name(config.ema))
+        refuse_unknown("average of the weights", [ema] if isinstance(ema, str) else [], averages)
+        ema = averages[0] if ema is True else ema
         own = make_mesh(devices=jax.local_devices())
         net = build_network(config)
         shapes = jax.eval_shape(net.init, jax.random.key(0))
         if config.train.freeze:
             shapes = partition(shapes, config.train.freeze)[0]
-        whole = NamedSharding(own, PartitionSpec())
-        template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes)
+        copies = NamedSharding(own, PartitionSpec())
+        template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=copies), shapes)
         with Checkpoints(folder / CHECKPOINTS, readonly=True) as checkpoints:
             found, params = _newest_weights(checkpoints, template, ema, step)
             if mesh is not None and (agreed := as_lead(found)) != found:  # a training may be writing newer ones
@@ -218,9 +222,10 @@ class Run:
         Raises:
           ConfigError: an argument that is out of range, or that this run cannot follow.
         """
-        if compiled is not None:
-            options["program"] = functools.partial(_draw_kept, os.path.abspath(os.path.expanduser(compiled)))
         with as_config_error("sampling"):
+            if compiled is not None:
+                options["program"] = functools.partial(_draw_kept, os.path.abspath(os.path.expanduser(compiled)))
+            refuse_unknown_options(self.model.sample, options)
             return self.model.sample(key, n, cond, **options)
 
     def invert(self, record: Mapping[str, Any], cond: Mapping[str, Any] | None = None, **options: Any) -> Any:
@@ -230,6 +235,7 @@ class Run:
           ConfigError: an argument that is out of range, or that this run cannot follow.
         """
         with as_config_error("inversion"):
+            refuse_unknown_options(self.model.invert, options)
             return self.model.invert(record, cond, **options)
 
     def save(self, path: str | os.PathLike[str], record: Mapping[str, Any], columns: int | None = None) -> None:
@@ -239,6 +245,8 @@ class Run:
           ConfigError: a suffix that such data have no file of.
         """
         with as_config_error("save"):
+            if not isinstance(record, Mapping) or "x" not in record:
+                raise ValueError(f"a record is a dict with 'x', as sample gives it, got {type(record).__name__}")
             self.codec.save(path, record, columns)
 
     def picture(self) -> NDArray[np.uint8]:
