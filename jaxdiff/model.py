@@ -315,7 +315,7 @@ class Model:
           ValueError: an unknown name or number.
         """
         chosen = self.defaults.guide if guide is None else guide
-        listed = chosen if isinstance(chosen, tuple | list) else [chosen]
+        listed: Sequence[Any] = chosen if isinstance(chosen, tuple | list) else [chosen]
         return [element for each in listed for element in _element(each)]
 
     def check(self) -> None:

@@ -152,10 +152,13 @@ def conditions(run: Run, options: Options) -> tuple[dict[str, Any] | None, int, 
         if not equals or name not in run.model.conditions:
             known = ", ".join(run.model.conditions) or "none"
             raise ConfigError(f"--cond: {text!r} is no NAME=VALUE of this run's conditions ({known})")
+        if name in given or (name == "label" and options.label):
+            raise ConfigError(f"{name} is given twice: give it once, by --label or by --cond")
         given[name] = _value(name, value)
     labels = [_label(run, text) for text in options.label] if "label" not in given else []
     shown = run.num_classes if "label" not in given else None
-    rows, columns = rows_of_labels(shown, options.num, labels) if run.num_classes or labels else (None, None)
+    with cfg.as_config_error("--num"):  # more than memory has
+        rows, columns = rows_of_labels(shown, options.num, labels) if run.num_classes or labels else (None, None)
     num = len(rows["label"]) if rows else options.num or 64
     cond = {**(rows or {}), **given}
     return cond or None, num, columns
@@ -169,6 +172,7 @@ def _label(run: Run, text: str) -> int:
         return int(text)
     except ValueError:
         known = f"; there are {', '.join(classes[:20])}" if classes else ""
+        known += "; several stand apart, as in --label 3 5" if "," in text else ""
         raise ConfigError(f"--label: {text!r} is neither a number nor the name of a class{known}") from None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import errno
 import io
 import re
 import sys
@@ -32,8 +33,9 @@ Options = TypeVar("Options")
 
 @contextlib.contextmanager
 def one_line_errors(program: str, *errors: type[Exception]) -> Iterator[None]:
-    """Turns a `ConfigError`, or one of ``errors``, into one line on stderr and exit status 2; Ctrl-C into one and 130.
-    Others pass. Output that nobody reads any more (``--help | head``) ends the program in silence.
+    """Turns a `ConfigError`, one of ``errors``, or a name too long for a file into one line on stderr and exit status
+    2; Ctrl-C into one and 130. Others pass. Output that nobody reads any more (``--help | head``) ends the program in
+    silence.
 
     One of several processes ends by whatever error without waiting for the others (`jaxdiff.launch.distributed`).
 
@@ -47,7 +49,7 @@ def one_line_errors(program: str, *errors: type[Exception]) -> Iterator[None]:
         with silent_at_a_broken_pipe():
             yield
     except (Exception, KeyboardInterrupt) as error:
-        expected = isinstance(error, (ConfigError, *errors))
+        expected = isinstance(error, (ConfigError, *errors)) or getattr(error, "errno", None) == errno.ENAMETOOLONG
         if jax.distributed.is_initialized():
             leave_alone(program, error, expected)
         if isinstance(error, KeyboardInterrupt):  # outside of the training loop, which has an answer of its own
@@ -132,6 +134,7 @@ def parse(
     """
     known = dict(_options(kind, default))
     _refuse_unknown(arguments, known)
+    _refuse_again(arguments, known)
     starts = [n for n, argument in enumerate(arguments) if _option_name(argument) is not None]
     leading = arguments[: starts[0]] if starts else arguments
     if len(leading) > positional:
@@ -297,6 +300,18 @@ def _refuse_unknown(arguments: Sequence[str], known: dict[str, Any]) -> None:
             f"did you mean {' or '.join('--' + option for option in close[:3])}?" if close else "--help lists them all"
         )
         raise ConfigError(f"there is no option {written}; {hint}")
+
+
+def _refuse_again(arguments: Sequence[str], known: dict[str, Any]) -> None:
+    # Of an option with several values the last would stand, and the others be lost.
+    names = [_option_name(argument) for argument in arguments]
+    for name in names:
+        several = typing.get_origin(known.get(name or "")) in (tuple, dict, Mapping)
+        optional = any(typing.get_origin(each) is tuple for each in typing.get_args(known.get(name or "")))
+        if names.count(name) > 1 and (several or optional):
+            raise ConfigError(
+                f"--{name} is given {names.count(name)} times: give it once, with all its values behind it"
+            )
 
 
 def _explain(groups: Sequence[Sequence[str]], known: dict[str, Any], default: Any) -> None:

@@ -179,7 +179,8 @@ def _text(config: Config) -> str:
 def _read(file: Path) -> tuple[Any, list[str]]:
     """The configuration as JSON, and the code that it needs (`jaxdiff.config.trust`)."""
     if not os.path.isfile(file):  # also of a name that is too long for one
-        why = f"it has no {CONFIG}" if os.path.isdir(file.parent) else "it does not exist"
+        there = os.path.exists(file.parent)
+        why = "it does not exist" if not there else f"it has no {CONFIG}" if file.parent.is_dir() else "it is a file"
         raise ConfigError(f"{str(file.parent)!r} is not the folder of a run: {why}")
     try:
         data = json.loads(file.read_text(encoding="utf-8"))

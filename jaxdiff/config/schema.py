@@ -341,20 +341,16 @@ def check_ranges(config: Config) -> None:
       ConfigError: the first field of another type or out of its range, in one line.
     """
     _check_types(config)
-    if (
-        not config.name
-        or config.name in (".", "..")
-        or set(config.name) & set("/\\\0")
-        or len(config.name.encode()) > 200
-    ):
+    name = config.name
+    if not name or name in (".", "..") or set(name) & set("/\\\0") or len(name.encode()) > 200:
         raise ConfigError(f"name: {reprlib.repr(name)} cannot name a folder; use for instance 'digits'")
     for name, (low, high, inclusive) in RANGES.items():
         value = field_at(config, name)
         if value is None:
             continue
         if not math.isfinite(value) or not low <= value <= high or (value == low and not inclusive):
-            least = "" if low == -_INF else f"at least {low:g}" if inclusive else f"above {low:g}"
-            most = "" if high == _INF else f"at most {high:g}"
+            least = "" if low == -_INF else f"at least {low:,}" if inclusive else f"above {low:,}"
+            most = "" if high == _INF else f"at most {high:,}"
             raise ConfigError(
                 f"{name}: {value} is out of range, it must be {' and '.join(filter(None, (least, most))) or 'finite'}"
             )
