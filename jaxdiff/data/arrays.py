@@ -85,7 +85,7 @@ class ArraySource:
             elif key != "x":
                 if array.shape[:1] != x.shape[:1]:
                     raise DataError(
-                        f"{name}: {key} has shape {array.shape} for {len(x)} records, expected a row for each"
+                        f"{name}: {key} has shape {array.shape}, expected one row for each of {len(x)} records"
                     )
                 self.spec[key] = _spec(name, key, array, None, None)
                 if array.dtype.kind == "f" and array.ndim < 3 and not expected.skip_bad:  # larger ones as they are read
@@ -143,7 +143,7 @@ def _check_data(name: str, x: NDArray[Any], expected: Expected) -> int | None:
         )
     if channels not in (None, x.shape[-1]):
         raise DataError(
-            f"{name} row 0: x has {x.shape[-1]} channel{'s' if x.shape[-1] > 1 else ''}, expected {channels} "
+            f"{name} row 0: {'images have' if images else 'x has'} {x.shape[-1]} channel{'s' if x.shape[-1] > 1 else ''}, expected {channels} "
             f"channel{'s' if channels != 1 else ''}; set channels={x.shape[-1]} or convert them"
         )
     if size is None or x.shape[1:3] == (size, size):
