@@ -8,6 +8,7 @@ apart (`salted_keys`): the prior, a sampler's steps, its correctors.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ NoiseSource = Callable[[Array | None, Array], Noise]
 PRIOR, STEP, PATH = 0x7072696F, 0x73746570, 0x70617468  # "prio", "step", "path"
 
 
-def as_key(key: Array | int) -> Array:
+def as_key(key: Array | int | np.integer[Any]) -> Array:
     """A person's key, or the key of a seed.
 
     Raises:

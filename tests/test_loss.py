@@ -362,7 +362,8 @@ def test_hybrid_loss_moves_the_variance_and_not_the_mean() -> None:
 
 def test_the_variational_term_of_real_data_is_a_density() -> None:
     """At the chain's first step, t = 1/T, it is -log2 N(x0; x0^, e^(log variance)), the mean over dimensions."""
-    process, kind = PROCESSES["DiscreteVP_cosine"](), jd.LearnedVariance()
+    process: Any = PROCESSES["DiscreteVP_cosine"]()
+    kind = jd.LearnedVariance()
     batch = {"x": 3.0 * jax.random.normal(jax.random.key(0), (8, 2, 2, 1))}
     output = 0.1 * jax.random.normal(jax.random.key(1), (8, 2, 2, 2))
 
@@ -372,7 +373,7 @@ def test_the_variational_term_of_real_data_is_a_density() -> None:
     draws = jd.DenoisingLoss(process, kind).draw(jax.random.key(2), batch)
     t = jnp.full((8,), 1.0 / process.steps)
     draws = dataclasses.replace(draws, t=t)
-    prediction = kind.read(process, process.perturb(draws.x0, draws.eps, t), t, output)
+    prediction: Any = kind.read(process, process.perturb(draws.x0, draws.eps, t), t, output)
     log_variance = learned_log_variance(process, jnp.zeros(8), t, prediction.variance)
     density = norm.logpdf(draws.x0, prediction.x0, np.exp(0.5 * log_variance)).mean(axis=(1, 2, 3)) / np.log(2)
     found = total(1.0, None) - total(0.0, None)

@@ -118,6 +118,7 @@ def test_what_is_wrong_is_told_in_the_words_typed(text: str, message: str) -> No
 
 
 def test_guidance_and_caches_are_told_likewise() -> None:
+    parse: Any
     for parse, text, message in (
         (parse_guidance, "cfg", "^cfg: cfg needs weight, for instance cfg:2$"),
         (parse_guidance, "cgf:2", "there is no guidance 'cgf'; did you mean 'cfg'"),

@@ -172,7 +172,8 @@ def test_what_is_no_key_is_refused(key: Any, message: str) -> None:
 
 
 def test_a_seed_and_both_kinds_of_key() -> None:
-    draws = [jax.random.normal(as_key(key)) for key in (7, np.int64(7), jax.random.key(7), jax.random.PRNGKey(7))]
+    same: Any = (7, np.int64(7), jax.random.key(7), jax.random.PRNGKey(7))
+    draws = [jax.random.normal(as_key(key)) for key in same]
     assert len(set(map(float, draws))) == 1
     with pytest.raises(ValueError, match=r"the key is one jax.random.key, or a seed, got .* of shape \(3,\)"):
         as_key(jax.random.split(jax.random.key(0), 3))

@@ -33,9 +33,9 @@ Options = TypeVar("Options")
 
 @contextlib.contextmanager
 def one_line_errors(program: str, *errors: type[Exception]) -> Iterator[None]:
-    """Turns a `ConfigError`, one of ``errors``, or a name too long for a file into one line on stderr and exit status
-    2; Ctrl-C into one and 130. Others pass. Output that nobody reads any more (``--help | head``) ends the program in
-    silence.
+    """Turns a `ConfigError`, one of ``errors``, a name too long for a file, or a full disk into one line on stderr and
+    exit status 2; Ctrl-C into one and 130. Others pass. Output that nobody reads any more (``--help | head``) ends the
+    program in silence.
 
     One of several processes ends by whatever error without waiting for the others (`jaxdiff.launch.distributed`).
 
@@ -49,7 +49,8 @@ def one_line_errors(program: str, *errors: type[Exception]) -> Iterator[None]:
         with silent_at_a_broken_pipe():
             yield
     except (Exception, KeyboardInterrupt) as error:
-        expected = isinstance(error, (ConfigError, *errors)) or getattr(error, "errno", None) == errno.ENAMETOOLONG
+        plain = getattr(error, "errno", None) in (errno.ENAMETOOLONG, errno.ENOSPC)  # of a path, of what is printed
+        expected = plain or isinstance(error, (ConfigError, *errors))
         if jax.distributed.is_initialized():
             leave_alone(program, error, expected)
         if isinstance(error, KeyboardInterrupt):  # outside of the training loop, which has an answer of its own

@@ -142,10 +142,9 @@ def _check_data(name: str, x: NDArray[Any], expected: Expected) -> int | None:
             f"store images.transpose(0, 2, 3, 1), or set channels={x.shape[3]} if they are not"
         )
     if channels not in (None, x.shape[-1]):
-        raise DataError(
-            f"{name} row 0: {'images have' if images else 'x has'} {x.shape[-1]} channel{'s' if x.shape[-1] > 1 else ''}, expected {channels} "
-            f"channel{'s' if channels != 1 else ''}; set channels={x.shape[-1]} or convert them"
-        )
+        has = f"{'images have' if images else 'x has'} {x.shape[-1]} channel{'s' * (x.shape[-1] > 1)}"
+        wanted = f"{channels} channel{'s' * (channels != 1)}"
+        raise DataError(f"{name} row 0: {has}, expected {wanted}; set channels={x.shape[-1]} or convert them")
     if size is None or x.shape[1:3] == (size, size):
         return None
     if x.ndim != 4:

@@ -328,10 +328,11 @@ def test_mappings_are_stored_by_name(digits: Config) -> None:
     ],
 )
 def test_a_field_of_another_type_is_named(part: str | None, name: str, value: Any, said: str, digits: Config) -> None:
-    held = digits if part is None else getattr(digits, part)
-    changed = dataclasses.replace(held, **{name: value})
+    whole: Any = digits
+    held: Any = digits if part is None else getattr(digits, part)
+    changed: Any = dataclasses.replace(held, **{name: value})
     with pytest.raises(ConfigError) as caught:
-        check(changed if part is None else dataclasses.replace(digits, **{part: changed}))
+        check(changed if part is None else dataclasses.replace(whole, **{part: changed}))
     assert str(caught.value).startswith(f"{name if part is None else f'{part}.{name}'}: expected {said}")
 
 
@@ -346,7 +347,7 @@ def test_what_names_no_folder(name: str, digits: Config) -> None:
         read_config("a" * 300)
 
 
-def test_one_name_is_a_tuple_of_it_and_a_path_its_text(digits: Config) -> None:
+def test_one_name_is_a_tuple_of_it_and_a_path_its_text(digits: Any) -> None:
     assert dataclasses.replace(digits.train, freeze="down").freeze == ("down",)
     assert dataclasses.replace(digits.sample, guide="cfg:2").guide == ("cfg:2",)
     assert dataclasses.replace(digits.sample, guide=2).guide == (2,)

@@ -331,7 +331,7 @@ def test_arrays_of_any_shape() -> None:
     for shape in ((7,), (5, 3), (4, 4, 9), (2, 3, 4, 5)):
         for kind in (np.uint8, np.float32, np.float64):
             x = np.random.default_rng(0).integers(0, 9, (6, *shape)).astype(kind)
-            limits = {} if kind == np.uint8 else {"low": -1.0, "high": 10.0}
+            limits: Any = {} if kind == np.uint8 else {"low": -1.0, "high": 10.0}
             source = data.from_arrays(x, width=np.ones((6, 2)), **limits)
             bounds = (0, 255) if kind == np.uint8 else (-1.0, 10.0)
             stored = (*shape, 1) if kind == np.uint8 and len(shape) == 2 else shape

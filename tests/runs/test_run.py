@@ -219,6 +219,7 @@ def test_load_refuses(folder: Path, tmp_path: Path) -> None:
 
 def test_save_takes_a_record_and_knows_the_home(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = run.sample(0, 2)
+    wrong: Any
     for wrong in (record["x"], None, {"label": [1]}):
         with pytest.raises(ConfigError, match="save: a record is a dict with 'x', as sample gives it"):
             run.save(tmp_path / "a.png", wrong)
