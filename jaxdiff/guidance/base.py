@@ -68,7 +68,7 @@ class Function(Guidance):
 def apply(
     elements: Iterable[Guidance | Callable[[Denoiser], Denoiser]], denoise: Denoiser, process: Process, nulls: Nulls
 ) -> Denoiser:
-    """Equation (1): the denoiser, guided.
+    """A denoiser guided by a list of elements, equation (1).
 
     Args:
       elements: in order; beside `Guidance` any function from denoiser to denoiser. None at all: the denoiser itself.
