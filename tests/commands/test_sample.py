@@ -119,7 +119,6 @@ def test_guidance_is_short_for_a_list(folder: Path) -> None:
         ("--label 3 --cond label=5", "label is given twice: give it once, by --label or by --cond"),
         ("--cond label=3 label=5", "label is given twice"),
         ("--guide 2", "there is no guidance '2'; did you mean 'cfg:2'?"),
-        ("--average short", "there is no average of the weights 'short' (known: ema)"),
         (f"--num {10**12}", "--num: too large for this machine's memory"),
         (f"--out {'a' * 300}/b.png", "File name too long"),
         ("--cond text=1", "'text=1' is no NAME=VALUE of this run's conditions (label)"),
