@@ -131,9 +131,12 @@ class Model:
           ValueError: a condition, a method or times that do not fit this model or each other.
         """
         defaults = self.defaults
-        given = self.given(n, cond)
+        given = self.given(whole("n", n), cond)
         elements = self.elements(guide if guide is not None or cond else ())
-        guided = any(isinstance(element, CFG) for element in elements)
+        weights = [element.weight for element in elements if isinstance(element, CFG)]
+        guided = bool(weights)
+        if wrong := [each for each in weights if np.shape(each) not in ((), (n,)) or not jnp.isfinite(each).all()]:
+            raise ValueError(f"guidance takes a finite weight, or one for each of {n} samples, got {wrong[0]}")
         if guided and not cond:
             raise ValueError("guidance leads towards a condition: pass cond={...}, or guide=() for none")
         chosen = defaults.sampler if sampler is None else sampler
@@ -223,7 +226,7 @@ class Model:
             cond = self.draw_cond(sample_keys(key, start, n))
         options = {"negative": negative, "sampler": sampler, "steps": steps, "grid": grid, "ts": ts, "guide": guide}
         plan = self.plan(n, cond, **options, cache=cache, x=x)
-        self._check_start(plan)
+        self._check_start(plan, n)
         parts = []
         for first in range(0, n, size):
             mine = rows_of(plan, slice(first, first + size), size, n)
@@ -276,7 +279,7 @@ class Model:
             len(x0), {**made, **_by_name(cond)}, sampler=sampler, steps=steps, grid=grid, ts=ts, guide=guide
         )
         rising = plan.ts[::-1]
-        self._check_start(plan)
+        self._check_start(plan, len(x0))
         refuse_noise_on_rising_times(plan.sampler, rising)
         plan.sampler.check(rising)
         begin = self.process.alpha(rising[0]) * x0
@@ -347,12 +350,12 @@ class Model:
         count = whole("steps", self.defaults.steps if steps is None else steps)
         return times(sampler, self.defaults.grid if grid is None else grid, count)
 
-    def _check_start(self, plan: Plan) -> None:
+    def _check_start(self, plan: Plan, n: int) -> None:
         """All checks of a start that need the times' numbers. They may trace the network, so once for the same ones."""
         known = (jax.tree.structure((plan.sampler, plan.guide, plan.cond)), np.asarray(plan.ts).tobytes())
         if known not in self._checked:
             x: Any = jax.ShapeDtypeStruct((1, *self.shape), jnp.float32)
-            one = rows_of(plan, slice(0, 1), 1, 2)
+            one = rows_of(plan, slice(0, 1), 1, n)
             check_start(one.sampler, one.denoise, x, np.asarray(plan.ts), one.cond or None)
             self._checked.add(known)
 

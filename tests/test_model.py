@@ -324,6 +324,8 @@ def test_samples_that_are_not_finite_are_told_of() -> None:
         (2, {"ts": "karras"}, "for a grid by its name, grid='karras'"),
         (2, {"sampler": jd.DDIM}, "a sampler is a name with its numbers"),
         (2, {"cond": {"label": 1}, "guide": {"cfg": 2}}, "an element of guidance is a name, a weight, or a function"),
+        (3, {"cond": {"label": 1}, "guide": jd.CFG(np.ones(2))}, "a finite weight, or one for each of 3 samples, got"),
+        (3, {"cond": {"label": 1}, "guide": jd.CFG(np.nan)}, "a finite weight, or one for each of 3 samples, got nan"),
         (2, {"cond": {"label": 1}, "guide": jd.CFG}, "an element of guidance is a name"),
         (2, {"cond": {"label": 1}, "guide": lambda denoise: 3}, "is to give a denoiser, called as .x, t, cond., got 3"),
         (2, {"cond": {"label": 4}}, "label 4 is out of range: from 0 to 2, or 3 for none"),
@@ -355,3 +357,13 @@ def test_what_cannot_be_left_out_is_said() -> None:
     needed.check()
     with pytest.raises(ValueError, match="learned"):
         dataclasses.replace(needed, defaults=Defaults(sampler="ddpm:learned")).check()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_weight_for_each_sample_is_that_of_each_alone(n: int) -> None:
+    made, weights = model(), np.float32([0.5, 2.0, 4.0])[:n]
+    options: Any = {"sampler": "dpmpp_2m", "steps": 4, "decode": False}
+    found = made.sample(0, n, {"label": 1}, guide=jd.CFG(weights), batch_size=2, **options)
+    for i, weight in enumerate(weights):
+        alone = made.sample(0, 1, {"label": 1}, guide=float(weight), start=i, **options)
+        np.testing.assert_allclose(found[i : i + 1], alone, rtol=1e-5)

@@ -42,7 +42,7 @@ from jaxdiff.launch.errors import refuse_unknown, refuse_unknown_options
 from jaxdiff.model import Model
 from jaxdiff.plan import Plan, draw
 from jaxdiff.process import Process
-from jaxdiff.spec import Condition, Spec, droppable, whole
+from jaxdiff.spec import Condition, Spec, as_array, droppable, whole
 from jaxdiff.train import CheckpointError, Checkpoints, StructureError, batch_sharding, make_mesh
 from jaxdiff.train.ema import rules_by_name
 from jaxdiff.train.frozen import joined, partition
@@ -335,7 +335,7 @@ def _as_trained(name: str, condition: Condition, config: Config) -> Condition:
 
 def _labels(classes: Sequence[str], value: Any) -> Any:
     """Labels from names of classes; numbers as they are."""
-    array = np.asarray(value)
+    array = as_array("label", value)
     if array.dtype.kind not in "US":
         return value
     unknown = [str(name) for name in array.ravel() if str(name) not in classes]
@@ -370,8 +370,8 @@ def _computing_in(config: Config, dtype: str) -> Config:
         kind = jnp.dtype(dtype)
     except TypeError as error:
         raise ConfigError(f"dtype: {dtype!r} is no type of numbers, for instance 'bfloat16'") from error
-    if not jnp.issubdtype(kind, jnp.floating):
-        raise ConfigError(f"dtype: {dtype} has no fractions: use float32, bfloat16 or float16")
+    if not jnp.issubdtype(kind, jnp.floating) or jax.dtypes.canonicalize_dtype(kind) != kind:
+        raise ConfigError(f"dtype: {dtype} has no fractions, or needs JAX_ENABLE_X64: use float32, bfloat16 or float16")
     network = config.network
     if dataclasses.is_dataclass(network) and hasattr(network, "dtype") and not isinstance(network, type):
         network = dataclasses.replace(network, dtype=kind.name)

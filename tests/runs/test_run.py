@@ -161,6 +161,7 @@ def test_the_same_images_on_eight_devices(
         ({"grid": "karas"}, "did you mean 'karras'"),
         ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"cond": {"label": ["1", ["2"]]}}, "label has rows of unequal lengths"),
         ({"num_steps": 3}, "there is no option 'num_steps'; did you mean 'steps'? (known: negative, sampler,"),
         ({"compiled": 3}, "sampling: expected str, bytes or os.PathLike object, not int"),
         ({"sampler": "euler_maruyama", "grid": "uniform"}, "sampling: "),
@@ -205,6 +206,7 @@ def test_load_refuses(folder: Path, tmp_path: Path) -> None:
         Run.load(folder, step=7)
     options: Any
     for options, message in (
+        ({"dtype": "float64"}, "dtype: float64 has no fractions, or needs JAX_ENABLE_X64: use float32"),
         ({"step": "2"}, "load: step must be a whole number of at least 0, got '2'"),
         ({"ema": "eam"}, r"there is no average of the weights 'eam'; did you mean 'ema'\? \(known: ema\)"),
     ):
