@@ -361,7 +361,7 @@ def test_what_cannot_be_left_out_is_said() -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_a_weight_for_each_sample_is_that_of_each_alone(n: int) -> None:
-    made, weights = model(), np.float32([0.5, 2.0, 4.0])[:n]
+    made, weights = model(), np.array([0.5, 2.0, 4.0], np.float32)[:n]
     options: Any = {"sampler": "dpmpp_2m", "steps": 4, "decode": False}
     found = made.sample(0, n, {"label": 1}, guide=jd.CFG(weights), batch_size=2, **options)
     for i, weight in enumerate(weights):

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import errno
 import io
+import os
 import re
 import sys
 import typing
@@ -80,7 +81,7 @@ def find_config(path: str | Path) -> Path:
       ConfigError: there is none; with what there is.
     """
     path = Path(path).expanduser()
-    if path.is_file() and path.suffix:
+    if os.path.isfile(path) and path.suffix:
         return path
     shipped = shipped_configs()
     if path.name in shipped and str(path) == path.name:

@@ -341,6 +341,10 @@ def check_ranges(config: Config) -> None:
       ConfigError: the first field of another type or out of its range, in one line.
     """
     _check_types(config)
+    for name in ("network", "codec"):
+        value = getattr(config, name)
+        if isinstance(value, type | str):
+            raise ConfigError(f"{name}: expected an object, such as MLP(width=64) or Images((8, 8, 1)), got {value!r}")
     name = config.name
     if not name or name in (".", "..") or set(name) & set("/\\\0") or len(name.encode()) > 200:
         raise ConfigError(f"name: {reprlib.repr(name)} cannot name a folder; use for instance 'digits'")

@@ -24,6 +24,7 @@ from jaxdiff.train.step import Given
 
 BASE = "base"
 """The name of a network's own weights that are not trained."""
+_EXPECTED = "the folder of a run, or of one of its checkpoints"
 
 
 def read_weights(
@@ -128,11 +129,12 @@ def _average_of(checkpoints: Path) -> str:
 
 
 def _located(path: Path) -> tuple[Path, int | None]:
+    if not os.path.isdir(path):  # also of a name that is too long for one
+        raise CheckpointError(f"{path}: there is no such folder; expected {_EXPECTED}")
     if (path / "checkpoints").is_dir():
         return path / "checkpoints", None
     if path.name.isdigit() and (path / "manifest").is_dir():
         return path.parent, int(path.name)
-    if path.is_dir() and any(entry.name.isdigit() for entry in path.iterdir()):
+    if any(entry.name.isdigit() for entry in path.iterdir()):
         return path, None
-    what = "holds no checkpoint" if path.is_dir() else "there is no such folder"
-    raise CheckpointError(f"{path}: {what}; expected the folder of a run, or of one of its checkpoints")
+    raise CheckpointError(f"{path}: holds no checkpoint; expected {_EXPECTED}")

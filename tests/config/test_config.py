@@ -35,6 +35,7 @@ from jaxdiff.config import (
 )
 from jaxdiff.config.serialize import MOVED
 from jaxdiff.methods import parse_sampler, times
+from jaxdiff.networks import MLP
 from jaxdiff.spec import Spec
 from jaxdiff.train import make_mesh, make_optimizer, state_sharding, state_template
 
@@ -325,6 +326,8 @@ def test_mappings_are_stored_by_name(digits: Config) -> None:
         (None, "name", 3, "text, got 3"),
         (None, "process", "vp", "a Process, got 'vp'"),
         (None, "process", jaxdiff.VP, "a Process, got the class VP: make one, VP()"),
+        (None, "network", MLP, "an object, such as MLP(width=64)"),
+        (None, "codec", "images", "an object, such as MLP(width=64) or Images((8, 8, 1)), got 'images'"),
     ],
 )
 def test_a_field_of_another_type_is_named(part: str | None, name: str, value: Any, said: str, digits: Config) -> None:
