@@ -183,11 +183,6 @@ class Run:
         """Of one x0, such as (H, W, C) of an image or (D,) of a point."""
         return self.model.shape
 
-    @property
-    def batch_devices(self) -> int:
-        """How many parts a batch is split into, when they divide it."""
-        return self.mesh.size // self.mesh.shape["tensor"]
-
     def check(self) -> None:
         """Traces sampling as configured without running it; the weights may be mere shapes.
 
