@@ -23,7 +23,7 @@ from jaxdiff.train import make_mesh, make_optimizer, state_template
 from jaxdiff.train.checksum import leaf_sums
 
 SAMPLES = ("--label", "1", "2", "3", "--num", "21", "--steps", "3", "--sampler", "ddpm", "--guide", "cfg:2")
-FIGURES = ("--num", "12", "--batch_size", "12", "--method", "ode", "elbo", "--steps", "2", "--draws", "2")
+FIGURES = ("--num", "12", "--batch_size", "12", "--method", "elbo", "ode", "--steps", "2", "--draws", "2")
 
 
 def programs(run: Any, out: Path, *options: str) -> None:
