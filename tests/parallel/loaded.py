@@ -18,24 +18,30 @@ import numpy as np
 import evaluate
 import jaxdiff
 import sample
-from jaxdiff.config import build_loss
+from jaxdiff.commands.sample import Options, mesh_of
+from jaxdiff.config import MeshConfig, build_loss
 from jaxdiff.train import make_mesh, make_optimizer, state_template
 from jaxdiff.train.checksum import leaf_sums
 
 SAMPLES = ("--label", "1", "2", "3", "--num", "21", "--steps", "3", "--sampler", "ddpm", "--guide", "cfg:2")
-FIGURES = ("--num", "12", "--batch_size", "12", "--method", "elbo", "ode", "--steps", "2", "--draws", "2")
+FIGURES = ("--num", "12", "--batch_size", "12", "--steps", "2", "--draws", "2", "--method", "elbo")
 
 
-def programs(run: Any, out: Path, *options: str) -> None:
-    """A file, a folder and figures by the commands, all of numbers that no mesh divides; and what samples came from."""
+def programs(run: Any, out: Path, *options: str, flow: bool, noise: bool) -> None:
+    """A file, a folder and figures by the commands, all of numbers that no mesh divides.
+
+    ``flow``: figures by the flow too; ``noise``: and what samples came from.
+    """
     path = str(run.folder)
     sample.main([path, *SAMPLES, "--batch_size", "3", "--out", str(out / "grid.npz"), *options])
     sample.main([path, *SAMPLES, "--shard_size", "5", "--out", str(out / "folder"), *options])
-    evaluate.main([path, *FIGURES, "--out", str(out / "figures.json"), *options])
-    label = {"label": np.arange(3)}
-    noise = run.invert(run.sample(3, 3, label, sampler="ddpm", steps=3, guide=2.0), label, sampler="ddim", steps=3)
-    if jax.process_index() == 0:
-        np.save(out / "noise.npy", noise)
+    evaluate.main([path, *FIGURES, *(["ode"] if flow else []), "--out", str(out / "figures.json"), *options])
+    if noise:
+        label = {"label": np.arange(3)}
+        record = run.sample(3, 3, label, sampler="ddpm", steps=3, guide=2.0)
+        begin = run.invert(record, label, sampler="ddim", steps=3)
+        if jax.process_index() == 0:
+            np.save(out / "noise.npy", begin)
 
 
 def held(device: jax.Device) -> dict[int, int]:
@@ -55,12 +61,18 @@ def one(path: Path, out: Path, sizes: list[int]) -> dict[str, Any]:
     as_trained = jax.tree.map(lambda leaf, wanted: leaf.sharding == wanted.sharding, params, state.ema["ema"])
     half = jaxdiff.load(path, mesh=mesh, dtype="bfloat16", ema=False).denoise.params
     out.mkdir(exist_ok=True)
-    programs(run, out, *(f"--mesh.{axis}={size}" for axis, size in zip(mesh.axis_names, sizes, strict=True)))
+    several = jax.process_count() > 1
+    asked = [f"--mesh.{axis}={size}" for axis, size in zip(mesh.axis_names, sizes, strict=True)]
+    programs(run, out, *asked, flow=not several and sizes[2] == 1, noise=several)
     return {
         "as_trained": all(jax.tree.leaves(as_trained)),
         "added": added,
         "shards": [[list(leaf.shape), leaf.addressable_data(0).nbytes] for leaf in jax.tree.leaves(params)],
         "half": sum(leaf.addressable_data(0).nbytes for leaf in jax.tree.leaves(half)),
+        "folder": [
+            mesh_of(Options(mesh=MeshConfig(**sizes)), apart=True).size
+            for sizes in ({}, {"fsdp": 4}, {"fsdp": 8}, {"data": 2, "fsdp": 4})
+        ],
         "sums": leaf_sums([*jax.tree.leaves(params), jax.numpy.arange(6.0)]),
     }
 

@@ -53,7 +53,7 @@ def meshes(trained_dit: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 @pytest.fixture(scope="module")
 def one_device(trained_dit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("one")
-    programs(jaxdiff.load(trained_dit), out)
+    programs(jaxdiff.load(trained_dit), out, flow=True, noise=True)
     return out
 
 
@@ -70,6 +70,7 @@ def test_a_device_holds_its_part(name: str, meshes: Any, trained_dit: Path) -> N
     assert part <= 0.52 * whole
     assert found["added"] <= part + 500  # scalars of the run
     assert found["half"] == part // 2
+    assert found["folder"] == ([4, 4, 8, 8] if name == "two processes" else [8, 8, 8, 8])
     run = jaxdiff.load(trained_dit)
     assert found["sums"] == leaf_sums([*jax.tree.leaves(run.denoise.params), jax.numpy.arange(6.0)])
 
@@ -83,10 +84,12 @@ def test_samples_and_figures_are_those_of_one_device(name: str, meshes: Any, one
         assert record["label"].tolist() == ours["label"].tolist()
         assert np.abs(record["x"].astype(int) - ours["x"]).max() <= 1
     assert len(np.unique(grid["x"], axis=0)) == 21
-    np.testing.assert_allclose(np.load(out / "noise.npy"), np.load(one_device / "noise.npy"), atol=0.02)  # of bytes
+    if name == "two processes":  # of bytes that may differ by one
+        np.testing.assert_allclose(np.load(out / "noise.npy"), np.load(one_device / "noise.npy"), atol=0.02)
     figures, expected = (json.loads((each / "figures.json").read_text())["results"] for each in (out, one_device))
-    assert [result["name"] for result in figures] == ["bpd elbo", "bpd ode rademacher"]
-    for result, ours in zip(figures, expected, strict=True):
+    asked = ["bpd elbo", "bpd ode rademacher"] if name == "fsdp" else ["bpd elbo"]
+    assert [result["name"] for result in figures] == asked
+    for result, ours in zip(figures, expected, strict=False):
         assert len(result["values"]) == 12
         np.testing.assert_allclose(result["values"], ours["values"], rtol=1e-4)
 
