@@ -19,7 +19,7 @@ import evaluate
 import jaxdiff
 import sample
 from jaxdiff.commands.sample import Options, mesh_of
-from jaxdiff.config import MeshConfig, build_loss
+from jaxdiff.config import MeshConfig, build_loss, build_network
 from jaxdiff.train import make_mesh, make_optimizer, state_template
 from jaxdiff.train.checksum import leaf_sums
 
@@ -57,7 +57,7 @@ def one(path: Path, out: Path, sizes: list[int]) -> dict[str, Any]:
     added = sum(size for place, size in held(device).items() if place not in before)
     params = run.denoise.params
     optimizer, _ = make_optimizer(lr=1e-3, steps=10)
-    state = state_template(run.denoise.net, optimizer, build_loss(run.config), jax.random.key(0), mesh)
+    state = state_template(build_network(run.config), optimizer, build_loss(run.config), jax.random.key(0), mesh)
     as_trained = jax.tree.map(lambda leaf, wanted: leaf.sharding == wanted.sharding, params, state.ema["ema"])
     half = jaxdiff.load(path, mesh=mesh, dtype="bfloat16", ema=False).denoise.params
     out.mkdir(exist_ok=True)

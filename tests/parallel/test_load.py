@@ -40,7 +40,7 @@ def trained_dit(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> P
 def meshes(trained_dit: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out, found = tmp_path_factory.mktemp("meshes"), dict[str, Any]()
     for count, asked in MESHES.items():
-        arguments = ["-m", "tests.parallel.loaded", trained_dit, out, json.dumps(asked)]
+        arguments: list[str | Path] = ["-m", "tests.parallel.loaded", trained_dit, out, json.dumps(asked)]
         group = Group(*arguments, processes=count, devices=8 // count, flags=[])
         try:
             group.finish()
