@@ -50,7 +50,7 @@ class Guidance(abc.ABC):
 def apply(
     elements: Iterable[Guidance | Callable[[Denoiser], Denoiser]], denoise: Denoiser, process: Process, nulls: Nulls
 ) -> Denoiser:
-    """Equation (1): the denoiser, guided.
+    """A denoiser guided by a list of elements, equation (1).
 
     Args:
       elements: in order; beside `Guidance` any function from denoiser to denoiser. None at all: the denoiser itself.

@@ -1,0 +1,126 @@
+"""What the runs with a condition beside the label must show, measured.
+
+    python benchmarks/quality_conditions.py runs/mnist_style --data DIR --out results.json  (configs/mnist_style.py)
+    python benchmarks/quality_conditions.py runs/mnist_superres --data DIR                  (configs/mnist_superres.py)
+
+DIR holds MNIST's train.parquet and test.parquet, or a folder `mnist` that does. Conditions are those of real test
+digits, which training never saw; samples are made as the run's configuration says and rounded to bytes.
+
+- *Style.* Width and slant are measured on the samples as on the data (`jaxdiff.codecs.strokes`). Their correlation with
+  those asked for must be at least 0.8, with label and style given and with the style alone; the classifier of
+  `quality_mnist.py` must take at least 85% for the class asked for, with label and style given and with the label
+  alone.
+- *A picture from a small one.* The samples' means over 2x2 pixels must be the condition's up to a root mean square of
+  0.05 on [-1, 1] (6 grey levels), and samples must be nearer to the real digits, in PSNR, than the condition enlarged
+  (bilinear) is.
+
+Exits with 1 when a bound is missed, with 2 when the folder is not such a run or the data are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from benchmarks.quality_mnist import classify, fit_or_load
+from benchmarks.report import Line, add_arguments, finish, say
+from jaxdiff import Run
+from jaxdiff.codecs import to_model_range
+from jaxdiff.codecs.images import area_mean
+from jaxdiff.config import ConfigError, keep_compiled, one_line_errors
+from jaxdiff.data import DataError, open_mnist
+from jaxdiff.networks.conditions import enlarge
+from jaxdiff.train import CheckpointError
+
+
+def of_style(run: Run, arguments: argparse.Namespace) -> list[Line]:
+    """Lines of a run with a label and a style."""
+    train, test = open_mnist(arguments.data, split="train"), open_mnist(arguments.data, split="test")
+    weights = fit_or_load(train, arguments.cache / "mnist_classifier.npz")
+    real = test.take(np.arange(arguments.num))
+    label, style = real["label"], np.asarray(run.codec.encode(real)["style"])
+    lines = []
+    cases = {"label and style": {"label": label, "style": style}, "style alone": {"style": style}}
+    for case, cond in (cases | {"label alone": {"label": label}}).items():
+        say(f"sampling {arguments.num} images: {case}")
+        x = run.sample(arguments.seed, arguments.num, cond)["x"]
+        if "style" in cond:
+            got = np.asarray(run.codec.encode({"x": x})["style"])
+            for i, name in enumerate(("width", "slant")):
+                lines += [
+                    Line(
+                        f"{case}: correlation of the {name}", float(np.corrcoef(got[:, i], style[:, i])[0, 1]), low=0.8
+                    ),
+                    Line("  its error over the data's std", float(rms(got[:, i] - style[:, i]) / style[:, i].std())),
+                ]
+        if "label" in cond:
+            share = float(np.mean(classify(weights, np.asarray(to_model_range(x))) == label))
+            lines.append(Line(f"{case}: taken for the class asked", share, low=0.85, percent=True))
+    return lines
+
+
+def of_superres(run: Run, arguments: argparse.Namespace) -> list[Line]:
+    """Lines of a run from 8 to 16 pixels."""
+    test = open_mnist(arguments.data, split="test", image_size=16, resize=True)
+    real = np.asarray(to_model_range(test.take(np.arange(arguments.num))["x"]))
+    low = np.asarray(area_mean(jnp.asarray(real), 8))
+    say(f"sampling {arguments.num} images")
+    x = np.asarray(to_model_range(run.sample(arguments.seed, arguments.num, {"low": low})["x"]))
+    plain = psnr(np.asarray(enlarge(jnp.asarray(low), (16, 16))), real)
+    return [
+        Line(
+            "2x2 means: root mean square error on [-1, 1]",
+            rms(np.asarray(area_mean(jnp.asarray(x), 8)) - low),
+            high=0.05,
+        ),
+        Line("PSNR of the condition enlarged, dB", plain),
+        Line("PSNR of samples, dB", psnr(x, real), low=plain),
+    ]
+
+
+def rms(error: ArrayLike) -> float:
+    return float(np.sqrt(np.mean(np.square(error))))
+
+
+def psnr(x: ArrayLike, real: ArrayLike) -> float:
+    """20 log10(2/rms), of values in [-1, 1].
+
+    >>> round(psnr([0.0, 0.2], [0.0, 0.0]), 2)
+    23.01
+    """
+    return 20 * float(np.log10(2 / rms(np.subtract(x, real))))
+
+
+def measure(arguments: argparse.Namespace) -> int:
+    keep_compiled()
+    run = Run.load(arguments.run)
+    kinds: dict[frozenset[str], Any] = {frozenset({"label", "style"}): of_style, frozenset({"low"}): of_superres}
+    kind = kinds.get(frozenset(run.model.conditions))
+    if kind is None:
+        raise ConfigError(
+            f"{str(arguments.run)!r} is conditioned on {sorted(run.model.conditions)}; this benchmark is for runs of "
+            "configs/mnist_style.py (label, style) and configs/mnist_superres.py (low)"
+        )
+    return finish(run, kind(run, arguments), {}, arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdiff"
+    parser = argparse.ArgumentParser(description="Measures a run with a style or a small picture as its condition.")
+    add_arguments(parser)
+    parser.add_argument("--data", type=Path, required=True, help="folder of MNIST's train.parquet and test.parquet")
+    parser.add_argument("--cache", type=Path, default=cache, help="folder where the classifier's weights are kept")
+    with one_line_errors("quality_conditions.py", CheckpointError, DataError):
+        return measure(parser.parse_args(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
