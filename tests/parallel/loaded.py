@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,15 @@ from jaxdiff.train import make_mesh, make_optimizer, state_template
 from jaxdiff.train.checksum import leaf_sums
 
 SAMPLES = ("--label", "1", "2", "3", "--num", "21", "--steps", "3", "--sampler", "ddpm", "--guide", "cfg:2")
-FIGURES = ("--num", "12", "--batch_size", "12", "--steps", "2", "--draws", "2", "--method", "elbo")
+FIGURES = ("--num", "12", "--batch_size", "12", "--steps", "2", "--draws", "2", "--method")
 
 
-def programs(run: Any, out: Path, *options: str, flow: bool, noise: bool) -> None:
-    """A file, a folder and figures by the commands, all of numbers that no mesh divides.
-
-    ``flow``: figures by the flow too; ``noise``: and what samples came from.
-    """
+def programs(run: Any, out: Path, *options: str, methods: Sequence[str], noise: bool) -> None:
+    """A file, a folder and figures by the commands, all of numbers that no mesh divides; and what samples came from."""
     path = str(run.folder)
     sample.main([path, *SAMPLES, "--batch_size", "3", "--out", str(out / "grid.npz"), *options])
     sample.main([path, *SAMPLES, "--shard_size", "5", "--out", str(out / "folder"), *options])
-    evaluate.main([path, *FIGURES, *(["ode"] if flow else []), "--out", str(out / "figures.json"), *options])
+    evaluate.main([path, *FIGURES, *methods, "--out", str(out / "figures.json"), *options])
     if noise:
         label = {"label": np.arange(3)}
         record = run.sample(3, 3, label, sampler="ddpm", steps=3, guide=2.0)
@@ -63,7 +61,7 @@ def one(path: Path, out: Path, sizes: list[int]) -> dict[str, Any]:
     out.mkdir(exist_ok=True)
     several = jax.process_count() > 1
     asked = [f"--mesh.{axis}={size}" for axis, size in zip(mesh.axis_names, sizes, strict=True)]
-    programs(run, out, *asked, flow=not several and sizes[2] == 1, noise=several)
+    programs(run, out, *asked, methods=["elbo" if several or sizes[2] > 1 else "ode"], noise=several)
     return {
         "as_trained": all(jax.tree.leaves(as_trained)),
         "added": added,
