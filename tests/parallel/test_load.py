@@ -16,7 +16,8 @@ import pytest
 import jaxdiff
 import train
 from jaxdiff.config import Config, MeshConfig, SampleConfig, TrainConfig
-from jaxdiff.networks import MLP
+from jaxdiff.denoiser import NetworkDenoiser
+from jaxdiff.networks import MLP, functional
 from jaxdiff.train import Ema
 from jaxdiff.train.checksum import leaf_sums
 from tests.commands.test_cli import one_line
@@ -195,3 +196,21 @@ def test_sampling_gathers_weights_where_they_are_used(run_python: Any) -> None:
     print(found)
     assert found["before"] > found["weights"]
     assert found["anew"] < 0.5 * found["weights"] and found["anew"] < found["training"]
+
+
+def test_derivatives_of_an_evaluation_that_gathers_anew() -> None:
+    """Those of weights and of x as without; the latter cost no more."""
+    net = functional(MLP(width=32, depth=2))
+    plain = NetworkDenoiser(net, net.init(jax.random.key(0)), jaxdiff.Flow(), jaxdiff.Velocity())
+    anew, x = dataclasses.replace(plain, anew=True), np.ones((4, 2), np.float32)
+
+    def error(denoise: NetworkDenoiser, x: Any) -> Any:
+        return (denoise(x, 0.5).x0 ** 2).sum()
+
+    ours, expected = (jax.grad(error, argnums=(0, 1))(denoise, x) for denoise in (anew, plain))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    costs: list[Any] = [
+        jax.jit(jax.grad(error, argnums=1)).lower(each, x).compile().cost_analysis() for each in (anew, plain)
+    ]
+    assert 0 < costs[0]["flops"] <= 1.02 * costs[1]["flops"]
