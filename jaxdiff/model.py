@@ -27,6 +27,7 @@ from jaxdiff.codecs.base import Codec
 from jaxdiff.denoiser import Denoiser, NetCache, NetworkDenoiser
 from jaxdiff.guidance import CFG, Function, Guidance, nulls_of
 from jaxdiff.methods import parse_cache, parse_guidance, parse_sampler, times
+from jaxdiff.networks.placement import parts_of
 from jaxdiff.noise import as_key, sample_keys
 from jaxdiff.plan import Plan, draw, integrated, joined, rows_of
 from jaxdiff.process import Process
@@ -207,7 +208,8 @@ class Model:
           x: samples at the first time to start from, ``(n, ...)`` at that time's scale; None: noise.
           keep: states or predictions at some steps to give beside the samples: `jaxdiff.sampling.Keep`.
           decode: give records as they are stored, else x0 as the network sees it.
-          batch_size: most samples at once; the last batch is filled up, so that it does not compile again.
+          batch_size: most samples at once, or the next number that the devices divide; the last batch is filled up, so
+            that it does not compile again.
           start: index of the first sample: ``sample(key, 8, start=8)`` goes on where ``sample(key, 8)`` ended.
           program: what draws a batch: `draw`, or another program of the same arguments.
 
@@ -219,7 +221,8 @@ class Model:
           ValueError: an argument that is out of range, or that this model cannot follow.
         """
         n, start, key = whole("n", n), whole("start", start, 0), as_key(key)
-        size = min(n, whole("batch_size", self.defaults.batch_size if batch_size is None else batch_size))
+        most = whole("batch_size", self.defaults.batch_size if batch_size is None else batch_size)
+        size = self.filled(min(n, most))
         if not isinstance(keep, Keep | None):
             raise ValueError(f"keep is a jaxdiff.sampling.Keep, such as Keep(at=(0, 10, -1)), got {keep!r}")
         if cond is None and self.draw_cond is not None:
@@ -231,7 +234,7 @@ class Model:
         for first in range(0, n, size):
             mine = rows_of(plan, slice(first, first + size), size, n)
             keys = sample_keys(key, start + first, size)
-            found = program(mine, keys, decode=decode, keep=keep, sharding=self._split(size))
+            found = program(mine, keys, decode=decode, keep=keep, sharding=self.sharding)
             parts.append(jax.tree.map(np.asarray, found))
         given, kept, finite = joined(parts, n)
         if decode and not finite.all():  # as bytes they would be silent black squares
@@ -275,15 +278,15 @@ class Model:
         encoded = self.codec.encode({name: jnp.asarray(value) for name, value in known.items()})
         x0 = encoded["x"]
         made = {name: value for name, value in encoded.items() if name in self.conditions}
-        plan = self.plan(
-            len(x0), {**made, **_by_name(cond)}, sampler=sampler, steps=steps, grid=grid, ts=ts, guide=guide
-        )
+        made |= _by_name(cond)
+        plan = self.plan(len(x0), made, sampler=sampler, steps=steps, grid=grid, ts=ts, guide=guide)
         rising = plan.ts[::-1]
         self._check_start(plan, len(x0))
         refuse_noise_on_rising_times(plan.sampler, rising)
         plan.sampler.check(rising)
-        begin = self.process.alpha(rising[0]) * x0
-        return np.asarray(integrated(plan, begin, rising))
+        filled = dataclasses.replace(plan, x=self.process.alpha(rising[0]) * x0)
+        filled = rows_of(filled, slice(0, len(x0)), self.filled(len(x0)), len(x0))
+        return np.asarray(integrated(filled, rising, sharding=self.sharding))[: len(x0)]
 
     def given(self, n: int, cond: Mapping[str, Any] | None, *, fill: bool = True) -> dict[str, Any]:
         """Conditions as the network takes them, ``(n, ...)``: encoded, checked, and the null of each one left out.
@@ -310,6 +313,11 @@ class Model:
                 "dropping it (loss.dropout), so it knows nothing without it"
             )
         return complete(specs, checked, n) if specs else {}
+
+    def filled(self, n: int) -> int:
+        """The size of a batch that holds n samples: the next number that the devices divide."""
+        parts = 1 if self.sharding is None else parts_of(self.sharding)
+        return -(-n // parts) * parts
 
     def elements(self, guide: Guide | Sequence[Guide] | None) -> list[Guidance]:
         """Guidance as a list of elements.
@@ -359,19 +367,6 @@ class Model:
             check_start(one.sampler, one.denoise, x, np.asarray(plan.ts), one.cond or None)
             self._checked.add(known)
 
-    def _split(self, size: int) -> NamedSharding | None:
-        if self.sharding is None:
-            return None
-        parts = self.sharding.shard_shape((size,))[0] if size % _parts(self.sharding) == 0 else size
-        return None if parts == size and _parts(self.sharding) > 1 else self.sharding
-
-
-def _parts(sharding: NamedSharding) -> int:
-    """How many parts a batch is split into."""
-    axes = sharding.spec[0] if sharding.spec else None
-    names = () if axes is None else (axes,) if isinstance(axes, str) else axes
-    return int(np.prod([sharding.mesh.shape[name] for name in names])) if names else 1
-
 
 def _element(guide: Guide) -> list[Guidance]:
     if isinstance(guide, str):
@@ -379,8 +374,6 @@ def _element(guide: Guide) -> list[Guidance]:
     if isinstance(guide, Guidance):
         return [guide]
     if isinstance(guide, float | int | np.number | Array) and not isinstance(guide, bool) and np.ndim(guide) == 0:
-        if not np.isfinite(guide):
-            raise ValueError(f"the weight of guidance must be a finite number, got {guide}")
         return [CFG(float(guide))]
     if not callable(guide) or isinstance(guide, type):
         raise ValueError(f"an element of guidance is a name, a weight, or a function of a denoiser, got {guide!r}")

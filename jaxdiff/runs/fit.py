@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import ArrayLike, NDArray
 
 from jaxdiff import config as cfg
@@ -117,7 +116,7 @@ def fit(
     if config.train.freeze and init_from is not None and not any(each.name == BASE for each in config.frozen):
         base = cfg.FrozenWeights(name=BASE, path=str(init_from))
         config = dataclasses.replace(config, frozen=(*config.frozen, base))
-    config, given = read_frozen(config, net)
+    config, given = read_frozen(config, net, mesh)
     with cfg.as_config_error("loss"):
         loss = cfg.build_loss(config)
     with cfg.as_config_error("optimizer"):
@@ -212,7 +211,7 @@ def fit(
                 step_fn,
                 state,
                 pipeline,
-                jax.device_put(given, NamedSharding(mesh, PartitionSpec())),
+                given,
                 steps=config.train.steps,
                 log=metrics,
                 checkpoints=checkpoints,
