@@ -135,6 +135,8 @@ class NetworkDenoiser:
       parameterization: what it sees and returns.
       cache: features to reuse from one evaluation to the next, `jaxdiff.networks.caching`; None: none. Put it in with
         ``dataclasses.replace(denoise, cache=DeepCache(every=3))``.
+      anew: for weights that are split over devices: each evaluation gathers them anew. Otherwise the compiler gathers
+        all of them before a loop of evaluations, and every device holds them whole. Static.
     """
 
     net: Net = field(pytree_node=False)
@@ -143,10 +145,11 @@ class NetworkDenoiser:
     parameterization: Parameterization
 
     cache: NetCache | None = None
+    anew: bool = field(default=False, pytree_node=False)
 
     def __call__(self, x: Array, t: ArrayLike, cond: Cond | None = None) -> Prediction:
         net_x, net_t = self.parameterization.condition(self.process, x, t)
-        output = self.net.apply(self.params, net_x, per_sample(net_t, x), cond)
+        output = self.net.apply(self._weights(x), net_x, per_sample(net_t, x), cond)
         return self.parameterization.read(self.process, x, t, output.astype(x.dtype))
 
     def begin(self, x: Array, cond: Cond | None = None) -> Memory:
@@ -154,12 +157,26 @@ class NetworkDenoiser:
         if self.cache is None:
             return ()
         net_x, net_t = self.parameterization.condition(self.process, x, jnp.full((), 0.5))
-        return self.cache.begin(self.net, self.params, net_x, per_sample(net_t, x), cond)
+        return self.cache.begin(self.net, self._weights(x), net_x, per_sample(net_t, x), cond)
 
     def recall(self, x: Array, t: ArrayLike, cond: Cond | None, memory: Memory) -> tuple[Prediction, Memory]:
         """See the top of `jaxdiff.denoiser`."""
         if self.cache is None:
             raise ValueError("this denoiser has no cache to recall from: call it plainly")
         net_x, net_t = self.parameterization.condition(self.process, x, t)
-        output, memory = self.cache.apply(self.net, self.params, net_x, per_sample(net_t, x), cond, memory)
+        output, memory = self.cache.apply(self.net, self._weights(x), net_x, per_sample(net_t, x), cond, memory)
         return self.parameterization.read(self.process, x, t, output.astype(x.dtype)), memory
+
+    def _weights(self, x: Array) -> Any:
+        return _after(self.params, jax.lax.stop_gradient(x)) if self.anew else self.params
+
+
+@jax.custom_jvp
+def _after(params: Any, x: Array) -> Any:
+    """``params``, which the compiler cannot have before x."""
+    return jax.lax.optimization_barrier((params, x))[0]
+
+
+@_after.defjvp
+def _(primals: tuple[Any, Array], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+    return _after(*primals), tangents[0]

@@ -272,9 +272,11 @@ class DenoisingLoss(Objective):
     Args:
       process, parameterization, weight, time, dropout: as `Objective`.
       vlb_weight: factor of the variational term for a `LearnedVariance` network, 0 otherwise; static.
+      levels: of the data, for that term, equally spaced in [-1, 1]; None for real-valued data; static.
     """
 
     vlb_weight: float = field(default=0.0, pytree_node=False)
+    levels: int | None = field(default=256, pytree_node=False)
 
     def __post_init__(self) -> None:
         if self.vlb_weight and self.process.steps is None:
@@ -300,7 +302,8 @@ class DenoisingLoss(Objective):
             held = prediction._replace(
                 x0=jax.lax.stop_gradient(prediction.x0), eps=jax.lax.stop_gradient(prediction.eps)
             )
-            loss = loss + self.vlb_weight * self.process.steps * vlb_term(self.process, x0, eps, held, s, t)
+            term = vlb_term(self.process, x0, eps, held, s, t, self.levels)
+            loss = loss + self.vlb_weight * self.process.steps * term
         score = jax.lax.stop_gradient(prediction.score(self.process, t))
         return Terms(loss * draws.weight, mse, sum_features(jnp.square(score)))
 

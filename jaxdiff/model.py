@@ -25,32 +25,19 @@ from numpy.typing import NDArray
 
 from jaxdiff.codecs.base import Codec
 from jaxdiff.denoiser import Denoiser, NetCache, NetworkDenoiser
-from jaxdiff.guidance import CFG, Guidance, nulls_of
+from jaxdiff.guidance import CFG, Function, Guidance, nulls_of
 from jaxdiff.methods import parse_cache, parse_guidance, parse_sampler, times
-from jaxdiff.noise import sample_keys
+from jaxdiff.networks.placement import parts_of
+from jaxdiff.noise import as_key, sample_keys
 from jaxdiff.plan import Plan, draw, integrated, joined, rows_of
 from jaxdiff.process import Process
-from jaxdiff.record import field, record
 from jaxdiff.sampling import Keep
 from jaxdiff.sampling.base import start as check_start
-from jaxdiff.spec import Spec, Specs, check, complete, droppable, shapes
+from jaxdiff.sampling.checks import refuse_noise_on_rising_times
+from jaxdiff.spec import Spec, Specs, check, complete, droppable, finite, shapes, whole
 
 Guide = str | float | Guidance | Callable[[Denoiser], Denoiser]
 """An element of guidance: its name with its numbers, the weight of `CFG`, an object, or any function of a denoiser."""
-
-
-@record
-class Function(Guidance):
-    """A function of a denoiser as an element of guidance.
-
-    Args:
-      function: any ``Denoiser -> Denoiser``; static: another one compiles anew.
-    """
-
-    function: Callable[[Denoiser], Denoiser] = field(pytree_node=False)
-
-    def __call__(self, denoise: Denoiser, plain: Denoiser, process: Process, nulls: Any) -> Denoiser:
-        return self.function(denoise)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,9 +132,12 @@ class Model:
           ValueError: a condition, a method or times that do not fit this model or each other.
         """
         defaults = self.defaults
-        given = self.given(n, cond)
+        given = self.given(whole("n", n), cond)
         elements = self.elements(guide if guide is not None or cond else ())
-        guided = any(isinstance(element, CFG) for element in elements)
+        weights = [element.weight for element in elements if isinstance(element, CFG)]
+        guided = bool(weights)
+        if wrong := [each for each in weights if np.shape(each) not in ((), (n,)) or not jnp.isfinite(each).all()]:
+            raise ValueError(f"guidance takes a finite weight, or one for each of {n} samples, got {wrong[0]}")
         if guided and not cond:
             raise ValueError("guidance leads towards a condition: pass cond={...}, or guide=() for none")
         chosen = defaults.sampler if sampler is None else sampler
@@ -163,9 +153,7 @@ class Model:
         told = {name: value for name, value in given.items() if name in (cond or {})}
         nulls = nulls_of(self.conditions, told, n, instead) if guided else {}
         bounds = self.codec.spec["x"].clip if defaults.clip and isinstance(self.codec.spec["x"], Spec) else None
-        if x is not None and np.shape(x) != (n, *self.shape):
-            raise ValueError(f"x has shape {np.shape(x)}, expected {(n, *self.shape)}: samples at the first time")
-        begin = None if x is None else jnp.asarray(x, jnp.float32)
+        begin = None if x is None else finite("x", x, (n, *self.shape), "samples at the first time")
         return Plan(
             plain,
             method,
@@ -174,7 +162,7 @@ class Model:
             tuple(elements),
             nulls,
             self.codec,
-            begin,
+            None if begin is None else jnp.asarray(begin, jnp.float32),
             shape=self.shape,
             bounds=bounds,
             support=self.support,
@@ -220,7 +208,8 @@ class Model:
           x: samples at the first time to start from, ``(n, ...)`` at that time's scale; None: noise.
           keep: states or predictions at some steps to give beside the samples: `jaxdiff.sampling.Keep`.
           decode: give records as they are stored, else x0 as the network sees it.
-          batch_size: most samples at once; the last batch is filled up, so that it does not compile again.
+          batch_size: most samples at once, or the next number that the devices divide; the last batch is filled up, so
+            that it does not compile again.
           start: index of the first sample: ``sample(key, 8, start=8)`` goes on where ``sample(key, 8)`` ended.
           program: what draws a batch: `draw`, or another program of the same arguments.
 
@@ -231,23 +220,21 @@ class Model:
         Raises:
           ValueError: an argument that is out of range, or that this model cannot follow.
         """
-        if n < 1 or start < 0:
-            raise ValueError(f"n must be at least 1 and start at least 0, got {n} and {start}")
-        most = self.defaults.batch_size if batch_size is None else batch_size
-        if most < 1:
-            raise ValueError(f"batch_size must be at least 1, got {most}")
-        size = min(n, most)
-        key = jax.random.key(key) if isinstance(key, int | np.integer) else key
+        n, start, key = whole("n", n), whole("start", start, 0), as_key(key)
+        most = whole("batch_size", self.defaults.batch_size if batch_size is None else batch_size)
+        size = self.filled(min(n, most))
+        if not isinstance(keep, Keep | None):
+            raise ValueError(f"keep is a jaxdiff.sampling.Keep, such as Keep(at=(0, 10, -1)), got {keep!r}")
         if cond is None and self.draw_cond is not None:
             cond = self.draw_cond(sample_keys(key, start, n))
         options = {"negative": negative, "sampler": sampler, "steps": steps, "grid": grid, "ts": ts, "guide": guide}
         plan = self.plan(n, cond, **options, cache=cache, x=x)
-        self._check_start(plan)
+        self._check_start(plan, n)
         parts = []
         for first in range(0, n, size):
             mine = rows_of(plan, slice(first, first + size), size, n)
             keys = sample_keys(key, start + first, size)
-            found = program(mine, keys, decode=decode, keep=keep, sharding=self._split(size))
+            found = program(mine, keys, decode=decode, keep=keep, sharding=self.sharding)
             parts.append(jax.tree.map(np.asarray, found))
         given, kept, finite = joined(parts, n)
         if decode and not finite.all():  # as bytes they would be silent black squares
@@ -284,14 +271,22 @@ class Model:
         Raises:
           ValueError: a sampler that draws noise, or arguments that do not fit.
         """
-        encoded = self.codec.encode({name: jnp.asarray(value) for name, value in record.items()})
+        if not isinstance(record, Mapping) or "x" not in record:
+            raise ValueError(f"a record is a dict with 'x', as sample gives it, got {type(record).__name__}")
+        one = jax.eval_shape(self.codec.decode, jax.ShapeDtypeStruct((1, *self.shape), jnp.float32))["x"]
+        known = {**record, "x": finite("x", record["x"], (None, *one.shape[1:]), "records, the batch first")}
+        encoded = self.codec.encode({name: jnp.asarray(value) for name, value in known.items()})
         x0 = encoded["x"]
         made = {name: value for name, value in encoded.items() if name in self.conditions}
-        plan = self.plan(len(x0), {**made, **(cond or {})}, sampler=sampler, steps=steps, grid=grid, ts=ts, guide=guide)
+        made |= _by_name(cond)
+        plan = self.plan(len(x0), made, sampler=sampler, steps=steps, grid=grid, ts=ts, guide=guide)
         rising = plan.ts[::-1]
+        self._check_start(plan, len(x0))
+        refuse_noise_on_rising_times(plan.sampler, rising)
         plan.sampler.check(rising)
-        begin = self.process.alpha(rising[0]) * x0
-        return np.asarray(integrated(plan, begin, rising))
+        filled = dataclasses.replace(plan, x=self.process.alpha(rising[0]) * x0)
+        filled = rows_of(filled, slice(0, len(x0)), self.filled(len(x0)), len(x0))
+        return np.asarray(integrated(filled, rising, sharding=self.sharding))[: len(x0)]
 
     def given(self, n: int, cond: Mapping[str, Any] | None, *, fill: bool = True) -> dict[str, Any]:
         """Conditions as the network takes them, ``(n, ...)``: encoded, checked, and the null of each one left out.
@@ -304,7 +299,7 @@ class Model:
         Raises:
           ValueError: a condition that is unknown, out of range, of another shape, or that cannot be left out.
         """
-        specs, values = self.conditions, dict(cond or {})
+        specs, values = self.conditions, _by_name(cond)
         for name, encoder in self.encoders.items():
             if name in values:
                 values[name] = encoder(values[name])
@@ -319,6 +314,11 @@ class Model:
             )
         return complete(specs, checked, n) if specs else {}
 
+    def filled(self, n: int) -> int:
+        """The size of a batch that holds n samples: the next number that the devices divide."""
+        parts = 1 if self.sharding is None else parts_of(self.sharding)
+        return -(-n // parts) * parts
+
     def elements(self, guide: Guide | Sequence[Guide] | None) -> list[Guidance]:
         """Guidance as a list of elements.
 
@@ -326,7 +326,7 @@ class Model:
           ValueError: an unknown name or number.
         """
         chosen = self.defaults.guide if guide is None else guide
-        listed = [chosen] if isinstance(chosen, str | float | int | Guidance) or callable(chosen) else list(chosen)
+        listed: Sequence[Any] = chosen if isinstance(chosen, tuple | list) else [chosen]
         return [element for each in listed for element in _element(each)]
 
     def check(self) -> None:
@@ -352,33 +352,20 @@ class Model:
         if ts is not None:
             if steps is not None or grid is not None:
                 raise ValueError("ts are the times themselves: leave steps and grid out")
+            if isinstance(ts, str):
+                raise ValueError(f"ts are the times themselves, got {ts!r}: for a grid by its name, grid={ts!r}")
             return jnp.asarray(ts, jnp.result_type(float))
-        count = self.defaults.steps if steps is None else steps
-        if count < 1:
-            raise ValueError(f"steps must be at least 1, got {count}")
+        count = whole("steps", self.defaults.steps if steps is None else steps)
         return times(sampler, self.defaults.grid if grid is None else grid, count)
 
-    def _check_start(self, plan: Plan) -> None:
+    def _check_start(self, plan: Plan, n: int) -> None:
         """All checks of a start that need the times' numbers. They may trace the network, so once for the same ones."""
         known = (jax.tree.structure((plan.sampler, plan.guide, plan.cond)), np.asarray(plan.ts).tobytes())
         if known not in self._checked:
             x: Any = jax.ShapeDtypeStruct((1, *self.shape), jnp.float32)
-            one = rows_of(plan, slice(0, 1), 1, 2)
+            one = rows_of(plan, slice(0, 1), 1, n)
             check_start(one.sampler, one.denoise, x, np.asarray(plan.ts), one.cond or None)
             self._checked.add(known)
-
-    def _split(self, size: int) -> NamedSharding | None:
-        if self.sharding is None:
-            return None
-        parts = self.sharding.shard_shape((size,))[0] if size % _parts(self.sharding) == 0 else size
-        return None if parts == size and _parts(self.sharding) > 1 else self.sharding
-
-
-def _parts(sharding: NamedSharding) -> int:
-    """How many parts a batch is split into."""
-    axes = sharding.spec[0] if sharding.spec else None
-    names = () if axes is None else (axes,) if isinstance(axes, str) else axes
-    return int(np.prod([sharding.mesh.shape[name] for name in names])) if names else 1
 
 
 def _element(guide: Guide) -> list[Guidance]:
@@ -386,13 +373,17 @@ def _element(guide: Guide) -> list[Guidance]:
         return list(parse_guidance([guide]))
     if isinstance(guide, Guidance):
         return [guide]
-    if isinstance(guide, float | int):
-        if not np.isfinite(guide):
-            raise ValueError(f"the weight of guidance must be a finite number, got {guide}")
+    if isinstance(guide, float | int | np.number | Array) and not isinstance(guide, bool) and np.ndim(guide) == 0:
         return [CFG(float(guide))]
-    if not callable(guide):
+    if not callable(guide) or isinstance(guide, type):
         raise ValueError(f"an element of guidance is a name, a weight, or a function of a denoiser, got {guide!r}")
     return [Function(guide)]
+
+
+def _by_name(cond: Mapping[str, Any] | None) -> dict[str, Any]:
+    if not isinstance(cond, Mapping | None):
+        raise ValueError(f"conditions are a dict by name, such as {{'label': 3}}, got {type(cond).__name__}")
+    return dict(cond or {})
 
 
 def _example(leaf: jax.ShapeDtypeStruct) -> NDArray[Any]:

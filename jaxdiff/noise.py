@@ -8,6 +8,7 @@ apart (`salted_keys`): the prior, a sampler's steps, its correctors.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,31 @@ NoiseSource = Callable[[Array | None, Array], Noise]
 """From the samples' keys and the samples to their noise: `step_noise`, `brownian_noise`."""
 
 PRIOR, STEP, PATH = 0x7072696F, 0x73746570, 0x70617468  # "prio", "step", "path"
+
+
+def as_key(key: Array | int | np.integer[Any]) -> Array:
+    """A person's key, or the key of a seed.
+
+    Raises:
+      ValueError: several keys, a seed that is not from 0 to 2^32 - 1 (JAX would cut off its upper bits), or what is
+        neither.
+
+    >>> bool(as_key(3) == jax.random.key(3))
+    True
+    """
+    if isinstance(key, int | np.integer) and not isinstance(key, bool):
+        if not 0 <= key < 2**32:
+            raise ValueError(f"a seed is from 0 to {2**32 - 1}, got {key}")
+        return jax.random.key(key)
+    if isinstance(key, Array | np.ndarray):
+        raw = not jnp.issubdtype(key.dtype, jax.dtypes.prng_key)  # jax.random.PRNGKey: numbers in a last axis
+        if (not raw and key.ndim == 0) or (raw and key.ndim == 1 and key.dtype == np.uint32):
+            return jnp.asarray(key)
+        raise ValueError(
+            f"the key is one jax.random.key, or a seed, got {key.dtype} of shape {key.shape}: each sample's own key is "
+            "made of it and of the sample's number"
+        )
+    raise ValueError(f"the key is a jax.random.key, or a seed (a whole number), got {key!r}")
 
 
 def sample_keys(key: Array, start: ArrayLike, n: int) -> Array:

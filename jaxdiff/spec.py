@@ -16,8 +16,11 @@ by guidance. The value is the network's own, written down once, in its spec.
 from __future__ import annotations
 
 import math
+import operator
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import jax
@@ -40,7 +43,8 @@ class Spec:
         condition cannot be dropped. It may lie outside of the bounds.
 
     Raises:
-      ValueError: an unknown dtype, an empty range, or a null that does not broadcast to the shape or fit the dtype.
+      ValueError: an unknown dtype, bounds that are no numbers, an empty range, or a null that does not broadcast to the
+        shape or fit the dtype.
 
     >>> Spec((), "int32", 0, 9, null=10)  # one of ten classes; the eleventh id means "no class"
     Spec(shape=(), dtype='int32', low=0, high=9, null=10)
@@ -61,6 +65,10 @@ class Spec:
         object.__setattr__(self, "dtype", kind.name)
         if any(size is not None and size < 0 for size in self.shape):
             raise ValueError(f"shape: {self.shape} has a negative size")
+        for name in ("low", "high"):
+            bound = getattr(self, name)
+            if bound is not None and (isinstance(bound, bool) or not isinstance(bound, Real) or math.isnan(bound)):
+                raise ValueError(f"{name} is to be a number or None, got {reprlib.repr(bound)}")
         if self.low is not None and self.high is not None and not self.low <= self.high:
             raise ValueError(f"low {self.low} is above high {self.high}")
         if self.null is None:
@@ -210,24 +218,90 @@ def check(specs: Specs, values: Mapping[str, Any], n: int) -> dict[str, Any]:
     ...
     ValueError: label -1 is out of range: from 0 to 9
     """
-    if unknown := sorted(set(values) - set(specs)):
+    if unknown := [name for name in values if name not in specs]:
         takes = f"the conditions are {sorted(specs)}" if specs else "there are no conditions"
         raise ValueError(f"{unknown[0]}: {takes}: leave it out")
 
     def one(name: str, spec: Spec, value: ArrayLike) -> NDArray[Any]:
-        array = np.asarray(value)
+        array = as_array(name, value)
+        _check_kind(name, spec, array.dtype, "" if array.dtype != object else type(value).__name__)
         if array.ndim == len(spec.shape):
             array = np.broadcast_to(array, (n, *array.shape))
         if array.ndim and array.shape[0] != n:
             raise ValueError(f"{name} has {array.shape[0]} rows for {n} samples: pass one value, or one a sample")
         _check_form(name, spec, array.shape, array.dtype, n)
-        _check_range(name, spec, array)
-        return array.astype(spec.dtype)
+        with np.errstate(over="ignore"):
+            made = array.astype(spec.dtype)
+        _check_range(name, spec, array, made)
+        return made
 
     return {
         name: _map(lambda spec, value, name=name: one(name, spec, value), specs[name], value)
         for name, value in values.items()
     }
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """A person's whole number.
+
+    Raises:
+      ValueError: another number or another thing, or one below ``least``.
+
+    >>> whole("n", np.int64(3))
+    3
+    >>> whole("n", 2.5)
+    Traceback (most recent call last):
+    ...
+    ValueError: n must be a whole number of at least 1, got 2.5
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool | np.bool_) or number < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {reprlib.repr(value)}")
+    return number
+
+
+def as_array(name: str, value: ArrayLike) -> NDArray[Any]:
+    """A person's value as an array.
+
+    Raises:
+      ValueError: lists of unequal lengths.
+
+    >>> as_array("x", [[1.0], [1.0, 2.0]])
+    Traceback (most recent call last):
+    ...
+    ValueError: x has rows of unequal lengths, expected an array: bring them to one length
+    """
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} has rows of unequal lengths, expected an array: bring them to one length") from error
+
+
+def finite(name: str, value: ArrayLike, shape: tuple[int | None, ...], what: str) -> Any:
+    """A person's real numbers; a `jax.Array` stays where it is.
+
+    Args:
+      name: for messages.
+      value: the numbers.
+      shape: what they have; None for the batch, at least one.
+      what: they are, for messages.
+
+    Raises:
+      ValueError: another shape, other things than real numbers, NaN or an infinite one.
+    """
+    array = value if isinstance(value, Array) else as_array(name, value)
+    fits = len(array.shape) == len(shape) and all(s == w if w else s for s, w in zip(array.shape, shape, strict=True))
+    if not fits:
+        sizes = ", ".join("n" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} has shape {array.shape}, expected ({sizes}): {what}")
+    if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+        raise ValueError(f"{name} must be real numbers, got {array.dtype}")
+    if bad := int((~jnp.isfinite(array)).sum()):
+        raise ValueError(f"{name} is NaN or infinite in {bad} of its {array.size} numbers")
+    return array
 
 
 def _check_form(name: str, spec: Spec, shape: tuple[int, ...], dtype: Any, batch: int) -> None:
@@ -237,20 +311,25 @@ def _check_form(name: str, spec: Spec, shape: tuple[int, ...], dtype: Any, batch
         sizes = [str(batch), *("any" if size is None else str(size) for size in spec.shape)]
         wanted = ", ".join(sizes) + "," * (len(sizes) == 1)
         raise ValueError(f"{name} has shape {tuple(shape)}, expected ({wanted}): the batch first")
+    _check_kind(name, spec, dtype)
+
+
+def _check_kind(name: str, spec: Spec, dtype: Any, told: str = "") -> None:
     if jnp.issubdtype(spec.dtype, jnp.integer) and not jnp.issubdtype(dtype, jnp.integer):
-        raise ValueError(f"{name} must be whole numbers ({spec.dtype}), got {dtype}")
+        raise ValueError(f"{name} must be whole numbers ({spec.dtype}), got {told or dtype}")
     if not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
-        raise ValueError(f"{name} must be numbers ({spec.dtype}), got {dtype}")
+        raise ValueError(f"{name} must be numbers ({spec.dtype}), got {told or dtype}")
 
 
-def _check_range(name: str, spec: Spec, array: NDArray[Any]) -> None:
+def _check_range(name: str, spec: Spec, array: NDArray[Any], made: NDArray[Any]) -> None:
     low, high = -math.inf if spec.low is None else spec.low, math.inf if spec.high is None else spec.high
-    good = np.isfinite(array) & (array >= low) & (array <= high)
+    good = np.isfinite(array) & np.isfinite(made) & (array >= low) & (array <= high)
     if spec.null is not None:
         good |= array == np.asarray(spec.null)
     if not good.all():
         wrong = array[~good].flat[0].item()
-        allowed = f"from {low:g} to {high:g}" if math.isfinite(low + high) else "it must be finite and in its bounds"
+        bounds = [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (high < math.inf)
+        allowed = ", ".join(["it must be finite", *bounds]) if len(bounds) < 2 else f"from {low:g} to {high:g}"
         null = f", or {spec.null} for none" if spec.null is not None else ""
         raise ValueError(f"{name} {wrong} is out of range: {allowed}{null}")
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ def _what_is_set_is_put_back() -> Iterator[None]:
     from jaxdiff import methods
     from jaxdiff.config import SOURCES
 
-    tables = [SOURCES, methods.SAMPLERS, methods.GRIDS, methods.GUIDANCE, methods.CACHES]
+    tables: list[dict[str, Any]] = [SOURCES, methods.SAMPLERS, methods.GRIDS, methods.GUIDANCE, methods.CACHES]
     names = "enable_compilation_cache", "compilation_cache_dir", "persistent_cache_min_compile_time_secs"
     were = [dict(table) for table in tables]
     set_to = {f"jax_{name}": getattr(jax.config, f"jax_{name}") for name in names}

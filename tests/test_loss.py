@@ -358,3 +358,24 @@ def test_hybrid_loss_moves_the_variance_and_not_the_mean() -> None:
     assert (plain[..., 1:] == 0).all() and (hybrid[..., 1:] != 0).all() and np.isfinite(hybrid).all()
     with pytest.raises(ValueError, match="needs a chain"):
         jd.DenoisingLoss(jd.VP(), jd.LearnedVariance(), vlb_weight=0.001)
+
+
+def test_the_variational_term_of_real_data_is_a_density() -> None:
+    """At the chain's first step, t = 1/T, it is -log2 N(x0; x0^, e^(log variance)), the mean over dimensions."""
+    process: Any = PROCESSES["DiscreteVP_cosine"]()
+    kind = jd.LearnedVariance()
+    batch = {"x": 3.0 * jax.random.normal(jax.random.key(0), (8, 2, 2, 1))}
+    output = 0.1 * jax.random.normal(jax.random.key(1), (8, 2, 2, 2))
+
+    def total(weight: float, levels: int | None) -> Any:
+        return jd.DenoisingLoss(process, kind, vlb_weight=weight, levels=levels).terms(Constant(), output, draws).loss
+
+    draws = jd.DenoisingLoss(process, kind).draw(jax.random.key(2), batch)
+    t = jnp.full((8,), 1.0 / process.steps)
+    draws = dataclasses.replace(draws, t=t)
+    prediction: Any = kind.read(process, process.perturb(draws.x0, draws.eps, t), t, output)
+    log_variance = learned_log_variance(process, jnp.zeros(8), t, prediction.variance)
+    density = norm.logpdf(draws.x0, prediction.x0, np.exp(0.5 * log_variance)).mean(axis=(1, 2, 3)) / np.log(2)
+    found = total(1.0, None) - total(0.0, None)
+    np.testing.assert_allclose(found / process.steps, -density, rtol=1e-3)
+    assert (np.abs(total(1.0, 256) - total(1.0, None)) > 0.1 * np.abs(found)).all()

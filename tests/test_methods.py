@@ -118,6 +118,7 @@ def test_what_is_wrong_is_told_in_the_words_typed(text: str, message: str) -> No
 
 
 def test_guidance_and_caches_are_told_likewise() -> None:
+    parse: Any
     for parse, text, message in (
         (parse_guidance, "cfg", "^cfg: cfg needs weight, for instance cfg:2$"),
         (parse_guidance, "cgf:2", "there is no guidance 'cgf'; did you mean 'cfg'"),
@@ -128,6 +129,9 @@ def test_guidance_and_caches_are_told_likewise() -> None:
         ),
         (parse_guidance, "every:0", "every is to be a whole number, 1 or more"),
         (parse_guidance, "every:2.5", "every is to be a whole number, got '2.5'"),
+        (parse_guidance, "2", "there is no guidance '2'; did you mean 'cfg:2'"),
+        (parse_cache, 3, "a cache is a name with its numbers, such as 'deepcache:3', or an object, got 3"),
+        (parse_grid, 3, r"a grid is a name, such as 'karras', or a function \(process, steps\) -> times, got 3"),
         (parse_cache, "deepcash", "there is no cache 'deepcash'; did you mean 'deepcache'"),
         (parse_cache, "taylorseer:4,order=-1", "order is to be an integer, 0 or more"),
         (parse_grid, "karas", r"there is no grid 'karas'; did you mean 'karras'\? \(known: uniform"),
@@ -258,3 +262,26 @@ def test_options_of_version_0_1_0_in_the_new_words() -> None:
                 flat = {**usual, "tau": tau, option: value}
                 assert alike(parse_sampler(legacy(name, **flat), PROCESS), row(flat)), (name, flat)
         assert legacy(name, **usual) == legacy(name) == name  # what was left out stays out
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("DDIM", "ddim"),
+        ("UniPC(order=2)", "unipc"),
+        ("DPM++2M", "dpmpp_2m"),
+        ("DPMpp2M", "dpmpp_2m"),
+        ("EulerMaruyama", "euler_maruyama"),
+        ("AnnealedLangevinDynamics", "annealed_langevin"),
+    ],
+)
+def test_the_names_of_classes_and_papers_lead_to_those_of_methods(written: str, name: str) -> None:
+    with pytest.raises(ValueError, match=f"did you mean {name!r}"):
+        parse_sampler(written, PROCESS)
+    assert parse_sampler("unipc: order = 2", PROCESS) == parse_sampler("unipc:order=2", PROCESS)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, jd.DDIM])
+def test_what_is_no_sampler_is_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="a sampler is a name with its numbers, such as 'ddim', or an object"):
+        parse_sampler(wrong, PROCESS)

@@ -268,6 +268,26 @@ def test_inversion_refuses_noise() -> None:
         model().invert({"x": np.zeros((1, 2))}, sampler="ddpm", steps=5)
 
 
+@pytest.mark.parametrize(
+    ("record", "options", "message"),
+    [
+        (np.zeros((1, 2)), {}, "a record is a dict with 'x', as sample gives it, got ndarray"),
+        (None, {}, "a record is a dict with 'x', as sample gives it, got NoneType"),
+        ({"label": [1]}, {}, "a record is a dict with 'x'"),
+        ({"x": np.zeros((3, 5))}, {}, r"x has shape \(3, 5\), expected \(n, 2\): records, the batch first"),
+        ({"x": np.zeros(2)}, {}, r"x has shape \(2,\), expected \(n, 2\)"),  # no two samples of one number
+        ({"x": np.zeros((0, 2))}, {}, r"x has shape \(0, 2\), expected \(n, 2\)"),
+        ({"x": [[np.nan, 0.0]]}, {}, "x is NaN or infinite in 1 of its 2 numbers"),
+        ({"x": [["a", "b"]]}, {}, "x must be real numbers"),
+        ({"x": np.zeros((1, 2))}, {"cond": [1]}, "conditions are a dict by name"),
+        ({"x": np.zeros((1, 2))}, {"ts": [0.1, 0.9]}, "times are to fall from noise to data"),  # those of sample
+    ],
+)
+def test_inversion_refuses_what_is_no_record(record: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model().invert(record, **options)
+
+
 # --- words of errors
 
 
@@ -287,7 +307,27 @@ def test_samples_that_are_not_finite_are_told_of() -> None:
 @pytest.mark.parametrize(
     ("n", "options", "message"),
     [
-        (0, {}, "n must be at least 1"),
+        (0, {}, "n must be a whole number of at least 1, got 0"),
+        (2.5, {}, "n must be a whole number of at least 1, got 2.5"),
+        (2, {"start": 1.5}, "start must be a whole number of at least 0, got 1.5"),
+        (2, {"steps": 2.5}, "steps must be a whole number"),
+        (2, {"batch_size": 1.5}, "batch_size must be a whole number"),
+        (2, {"keep": 3}, r"keep is a jaxdiff.sampling.Keep, such as Keep\(at=\(0, 10, -1\)\), got 3"),
+        (2, {"keep": (0, -1)}, "keep is a jaxdiff.sampling.Keep"),
+        (2, {"cond": [1, 2]}, "conditions are a dict by name, such as .*, got list"),
+        (2, {"cond": np.array([1, 2])}, "conditions are a dict by name, such as .*, got ndarray"),
+        (2, {"cond": {"label": 1}, "negative": [1], "guide": 2}, "conditions are a dict by name"),
+        (2, {"cond": {"label": None}}, "label must be whole numbers .int32., got NoneType"),
+        (2, {"cond": {"style": [[1.0], [1.0, 2.0]]}}, "style has rows of unequal lengths"),
+        (2, {"x": np.full((2, 2), np.nan)}, "x is NaN or infinite in 4 of its 4 numbers"),
+        (2, {"x": np.zeros((2, 2), complex)}, "x must be real numbers, got complex128"),
+        (2, {"ts": "karras"}, "for a grid by its name, grid='karras'"),
+        (2, {"sampler": jd.DDIM}, "a sampler is a name with its numbers"),
+        (2, {"cond": {"label": 1}, "guide": {"cfg": 2}}, "an element of guidance is a name, a weight, or a function"),
+        (3, {"cond": {"label": 1}, "guide": jd.CFG(np.ones(2))}, "a finite weight, or one for each of 3 samples, got"),
+        (3, {"cond": {"label": 1}, "guide": jd.CFG(np.nan)}, "a finite weight, or one for each of 3 samples, got nan"),
+        (2, {"cond": {"label": 1}, "guide": jd.CFG}, "an element of guidance is a name"),
+        (2, {"cond": {"label": 1}, "guide": lambda denoise: 3}, "is to give a denoiser, called as .x, t, cond., got 3"),
         (2, {"cond": {"label": 4}}, "label 4 is out of range: from 0 to 2, or 3 for none"),
         (2, {"cond": {"style": np.ones((1, 2))}}, "style has 1 rows for 2 samples"),
         (2, {"cond": {"style": [1.0]}}, r"style has shape \(2, 1\), expected \(2, 2\)"),
@@ -317,3 +357,13 @@ def test_what_cannot_be_left_out_is_said() -> None:
     needed.check()
     with pytest.raises(ValueError, match="learned"):
         dataclasses.replace(needed, defaults=Defaults(sampler="ddpm:learned")).check()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_weight_for_each_sample_is_that_of_each_alone(n: int) -> None:
+    made, weights = model(), np.array([0.5, 2.0, 4.0], np.float32)[:n]
+    options: Any = {"sampler": "dpmpp_2m", "steps": 4, "decode": False}
+    found = made.sample(0, n, {"label": 1}, guide=jd.CFG(weights), batch_size=2, **options)
+    for i, weight in enumerate(weights):
+        alone = made.sample(0, 1, {"label": 1}, guide=float(weight), start=i, **options)
+        np.testing.assert_allclose(found[i : i + 1], alone, rtol=1e-5)

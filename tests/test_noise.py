@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from jaxdiff.noise import brownian_noise, salted_keys, sample_keys, step_noise, white_noise
+from jaxdiff.noise import as_key, brownian_noise, salted_keys, sample_keys, step_noise, white_noise
 
 
 def test_noise_of_a_sample_does_not_depend_on_its_batch() -> None:
@@ -151,3 +152,28 @@ def test_salted_keys() -> None:
     np.testing.assert_array_equal(same, [True, False, False, True])
     part = salted_keys(keys[2:], 7, 3)
     np.testing.assert_array_equal(jax.random.key_data(part), jax.random.key_data(of_all[2:]))
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (0.5, "the key is a jax.random.key, or a seed"),
+        ("0", "the key is a jax.random.key, or a seed"),
+        (None, "the key is a jax.random.key, or a seed"),
+        (True, "the key is a jax.random.key, or a seed"),
+        (-1, "a seed is from 0 to 4294967295, got -1"),
+        (2**32, "a seed is from 0 to 4294967295"),  # JAX makes of it the key of 0
+        (np.array([1, 2, 3]), r"the key is one jax.random.key, or a seed, got int64 of shape \(3,\)"),
+    ],
+)
+def test_what_is_no_key_is_refused(key: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        as_key(key)
+
+
+def test_a_seed_and_both_kinds_of_key() -> None:
+    same: Any = (7, np.int64(7), jax.random.key(7), jax.random.PRNGKey(7))
+    draws = [jax.random.normal(as_key(key)) for key in same]
+    assert len(set(map(float, draws))) == 1
+    with pytest.raises(ValueError, match=r"the key is one jax.random.key, or a seed, got .* of shape \(3,\)"):
+        as_key(jax.random.split(jax.random.key(0), 3))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdiff.spec import Spec, Specs, check, complete, drop, droppable, null_of
+from jaxdiff.spec import Spec, Specs, check, complete, drop, droppable, finite, null_of, whole
 
 LABEL = Spec((), "int32", 0, 255, null=256)
 STYLE = Spec((2,), "float32", -3.0, 3.0, null=(-9.0, -8.0))
@@ -89,8 +89,13 @@ def test_values_that_do_not_fit_are_refused(value, message):
 
 
 def test_values_not_finite_are_refused():
-    with pytest.raises(ValueError, match="nan"):
-        check({"style": STYLE}, {"style": [np.nan, 0.0]}, 2)
+    for number, message in ((np.nan, "style nan"), (-np.inf, "style -inf"), (1e39, "style 1e.39 is out of range")):
+        with pytest.raises(ValueError, match=message):  # the last is infinite as float32
+            check({"style": STYLE}, {"style": [number, 0.0]}, 2)
+    least = Spec((), "float32", low=0.0)
+    with pytest.raises(ValueError, match=r"w inf is out of range: it must be finite, at least 0$"):
+        check({"w": least}, {"w": np.inf}, 1)
+    assert check({"w": least}, {"w": 2}, 1)["w"].tolist() == [2.0]
     assert check({"style": STYLE}, {"style": (-9.0, -8.0)}, 2)["style"].shape == (2, 2)
 
 
@@ -108,6 +113,10 @@ def test_unknown_names_are_refused():
     [
         {"dtype": "float33"},
         {"low": 2, "high": 1},
+        {"low": "a"},
+        {"high": float("nan")},
+        {"low": np.zeros(2)},
+        {"low": False},
         {"shape": (3,), "null": (1.0, 2.0)},
         {"dtype": "uint8", "null": 256},
         {"shape": (-1,)},
@@ -124,3 +133,33 @@ def test_dropping_changes_the_dropped_alone(labels, data):
     mask = data.draw(st.lists(st.booleans(), min_size=len(labels), max_size=len(labels)))
     left = drop({"label": LABEL}, {"label": np.array(labels)}, {"label": jnp.array(mask)})["label"].tolist()
     assert left == [256 if gone else label for label, gone in zip(labels, mask, strict=True)]
+
+
+@pytest.mark.parametrize("value", [2.5, 3.0, "3", None, True, np.bool_(True), 0, -1, [3], np.float32(3)])
+def test_what_is_no_whole_number_is_refused(value):
+    with pytest.raises(ValueError, match="n must be a whole number of at least 1, got"):
+        whole("n", value)
+
+
+def test_whole_numbers_of_any_kind():
+    assert [whole("n", value) for value in (3, np.int64(3), np.uint8(3), jnp.int32(3))] == [3] * 4
+    assert whole("start", 0, 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.ones((3, 5)), r"x has shape \(3, 5\), expected \(n, 2\): points"),
+        (np.ones(2), r"x has shape \(2,\), expected \(n, 2\)"),
+        (np.ones((0, 2)), r"x has shape \(0, 2\), expected \(n, 2\)"),
+        ([[1.0], [1.0, 2.0]], "x has rows of unequal lengths"),
+        ([["a", "b"]], "x must be real numbers, got <U1"),
+        (np.ones((1, 2), complex), "x must be real numbers, got complex128"),
+        ([[np.nan, 1.0]], "x is NaN or infinite in 1 of its 2 numbers"),
+        (jnp.full((2, 2), jnp.inf), "x is NaN or infinite in 4 of its 4 numbers"),
+    ],
+)
+def test_numbers_that_are_not_finite_or_none(value, message):
+    with pytest.raises(ValueError, match=message):
+        finite("x", value, (None, 2), "points")
+    assert finite("x", np.ones((1, 2), np.uint8), (None, 2), "points").dtype == np.uint8

@@ -10,7 +10,7 @@ from jaxdiff.lazy import lazily
 
 if TYPE_CHECKING:
     from jaxdiff.codecs.arrays import Arrays
-    from jaxdiff.codecs.base import Codec, encoded_specs
+    from jaxdiff.codecs.base import Codec, encoded_specs, grey_levels
     from jaxdiff.codecs.default import default_codec
     from jaxdiff.codecs.images import Images, grid, save_png, to_model_range, to_uint8
     from jaxdiff.codecs.points import Points, scatter
@@ -20,7 +20,7 @@ __getattr__ = lazily(
     __name__,
     {
         "Arrays": "arrays",
-        **dict.fromkeys(("Codec", "encoded_specs"), "base"),
+        **dict.fromkeys(("Codec", "encoded_specs", "grey_levels"), "base"),
         "default_codec": "default",
         **dict.fromkeys(("Images", "grid", "save_png", "to_model_range", "to_uint8"), "images"),
         **dict.fromkeys(("Points", "scatter"), "points"),
@@ -36,6 +36,7 @@ __all__ = [
     "Strokes",
     "default_codec",
     "encoded_specs",
+    "grey_levels",
     "grid",
     "save_png",
     "scatter",

@@ -23,7 +23,7 @@ from jaxdiff.codecs.base import Stored, save_npz, save_png, saved_as
 from jaxdiff.codecs.drawing import histogram, lines
 from jaxdiff.codecs.images import grid
 from jaxdiff.codecs.points import scatter
-from jaxdiff.data.sources import DataError, Source, name_of, spread, take
+from jaxdiff.data.sources import DataError, Source, name_of, not_finite, spread, take
 from jaxdiff.record import field, record
 from jaxdiff.spec import Spec, Specs
 
@@ -99,7 +99,7 @@ class Arrays:
             x = take(source, part)["x"].astype(np.float64)
             if not np.isfinite(x).all():
                 row = part[int(np.argmin(np.isfinite(x).reshape(len(x), -1).all(axis=1)))]
-                raise DataError(f"{name_of(source)} row {row}: x is not finite; fix the record or leave it out")
+                raise DataError(f"{name_of(source)} row {row}: x {not_finite('float32')}")
             x = x.reshape(-1, shape[-1] if per_channel and shape else 1)
             shift = x.mean(axis=0) if shift is None else shift
             count, total, squares = count + len(x), total + (x - shift).sum(0), squares + ((x - shift) ** 2).sum(0)

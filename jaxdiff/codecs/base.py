@@ -17,12 +17,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 from PIL import Image
 
-from jaxdiff.spec import Specs
+from jaxdiff.spec import Spec, Specs
 
 Stored = Mapping[str, Any]
 
@@ -90,6 +91,20 @@ def encoded_specs(codec: Codec, stored: Specs) -> Specs:
     return {**own, **{name: spec for name, spec in stored.items() if name not in own}}
 
 
+def grey_levels(codec: Codec) -> int | None:
+    """256 where a codec's x0 are bytes brought to [-1, 1], value by value; None for real-valued data.
+
+    >>> from jaxdiff.codecs import Arrays, Images
+    >>> grey_levels(Images((8, 8, 1))), grey_levels(Arrays((8, 8, 1)))
+    (256, None)
+    """
+    x = codec.spec["x"]
+    assert isinstance(x, Spec)
+    x0 = jax.ShapeDtypeStruct((1, *(1 if size is None else size for size in x.shape)), x.dtype)
+    stored = jax.eval_shape(codec.decode, x0)["x"]
+    return 256 if stored.dtype == np.uint8 and stored.shape == x0.shape and x.clip == (-1.0, 1.0) else None
+
+
 def passed_on(values: Mapping[str, Any] | None, own: Specs) -> dict[str, Any]:
     """The conditions among some values that a codec with these specs does not make."""
     return {name: value for name, value in (values or {}).items() if name not in own}
@@ -144,7 +159,7 @@ def png(picture: NDArray[np.uint8]) -> bytes:
 
 @contextlib.contextmanager
 def _whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    path = Path(path)
+    path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     yield partial

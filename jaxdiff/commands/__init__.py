@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from jaxdiff.launch.allocator import start_again
-from jaxdiff.launch.errors import suggestion
+from jaxdiff.launch.errors import silent_at_a_broken_pipe, suggestion
 from jaxdiff.launch.signals import end_with_command
 
 end_with_command()  # of a worker: it imports this first, then waits for what it is to read
@@ -51,10 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
         sys.argv[1:] = rest  # each reads its own options, as the file of its name does
         status: int | None = importlib.import_module(f"jaxdiff.commands.{name}").main()
         return status
-    if name in ("-h", "--help"):
-        print(USAGE)
-    elif name == "--version":
-        print(f"jaxdiff {importlib.import_module('jaxdiff').__version__}")
+    if name in ("-h", "--help", "--version"):
+        with silent_at_a_broken_pipe():
+            print(USAGE if name != "--version" else f"jaxdiff {importlib.import_module('jaxdiff').__version__}")
     elif name.startswith(("--tyro-print-completion", "--tyro-write-completion")):
         from jaxdiff.commands.completion import complete
 

@@ -5,7 +5,8 @@
     jaxdiff evaluate runs/digits --method ode elbo vlb --num 100        and by the variational bounds; 100 images
     jaxdiff evaluate runs/digits --split train --out results.json       another split; figures as JSON
 
-Ctrl-C ends it with the figures of the images done so far. Several processes (docs/clusters.md) split each batch.
+Ctrl-C ends it with the figures of the images done so far. Several processes (docs/clusters.md) split each batch, and
+--mesh.fsdp 8 the weights, as in training.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class Options(EvaluateOptions, cfg.ProcessOptions):
     """results.json: the figures, image by image too."""
     step: int | None = None
     """Checkpoint to evaluate; by default the newest."""
+    mesh: cfg.MeshConfig = dataclasses.field(default_factory=cfg.MeshConfig)
+    """As in training; by default every device has whole weights."""
     trust: tuple[str, ...] = ()
     """Modules or files (mine.py) of your own that the run's configuration uses; they are imported."""
 
@@ -56,7 +59,9 @@ class Options(EvaluateOptions, cfg.ProcessOptions):
 def evaluate(arguments: Sequence[str]) -> int | None:
     """The signal that ended it early; None where it came to the end."""
     about = cfg.about("evaluate", __doc__)
-    options = cfg.parse(Options, arguments, program=cfg.program("evaluate"), positional=1, about=about)
+    options = cfg.parse(
+        Options, arguments, program=cfg.program("evaluate"), default=Options(), positional=1, about=about
+    )
     if options.run is None:
         raise ConfigError(f"the folder of a run is missing, for instance: {cfg.program('evaluate')} runs/digits")
     if options.out is not None and (options.out.suffix != ".json" or not options.out.parent.is_dir()):
@@ -71,7 +76,9 @@ def evaluate(arguments: Sequence[str]) -> int | None:
     cfg.join(options)
     lead = jax.process_index() == 0
     kept = cfg.keep_compiled(options.cache)
-    run = Run.load(options.run, step=options.step, trusted=("jaxdiff", *options.trust), mesh=make_mesh())
+    with cfg.as_config_error("--mesh"):
+        mesh = make_mesh(**dataclasses.asdict(options.mesh))
+    run = Run.load(options.run, step=options.step, trusted=("jaxdiff", *options.trust), mesh=mesh)
     data = dataclasses.replace(run.config.data, split=options.split)
     data = data if options.path is None else dataclasses.replace(data, path=options.path)
     source = cfg.build_source(dataclasses.replace(run.config, data=data))

@@ -8,6 +8,7 @@
     jaxdiff sample runs/digits --feature-cache deepcache:3           faster, at a price: features reused
     jaxdiff sample runs/digits --compiled kept                       faster to start from the second time on
     jaxdiff sample runs/styles --cond label=3 style=2.1,0.3          conditions by name
+    jaxdiff sample runs/large --mesh.fsdp 8                          weights split over 8 devices, as in training
 
 Samples are saved as their codec does it: images as a grid or arrays, points as a scatter plot or arrays. A folder is
 read by jaxdiff.load_samples. Several processes (docs/clusters.md) share the shards of a folder, and split each batch
@@ -76,6 +77,8 @@ class Options(cfg.ProcessOptions):
     """Most samples at once."""
     step: int | None = None
     """Checkpoint to sample from; by default the newest."""
+    mesh: cfg.MeshConfig = dataclasses.field(default_factory=cfg.MeshConfig)
+    """As in training; by default every device has whole weights."""
     average: str | None = None
     """Of several averages of the weights, the one of this name; "none": the last step's weights."""
     dtype: str | None = None
@@ -87,7 +90,7 @@ class Options(cfg.ProcessOptions):
 def sample(arguments: Sequence[str]) -> None:
     # --- What is asked, checked before anything is loaded
     about = cfg.about("sample", __doc__)
-    options = cfg.parse(Options, arguments, program=cfg.program("sample"), positional=1, about=about)
+    options = cfg.parse(Options, arguments, program=cfg.program("sample"), default=Options(), positional=1, about=about)
     if options.run is None:
         raise ConfigError(f"the folder of a run is missing, for instance: {cfg.program('sample')} runs/digits")
     path = options.run
@@ -100,7 +103,7 @@ def sample(arguments: Sequence[str]) -> None:
     if out.suffix == "":
         into_folder(options, path, out, kept)
         return
-    run = load(options, path, options.step, mesh=make_mesh())
+    run = load(options, path, options.step, mesh_of(options))
     if out.suffix not in run.codec.suffixes:
         allowed = " or ".join(run.codec.suffixes)
         raise ConfigError(f"--out: {str(out)!r} must end in {allowed}, or be a folder (of shards)")
@@ -152,10 +155,13 @@ def conditions(run: Run, options: Options) -> tuple[dict[str, Any] | None, int, 
         if not equals or name not in run.model.conditions:
             known = ", ".join(run.model.conditions) or "none"
             raise ConfigError(f"--cond: {text!r} is no NAME=VALUE of this run's conditions ({known})")
+        if name in given or (name == "label" and options.label):
+            raise ConfigError(f"{name} is given twice: give it once, by --label or by --cond")
         given[name] = _value(name, value)
     labels = [_label(run, text) for text in options.label] if "label" not in given else []
     shown = run.num_classes if "label" not in given else None
-    rows, columns = rows_of_labels(shown, options.num, labels) if run.num_classes or labels else (None, None)
+    with cfg.as_config_error("--num"):  # more than memory has
+        rows, columns = rows_of_labels(shown, options.num, labels) if run.num_classes or labels else (None, None)
     num = len(rows["label"]) if rows else options.num or 64
     cond = {**(rows or {}), **given}
     return cond or None, num, columns
@@ -169,6 +175,7 @@ def _label(run: Run, text: str) -> int:
         return int(text)
     except ValueError:
         known = f"; there are {', '.join(classes[:20])}" if classes else ""
+        known += "; several stand apart, as in --label 3 5" if "," in text else ""
         raise ConfigError(f"--label: {text!r} is neither a number nor the name of a class{known}") from None
 
 
@@ -186,7 +193,8 @@ def _value(name: str, text: str) -> Any:
 
 
 def into_folder(options: Options, path: Path, out: Path, kept: Path | None) -> None:
-    """Many samples in shards: each process draws its own ones, and what is there already is not drawn again."""
+    """Many samples in shards, of which each process draws its own ones, or all draw each together where a process's
+    devices do not hold the weights. What is there already is not drawn again."""
     lead = jax.process_index() == 0
 
     def say(text: str) -> None:
@@ -196,15 +204,12 @@ def into_folder(options: Options, path: Path, out: Path, kept: Path | None) -> N
     # The checkpoint of an interrupted request, though a training may have written newer ones since.
     request = read_request(out)
     step = options.step if options.step is not None or request is None else request.made_by.get("step")
-    run = load(options, path, None if step is None else cfg.as_lead(step))
+    run = load(options, path, cfg.as_lead(step), mesh_of(options, apart=True))
     cond, num, _ = conditions(run, options)
     request = Request(num, run.shape, made_by(run, options), options.shard_size)
     with cfg.lead_first("samples"):
         claim_samples(out, request, write=lead)
     say(cfg.first_line(kept))
-    size = options.batch_size or run.config.sample.batch_size
-    size = -(-size // run.batch_devices) * run.batch_devices  # what does not divide would not be split
-    options = dataclasses.replace(options, batch_size=size)
 
     def records(first: int, n: int) -> dict[str, NDArray[Any]]:
         def rows(value: Any) -> Any:  # one a sample, or one for all
@@ -212,7 +217,8 @@ def into_folder(options: Options, path: Path, out: Path, kept: Path | None) -> N
 
         return draw(run, options, n, {name: rows(value) for name, value in cond.items()} if cond else None, first)
 
-    write_shards(out, request, records, part=(jax.process_index(), jax.process_count()), say=say)
+    part, together = (jax.process_index(), jax.process_count()), run.mesh.is_multi_process
+    write_shards(out, request, records, part=part, together=together, say=say)
     if lead:
         wait_for_shards(out, request)
     say(f"{num} samples from step {run.step} of {path}: {out}")
@@ -236,7 +242,20 @@ def made_by(run: Run, options: Options) -> dict[str, Any]:
     return {"run": run.config.name, "config": config, "step": run.step, "seed": options.seed, **chosen}
 
 
-def load(options: Options, path: Path, step: int | None, mesh: Mesh | None = None) -> Run:
+def mesh_of(options: Options, *, apart: bool = False) -> Mesh:
+    """The devices that the options ask for; ``apart``: this process's alone, where they hold the weights.
+
+    Raises:
+      ConfigError: sizes that do not fit the devices.
+    """
+    sizes, own = options.mesh, jax.local_devices()
+    parts = sizes.fsdp * sizes.tensor
+    apart = apart and sizes.data == -1 and parts > 0 and len(own) % parts == 0
+    with cfg.as_config_error("--mesh"):
+        return make_mesh(**dataclasses.asdict(sizes), devices=own if apart else None)
+
+
+def load(options: Options, path: Path, step: int | None, mesh: Mesh) -> Run:
     """The run, with the sampler that the options ask for tried on its process.
 
     Raises:

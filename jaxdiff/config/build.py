@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 import jaxdiff.data
-from jaxdiff.codecs import Codec, default_codec, encoded_specs
+from jaxdiff.codecs import Codec, default_codec, encoded_specs, grey_levels
 from jaxdiff.config.schema import Config, LossConfig, check_ranges
 from jaxdiff.data.sources import DataError, Source, Subset, classes_of, name_of
 from jaxdiff.launch.errors import ConfigError, as_config_error, suggestion
@@ -103,9 +103,10 @@ def _check_dropout(config: Config) -> None:
     specs = config.cond
     for name, rate in config.loss.dropout.items():
         if name not in specs:
-            takes = f"takes {', '.join(specs)}" if specs else "takes no condition"
-            near = suggestion(name, specs)
-            raise ConfigError(f"loss.dropout: there is no condition {name!r}{near}: the network {takes}")
+            raise ConfigError(
+                f"loss.dropout: there is no condition {name!r}{suggestion(name, specs)} (the network takes "
+                f"{', '.join(specs) or 'none'})"
+            )
         if rate > 0 and not droppable(specs[name]):
             raise ConfigError(
                 f"loss.dropout: {name} has no null, so it cannot be dropped; for labels set network.null_class, for "
@@ -164,6 +165,8 @@ def build_loss(config: Config) -> Objective | FokkerPlanck:
         "dropout": {name: rate for name, rate in config.loss.dropout.items() if rate > 0},
     }
     objective = look_up(OBJECTIVES, config.loss.objective, "loss.objective")(parts, config.loss)
+    if isinstance(objective, DenoisingLoss) and objective.vlb_weight and config.codec is not None:
+        objective = dataclasses.replace(objective, levels=grey_levels(config.codec))
     return FokkerPlanck(objective, config.loss.fokker_planck) if config.loss.fokker_planck else objective
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import errno
 import io
+import os
 import re
 import sys
 import typing
@@ -21,6 +23,7 @@ from typing import Annotated, Any, TypeVar
 import jax
 import tyro
 
+from jaxdiff.config.hints import described, is_numbers_by_name
 from jaxdiff.config.schema import Config
 from jaxdiff.config.trust import load_file
 from jaxdiff.launch.distributed import ProcessOptions, leave_alone
@@ -31,8 +34,9 @@ Options = TypeVar("Options")
 
 @contextlib.contextmanager
 def one_line_errors(program: str, *errors: type[Exception]) -> Iterator[None]:
-    """Turns a `ConfigError`, or one of ``errors``, into one line on stderr and exit status 2; Ctrl-C into one and 130.
-    Others pass. Output that nobody reads any more (``--help | head``) ends the program in silence.
+    """Turns a `ConfigError`, one of ``errors``, a name too long for a file, or a full disk into one line on stderr and
+    exit status 2; Ctrl-C into one and 130. Others pass. Output that nobody reads any more (``--help | head``) ends the
+    program in silence.
 
     One of several processes ends by whatever error without waiting for the others (`jaxdiff.launch.distributed`).
 
@@ -46,7 +50,8 @@ def one_line_errors(program: str, *errors: type[Exception]) -> Iterator[None]:
         with silent_at_a_broken_pipe():
             yield
     except (Exception, KeyboardInterrupt) as error:
-        expected = isinstance(error, (ConfigError, *errors))
+        plain = getattr(error, "errno", None) in (errno.ENAMETOOLONG, errno.ENOSPC)  # of a path, of what is printed
+        expected = plain or isinstance(error, (ConfigError, *errors))
         if jax.distributed.is_initialized():
             leave_alone(program, error, expected)
         if isinstance(error, KeyboardInterrupt):  # outside of the training loop, which has an answer of its own
@@ -76,7 +81,7 @@ def find_config(path: str | Path) -> Path:
       ConfigError: there is none; with what there is.
     """
     path = Path(path).expanduser()
-    if path.is_file() and path.suffix:
+    if os.path.isfile(path) and path.suffix:
         return path
     shipped = shipped_configs()
     if path.name in shipped and str(path) == path.name:
@@ -131,6 +136,7 @@ def parse(
     """
     known = dict(_options(kind, default))
     _refuse_unknown(arguments, known)
+    _refuse_again(arguments, known)
     starts = [n for n, argument in enumerate(arguments) if _option_name(argument) is not None]
     leading = arguments[: starts[0]] if starts else arguments
     if len(leading) > positional:
@@ -212,7 +218,7 @@ def _by_value(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.Struc
 @REGISTRY.primitive_rule
 def _numbers_by_name(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
     # Written label=0.1 style=0.2; nothing at all is the empty mapping.
-    if not _is_numbers_by_name(info.type):
+    if not is_numbers_by_name(info.type):
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs="*",
@@ -221,10 +227,6 @@ def _numbers_by_name(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.construc
         is_instance=lambda value: isinstance(value, Mapping),
         str_from_instance=lambda value: [f"{name}={number:g}" for name, number in value.items()],
     )
-
-
-def _is_numbers_by_name(hint: Any) -> bool:
-    return typing.get_origin(hint) in (dict, Mapping) and typing.get_args(hint) == (str, float)
 
 
 def _read_numbers(texts: list[str]) -> dict[str, float]:
@@ -302,6 +304,18 @@ def _refuse_unknown(arguments: Sequence[str], known: dict[str, Any]) -> None:
         raise ConfigError(f"there is no option {written}; {hint}")
 
 
+def _refuse_again(arguments: Sequence[str], known: dict[str, Any]) -> None:
+    # Of an option with several values the last would stand, and the others be lost.
+    names = [_option_name(argument) for argument in arguments]
+    for name in names:
+        several = typing.get_origin(known.get(name or "")) in (tuple, dict, Mapping)
+        optional = any(typing.get_origin(each) is tuple for each in typing.get_args(known.get(name or "")))
+        if names.count(name) > 1 and (several or optional):
+            raise ConfigError(
+                f"--{name} is given {names.count(name)} times: give it once, with all its values behind it"
+            )
+
+
 def _explain(groups: Sequence[Sequence[str]], known: dict[str, Any], default: Any) -> None:
     """Raises what is wrong with options that tyro refuses: a value of another type, or one that a dataclass refuses."""
     values: dict[str, Any] = {}
@@ -325,7 +339,7 @@ def _explain(groups: Sequence[Sequence[str]], known: dict[str, Any], default: An
             values[name] = _parse(alone, ["--value", *given], "", None).value
         except _Refused:
             got = f"got {' '.join(given)!r}" if given else "got nothing"
-            raise ConfigError(f"--{name} takes {_describe(known[name])}, {got}") from None
+            raise ConfigError(f"--{name} takes {described(known[name])}, {got}") from None
     _replaced(getattr(default, "config", default), values)
 
 
@@ -342,26 +356,3 @@ def _replaced(value: Any, changes: dict[str, Any], where: str = "") -> Any:
     }
     with as_config_error(where or "configuration"):
         return dataclasses.replace(value, **made)
-
-
-def _describe(hint: Any) -> str:
-    names = {
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        bool: "no value",
-        Path: "a path",
-        type(None): "None",
-    }
-    if hint in names:
-        return names[hint]
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if _is_numbers_by_name(hint):
-        return "NAME=NUMBER, several or none, such as label=0.1"
-    if origin is typing.Literal:
-        return f"one of {', '.join(map(str, inner))}"
-    if origin is tuple:
-        return f"several of: {_describe(inner[0])}" if inner[1:] == (...,) else " then ".join(map(_describe, inner))
-    if inner:
-        return " or ".join(map(_describe, inner))
-    return f"a {getattr(hint, '__name__', hint)}"

@@ -72,6 +72,16 @@ def read_config(folder: str | os.PathLike[str], trusted: Sequence[str] = TRUSTED
     return config
 
 
+def first_average(folder: str | os.PathLike[str]) -> str:
+    """The name of the average of the weights that the run in a folder is sampled from; nothing of its code is run.
+
+    Raises:
+      ConfigError: its configuration cannot be read.
+    """
+    ema = _read(Path(folder) / CONFIG)[0].get("ema", {})
+    return "ema" if "type" in ema else next(iter(ema), "ema")
+
+
 def with_saved(config: Config, trusted: Sequence[str] | None = None) -> Config:
     """A configuration with what its folder has noted of the data and of frozen weights, where a run lies there.
 
@@ -79,7 +89,7 @@ def with_saved(config: Config, trusted: Sequence[str] | None = None) -> Config:
     the step and the checksum that were noted.
     """
     file = Path(config.folder) / CONFIG
-    if not file.is_file():
+    if not os.path.isfile(file):
         return config
     modules = {type(item).__module__.split(".")[0] for item in vars(config).values() if dataclasses.is_dataclass(item)}
     try:
@@ -168,8 +178,9 @@ def _text(config: Config) -> str:
 
 def _read(file: Path) -> tuple[Any, list[str]]:
     """The configuration as JSON, and the code that it needs (`jaxdiff.config.trust`)."""
-    if not file.is_file():
-        why = f"it has no {CONFIG}" if file.parent.is_dir() else "it does not exist"
+    if not os.path.isfile(file):  # also of a name that is too long for one
+        there = os.path.exists(file.parent)
+        why = "it does not exist" if not there else f"it has no {CONFIG}" if file.parent.is_dir() else "it is a file"
         raise ConfigError(f"{str(file.parent)!r} is not the folder of a run: {why}")
     try:
         data = json.loads(file.read_text(encoding="utf-8"))

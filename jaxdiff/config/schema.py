@@ -10,10 +10,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import reprlib
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jaxdiff.config.hints import allows, described
 from jaxdiff.config.serialize import to_json
 from jaxdiff.launch.errors import ConfigError
 from jaxdiff.loss import Simple, Weight
@@ -21,6 +24,18 @@ from jaxdiff.parameterization import Parameterization
 from jaxdiff.process import Process
 from jaxdiff.spec import Spec, Specs
 from jaxdiff.times import TrainingTime, Uniform
+
+
+def _as_text(part: Any, name: str) -> None:
+    # A pathlib.Path is a path as its text is.
+    value = getattr(part, name)
+    object.__setattr__(part, name, os.fspath(value) if isinstance(value, os.PathLike) else value)
+
+
+def _as_several(part: Any, name: str) -> None:
+    # One alone stands for a tuple of it: the letters of a text are no names.
+    value = getattr(part, name)
+    object.__setattr__(part, name, value if isinstance(value, tuple | list) else (value,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +65,9 @@ class DataConfig:
     decoded_mb: int = 1000
     """Sets of at most so many megabytes of pixels are decoded once, into the user's cache folder, and read without
     workers; 0: none."""
+
+    def __post_init__(self) -> None:
+        _as_text(self, "path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +143,9 @@ class TrainConfig:
     sample_every: int = 1000
     """Steps between two sample grids; 0: none."""
 
+    def __post_init__(self) -> None:
+        _as_several(self, "freeze")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
@@ -158,6 +179,9 @@ class SampleConfig:
     num: int = 64
     """Samples in a picture made during training."""
 
+    def __post_init__(self) -> None:
+        _as_several(self, "guide")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenWeights:
@@ -171,6 +195,9 @@ class FrozenWeights:
     """Its checkpoint; None: the newest when training began, noted here then."""
     checksum: str | None = None
     """Of the weights, noted when training began; other weights are refused."""
+
+    def __post_init__(self) -> None:
+        _as_text(self, "path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +246,9 @@ class Config:
     frozen: tuple[FrozenWeights, ...] = ()
     """Weights that are used and not trained."""
     picture: Any = None
+
+    def __post_init__(self) -> None:
+        _as_text(self, "workdir")
 
     @property
     def folder(self) -> str:
@@ -288,21 +318,43 @@ def field_at(value: Any, dotted: str) -> Any:
     return value
 
 
+_BY_NAME = ("sample.sampler", "sample.grid", "sample.guide")
+"""What may also be an object, and is looked up (`jaxdiff.methods`)."""
+
+
+def _check_types(part: Any, prefix: str = "") -> None:
+    hints = typing.get_type_hints(type(part))
+    for each in dataclasses.fields(part):
+        name, value, hint = prefix + each.name, getattr(part, each.name), hints[each.name]
+        if name not in _BY_NAME and not allows(hint, value):
+            wanted = "True or False" if hint is bool else described(hint)
+            got = f"the class {value.__name__}: make one, {value.__name__}()" if isinstance(value, type) else None
+            raise ConfigError(f"{name}: expected {wanted}, got {got or reprlib.repr(value)}")
+        if type(value).__module__ == __name__:  # a part of the configuration, no object of the library
+            _check_types(value, f"{name}.")
+
+
 def check_ranges(config: Config) -> None:
     """Checks what one field alone can get wrong.
 
     Raises:
-      ConfigError: the first field out of its range, in one line.
+      ConfigError: the first field of another type or out of its range, in one line.
     """
-    if not config.name or config.name in (".", "..") or "/" in config.name or "\\" in config.name:
-        raise ConfigError(f"name: {config.name!r} cannot name a folder; use for instance 'digits'")
+    _check_types(config)
+    for name in ("network", "codec"):
+        value = getattr(config, name)
+        if isinstance(value, type | str):
+            raise ConfigError(f"{name}: expected an object, such as MLP(width=64) or Images((8, 8, 1)), got {value!r}")
+    name = config.name
+    if not name or name in (".", "..") or set(name) & set("/\\\0") or len(name.encode()) > 200:
+        raise ConfigError(f"name: {reprlib.repr(name)} cannot name a folder; use for instance 'digits'")
     for name, (low, high, inclusive) in RANGES.items():
         value = field_at(config, name)
         if value is None:
             continue
         if not math.isfinite(value) or not low <= value <= high or (value == low and not inclusive):
-            least = "" if low == -_INF else f"at least {low:g}" if inclusive else f"above {low:g}"
-            most = "" if high == _INF else f"at most {high:g}"
+            least = "" if low == -_INF else f"at least {low:,}" if inclusive else f"above {low:,}"
+            most = "" if high == _INF else f"at most {high:,}"
             raise ConfigError(
                 f"{name}: {value} is out of range, it must be {' and '.join(filter(None, (least, most))) or 'finite'}"
             )

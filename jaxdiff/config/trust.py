@@ -76,7 +76,7 @@ def import_trusted(trusted: Sequence[str]) -> tuple[str, ...]:
       ConfigError: one cannot be imported.
     """
     names = []
-    for each in trusted:
+    for each in [trusted] if isinstance(trusted, str) else trusted:
         if each.endswith(".py"):
             name = module_name(Path(each).expanduser())
             if _files.get(name) != Path(each).expanduser().resolve():

@@ -21,9 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from jaxdiff.data.files import find_split, given_path
 from jaxdiff.data.readers import ANYTHING, Expected
-from jaxdiff.data.sources import DataError, Records, check_labels, digest, label_spec, one_line, spread
+from jaxdiff.data.sources import DataError, Records, check_labels, digest, fitting, label_spec, one_line, spread
 from jaxdiff.data.transforms import center_crop_resize
-from jaxdiff.spec import Spec
+from jaxdiff.spec import Spec, as_array
 
 _DIGITS = Path(__file__).with_name("digits.npz")
 _DATA_KEYS = ("images", "image", "x", "points", "data", "arr_0")
@@ -61,6 +61,9 @@ class ArraySource:
         self.name, self._mapped = name, mapped
         self._arrays = {key: _as_images(array) if key == "x" else array for key, array in arrays.items()}
         x = self._arrays["x"]
+        if x.ndim < 2:
+            hint = "; x[:, None] makes each number a record" if x.ndim else ""
+            raise DataError(f"{name}: x has shape {x.shape}, expected (N, ...): one row a record{hint}")
         if not len(x):
             raise DataError(f"{name}: the set is empty, expected at least one record")
         self._size = _check_data(name, x, expected)
@@ -80,9 +83,13 @@ class ArraySource:
                 )
                 self.spec[key] = label_spec(found)
             elif key != "x":
-                if len(array) != len(x):
-                    raise DataError(f"{name}: {key} has {len(array)} rows for {len(x)} records, expected one for each")
+                if array.shape[:1] != x.shape[:1]:
+                    raise DataError(
+                        f"{name}: {key} has shape {array.shape}, expected one row for each of {len(x)} records"
+                    )
                 self.spec[key] = _spec(name, key, array, None, None)
+                if array.dtype.kind == "f" and array.ndim < 3 and not expected.skip_bad:  # larger ones as they are read
+                    fitting(name, key, self.spec[key], array, np.arange(len(array)))
         self.classes = None if classes is None else tuple(str(each) for each in classes)
         some = spread(len(x), 64)
         others = [self._arrays[key][some] for key in sorted(self._arrays) if key not in ("x", "label")]
@@ -108,7 +115,8 @@ class ArraySource:
         return len(self._arrays["x"])
 
     def take(self, indices: NDArray[np.int64], /) -> Records:
-        found = {key: self._arrays[key][indices].astype(spec.dtype, copy=False) for key, spec in self.spec.items()}
+        with np.errstate(over="ignore"):  # `fitting` tells of what is then infinite
+            found = {key: self._arrays[key][indices].astype(spec.dtype, copy=False) for key, spec in self.spec.items()}
         if self._size is not None:
             found["x"] = np.stack([center_crop_resize(image, self._size) for image in found["x"]])
         return {key: np.ascontiguousarray(array) for key, array in found.items()}
@@ -125,9 +133,7 @@ def _as_images(x: NDArray[Any]) -> NDArray[Any]:
 def _check_data(name: str, x: NDArray[Any], expected: Expected) -> int | None:
     """Refuses what was not asked for; gives the side to bring images to, where they have another."""
     if x.dtype != np.uint8 and x.dtype.kind != "f":
-        raise DataError(f"{name}: images are {x.dtype}, expected uint8 in 0..255, or floats; cast them")
-    if x.ndim < 2:
-        raise DataError(f"{name}: x has shape {x.shape}, expected (N, ...): one row a record")
+        raise DataError(f"{name}: x is {x.dtype}, expected floats, or uint8 in 0..255 (images): cast it")
     channels, size = expected.channels, expected.image_size
     images = x.dtype == np.uint8 and x.ndim == 4
     if images and channels != x.shape[3] and x.shape[1] in (1, 3, 4) and min(x.shape[2:]) > 4:
@@ -136,10 +142,9 @@ def _check_data(name: str, x: NDArray[Any], expected: Expected) -> int | None:
             f"store images.transpose(0, 2, 3, 1), or set channels={x.shape[3]} if they are not"
         )
     if channels not in (None, x.shape[-1]):
-        raise DataError(
-            f"{name} row 0: images have {x.shape[-1]} channel{'s' if x.shape[-1] > 1 else ''}, expected {channels} "
-            f"channel{'s' if channels != 1 else ''}; set channels={x.shape[-1]} or convert them"
-        )
+        has = f"{'images have' if images else 'x has'} {x.shape[-1]} channel{'s' * (x.shape[-1] > 1)}"
+        wanted = f"{channels} channel{'s' * (channels != 1)}"
+        raise DataError(f"{name} row 0: {has}, expected {wanted}; set channels={x.shape[-1]} or convert them")
     if size is None or x.shape[1:3] == (size, size):
         return None
     if x.ndim != 4:
@@ -154,9 +159,14 @@ def _check_data(name: str, x: NDArray[Any], expected: Expected) -> int | None:
 def _spec(name: str, key: str, array: NDArray[Any], low: float | None, high: float | None) -> Spec:
     shape, kind = array.shape[1:], array.dtype.kind
     if array.dtype == np.uint8 and (key == "x" or shape):
+        if low is not None or high is not None:
+            raise DataError(f"{name}: low and high are of float data, and {key} is uint8, 0..255: leave them out")
         return Spec(shape, "uint8", 0, 255)
     if kind == "f":
-        return Spec(shape, "float32", low, high)
+        try:
+            return Spec(shape, "float32", low, high)
+        except ValueError as error:
+            raise DataError(f"{name}: {error}") from error
     if kind not in "iub":
         raise DataError(f"{name}: {key} is {array.dtype}, expected numbers; leave it out")
     bounds = (None, None) if shape else (int(array.min()), int(array.max()))
@@ -195,7 +205,12 @@ def from_arrays(
     """
     arrays = {"x": x, **({} if label is None else {"label": label}), **conditions}
     expected = Expected(num_classes=num_classes)
-    held = {key: np.asarray(array) for key, array in arrays.items()}
+    try:
+        held = {key: as_array(key, array) for key, array in arrays.items()}
+    except ValueError as error:
+        raise DataError(f"{name}: {error}") from error
+    if classes is not None and label is None:
+        raise DataError(f"{name}: classes name the labels, and there are none: give label=..., or leave classes out")
     return ArraySource(held, name=name, expected=expected, low=low, high=high, classes=classes)
 
 

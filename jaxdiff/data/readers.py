@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from jaxdiff.data.sources import DataError, Records, label_spec, spread
 from jaxdiff.data.transforms import center_crop_resize
-from jaxdiff.spec import Spec
+from jaxdiff.spec import Spec, whole
 
 _PROBED = 8  # records decoded when a source is opened: the first ones, and as many spread over all
 Pixels = NDArray[np.uint8]
@@ -83,8 +83,11 @@ class Expected:
     def __post_init__(self) -> None:
         for option in ("image_size", "channels", "num_classes"):
             value = getattr(self, option)
-            if value is not None and value < 1:
-                raise DataError(f"{option} is at least 1, got {value}")
+            if value is not None:
+                try:
+                    whole(option, value)
+                except ValueError as error:
+                    raise DataError(str(error)) from error
         if self.resize and self.image_size is None:
             raise DataError("resize needs image_size: the side to bring the images to")
 

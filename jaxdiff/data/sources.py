@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from jaxdiff.spec import Spec
 
@@ -91,8 +91,8 @@ def take(source: Source, indices: ArrayLike) -> Records:
       Arrays ``(B, ...)`` by name, of the types that the spec names.
 
     Raises:
-      DataError: an array is missing, or has another shape, kind of number or range than the spec says. NaN passes:
-        training skips it (`jaxdiff.train.guard`).
+      DataError: an array is missing, or has another shape, kind of number or range than the spec says; a condition that
+        is not finite. NaN in x passes: training skips it (`jaxdiff.train.guard`).
 
     >>> from jaxdiff.data import open_digits
     >>> records = take(open_digits(), [4, 2, 4])
@@ -111,10 +111,20 @@ def take(source: Source, indices: ArrayLike) -> Records:
         )
     if unknown := [key for key in found if key not in source.spec]:
         raise DataError(f"{name}: take gives {unknown[0]}, which its spec does not name; add it to the spec")
-    return {key: _fit(name, key, spec, np.asarray(found[key]), chosen) for key, spec in source.spec.items()}
+    return {key: fitting(name, key, spec, np.asarray(found[key]), chosen) for key, spec in source.spec.items()}
 
 
-def _fit(name: str, key: str, spec: Spec, array: NDArray[Any], indices: NDArray[np.int64]) -> NDArray[Any]:
+def fitting(name: str, key: str, spec: Spec, array: NDArray[Any], indices: NDArray[np.int64]) -> NDArray[Any]:
+    """One array of some records as its spec says, for `take`.
+
+    Args:
+      name: of the source; key: of the array; spec: its own.
+      array: ``(B, ...)``.
+      indices: the records' numbers.
+
+    Raises:
+      DataError: as `take`.
+    """
     wanted = (len(indices), *spec.shape)
     same = array.ndim == len(wanted) and all(w in (None, s) for w, s in zip(wanted, array.shape, strict=True))
     if not same:
@@ -128,6 +138,12 @@ def _fit(name: str, key: str, spec: Spec, array: NDArray[Any], indices: NDArray[
             f"{name}: {key} of records {_listed(indices)} is {array.dtype}, its spec says {kind}; "
             f"return {key}.astype({str(kind)!r}), or change the spec"
         )
+    if kind.kind == "f":
+        with np.errstate(over="ignore"):
+            array = array.astype(kind, copy=False)
+        if key != "x" and not np.isfinite(array).all():
+            row = indices[int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(axis=1)))]
+            raise DataError(f"{name} row {row}: {key} {not_finite(kind)}")
     low, high = spec.low, spec.high
     if kind.kind in "iu" and array.dtype != kind:
         bounds = np.iinfo(kind)
@@ -143,6 +159,16 @@ def _fit(name: str, key: str, spec: Spec, array: NDArray[Any], indices: NDArray[
         value = array[row] if array.ndim == 1 else f"between {array[row].min():g} and {array[row].max():g}"
         raise DataError(f"{name} row {indices[row]}: {key} {value}, expected {_range(low, high)}; fix the record")
     return array if array.dtype == kind else array.astype(kind)
+
+
+def not_finite(kind: DTypeLike) -> str:
+    """What is said of a record that is NaN or infinite, or that is when its numbers are made ``kind``.
+
+    >>> not_finite("float32")
+    'is not finite in float32, which ends at 3.4e+38: fix the record, scale it, or leave it out'
+    """
+    largest = float(np.finfo(kind).max)
+    return f"is not finite in {np.dtype(kind)}, which ends at {largest:.2g}: fix the record, scale it, or leave it out"
 
 
 def _listed(indices: NDArray[np.int64]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -43,6 +43,7 @@ from jaxdiff.likelihood import (
 )
 from jaxdiff.likelihood.bounds import Variance
 from jaxdiff.likelihood.flow import Divergence
+from jaxdiff.networks.placement import samples_over
 from jaxdiff.parameterization import LearnedVariance
 from jaxdiff.record import field, record
 from jaxdiff.runs.run import Run
@@ -60,10 +61,6 @@ class Method(abc.ABC):
     @abc.abstractmethod
     def __call__(self, denoise: NetworkDenoiser, x: Array, keys: Array, cond: Cond | None) -> dict[str, Array]:
         """``{"bpd": (B,), ...}``: bits per dimension, and what else is known, batch first."""
-
-    def learn(self, denoise: NetworkDenoiser, x: Array, keys: Array, cond: Cond | None) -> Method:
-        """The method with what it learns from the first batch; by default nothing."""
-        return self
 
 
 @record
@@ -103,9 +100,8 @@ class ElboBits(Method):
         )
         return {"bpd": bound.total} | {name: part for name, part in bound._asdict().items() if name != "total"}
 
-    def learn(self, denoise: NetworkDenoiser, x: Array, keys: Array, cond: Cond | None) -> Method:
-        if not self.learned:
-            return self
+    def learn(self, denoise: NetworkDenoiser, x: Array, keys: Array, cond: Cond | None) -> ElboBits:
+        """The method with the times of least variance for a batch."""
         return ElboBits(learn_proposal(denoise, denoise.process, x, keys, cond), self.draws, self.levels, False)
 
 
@@ -175,23 +171,23 @@ METHODS = {"ode": _flow, "elbo": _elbo, "vlb": _chain}
 """Name to ``(run, options, levels) -> {name in reports: Method}``."""
 
 
-@functools.partial(jax.jit, static_argnames=("sharding",))
+@functools.partial(jax.jit, static_argnames=("call", "sharding"))
 def measure(
+    call: Callable[..., Any],
     method: Method,
     denoise: NetworkDenoiser,
     x: Array,
     keys: Array,
     cond: Mapping[str, Array] | None,
     *,
-    sharding: NamedSharding | None,
-) -> dict[str, Array]:
-    """A method on a batch that is split over the devices; its answer is whole on each. Numbers are data."""
-    if sharding is not None:
-        x, keys, cond = jax.lax.with_sharding_constraint((x, keys, cond), sharding)
-    found = method(denoise, x, keys, cond)
-    if sharding is not None:
-        found = jax.lax.with_sharding_constraint(found, NamedSharding(sharding.mesh, PartitionSpec()))
-    return found
+    sharding: NamedSharding,
+) -> Any:
+    """What a method answers on a batch (``call`` is its ``__call__``), or learns there (`ElboBits.learn`). The batch is
+    split over the devices, the result is whole on each. Numbers are data."""
+    x, keys, cond = jax.lax.with_sharding_constraint((x, keys, cond), sharding)
+    with samples_over(sharding):
+        found = call(method, denoise, x, keys, cond)
+    return jax.lax.with_sharding_constraint(found, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
 def bits(run: Run, source: Source, options: EvaluateOptions) -> Iterator[Result]:
@@ -221,16 +217,20 @@ def bits(run: Run, source: Source, options: EvaluateOptions) -> Iterator[Result]
     for name, method in chosen.items():
         with as_config_error(name):  # the run is known here, and a trace inside `measure` would not know its numbers
             jax.eval_shape(functools.partial(method, run.denoise), begin[0], _keys(key, indices[:size]), begin[1])
-    sharding = None if size % run.batch_devices else batch_sharding(run.mesh)
+    split, full = batch_sharding(run.mesh), run.model.filled(size)
+    whole = NamedSharding(run.mesh, PartitionSpec(None))
     scale = _scale_bits(run, source, indices[:1])
     for name, method in chosen.items():
-        learned = method.learn(run.denoise, begin[0], _keys(key, indices[:size]), begin[1])
+        if isinstance(method, ElboBits) and method.learned:  # from these images alone, on any devices
+            first_batch = begin[0], _keys(key, indices[:size]), begin[1]
+            over = split if full == size else whole
+            method = measure(ElboBits.learn, method, run.denoise, *first_batch, sharding=over)
         found: dict[str, list[np.ndarray]] = {}
         for first in range(0, count, size):
             part = indices[first : first + size]
-            filled = np.pad(part, (0, size - len(part)), mode="edge")
+            filled = np.pad(part, (0, full - len(part)), mode="edge")
             x, cond = _read(run, source, filled, options.labels)
-            answer = measure(learned, run.denoise, x, _keys(key, filled), cond, sharding=sharding)
+            answer = measure(type(method).__call__, method, run.denoise, x, _keys(key, filled), cond, sharding=split)
             for entry, value in answer.items():
                 found.setdefault(entry, []).append(np.asarray(value, np.float64)[: len(part)])
             yield _summary(f"bpd {name}", found, count, scale)

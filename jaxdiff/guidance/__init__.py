@@ -4,10 +4,22 @@
 data's range.
 """
 
-from jaxdiff.guidance.base import Guidance, Guided, Nulls, apply, nulls_of
+from jaxdiff.guidance.base import Function, Guidance, Guided, Nulls, apply, nulls_of
 from jaxdiff.guidance.classifier_free import CFG, ClassifierFree
 from jaxdiff.guidance.clipped import Clipped
 from jaxdiff.guidance.interval import Interval
 from jaxdiff.guidance.reuse import Reuse
 
-__all__ = ["CFG", "ClassifierFree", "Clipped", "Guidance", "Guided", "Interval", "Nulls", "Reuse", "apply", "nulls_of"]
+__all__ = [
+    "CFG",
+    "ClassifierFree",
+    "Clipped",
+    "Function",
+    "Guidance",
+    "Guided",
+    "Interval",
+    "Nulls",
+    "Reuse",
+    "apply",
+    "nulls_of",
+]

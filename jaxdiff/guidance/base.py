@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 from jaxdiff.denoiser import Cond, Denoiser, Memory, begin, recall
 from jaxdiff.prediction import Prediction
 from jaxdiff.process import Process
-from jaxdiff.record import record
+from jaxdiff.record import field, record
 from jaxdiff.spec import Specs, complete, droppable
 
 Nulls = Mapping[str, Any]
@@ -45,6 +45,24 @@ class Guidance(abc.ABC):
         Raises:
           ValueError: an order of the list that means nothing.
         """
+
+
+@record
+class Function(Guidance):
+    """A function of a denoiser as an element of guidance.
+
+    Args:
+      function: any ``Denoiser -> Denoiser``; static: another one compiles anew.
+    """
+
+    function: Callable[[Denoiser], Denoiser] = field(pytree_node=False)
+
+    def __call__(self, denoise: Denoiser, plain: Denoiser, process: Process, nulls: Nulls) -> Denoiser:
+        made = self.function(denoise)
+        if not callable(made):
+            name = getattr(self.function, "__name__", repr(self.function))
+            raise ValueError(f"guidance by {name} is to give a denoiser, called as (x, t, cond), got {made!r}")
+        return made
 
 
 def apply(

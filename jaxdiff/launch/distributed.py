@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -31,6 +32,8 @@ import numpy as np
 from jaxdiff import compat
 from jaxdiff.launch.errors import ConfigError
 from jaxdiff.launch.start import StartOptions
+
+Value = TypeVar("Value")
 
 AUTO = "auto"
 GRACE = 5.0  # seconds that a process which fails waits for the others to have failed in the same way
@@ -166,15 +169,18 @@ def lead_first(what: str) -> Iterator[bool]:
             _meet(what)
 
 
-def as_lead(value: int) -> int:
-    """Process 0's value, in all processes.
+def as_lead(value: Value) -> Value:
+    """Process 0's value, in all processes; anything that JSON holds.
 
-    >>> as_lead(3)
-    3
+    >>> as_lead([3, 5])
+    [3, 5]
     """
-    if jax.process_count() > 1:
-        value = int(compat.multihost_utils.broadcast_one_to_all(np.int32(value)))
-    return value
+    if jax.process_count() == 1:
+        return value
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    length = int(compat.multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    given: Value = json.loads(bytes(compat.multihost_utils.broadcast_one_to_all(np.resize(text, length))))
+    return given
 
 
 def _meet(what: str) -> None:

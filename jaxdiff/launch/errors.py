@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import os
 import select
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 
 class ConfigError(ValueError):
@@ -60,11 +62,38 @@ def _is_broken(pipe: int) -> bool:
     return any(seen & select.POLLERR for _, seen in look.poll(0))
 
 
+def refuse_unknown(what: str, names: Iterable[str], known: Sequence[str]) -> None:
+    """Refuses the first name that is not known.
+
+    Raises:
+      ConfigError: with what is.
+
+    >>> refuse_unknown("average", ["shrot"], ["short", "long"])
+    Traceback (most recent call last):
+    ...
+    jaxdiff.launch.errors.ConfigError: there is no average 'shrot'; did you mean 'short'? (known: short, long)
+    """
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"there is no {what} {name!r}{suggestion(name, known)} (known: {', '.join(known)})")
+
+
+def refuse_unknown_options(function: Callable[..., Any], options: Iterable[str]) -> None:
+    """Refuses what a function does not take by name.
+
+    Raises:
+      ConfigError: with what it takes.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    refuse_unknown("option", options, [each.name for each in parameters if each.kind is each.KEYWORD_ONLY])
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'ddim'?"`` when one of the known names is close, else an empty text.
 
     >>> suggestion("dddim", ["ddpm", "ddim"]), suggestion("xyz", ["ddpm", "ddim"])
     ("; did you mean 'ddim'?", '')
     """
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    folded = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(name.lower(), list(folded), n=1, cutoff=0.6)
+    return f"; did you mean {folded[close[0]]!r}?" if close else ""

@@ -219,6 +219,10 @@ def parse_sampler(text: str | Sampler, process: Process) -> Sampler:
     ValueError: unipc:oder=2: unipc has no number 'oder'; did you mean 'order'? It has order=3,variant=B2,corrector=true
     """
     if not isinstance(text, str):
+        if isinstance(text, type) or not hasattr(text, "step"):
+            raise ValueError(
+                f"a sampler is a name with its numbers, such as 'ddim', or an object, DDIM(process), got {text!r}"
+            )
         return text
     return made(SAMPLERS, text, "sampler", lambda inner: parse_sampler(inner, process), process=process)
 
@@ -230,6 +234,8 @@ def parse_grid(text: str | Grid) -> Grid:
     >>> bool((parse_grid("karras:3,t_max=0.9")(Flow(), 5) == karras_times(Flow(), 5, rho=3.0, t_max=0.9)).all())
     True
     """
+    if not isinstance(text, str) and not callable(text):
+        raise ValueError(f"a grid is a name, such as 'karras', or a function (process, steps) -> times, got {text!r}")
     return method(GRIDS, text, "grid") if isinstance(text, str) else text
 
 
@@ -243,6 +249,9 @@ def parse_guidance(texts: str | Iterable[Any]) -> tuple[Any, ...]:
     (CFG(weight=2.0, sequential=False), Interval(low=0.2, high=5.0))
     """
     elements = [texts] if isinstance(texts, str) else texts
+    for each in elements:
+        if isinstance(each, str) and each.strip().replace(".", "", 1).isdigit():
+            raise ValueError(f"there is no guidance {each!r}; did you mean 'cfg:{each}'?")
     return tuple(made(GUIDANCE, each, "guidance") if isinstance(each, str) else each for each in elements)
 
 
@@ -252,6 +261,8 @@ def parse_cache(text: str | FeatureCache) -> FeatureCache:
     >>> parse_cache("taylorseer:4,order=2,whole")
     TaylorSeer(every=4, order=2, newton=False, whole=True)
     """
+    if not isinstance(text, str) and (isinstance(text, type) or not hasattr(text, "begin")):
+        raise ValueError(f"a cache is a name with its numbers, such as 'deepcache:3', or an object, got {text!r}")
     return made(CACHES, text, "cache") if isinstance(text, str) else text
 
 

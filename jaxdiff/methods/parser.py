@@ -206,5 +206,10 @@ def _shown(number: inspect.Parameter) -> str:
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    folded = {_folded(each): each for each in known}  # DPM++2M, UniPC(order=2), EulerMaruyama
+    close = difflib.get_close_matches(_folded(name.partition("(")[0]), list(folded), n=1, cutoff=0.6)
+    return f"; did you mean {folded[close[0]]!r}?" if close else ""
+
+
+def _folded(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.lower().replace("+", "p"))

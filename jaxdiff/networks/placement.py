@@ -78,11 +78,16 @@ def by_feature(y: Array, inputs: int) -> Array:
         return y
     *others, last = _axes(sharding)
     (batch, features), over = y.shape, sharding.mesh.shape[last]
-    rows = batch // math.prod(sharding.mesh.shape[axis] for axis in (*others, last))
+    rows = batch // parts_of(sharding)
     if over > 1 and features % over == 0 and rows * (over * inputs + features) < inputs * features:
         columns = NamedSharding(sharding.mesh, PartitionSpec(tuple(others), last))
         y = jax.lax.with_sharding_constraint(y, columns)
     return by_sample(y)
+
+
+def parts_of(sharding: NamedSharding) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(sharding.mesh.shape[axis] for axis in _axes(sharding))
 
 
 def _axes(sharding: NamedSharding) -> tuple[str, ...]:
@@ -91,5 +96,5 @@ def _axes(sharding: NamedSharding) -> tuple[str, ...]:
 
 
 def _splits(x: Array, sharding: NamedSharding) -> bool:
-    parts = math.prod(sharding.mesh.shape[axis] for axis in _axes(sharding))
+    parts = parts_of(sharding)
     return parts > 1 and x.shape[0] % parts == 0

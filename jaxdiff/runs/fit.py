@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import ArrayLike, NDArray
 
 from jaxdiff import config as cfg
@@ -50,7 +49,8 @@ def fit(
       config: what to train; or the name of a shipped configuration, ``"mnist_unet"``, or the path of one's file.
       source: the data, in the place of ``config.data``: a source, arrays by name (``{"x": ..., "label": ...}``), or one
         array ``(N, ...)``. None: what the configuration names.
-      log: gets the step and its figures by name, such as ``lambda step, figures: wandb.log(figures, step=step)``.
+      log: gets the step and its figures by name, such as ``lambda step, figures: wandb.log(figures, step=step)``. What
+        it raises is told of once, and training goes on.
       init_from: a run whose averaged weights are taken to start with; a run that has checkpoints goes on from those.
       init_partial: of those weights, take what fits and leave the rest new.
       cache: keep decoded images of small sets.
@@ -88,7 +88,13 @@ def fit(
     lead = jax.process_index() == 0
     if isinstance(config, str | Path):
         config = cfg.load_config_file(config)
+    if not isinstance(config, cfg.Config):
+        raise cfg.ConfigError(f"fit takes a Config, or the name or file of one, got {type(config).__name__}")
+    if log is not None and not callable(log):
+        raise cfg.ConfigError(f"log is a function of the step and its figures, got {log!r}")
     cfg.check(config)
+    with cfg.as_config_error("ema"):
+        rules = rules_by_name(config.ema)
 
     # --- Devices
     with cfg.as_config_error("mesh"):
@@ -110,12 +116,11 @@ def fit(
     if config.train.freeze and init_from is not None and not any(each.name == BASE for each in config.frozen):
         base = cfg.FrozenWeights(name=BASE, path=str(init_from))
         config = dataclasses.replace(config, frozen=(*config.frozen, base))
-    config, given = read_frozen(config, net)
+    config, given = read_frozen(config, net, mesh)
     with cfg.as_config_error("loss"):
         loss = cfg.build_loss(config)
     with cfg.as_config_error("optimizer"):
         optimizer, schedule = training.make_optimizer(steps=config.train.steps, **dataclasses.asdict(config.optimizer))
-    rules = rules_by_name(config.ema)
     main = next(iter(rules))
     frozen_part = config.train.freeze
     options: dict[str, Any] = {
@@ -206,7 +211,7 @@ def fit(
                 step_fn,
                 state,
                 pipeline,
-                jax.device_put(given, NamedSharding(mesh, PartitionSpec())),
+                given,
                 steps=config.train.steps,
                 log=metrics,
                 checkpoints=checkpoints,
@@ -227,6 +232,8 @@ def _as_source(given: Any) -> Source:
     if hasattr(given, "spec") and hasattr(given, "take"):
         source: Source = given
         return source
+    if isinstance(given, tuple) and any(np.ndim(part) for part in given[:1]):
+        raise DataError("the data is one array, or arrays by name, {'x': x, 'label': labels}; got a tuple of arrays")
     if not isinstance(given, Mapping):
         return from_arrays(given)
     if "x" not in given:

@@ -22,6 +22,7 @@ from jaxdiff.launch.errors import silent_at_a_broken_pipe
 from jaxdiff.launch.lock import is_locked
 
 CONFIG, METRICS, CHECKPOINTS, SAMPLES, LOCK = "config.json", "metrics.jsonl", "checkpoints", "samples", "lock"
+USAGE = "usage: jaxdiff runs [FOLDER]    lists the runs in FOLDER, by default in runs"
 _TAIL = 2**16  # bytes at the end of the metrics, more than a few lines
 
 
@@ -149,7 +150,7 @@ def folders(parent: str | os.PathLike[str]) -> list[Path]:
         RunError: there is no such folder.
     """
     parent = Path(parent).expanduser()
-    if not parent.is_dir():
+    if not os.path.isdir(parent):  # also of a name that is too long for one
         raise RunError(f"there is no folder {str(parent)!r}; pass the folder of your runs, such as runs")
     if (parent / CONFIG).exists():
         return [parent]
@@ -178,11 +179,12 @@ def table(paths: Sequence[Path]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Lists the runs of a folder, by default `runs`; 2 where there is no such folder."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
-        asked = set(arguments) & {"-h", "--help"}
-        print("usage: jaxdiff runs [FOLDER]    lists the runs in FOLDER, by default in runs")
-        return 0 if asked else 2
+    if set(arguments) & {"-h", "--help"}:
+        print(USAGE)
+        return 0
     try:
+        if wrong := [text for n, text in enumerate(arguments) if n > 0 or text.startswith("-")]:
+            raise RunError(f"{wrong[0]!r} is unexpected; {USAGE}")
         with silent_at_a_broken_pipe():
             print(table(folders(arguments[0] if arguments else "runs")))
     except RunError as error:

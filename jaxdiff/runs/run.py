@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from numpy.typing import ArrayLike, NDArray
 
 from jaxdiff.compiled import Kept
@@ -30,7 +30,6 @@ from jaxdiff.config import (
     Config,
     ConfigError,
     as_config_error,
-    as_lead,
     build_codec,
     build_defaults,
     build_network,
@@ -38,11 +37,12 @@ from jaxdiff.config import (
 )
 from jaxdiff.config.folder import CHECKPOINTS, EXAMPLES
 from jaxdiff.denoiser import NetworkDenoiser
+from jaxdiff.launch.errors import refuse_unknown, refuse_unknown_options
 from jaxdiff.model import Model
 from jaxdiff.plan import Plan, draw
 from jaxdiff.process import Process
-from jaxdiff.spec import Condition, Spec, droppable
-from jaxdiff.train import CheckpointError, Checkpoints, StructureError, batch_sharding, make_mesh
+from jaxdiff.spec import Condition, Spec, as_array, droppable, whole
+from jaxdiff.train import Checkpoints, batch_sharding, check_heads, make_mesh, params_template
 from jaxdiff.train.ema import rules_by_name
 from jaxdiff.train.frozen import joined, partition
 from jaxdiff.train.initial import read_frozen
@@ -81,13 +81,15 @@ class Run:
 
         Args:
           config: resolved.
-          params: all of the network's parameters.
+          params: all of the network's parameters, on the mesh.
           step: optimizer steps behind them.
           mesh: the devices.
           examples: conditions of some training records, for conditions that cannot be left out.
           folder: where it lies.
         """
-        denoise = NetworkDenoiser(build_network(config), params, config.process, config.parameterization)
+        denoise = NetworkDenoiser(
+            build_network(config), params, config.process, config.parameterization, anew=mesh.shape["fsdp"] > 1
+        )
         classes = config.data.classes
         return cls(
             config,
@@ -125,41 +127,40 @@ class Run:
             the last step.
           trusted: modules, and files such as ``"mine.py"``, that the configuration's classes and names may come from,
             which are imported; add your own.
-          mesh: the devices, each of which gets the whole weights: all processes call it, and get the step that
-            process 0 has found. None: this process's, so that each of several samples by itself.
+          mesh: the devices, from `jaxdiff.train.make_mesh`, over which weights are split as in training: by its axes
+            fsdp and tensor, and no device reads more than its part. All processes whose devices these are call it.
+            None: this process's devices, each with whole weights, so that each of several samples by itself.
           dtype: what the network computes in, and what its weights are kept in, such as ``"bfloat16"``; None: as
             trained.
 
         Raises:
-          ConfigError: the folder is not a run's, its configuration cannot be read, or a dtype that the network has not.
+          ConfigError: the folder is not a run's, its configuration cannot be read, a dtype that the network has not, or
+            a mesh that would cut through its heads.
           CheckpointError: it has no readable checkpoint.
         """
-        folder = Path(path).expanduser()
+        with as_config_error("load"):
+            folder = Path(path).expanduser()
+            step = None if step is None else whole("step", step, 0)
         config = read_config(folder, trusted)
         if dtype is not None:
             config = _computing_in(config, dtype)
-        if ema is True:
-            ema = next(iter(rules_by_name(config.ema)))
-        own = make_mesh(devices=jax.local_devices())
+        averages = list(rules_by_name(config.ema))
+        refuse_unknown("average of the weights", [ema] if isinstance(ema, str) else [], averages)
+        ema = averages[0] if ema is True else ema
+        mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
+        with as_config_error("mesh"):
+            check_heads(config.network, mesh)
         net = build_network(config)
-        shapes = jax.eval_shape(net.init, jax.random.key(0))
+        template = params_template(net, mesh)
         if config.train.freeze:
-            shapes = partition(shapes, config.train.freeze)[0]
-        whole = NamedSharding(own, PartitionSpec())
-        template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes)
+            template = partition(template, config.train.freeze)[0]
         with Checkpoints(folder / CHECKPOINTS, readonly=True) as checkpoints:
-            found, params = _newest_weights(checkpoints, template, ema, step)
-            if mesh is not None and (agreed := as_lead(found)) != found:  # a training may be writing newer ones
-                found, params = _newest_weights(checkpoints, template, ema, agreed)
-        params = joined(params, read_frozen(config, net)[1].base)
-        if mesh is not None:
-            everywhere = NamedSharding(mesh, PartitionSpec())
-            params = jax.tree.map(
-                lambda leaf: jax.make_array_from_process_local_data(everywhere, np.asarray(leaf)), params
-            )
+            found, params = checkpoints.restore_weights(template, ema=ema, step=step)
+        base = read_frozen(config, net, mesh)[1].base if config.train.freeze else {}
+        params = joined(params, base)
         if dtype is not None:
             params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-        return cls.of(config, params, found, mesh or own, examples=read_examples(folder), folder=folder)
+        return cls.of(config, params, found, mesh, examples=read_examples(folder), folder=folder)
 
     @property
     def denoise(self) -> NetworkDenoiser:
@@ -185,11 +186,6 @@ class Run:
     def shape(self) -> tuple[int, ...]:
         """Of one x0, such as (H, W, C) of an image or (D,) of a point."""
         return self.model.shape
-
-    @property
-    def batch_devices(self) -> int:
-        """How many parts a batch is split into, when they divide it."""
-        return self.mesh.size // self.mesh.shape["tensor"]
 
     def check(self) -> None:
         """Traces sampling as configured without running it; the weights may be mere shapes.
@@ -218,9 +214,10 @@ class Run:
         Raises:
           ConfigError: an argument that is out of range, or that this run cannot follow.
         """
-        if compiled is not None:
-            options["program"] = functools.partial(_draw_kept, os.path.abspath(os.path.expanduser(compiled)))
         with as_config_error("sampling"):
+            if compiled is not None:
+                options["program"] = functools.partial(_draw_kept, os.path.abspath(os.path.expanduser(compiled)))
+            refuse_unknown_options(self.model.sample, options)
             return self.model.sample(key, n, cond, **options)
 
     def invert(self, record: Mapping[str, Any], cond: Mapping[str, Any] | None = None, **options: Any) -> Any:
@@ -230,6 +227,7 @@ class Run:
           ConfigError: an argument that is out of range, or that this run cannot follow.
         """
         with as_config_error("inversion"):
+            refuse_unknown_options(self.model.invert, options)
             return self.model.invert(record, cond, **options)
 
     def save(self, path: str | os.PathLike[str], record: Mapping[str, Any], columns: int | None = None) -> None:
@@ -239,6 +237,8 @@ class Run:
           ConfigError: a suffix that such data have no file of.
         """
         with as_config_error("save"):
+            if not isinstance(record, Mapping) or "x" not in record:
+                raise ValueError(f"a record is a dict with 'x', as sample gives it, got {type(record).__name__}")
             self.codec.save(path, record, columns)
 
     def picture(self) -> NDArray[np.uint8]:
@@ -327,7 +327,7 @@ def _as_trained(name: str, condition: Condition, config: Config) -> Condition:
 
 def _labels(classes: Sequence[str], value: Any) -> Any:
     """Labels from names of classes; numbers as they are."""
-    array = np.asarray(value)
+    array = as_array("label", value)
     if array.dtype.kind not in "US":
         return value
     unknown = [str(name) for name in array.ravel() if str(name) not in classes]
@@ -362,24 +362,12 @@ def _computing_in(config: Config, dtype: str) -> Config:
         kind = jnp.dtype(dtype)
     except TypeError as error:
         raise ConfigError(f"dtype: {dtype!r} is no type of numbers, for instance 'bfloat16'") from error
-    if not jnp.issubdtype(kind, jnp.floating):
-        raise ConfigError(f"dtype: {dtype} has no fractions: use float32, bfloat16 or float16")
+    if not jnp.issubdtype(kind, jnp.floating) or jax.dtypes.canonicalize_dtype(kind) != kind:
+        raise ConfigError(f"dtype: {dtype} has no fractions, or needs JAX_ENABLE_X64: use float32, bfloat16 or float16")
     network = config.network
     if dataclasses.is_dataclass(network) and hasattr(network, "dtype") and not isinstance(network, type):
         network = dataclasses.replace(network, dtype=kind.name)
     return dataclasses.replace(config, network=network)
-
-
-def _newest_weights(checkpoints: Checkpoints, template: Any, ema: bool | str, step: int | None) -> tuple[int, Any]:
-    # Step by step, because the step that was read is part of the answer.
-    steps = checkpoints.steps() if step is None else [step]
-    for chosen in reversed(steps):
-        try:
-            return chosen, checkpoints.restore_weights(template, ema=ema, step=chosen)
-        except CheckpointError as error:
-            if isinstance(error, StructureError) or chosen == steps[0]:
-                raise
-    raise CheckpointError(f"no checkpoint in {checkpoints.folder}: the run has not saved one yet")
 
 
 def _draw_kept(folder: str, plan: Plan, keys: Array, **static: Any) -> Any:

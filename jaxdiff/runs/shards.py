@@ -5,7 +5,8 @@
     samples/00001000-00001999.npz         ...
 
 Sample i is decided by the request and i alone (`jaxdiff.noise.sample_keys`), so it does not matter who draws it.
-Process p of P draws the shards p, p + P, p + 2 P, ... on its own devices, without a word to the others. A shard is
+Process p of P draws the shards p, p + P, p + 2 P, ... on its own devices, without a word to the others; where weights
+are split over the devices of several, these draw every shard together, and the same one writes it. A shard is
 there whole or not at all (written beside, synced, renamed), and a shard that is there is never drawn again: after a
 kill the same command goes on, with as many processes as it likes. Another request into the same folder is refused.
 """
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdiff.config import ConfigError
+from jaxdiff.config import ConfigError, as_lead
 
 INDEX = "index.json"
 SHARD_SIZE = 1000
@@ -131,6 +132,7 @@ def write_shards(
     draw: Draw,
     *,
     part: tuple[int, int] = (0, 1),
+    together: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> int:
     """Draws and writes the shards that are missing, of this process's part.
@@ -140,6 +142,7 @@ def write_shards(
       request: what is asked.
       draw: makes samples. The next are drawn while a shard is being written.
       part: (p, P): every P-th shard, from the p-th.
+      together: all processes draw each shard, and write those of their part.
       say: gets a line for each shard.
 
     Returns:
@@ -159,9 +162,11 @@ def write_shards(
     (3, 0, [0.0, 0.0, 2.0, 2.0, 4.0])
     """
     folder, mine = Path(folder), request.shards[part[0] :: part[1]]
-    missing = [samples for samples in mine if not (folder / shard_name(samples)).exists()]
-    if len(missing) < len(mine):
-        say(f"{len(mine) - len(missing)} of {len(mine)} shards are there already")
+    asked = request.shards if together else mine
+    absent = [number for number, samples in enumerate(asked) if not (folder / shard_name(samples)).exists()]
+    missing = [asked[number] for number in (as_lead(absent) if together else absent)]
+    if len(missing) < len(asked):
+        say(f"{len(asked) - len(missing)} of {len(asked)} shards are there already")
 
     def store(samples: range, drawn: Mapping[str, NDArray[Any]]) -> None:
         arrays: dict[str, Any] = dict(drawn)
@@ -174,7 +179,7 @@ def write_shards(
                 drawn = draw(samples.start, len(samples))
                 if writing is not None:
                     writing.result()
-                writing = writer.submit(store, samples, drawn)
+                writing = writer.submit(store, samples, drawn) if samples in mine else None
                 say(f"shard {done + 1} of {len(missing)}: samples {samples.start} to {samples.stop - 1}")
             if writing is not None:
                 writing.result()

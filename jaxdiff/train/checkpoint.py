@@ -20,7 +20,6 @@ import dataclasses
 import json
 import math
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from jaxdiff.compat import TMP_DIR_SUFFIX
+from jaxdiff.launch.distributed import as_lead
 from jaxdiff.train.checkpoint_format import (
     Best,
     CheckpointError,
@@ -254,11 +253,8 @@ class Checkpoints:
 
     def _sweep(self) -> None:
         """Removes what failed saves have left, which takes room; where their threads write on, the next sweep does."""
-        if self._failed:
-            for partial in self.folder.glob(f"*{TMP_DIR_SUFFIX}"):
-                shutil.rmtree(partial, ignore_errors=True)
-            if self._place is not None:
-                self._place.leave()
+        if self._failed and self._place is not None:
+            self._place.sweep()
 
     def _noted(self) -> int | None:
         """The last step saved, as noted; -1 where it cannot be read, None where there is none."""
@@ -294,21 +290,24 @@ class Checkpoints:
             CheckpointError: nothing there, nothing readable, or (StructureError) another structure.
         """
         wanted = trees_of(template)
-        trees, data = self._newest_good(lambda manifest, what: all_of(wanted, manifest, what), step)
+        _, trees, data = self._newest_good(lambda manifest, what: all_of(wanted, manifest, what), step, wanted)
         return state_of(trees, data["key"], template), data["position"]
 
     def restore_weights(
         self, template: Any, *, ema: bool | str = True, partial: bool = False, step: int | None = None
-    ) -> Any:
+    ) -> tuple[int, Any]:
         """Read the parameters alone, for sampling or as the start of another training.
 
         Args:
-            template: the parameters' shapes, from `jax.eval_shape(net.init, key)`; with shardings, or onto the first
-                device. Parameters themselves will do.
+            template: the parameters' shapes, from `jax.eval_shape(net.init, key)`; with shardings (where these are of
+                several processes' devices, all of these call it), or onto the first device. Parameters will do.
             ema: their running average (float32), or the one of this name, rather than the parameters themselves.
             partial: take the leaves that fit by name and shape, and leave others as they stand in the template; these
                 are told of.
             step: which; None: the newest that can be read.
+
+        Returns:
+            The step, and the parameters.
 
         Raises:
             CheckpointError: as `restore`; or nothing fits.
@@ -326,10 +325,10 @@ class Checkpoints:
                 raise StructureError(f"{what} has no weights that fit: {', '.join(new[:3])} ...")
             return {name: fit}
 
-        trees, _ = self._newest_good(fitting, step)
+        chosen, trees, _ = self._newest_good(fitting, step, wanted)
         if new:
             self._say(f"{len(new)} of {len(new) + len(jax.tree.leaves(trees))} leaves are new: {', '.join(new)}")
-        return unflatten(trees[name], template)
+        return chosen, unflatten(trees[name], template)
 
     def close(self) -> None:
         """Wait for what is being saved, and let go.
@@ -358,9 +357,10 @@ class Checkpoints:
             if str(error) != str(raised):
                 self._say(f"WARNING: {error}")  # what ends the `with` already is the news
 
-    def _newest_good(self, want: Want, step: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _newest_good(self, want: Want, step: int | None, tree: Any) -> tuple[int, dict[str, Any], dict[str, Any]]:
         self.wait()
-        steps = self.steps()
+        together = any(leaf.sharding and not leaf.sharding.is_fully_addressable for leaf in jax.tree.leaves(tree))
+        steps = as_lead(self.steps()) if together else self.steps()  # a training may be writing newer ones
         if not steps:
             raise CheckpointError(f"no checkpoint in {self.folder}")
         if step is not None and step not in steps:
@@ -373,7 +373,7 @@ class Checkpoints:
         for chosen in reversed(steps) if step is None else [step]:
             folder = self.folder / str(chosen)
             what = f"the checkpoint of step {chosen} in {self.folder}"
-            found, why = read(folder, want, what, self._say, together=not self._readonly)
+            found, why = read(folder, want, what, self._say, together=together)
             if found is None:
                 damaged[chosen] = why
                 self._say(f"WARNING: checkpoint {folder} cannot be read ({why})")
@@ -382,7 +382,7 @@ class Checkpoints:
                 self._say(f"WARNING: going back to the checkpoint of step {chosen}, the newest that can be read")
                 self._set_aside(list(damaged))
             self._note(chosen)
-            return found
+            return chosen, *found
         listed = "; ".join(f"step {bad}: {why}" for bad, why in damaged.items())
         raise CheckpointError(f"no checkpoint in {self.folder} can be read ({listed})")
 

@@ -166,19 +166,14 @@ def check_manifest(manifest: Any, data: Any) -> bool:
     return True
 
 
-def check_leaves(manifest: Mapping[str, Any], trees: Mapping[str, Any], *, together: bool) -> None:
-    """Compares the checksums of arrays with those of the manifest; not `together`, only of arrays that are whole here.
+def check_leaves(manifest: Mapping[str, Any], trees: Mapping[str, Any]) -> None:
+    """Compares the checksums of arrays with those of the manifest.
 
     Raises:
         DamageError: naming the first leaf that is not as it was written.
     """
-    leaves = [
-        (name, path, leaf)
-        for name, tree in trees.items()
-        for path, leaf in _flat(tree)
-        if together or leaf.is_fully_addressable or leaf.is_fully_replicated
-    ]
-    sums = leaf_sums([leaf for _, _, leaf in leaves], together=together)
+    leaves = [(name, path, leaf) for name, tree in trees.items() for path, leaf in _flat(tree)]
+    sums = leaf_sums([leaf for _, _, leaf in leaves])
     bad = [
         f"{name}/{path}"
         for (name, path, _), found in zip(leaves, sums, strict=True)
@@ -248,7 +243,7 @@ def read(
 ) -> tuple[tuple[dict[str, Any], dict[str, Any]] | None, str]:
     """What is wanted of the checkpoint in a folder, checked.
 
-    With `together`, all processes call it, and get the same: what one of them cannot read, none can.
+    With `together`, all processes call it, and each gets its part: what one of them cannot read, none can.
 
     Args:
         folder: of one step.
@@ -288,7 +283,7 @@ def read(
         say(f"WARNING: {what} has no checksums, as older versions wrote it: it is read unchecked")
     else:
         try:
-            check_leaves(manifest, found, together=together)
+            check_leaves(manifest, found)
         except DamageError as error:
             return None, reason(error)
     return (found, data), ""

@@ -36,12 +36,12 @@ class DamageError(Exception):
     """A part of a checkpoint that is not as it was written."""
 
 
-def leaf_sums(leaves: Sequence[jax.Array], *, together: bool = True) -> list[str]:
+def leaf_sums(leaves: Sequence[jax.Array]) -> list[str]:
     """The sum (1) of each leaf, 16 hexadecimal digits.
 
     Args:
-        leaves: arrays of any numeric type, on any sharding.
-        together: all processes call it, each for the parts that it holds; else this one holds all of each leaf.
+        leaves: arrays of any numeric type, on any sharding. Where some lie on devices of several processes, all of
+            these call it.
 
     Example:
         >>> import jax.numpy as jnp
@@ -49,13 +49,15 @@ def leaf_sums(leaves: Sequence[jax.Array], *, together: bool = True) -> list[str
         ['0000000000000000', '00000000000000ff']
     """
     if any(device.platform != "cpu" for leaf in leaves for device in leaf.devices()):
-        return device_sums(leaves if together else [_own(leaf) for leaf in leaves])
+        return device_sums(leaves)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # NumPy lets other threads run meanwhile
-        sums = list(pool.map(functools.partial(_held, together=together), leaves))
-    if together and jax.process_count() > 1 and sums:
-        halves = np.array([divmod(each, 2**32) for each in sums], np.uint32)
+        sums = list(pool.map(_held, leaves))
+    shared = [n for n, leaf in enumerate(leaves) if not leaf.is_fully_addressable]
+    if shared:
+        halves = np.array([divmod(sums[n], 2**32) for n in shared], np.uint32)
         everyone = np.asarray(multihost_utils.process_allgather(halves), np.uint64)  # (processes, leaves, 2)
-        sums = [(int(high) * 2**32 + int(low)) % 2**64 for high, low in everyone.sum(axis=0)]
+        for n, (high, low) in zip(shared, everyone.sum(axis=0), strict=True):
+            sums[n] = (int(high) * 2**32 + int(low)) % 2**64
     return [f"{each:016x}" for each in sums]
 
 
@@ -147,15 +149,9 @@ def _device_sum(leaf: jax.Array, weights: list[jax.Array]) -> jax.Array:
     return bits
 
 
-def _own(leaf: jax.Array) -> jax.Array:
-    """A leaf as an array of this process alone, which holds all of it."""
-    return leaf if leaf.is_fully_addressable else leaf.addressable_data(0)
-
-
-def _held(leaf: jax.Array, together: bool) -> int:
-    # Of several copies of a shard, one counts: of all processes', or of this one's.
-    held = leaf.addressable_shards
-    shards = [s for s in held if s.replica_id == 0] if together else {str(s.index): s for s in held}.values()
+def _held(leaf: jax.Array) -> int:
+    # Of several copies of a shard, one counts.
+    shards = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
     return sum(_sum(np.asarray(shard.data), shard.index, leaf.shape) for shard in shards) % 2**64
 
 

@@ -35,10 +35,21 @@ Rules = EmaRule | Mapping[str, EmaRule]
 def rules_by_name(rules: Rules) -> dict[str, EmaRule]:
     """The rules of several averages by their names.
 
+    Raises:
+        ValueError: none at all, a name that is no folder's, or what is no rule.
+
     >>> list(rules_by_name(Ema(0.999)))
     ['ema']
     """
-    return dict(rules) if isinstance(rules, Mapping) else {"ema": rules}
+    named = dict(rules) if isinstance(rules, Mapping) else {"ema": rules}
+    if not named:
+        raise ValueError("there is no average of the weights to sample from: give a rule, such as Ema(0.999)")
+    for name, rule in named.items():
+        if not isinstance(name, str) or not name or "/" in name:
+            raise ValueError(f"{name!r} cannot name an average and its folder, for instance 'long'")
+        if isinstance(rule, type) or not callable(getattr(rule, "decay", None)):
+            raise ValueError(f"expected a rule, such as Ema(0.999), or rules by name, got {rule!r}")
+    return named
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,19 +10,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff.config import Config, ConfigError, FrozenWeights, as_config_error, read_config
+from jaxdiff.config.folder import CONFIG, first_average
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.networks import functional
 from jaxdiff.train.checkpoint import Checkpoints
 from jaxdiff.train.checkpoint_format import CheckpointError
 from jaxdiff.train.checksum import leaf_sums, text_sum
 from jaxdiff.train.frozen import partition
+from jaxdiff.train.sharding import params_template
 from jaxdiff.train.state import Network, TrainState
 from jaxdiff.train.step import Given
 
 BASE = "base"
 """The name of a network's own weights that are not trained."""
+_EXPECTED = "the folder of a run, or of one of its checkpoints"
 
 
 def read_weights(
@@ -38,7 +42,7 @@ def read_weights(
     Args:
         path: the folder of a run (its newest checkpoint), a folder of checkpoints, or the folder of one step.
         template: the parameters' shapes and shardings.
-        ema: take the averaged weights rather than those of the last step.
+        ema: take the averaged weights (of several averages the first) rather than those of the last step.
         partial: take the leaves that fit by name and shape; the others stay `jax.ShapeDtypeStruct`, and are told of.
         say: gets warnings, and what is new.
 
@@ -47,15 +51,17 @@ def read_weights(
     """
     folder, step = _located(Path(path).expanduser())
     with Checkpoints(folder, readonly=True, say=say) as checkpoints:
-        return checkpoints.restore_weights(template, ema=ema, partial=partial, step=step)
+        average = ema and _average_of(folder)
+        return checkpoints.restore_weights(template, ema=average, partial=partial, step=step)[1]
 
 
-def read_frozen(config: Config, net: Network) -> tuple[Config, Given]:
+def read_frozen(config: Config, net: Network, mesh: Mesh) -> tuple[Config, Given]:
     """The codec and the weights that a run uses and does not train, from where they lie.
 
     Args:
         config: resolved; ``frozen`` names the weights, ``train.freeze`` the parts of the network that are not trained.
         net: its network.
+        mesh: the devices, over which weights are split as those that are trained (`params_template`).
 
     Returns:
         The configuration with the step and the checksum of all weights noted, and what each step is given.
@@ -64,7 +70,7 @@ def read_frozen(config: Config, net: Network) -> tuple[Config, Given]:
         ConfigError: parts that are not trained and no weights for them, or the other way about.
         CheckpointError: weights that cannot be read, or that are others than those noted.
     """
-    named = {each.name: each for each in config.frozen}
+    named, whole = {each.name: each for each in config.frozen}, NamedSharding(mesh, PartitionSpec())
     if bool(config.train.freeze) != (BASE in named):
         raise ConfigError(
             "train.freeze: the parts that are not trained need weights to start with: --init-from RUN"
@@ -76,25 +82,25 @@ def read_frozen(config: Config, net: Network) -> tuple[Config, Given]:
     noted = []
     for each in config.frozen:
         if each.name == BASE:
-            shapes = jax.eval_shape(net.init, jax.random.key(0))
             with as_config_error("train.freeze"):
-                template = partition(shapes, config.train.freeze)[1]
+                template = partition(params_template(net, mesh), config.train.freeze)[1]
             base, now = _checked(each, template)
         else:
             of = read_config(each.path)
             teacher = functional(of.network, tuple(of.codec.spec["x"].shape) if of.codec is not None else None)
-            params, now = _checked(each, jax.eval_shape(teacher.init, jax.random.key(0)))
-            frozen[each.name] = NetworkDenoiser(teacher, params, of.process, of.parameterization)
+            params, now = _checked(each, params_template(teacher, mesh))
+            reading = jax.device_put((of.process, of.parameterization), whole)
+            frozen[each.name] = NetworkDenoiser(teacher, params, *reading)
         noted.append(now)
-    return dataclasses.replace(config, frozen=tuple(noted)), Given(config.codec, frozen, base)
+    return dataclasses.replace(config, frozen=tuple(noted)), Given(jax.device_put(config.codec, whole), frozen, base)
 
 
 def _checked(each: FrozenWeights, template: Any) -> tuple[Any, FrozenWeights]:
     """Weights, and what is noted of them."""
     folder, step = _located(Path(each.path).expanduser())
     with Checkpoints(folder, readonly=True) as checkpoints:
-        found = each.step or step or checkpoints.latest()
-        params = checkpoints.restore_weights(template, partial=True, step=found)
+        average = _average_of(folder)
+        found, params = checkpoints.restore_weights(template, ema=average, partial=True, step=each.step or step)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
         raise CheckpointError(f"{each.path}: it lacks a part of the weights that are needed ({each.name})")
     checksum = str(text_sum([str(number) for number in leaf_sums(jax.tree.leaves(params))]))
@@ -121,12 +127,18 @@ def with_weights(state: TrainState, weights: Any) -> TrainState:
     return dataclasses.replace(state, params=params, ema=averages)
 
 
+def _average_of(checkpoints: Path) -> str:
+    # Checkpoints by themselves, without a run's configuration, have one average of the usual name.
+    return first_average(checkpoints.parent) if (checkpoints.parent / CONFIG).is_file() else "ema"
+
+
 def _located(path: Path) -> tuple[Path, int | None]:
+    if not os.path.isdir(path):  # also of a name that is too long for one
+        raise CheckpointError(f"{path}: there is no such folder; expected {_EXPECTED}")
     if (path / "checkpoints").is_dir():
         return path / "checkpoints", None
     if path.name.isdigit() and (path / "manifest").is_dir():
         return path.parent, int(path.name)
-    if path.is_dir() and any(entry.name.isdigit() for entry in path.iterdir()):
+    if any(entry.name.isdigit() for entry in path.iterdir()):
         return path, None
-    what = "holds no checkpoint" if path.is_dir() else "there is no such folder"
-    raise CheckpointError(f"{path}: {what}; expected the folder of a run, or of one of its checkpoints")
+    raise CheckpointError(f"{path}: holds no checkpoint; expected {_EXPECTED}")

@@ -61,7 +61,7 @@ class MetricsLog:
         start: the step the run goes on from: lines of later steps, and a torn last line, are taken out.
         tensorboard: write events as well.
         active: False writes nothing: processes other than the first.
-        listener: gets each record too, with its step: for a tracker of experiments.
+        listener: gets each record too, with its step: for a tracker of experiments. What it raises is told of once.
 
     Attributes:
         folder: the run's folder.
@@ -89,7 +89,7 @@ class MetricsLog:
         self._file: Any = None
         self._events: Any = None
         self._owed = b""  # what did not fit on the disk yet
-        self._full = False
+        self._full = self._listener_failed = False
         if not active:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -102,8 +102,6 @@ class MetricsLog:
 
     def write(self, step: int, record: Mapping[str, Value]) -> None:
         """Append one line, and flush it."""
-        if self._listener is not None:
-            self._listener(step, record)
         if self._file is None:
             return
         line = {"step": step} | {name: _json(value) for name, value in record.items()}
@@ -121,6 +119,22 @@ class MetricsLog:
                 for index, number in enumerate(value) if isinstance(value, list) else [(None, value)]:
                     if math.isfinite(number):
                         events.number(name if index is None else f"{name}/{index}", number, step)
+        if self._listener is not None:
+            self._tell(self._listener, step, dict(record))
+
+    def _tell(self, listener: Callable[[int, Mapping[str, Any]], None], step: int, record: dict[str, Any]) -> None:
+        try:
+            listener(step, record)
+        # A run is worth more than a tracker of it, whatever the tracker raises.
+        except Exception as error:
+            if not self._listener_failed:
+                told = " ".join(f"{type(error).__name__}: {error}".split())
+                print(
+                    f"WARNING: log raised {told} (step {step}); training goes on, and further ones are not told of",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            self._listener_failed = True
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Show an image, uint8 (H, W, C), in TensorBoard."""

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import weakref
 from pathlib import Path
+
+from jaxdiff.compat import TMP_DIR_SUFFIX
 
 
 class Place:
@@ -52,8 +55,10 @@ class Place:
             f"there; the same command with --workdir and {where} goes on from its last checkpoint"
         )
 
-    def leave(self) -> None:
-        """Removes the folders, when empty, that were made anew by what was being written when the run was moved."""
+    def sweep(self) -> None:
+        """Removes half-written checkpoints; and the folders, when empty, that these have made anew in a lost place."""
+        for partial in self._folder.glob(f"*{TMP_DIR_SUFFIX}"):
+            shutil.rmtree(partial, ignore_errors=True)
         if self.lost():
             with contextlib.suppress(OSError):
                 self._folder.rmdir()

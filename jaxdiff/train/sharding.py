@@ -301,10 +301,32 @@ def state_template(
         A TrainState of `jax.ShapeDtypeStruct`, each with its sharding.
     """
     shapes = jax.eval_shape(lambda k: create_state(net, optimizer, loss, k, **options), key)
+    return _placed(shapes, state_sharding(shapes, mesh))
+
+
+def params_template(net: Network, mesh: Mesh) -> Any:
+    """Likewise of a network's parameters alone: what `Checkpoints.restore_weights` asks for.
+
+    Args:
+        net: the network.
+        mesh: from `make_mesh`.
+
+    Returns:
+        A nested dict of `jax.ShapeDtypeStruct`, each with its sharding.
+
+    Example:
+        >>> import types, jax.numpy as jnp
+        >>> net = types.SimpleNamespace(init=lambda key: {"w": jnp.zeros((8, 8))})
+        >>> params_template(net, make_mesh(data=1))["w"].shape
+        (8, 8)
+    """
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    return _placed(shapes, split_sharding(shapes, mesh))
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        state_sharding(shapes, mesh),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import jaxdiff
+from jaxdiff.codecs import Arrays, Images
 from jaxdiff.config import (
     Config,
     ConfigError,
@@ -21,16 +22,20 @@ from jaxdiff.config import (
     build_loss,
     build_network,
     check,
+    check_folder,
     differences,
     dumps,
     from_json,
     load_config_file,
     parse_config,
+    read_config,
     resolve,
     to_json,
+    with_saved,
 )
 from jaxdiff.config.serialize import MOVED
 from jaxdiff.methods import parse_sampler, times
+from jaxdiff.networks import MLP
 from jaxdiff.spec import Spec
 from jaxdiff.train import make_mesh, make_optimizer, state_sharding, state_template
 
@@ -264,14 +269,14 @@ def test_a_configuration_of_ones_own(tmp_path: Path) -> None:
         ("--optimizer.lr inf", "optimizer.lr: inf"),
         ("--loss.dropout label=1.5", "loss.dropout: label 1.5 is out of range, it must be at least 0 and at most 1"),
         ("--loss.dropout label", "--loss.dropout takes NAME=NUMBER, several or none, such as label=0.1, got 'label'"),
-        ("--loss.dropout lable=0.1", "there is no condition 'lable'; did you mean 'label'?: the network takes label"),
+        ("--loss.dropout lable=0.1", "there is no condition 'lable'; did you mean 'label'? (the network takes label)"),
         ("--seed -1", "seed: -1"),
         ("--name ../x", "name: '../x'"),
         ("--sample.sampler dddim", "did you mean 'ddim'"),
         ("--sample.grid karas", "did you mean 'karras'"),
         ("--sample.steps 0", "sample.steps: 0"),
         ("--mesh.data 0", "mesh.data: 0"),
-        ("--network.num_classes None", "there is no condition 'label': the network takes no condition"),
+        ("--network.num_classes None", "there is no condition 'label' (the network takes none)"),
         ("--network.no-null_class", "loss.dropout: label has no null, so it cannot be dropped"),
         (
             "--loss.dropout --sample.guide cfg:2",
@@ -300,3 +305,68 @@ def test_mappings_are_stored_by_name(digits: Config) -> None:
     assert stored == {"label": 0.1} and from_json(stored) == {"label": 0.1}
     with pytest.raises(StoredTypeError, match="cannot be stored"):
         to_json({"type": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "said"),
+    [
+        ("train", "steps", 2.5, "a whole number, got 2.5"),
+        ("train", "steps", "5", "a whole number, got '5'"),
+        ("train", "steps", True, "a whole number, got True"),
+        ("train", "batch_size", 32.0, "a whole number, got 32.0"),
+        ("train", "batch_size", None, "a whole number, got None"),
+        ("train", "freeze", (1,), "several of: text, got (1,)"),
+        ("optimizer", "lr", "1e-3", "a number, got '1e-3'"),
+        ("optimizer", "schedule", "linear", "one of constant, cosine, inverse_sqrt, got 'linear'"),
+        ("loss", "dropout", 0.1, "NAME=NUMBER, several or none, such as label=0.1, got 0.1"),
+        ("loss", "dropout", {"label": "0.1"}, "NAME=NUMBER, several or none, such as label=0.1, got {"),
+        ("sample", "clip", 1, "True or False, got 1"),
+        ("data", "path", 3, "text or None, got 3"),
+        (None, "seed", 1.5, "a whole number, got 1.5"),
+        (None, "name", 3, "text, got 3"),
+        (None, "process", "vp", "a Process, got 'vp'"),
+        (None, "process", jaxdiff.VP, "a Process, got the class VP: make one, VP()"),
+        (None, "network", MLP, "an object, such as MLP(width=64)"),
+        (None, "codec", "images", "an object, such as MLP(width=64) or Images((8, 8, 1)), got 'images'"),
+    ],
+)
+def test_a_field_of_another_type_is_named(part: str | None, name: str, value: Any, said: str, digits: Config) -> None:
+    whole: Any = digits
+    held: Any = digits if part is None else getattr(digits, part)
+    changed: Any = dataclasses.replace(held, **{name: value})
+    with pytest.raises(ConfigError) as caught:
+        check(changed if part is None else dataclasses.replace(whole, **{part: changed}))
+    assert str(caught.value).startswith(f"{name if part is None else f'{part}.{name}'}: expected {said}")
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "", "..", "a/b"])
+def test_what_names_no_folder(name: str, digits: Config) -> None:
+    with pytest.raises(ConfigError, match=r"name: .* cannot name a folder"):
+        check(dataclasses.replace(digits, name=name))
+    long = dataclasses.replace(digits, workdir="a" * 300)
+    with pytest.raises(ConfigError, match="cannot be used: File name too long"):
+        check_folder(with_saved(long))
+    with pytest.raises(ConfigError, match="is not the folder of a run: it does not exist"):
+        read_config("a" * 300)
+
+
+def test_one_name_is_a_tuple_of_it_and_a_path_its_text(digits: Any) -> None:
+    assert dataclasses.replace(digits.train, freeze="down").freeze == ("down",)
+    assert dataclasses.replace(digits.sample, guide="cfg:2").guide == ("cfg:2",)
+    assert dataclasses.replace(digits.sample, guide=2).guide == (2,)
+    assert dataclasses.replace(digits.data, path=Path("a", "b")).path == "a/b"
+    changed = dataclasses.replace(
+        digits, workdir=Path("runs", "x"), train=dataclasses.replace(digits.train, steps=np.int64(9))
+    )
+    check(changed)
+    assert changed.folder == "runs/x" and from_json(to_json(changed)) == changed
+
+
+def test_the_bound_of_latents_has_a_density_and_that_of_images_grey_levels() -> None:
+    """Nichol & Dhariwal's last term is over 256 values; latents (DiT) have none."""
+    for name, codec, levels in (
+        ("imagenet256_dit_xl2", Arrays((32, 32, 4)), None),
+        ("imagenet64_adm", Images((64, 64, 3)), 256),
+    ):
+        loss: Any = build_loss(dataclasses.replace(load_config_file(name), codec=codec))
+        assert loss.vlb_weight > 0 and loss.levels == levels

@@ -97,7 +97,7 @@ def test_npz_refusals(tmp_path: Path) -> None:
     images = pictures()
     for arrays, message in [
         ({"pixels": images}, "no array of images; it has pixels, expected one of images, image, x"),
-        ({"images": images.astype(np.int64)}, "images are int64, expected uint8 in 0..255, or floats"),
+        ({"images": images.astype(np.int64)}, "x is int64, expected floats, or uint8 in 0..255"),
         ({"images": images[0, 0, 0]}, "x has shape (3,), expected (N, ...)"),
         ({"images": images.transpose(0, 3, 1, 2)}, "channels first as it seems"),
         ({"images": images[:0]}, "the set is empty"),

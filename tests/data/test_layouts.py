@@ -331,16 +331,30 @@ def test_arrays_of_any_shape() -> None:
     for shape in ((7,), (5, 3), (4, 4, 9), (2, 3, 4, 5)):
         for kind in (np.uint8, np.float32, np.float64):
             x = np.random.default_rng(0).integers(0, 9, (6, *shape)).astype(kind)
-            source = data.from_arrays(x, width=np.ones((6, 2)), low=-1.0, high=10.0)
+            limits: Any = {} if kind == np.uint8 else {"low": -1.0, "high": 10.0}
+            source = data.from_arrays(x, width=np.ones((6, 2)), **limits)
             bounds = (0, 255) if kind == np.uint8 else (-1.0, 10.0)
             stored = (*shape, 1) if kind == np.uint8 and len(shape) == 2 else shape
             assert source.spec["x"] == Spec(stored, "uint8" if kind == np.uint8 else "float32", *bounds)
             records = take(source, [5, 0])
             assert (records["x"].reshape(2, *shape) == x[[5, 0]]).all() and records["width"].shape == (2, 2)
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"x": np.zeros((3, 2), complex)}, "images are complex128"),
+        ({"x": np.zeros((3, 2), complex)}, "x is complex128, expected floats, or uint8"),
+        ({"x": [[1.0, 2.0], [3.0]]}, "x has rows of unequal lengths"),
+        ({"x": 3.0}, "x has shape (), expected (N, ...): one row a record"),
+        ({"x": np.zeros(3)}, "x[:, None] makes each number a record"),
+        ({"x": np.zeros((3, 2)), "width": 1.0}, "width has shape (), expected one row for each of 3 records"),
+        ({"x": np.zeros((3, 2)), "width": [[1.0], [1.0, 2.0], [0.0]]}, "width has rows of unequal lengths"),
+        ({"x": np.zeros((3, 2)), "width": [1.0, np.nan, 0.0]}, "arrays row 1: width is not finite in float32"),
+        ({"x": np.zeros((3, 2)), "width": [[1.0], [0.0], [np.inf]]}, "arrays row 2: width is not finite"),
+        ({"x": np.zeros((3, 2)), "width": [1e300, 1.0, 0.0]}, "which ends at 3.4e+38: fix the record, scale it"),
+        ({"x": np.zeros((3, 2)), "low": 1.0, "high": 0.0}, "low 1.0 is above high 0.0"),
+        ({"x": np.zeros((3, 2)), "low": "a"}, "low is to be a number or None, got 'a'"),
+        ({"x": np.zeros((3, 2), np.uint8), "low": 0.0}, "low and high are of float data, and x is uint8"),
+        ({"x": np.zeros((3, 2)), "classes": ["a"]}, "classes name the labels, and there are none"),
+        ({"x": np.zeros((3, 2)), "label": [0, 1, 0], "num_classes": 2.5}, "num_classes must be a whole number"),
         ({"x": np.zeros((3, 2)), "label": np.zeros((3, 2), int)}, "labels have shape (3, 2), expected (3,)"),
-        ({"x": np.zeros((3, 2)), "width": np.zeros(2)}, "width has 2 rows for 3 records"),
+        ({"x": np.zeros((3, 2)), "width": np.zeros(2)}, "width has shape (2,), expected one row for each of 3 records"),
         ({"x": np.zeros((3, 2)), "text": np.array(["a"] * 3)}, "text is <U1, expected numbers"),
         ({"x": np.zeros((3, 3, 32, 32), np.uint8)}, "channels first as it seems"),
     ]

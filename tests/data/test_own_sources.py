@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -91,6 +92,10 @@ def test_what_take_gives_is_checked(wrong: dict[str, Any], message: str) -> None
 def test_what_is_not_a_number_passes_and_a_list_is_no_batch() -> None:
     nans = np.full((2, 16, 1), np.nan, np.float32)
     assert np.isnan(take(Waves(x=nans), [0, 1])["x"]).all()
+    pitch: Any
+    for pitch in (np.array([0, np.nan]), np.array([0, -np.inf]), np.array([0, 1e39])):  # a condition is not skipped
+        said = one_line_error(functools.partial(take, Waves(pitch=pitch), [3, 5]))
+        assert said.startswith("Waves row 5: pitch is not finite in float32, which ends at 3.4e+38")
 
     class Listed(Waves):
         def take(self, indices: np.ndarray) -> Any:

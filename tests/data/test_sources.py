@@ -82,7 +82,9 @@ def test_folder_resize(tmp_path: Path) -> None:
         lambda: data.open_folder(tmp_path)
     )
     assert "resize needs image_size" in one_line_error(lambda: data.open_folder(tmp_path, resize=True))
-    assert "image_size is at least 1, got 0" in one_line_error(lambda: data.open_folder(tmp_path, image_size=0))
+    assert "image_size must be a whole number of at least 1, got 0" in one_line_error(
+        lambda: data.open_folder(tmp_path, image_size=0)
+    )
 
 
 # --- what makes two sets the same

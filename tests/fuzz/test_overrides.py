@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import pytest
 
 from tests.fuzz.overrides import command_lines, fuzz
 
-IN_PROCESS, PROCESSES = 150, 3  # `python -m tests.fuzz.overrides 2000` tries more
+PROCESSES = 3  # `python -m tests.fuzz.overrides 2000` tries more
 
 
-def test_in_one_process(capsys: Any) -> None:
-    counts = fuzz(IN_PROCESS, seed=1)
+@pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.nightly)])
+def test_in_one_process(count: int, capsys: Any) -> None:
+    counts = fuzz(count, seed=1)
     assert counts["wrong"] == 0, capsys.readouterr().err
-    assert counts["tried"] >= IN_PROCESS / 2 and counts["runs"] > 10 and counts["refused"] > 10
+    assert counts["tried"] >= count / 2 and counts["runs"] > 10 and counts["refused"] > 10
 
 
 def real_processes(run_python: Callable[..., Any], folder: Path, count: int, seed: int) -> dict[str, int]:

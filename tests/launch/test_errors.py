@@ -14,7 +14,7 @@ import pytest
 from jaxdiff.launch.errors import silent_at_a_broken_pipe
 
 
-@pytest.mark.parametrize("program", ["train.py --help", "sample.py --help", "-m jaxdiff.runs {}"])
+@pytest.mark.parametrize("program", ["train.py --help", "sample.py --help", "-m jaxdiff.runs {}", "-m jaxdiff --help"])
 def test_a_reader_that_goes_leaves_nothing_said(program: str, repository: Path, tmp_path: Path) -> None:
     """As of `| head -0`: the pipe is closed before the program writes its first line into it."""
     reading, writing = os.pipe()

@@ -100,22 +100,37 @@ def test_auto_without_a_cluster_is_one_line(run_python: Any, tmp_path: Path) -> 
 # --- one run
 
 
-def test_a_run_moves_between_devices_and_processes(tmp_path: Path, start: Start) -> None:
-    """8 devices, 4, 2 processes by data, by tensor (both read all rows), 1 device: as a run that never moved."""
-    moved, still = tmp_path / "moved", tmp_path / "still"
-    start(still, "--train.steps", "20").finish()
-    start(moved, "--train.steps", "5", "--mesh.fsdp", "8", devices=8).finish()
-    start(moved, "--train.steps", "10", "--mesh.fsdp", "2", "--mesh.tensor", "2", devices=4).finish()
-    first, second = start(moved, "--train.steps", "13", processes=2).finish()
-    start(moved, "--train.steps", "16", "--mesh.tensor", "2", processes=2).finish()
-    (last,) = start(moved, "--train.steps", "20").finish()
-    assert "going on after step 16" in last
-
-    # Process 0 alone speaks, and nothing is written twice.
-    assert "going on after step 10" in first and "2 device(s) of 2 processes" in first
-    assert printed(second) == []
+@pytest.mark.parametrize(
+    "places",
+    [
+        [(4, "--mesh.fsdp 8", {"devices": 8}), (8, "--mesh.tensor 2", {"processes": 2}), (12, "", {})],
+        pytest.param(
+            [
+                (5, "--mesh.fsdp 8", {"devices": 8}),
+                (10, "--mesh.fsdp 2 --mesh.tensor 2", {"devices": 4}),
+                (13, "", {"processes": 2}),
+                (16, "--mesh.tensor 2", {"processes": 2}),
+                (20, "", {}),
+            ],
+            marks=pytest.mark.nightly,
+        ),
+    ],
+    ids=["three places", "five places"],
+)
+def test_a_run_moves_between_devices_and_processes(
+    places: list[tuple[int, str, dict[str, int]]], tmp_path: Path, start: Start
+) -> None:
+    """From place to place, as a run that never moved. (By tensor both processes read all rows.)"""
+    moved, still, done = tmp_path / "moved", tmp_path / "still", 0
+    start(still, "--train.steps", str(places[-1][0])).finish()
+    for steps, mesh, where in places:
+        first, *others = start(moved, "--train.steps", str(steps), *mesh.split(), **where).finish()
+        assert done == 0 or f"going on after step {done}" in first
+        assert all(printed(other) == [] for other in others)  # process 0 alone speaks, and nothing is written twice
+        assert ("2 device(s) of 2 processes" in first) == ("processes" in where)
+        done = steps
     np.testing.assert_allclose(losses(moved), losses(still), rtol=1e-5)
-    assert checkpoints(moved)[-1] == 20
+    assert checkpoints(moved)[-1] == done
 
 
 def test_a_mistake_of_both_is_told_by_both_and_ends_both(tmp_path: Path, start: Start) -> None:
@@ -129,8 +144,25 @@ def test_a_mistake_of_both_is_told_by_both_and_ends_both(tmp_path: Path, start: 
 # --- signals and deaths
 
 
-def test_what_befalls_one_of_two_processes(tmp_path: Path, start: Start) -> None:
-    """Killed, the leader killed, stopped with its connections open, SIGTERM, SIGINT: both end, and both go on."""
+Blow = tuple[signal.Signals, int]
+
+
+@pytest.mark.parametrize(
+    ("deaths", "signals"),
+    [
+        ([(signal.SIGKILL, 0)], [(signal.SIGTERM, 1)]),
+        pytest.param(
+            [(signal.SIGKILL, 1), (signal.SIGKILL, 0), (signal.SIGSTOP, 1)],
+            [(signal.SIGTERM, 1), (signal.SIGINT, 0)],
+            marks=pytest.mark.nightly,
+        ),
+    ],
+    ids=["two", "five"],
+)
+def test_what_befalls_one_of_two_processes(
+    deaths: list[Blow], signals: list[Blow], tmp_path: Path, start: Start
+) -> None:
+    """Killed (0 leads), stopped with its connections open, SIGTERM, SIGINT: both end, and both go on."""
     folder, endless = tmp_path / "run", ("--train.steps", "1000000")
     reached = 0
 
@@ -139,7 +171,7 @@ def test_what_befalls_one_of_two_processes(tmp_path: Path, start: Start) -> None
         group.until(lambda: len(lines(folder)) >= reached + 15 and checkpoints(folder)[-1:] > [reached])
         return group
 
-    for number, victim in ((signal.SIGKILL, 1), (signal.SIGKILL, 0), (signal.SIGSTOP, 1)):
+    for number, victim in deaths:
         group = run_on()
         group.send(number, victim)
         begun = time.monotonic()
@@ -151,7 +183,7 @@ def test_what_befalls_one_of_two_processes(tmp_path: Path, start: Start) -> None
         group.send(signal.SIGKILL, victim)
         reached = checkpoints(folder)[-1]
 
-    for number, receiver in ((signal.SIGTERM, 1), (signal.SIGINT, 0)):
+    for number, receiver in signals:
         group = run_on()
         group.send(number, receiver)
         out = group.finish(60)

@@ -22,7 +22,7 @@ from jaxdiff.config import CheckpointConfig, Config, ConfigError, LossConfig, Sa
 from jaxdiff.data import DataError
 from jaxdiff.networks import MLP, DiT
 from jaxdiff.spec import Spec
-from jaxdiff.train import CheckpointError, Checkpoints, Ema
+from jaxdiff.train import CheckpointError, Checkpoints, Ema, read_weights
 from jaxdiff.train.frozen import partition
 
 X = (np.array([5.0, -2.0, 0.1]) + np.array([2.0, 0.3, 1.0]) * np.random.default_rng(0).normal(size=(256, 3))).astype(
@@ -143,7 +143,7 @@ def test_averages_by_name(tmp_path: Path) -> None:
     assert same(run.denoise.params, slow.denoise.params)  # the first is what is sampled from
     assert same(none.denoise.params, last.denoise.params) and not same(slow.denoise.params, last.denoise.params)
     assert same(jaxdiff.load(tmp_path / "r").denoise.params, slow.denoise.params)
-    with pytest.raises(CheckpointError, match="fast"):
+    with pytest.raises(ConfigError, match=r"there is no average of the weights 'fast' \(known: slow, none\)"):
         jaxdiff.load(tmp_path / "r", ema="fast")
 
 
@@ -205,3 +205,39 @@ def test_another_dtype(tmp_path: Path) -> None:
     for dtype, message in (("int8", "has no fractions"), ("bfloat17", "no type of numbers")):
         with pytest.raises(ConfigError, match=message):
             jaxdiff.load(tmp_path / "r", dtype=dtype)
+
+
+def test_a_start_and_frozen_parts_are_of_the_first_average(tmp_path: Path) -> None:
+    """As `load` takes it: the first that the configuration names, which is not the first of the alphabet."""
+    two = config(tmp_path / "two", ema={"short": Ema(0.1), "long": Ema(0.9)})
+    jaxdiff.fit(two, X)
+    first, last = (jaxdiff.load(tmp_path / "two", ema=name).denoise.params for name in (True, "long"))
+    assert same(first, jaxdiff.load(tmp_path / "two", ema="short").denoise.params) and not same(first, last)
+    assert same(read_weights(tmp_path / "two", first), first)
+    part = config(tmp_path / "part", train={"freeze": "input"})
+    held = partition(jaxdiff.fit(part, X, init_from=tmp_path / "two").denoise.params, ["input"])[1]
+    assert same(held, partition(first, ["input"])[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"ema": {}}, {}, r"ema: there is no average of the weights to sample from: give a rule, such as Ema\(0.999\)"),
+        ({"ema": None}, {}, "ema: expected a rule, .* got None"),
+        ({"ema": {"a": 0.9}}, {}, "ema: expected a rule, .* got 0.9"),
+        ({"ema": {"a/b": Ema()}}, {}, "ema: 'a/b' cannot name an average"),
+        ({}, {"log": "wandb"}, "log is a function of the step and its figures, got 'wandb'"),
+    ],
+)
+def test_what_fit_refuses(changes: dict[str, Any], options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        jaxdiff.fit(config(tmp_path / "r", **changes), X, **options)
+
+
+def test_what_is_no_configuration_and_no_data(tmp_path: Path) -> None:
+    wrong: Any = {"name": "r"}
+    with pytest.raises(ConfigError, match="fit takes a Config, or the name or file of one, got dict"):
+        jaxdiff.fit(wrong, X)
+    pair: Any = (X, LABELS)
+    with pytest.raises(DataError, match=r"one array, or arrays by name, .*; got a tuple of arrays"):
+        jaxdiff.fit(config(tmp_path / "r"), pair)

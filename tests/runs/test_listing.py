@@ -123,7 +123,11 @@ def test_one_run_none_and_nothing(tmp_path: Path, capsys: Any, monkeypatch: pyte
     assert main(["empty"]) == 0 and capsys.readouterr().out == "no runs\n"
     assert main(["nothing"]) == 2
     assert capsys.readouterr().err.startswith("jaxdiff runs: error: there is no folder 'nothing'")
-    assert main(["--help"]) == 0 and main(["--x"]) == 2 and main(["a", "b"]) == 2
+    assert main(["--help"]) == 0 and capsys.readouterr().err == ""
+    for arguments, wrong in ((["--x"], "--x"), (["a", "b"], "b")):
+        assert main(arguments) == 2
+        assert capsys.readouterr().err.startswith(f"jaxdiff runs: error: {wrong!r} is unexpected; usage: jaxdiff runs")
+    assert main(["a" * 300]) == 2 and "there is no folder" in capsys.readouterr().err
 
 
 def test_the_command(run_python: Any, tmp_path: Path) -> None:

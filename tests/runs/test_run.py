@@ -159,10 +159,13 @@ def test_the_same_images_on_eight_devices(
         ({"x": np.zeros((3, 8, 8, 1))}, "x has shape (3, 8, 8, 1), expected (4, 8, 8, 1)"),
         ({"sampler": "dddim"}, "did you mean 'ddim'"),
         ({"grid": "karas"}, "did you mean 'karras'"),
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"cond": {"label": ["1", ["2"]]}}, "label has rows of unequal lengths"),
+        ({"num_steps": 3}, "there is no option 'num_steps'; did you mean 'steps'? (known: negative, sampler,"),
+        ({"compiled": 3}, "sampling: expected str, bytes or os.PathLike object, not int"),
         ({"sampler": "euler_maruyama", "grid": "uniform"}, "sampling: "),
-        ({"start": -1}, "start at least 0"),
+        ({"start": -1}, "start must be a whole number of at least 0, got -1"),
     ],
 )
 def test_sample_refuses(run: Run, keywords: dict[str, Any], message: str) -> None:
@@ -201,6 +204,30 @@ def test_load_refuses(folder: Path, tmp_path: Path) -> None:
         Run.load(tmp_path)
     with pytest.raises(CheckpointError, match="step 7"):
         Run.load(folder, step=7)
+    options: Any
+    for options, message in (
+        ({"dtype": "float64"}, "dtype: float64 has no fractions, or needs JAX_ENABLE_X64: use float32"),
+        ({"step": "2"}, "load: step must be a whole number of at least 0, got '2'"),
+        ({"ema": "eam"}, r"there is no average of the weights 'eam'; did you mean 'ema'\? \(known: ema\)"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Run.load(folder, **options)
+    with pytest.raises(ConfigError, match="load: "):
+        Run.load(None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="is not the folder of a run: it is a file"):
+        Run.load(folder / "config.json")
+    assert Run.load(folder, trusted="jaxdiff").step == 2  # one name is a tuple of it
+
+
+def test_save_takes_a_record_and_knows_the_home(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = run.sample(0, 2)
+    wrong: Any
+    for wrong in (record["x"], None, {"label": [1]}):
+        with pytest.raises(ConfigError, match="save: a record is a dict with 'x', as sample gives it"):
+            run.save(tmp_path / "a.png", wrong)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run.save("~/a.png", record)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_ema_differs_from_the_last_weights(folder: Path, run: Run) -> None:
@@ -245,7 +272,7 @@ def test_ways_to_sample_faster(run: Run, tmp_path: Path) -> None:
         "cache": DeepCache(1),
         "decode": False,
     }
-    for kept in (None, tmp_path, tmp_path):  # made, then found
+    for kept in (tmp_path, tmp_path):  # made, then found
         np.testing.assert_allclose(run.sample(0, 3, label, **everything, compiled=kept), plain, rtol=1e-5, atol=1e-5)
     reused = run.sample(0, 3, label, guide=["cfg:2", "every:2"], cache="deepcache:2", decode=False)
     assert reused.shape == plain.shape and np.isfinite(reused).all() and (reused != plain).any()

@@ -88,8 +88,8 @@ def test_weights_alone_need_no_optimizer(tmp_path: Path, state: Any) -> None:
         checkpoints.save(1, marked)
     template = jax.eval_shape(Net().init, jax.random.key(0))
     with Checkpoints(tmp_path, readonly=True) as checkpoints:
-        _same(checkpoints.restore_weights(template), marked.ema["ema"])
-        _same(checkpoints.restore_weights(template, ema=False, step=1), marked.params)
+        _same(checkpoints.restore_weights(template)[1], marked.ema["ema"])
+        _same(checkpoints.restore_weights(template, ema=False, step=1)[1], marked.params)
 
 
 def test_a_saved_state_may_be_donated_at_once(tmp_path: Path) -> None:

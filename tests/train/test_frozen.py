@@ -80,7 +80,7 @@ def test_averages_have_names_and_rules_of_their_own(tmp_path):
         checkpoints.wait()
         restored, _ = checkpoints.restore(template)
         shapes = jax.eval_shape(Net().init, jax.random.key(0))
-        short = checkpoints.restore_weights(shapes, ema="short")
+        _, short = checkpoints.restore_weights(shapes, ema="short")
         with pytest.raises(Exception, match="missing"):
             checkpoints.restore_weights(shapes, ema="long")
     for a, b in zip(

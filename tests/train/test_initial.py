@@ -61,6 +61,11 @@ def test_what_fits_is_taken_and_the_rest_is_new_and_named(run: Path) -> None:
 
 
 def test_a_path_without_checkpoints_says_so(run: Path, tmp_path: Path) -> None:
-    for path, what in ((tmp_path / "no", "there is no such folder"), (tmp_path, "holds no checkpoint")):
+    long = Path("a" * 300)
+    for path, what in (
+        (tmp_path / "no", "there is no such folder"),
+        (long, "there is no such folder"),
+        (tmp_path, "holds no checkpoint"),
+    ):
         with pytest.raises(CheckpointError, match=f"{path}: {what}; expected the folder of a run"):
             read_weights(path, {})

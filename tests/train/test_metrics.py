@@ -171,3 +171,32 @@ def test_skipped_steps_are_counted_and_left_out_of_the_means() -> None:
     }
     only = summarize([bad, bad])
     assert np.isnan([only["loss"], only["grad_norm"], *only["loss_by_noise"]]).all() and only["skipped"] == 4  # type: ignore[misc]
+
+
+def test_a_listener_that_raises_is_told_of_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    heard: list[int] = []
+
+    def listener(step: int, figures: Any) -> None:
+        heard.append(step)
+        figures["loss"] = figures.clear()
+        if step > 1:
+            raise RuntimeError("the tracker\nis down")
+
+    record = {"loss": 0.5}
+    with MetricsLog(tmp_path, tensorboard=False, listener=listener) as log:
+        for step in range(1, 4):
+            log.write(step, record)
+    assert heard == [1, 2, 3] and record == {"loss": 0.5}
+    assert _lines(tmp_path) == [{"step": step, "loss": 0.5} for step in (1, 2, 3)]
+    told = "WARNING: log raised RuntimeError: the tracker is down (step 2); training goes on, and further ones are not"
+    assert capsys.readouterr().err == told + " told of\n"
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_a_listener_may_end_the_run(tmp_path: Path, kind: type[BaseException]) -> None:
+    def listener(step: int, figures: Any) -> None:
+        raise kind
+
+    with MetricsLog(tmp_path, tensorboard=False, listener=listener) as log, pytest.raises(kind):
+        log.write(1, {"loss": 0.5})
+    assert _lines(tmp_path) == [{"step": 1, "loss": 0.5}]
