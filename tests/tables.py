@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 import jaxdiff as jd
 from tests.covers import cover
@@ -36,6 +38,15 @@ NO_SIGNAL_AT_END = {
     "DiscreteVP_zero_snr",
 }  # alpha(1) = 0
 EXPLODING = {"VE", "KarrasVE"}  # alpha = 1
+ONE_OF_A_FAMILY = {"SubVP", "CosineVP", "KarrasVE", "Flow", "DiscreteVP_zero_snr"}
+
+
+def every_process() -> list[Any]:
+    """Names for `parametrize`, of which one of each family always runs."""
+    return [
+        pytest.param(name, marks=() if name in ONE_OF_A_FAMILY else pytest.mark.nightly) for name in sorted(PROCESSES)
+    ]
+
 
 PARAMETERIZATIONS: dict[str, jd.Parameterization] = {
     "Eps": jd.Eps(),

@@ -45,7 +45,6 @@ LAYERS = [
     {"launch"},
     {"config"},
     {"train"},
-    {"compiled"},
     {"runs"},
     {"evaluate"},
     {"commands"},

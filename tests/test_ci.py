@@ -14,5 +14,9 @@ def test_the_second_python_runs_a_file_of_every_folder() -> None:
     words = subprocess.run(["bash", "-c", f"printf '%s\\n' {' '.join(listed.split())}"], capture_output=True, text=True)
     paths = [ROOT / word for word in words.stdout.split()]
     assert [path for path in paths if not path.is_file()] == []
-    tests = {path for path in (ROOT / "tests").rglob("test_*.py") if "mark.nightly" not in path.read_text()}
+    tests = {
+        path
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if "pytestmark = pytest.mark.nightly" not in path.read_text()
+    }
     assert {path.parent for path in paths} == {path.parent for path in tests}

@@ -66,7 +66,7 @@ def test_nulls_of_a_network() -> None:
         (({"size": cond["size"]}, 3), r"a condition that can be left out: the network knows \['label', 'text'\]"),
         ((None, 3), r"the network knows \['label', 'text'\], got \[\]"),
         ((cond, 3, {"text": 0.0}), r"negative has \['text'\], but the conditions given are \['label', 'size'\]"),
-        ((cond, 3, {"label": jnp.zeros(2, int)}), r"has shape \(2,\), expected \(3\)"),
+        ((cond, 3, {"label": jnp.zeros(2, int)}), r"has shape \(2,\), expected \(3,\)"),
     ):
         with pytest.raises(ValueError, match=message):
             nulls_of(specs, *arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 import jax
@@ -79,9 +80,10 @@ def test_samplers(name: str) -> None:
     keys, ts = jd.sample_keys(jax.random.key(0), 0, 3), jd.log_snr_times(process, 4)
     x = process.prior_sample(keys, (2,), ts[0])
     for noise in (jd.step_noise, brownian_noise):
-        assert jd.sample(SAMPLERS[name](process), gaussian(process), keys, x, ts, noise=noise).dtype == jnp.float32
+        sample = functools.partial(jd.sample, SAMPLERS[name](process), gaussian(process), noise=noise)
+        assert jax.eval_shape(sample, keys, x, ts).dtype == jnp.float32  # a wrong pair of types is refused in tracing
     if name not in NEEDS_SIGNAL:
-        jd.sample_path(SAMPLERS[name](process), mixture(process), keys, x, ts)
+        jax.eval_shape(functools.partial(jd.sample_path, SAMPLERS[name](process), mixture(process)), keys, x, ts)
 
 
 @pytest.mark.parametrize("name", sorted(PARAMETERIZATIONS))

@@ -24,7 +24,6 @@ from jax import Array
 from jax.sharding import Mesh
 from numpy.typing import ArrayLike, NDArray
 
-from jaxdiff.compiled import Kept
 from jaxdiff.config import (
     TRUSTED,
     Config,
@@ -41,6 +40,7 @@ from jaxdiff.launch.errors import refuse_unknown, refuse_unknown_options
 from jaxdiff.model import Model
 from jaxdiff.plan import Plan, draw
 from jaxdiff.process import Process
+from jaxdiff.runs.compiled import Kept
 from jaxdiff.spec import Condition, Spec, as_array, droppable, whole
 from jaxdiff.train import Checkpoints, batch_sharding, check_heads, make_mesh, params_template
 from jaxdiff.train.ema import rules_by_name
@@ -209,7 +209,7 @@ class Run:
 
         Args:
           key, n, cond, options: see there.
-          compiled: folder that keeps the compiled program for other processes: `jaxdiff.compiled`.
+          compiled: folder that keeps the compiled program for other processes: `jaxdiff.runs.compiled`.
 
         Raises:
           ConfigError: an argument that is out of range, or that this run cannot follow.

@@ -156,6 +156,7 @@ def test_another_configuration_is_refused(finished: Path, capsys: Any) -> None:
     assert "optimizer.lr (0.002 there, 0.5 here)" in one_line(train.main, arguments, capsys)
 
 
+@pytest.mark.nightly
 def test_another_runs_weights_as_a_start(finished: Path, tmp_path: Path, capsys: Any) -> None:
     options = ["--train.steps", "1", "--train.sample_every", "0", *TINY, "--workdir", str(tmp_path / "new")]
     classes = [*options, "--network.num_classes", "12", "--optimizer.lr", "1e-30", "--init_from"]

@@ -54,6 +54,7 @@ def test_help_begins_with_the_text_of_the_module(name: str, module: Any, capsys:
     assert out.startswith(f"usage: jaxdiff {name}")
 
 
+@pytest.mark.nightly
 def test_from_training_to_the_list_of_runs(run_python: Run, tmp_path: Path) -> None:
     """By `python -m jaxdiff`: the configuration by its name, and each next command as it is printed."""
     folder = tmp_path / "runs" / "one"

@@ -73,6 +73,7 @@ def test_classes_have_names_and_conditions_values(run: Run, folder: Path) -> Non
     assert run.sample(0, 2, {"label": ["c", "a"]})["label"].tolist() == [2, 0]
 
 
+@pytest.mark.nightly
 def test_what_makes_it_faster_is_what_the_run_does(run: Run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = f"--compiled {folder / 'kept'}"
     for options, reusing, nothing in (

@@ -280,6 +280,7 @@ def test_mistakes_are_one_line(arguments: str, message: str, folder: Path, capsy
     assert err.count("\n") == 1 and err.startswith("jaxdiff evaluate: error: ") and message in err
 
 
+@pytest.mark.nightly
 def test_devices_and_processes_have_the_same_figures(folder: Path, tmp_path: Path, run_python: Any) -> None:
     """Of each method: the flow's on eight devices, the bound on those of two processes."""
     options = ("--num", "10", "--batch-size", "8", "--steps", "2")

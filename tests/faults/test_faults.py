@@ -34,6 +34,7 @@ def test_every_blow_is_survived(tmp_path: Path, cache: Path) -> None:
     assert any(outcome.half_written for outcome in outcomes)  # at least one fell in a save
 
 
+@pytest.mark.nightly
 def test_damaged_runs_go_back_a_step_and_end_the_same(tmp_path: Path, cache: Path) -> None:
     tally = damaged_runs(Stand(tmp_path, cache), ["flip", "half-written step"])
     assert (tally.tried, tally.faults) == (2, [])

@@ -14,11 +14,11 @@ from tests.fuzz.overrides import command_lines, fuzz
 PROCESSES = 3  # `python -m tests.fuzz.overrides 2000` tries more
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.nightly)])
 def test_in_one_process(count: int, capsys: Any) -> None:
     counts = fuzz(count, seed=1)
     assert counts["wrong"] == 0, capsys.readouterr().err
-    assert counts["tried"] >= count / 2 and counts["runs"] > 10 and counts["refused"] > 10
+    assert counts["tried"] >= count / 2 and min(counts["runs"], counts["refused"]) > count / 15
 
 
 def real_processes(run_python: Callable[..., Any], folder: Path, count: int, seed: int) -> dict[str, int]:
@@ -47,5 +47,6 @@ def real_processes(run_python: Callable[..., Any], folder: Path, count: int, see
     return found
 
 
+@pytest.mark.nightly
 def test_as_real_processes(run_python: Callable[..., Any], tmp_path: Path) -> None:
     assert sum(real_processes(run_python, tmp_path, PROCESSES, seed=2).values()) == PROCESSES

@@ -153,6 +153,7 @@ def test_a_debugger_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert allocator._is_traced()
 
 
+@pytest.mark.nightly
 @installed
 def test_training_says_so_in_its_first_line(run_python: Any, tmp_path: Path) -> None:
     dry = ("--dry-run", "--workdir", tmp_path / "run")

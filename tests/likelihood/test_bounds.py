@@ -27,7 +27,7 @@ from jaxdiff.likelihood.angle import angle
 from jaxdiff.prediction import Prediction
 from jaxdiff.variational import learned_log_variance, vlb_term
 from tests.likelihood.problems import POINTS, keys_of
-from tests.tables import DISCRETE, NO_SIGNAL_AT_END, PROCESSES, gaussian
+from tests.tables import DISCRETE, NO_SIGNAL_AT_END, PROCESSES, every_process, gaussian
 
 
 def gaussian_data(exact: jd.GaussianDenoiser, n: int) -> jax.Array:
@@ -41,7 +41,7 @@ def close(found: jax.Array, expected: ArrayLike, *, errors: float = 5.0) -> None
     assert (np.abs(mean - np.asarray(expected)) <= errors * error + 1e-6).all(), (mean, expected, error)
 
 
-@pytest.mark.parametrize("name", sorted(PROCESSES))
+@pytest.mark.parametrize("name", every_process())
 def test_terms_of_a_chain_on_gaussian_data(name: str) -> None:
     """Each term has its closed form, (SNR_s - SNR_t) E|x_0 - x^_0|^2/2 and its like, and they sum to the total."""
     with jax.enable_x64(True):
@@ -147,7 +147,7 @@ def test_the_bounds_refuse() -> None:
 # --- The bound of the reverse SDE
 
 
-@pytest.mark.parametrize("name", sorted(PROCESSES))
+@pytest.mark.parametrize("name", every_process())
 def test_elbo_is_tight_for_the_exact_denoiser(name: str) -> None:
     """Its mean is that of ln p(x_0 + rho eps), whichever way times are drawn."""
     with jax.enable_x64(True):

@@ -81,6 +81,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[in
     return found
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
 def test_losses_and_samples_are_the_same_everywhere(
     precision: str, tolerance: float, results: Any, record_property: Any
@@ -105,6 +106,7 @@ def test_losses_and_samples_are_the_same_everywhere(
     assert {name: grey for name, (_, grey) in worst.items() if grey > 1} == {}
 
 
+@pytest.mark.nightly
 def test_each_device_holds_its_part_only(results: Any) -> None:
     for _, case, answer in results["float32"]:
         fsdp = case[3]

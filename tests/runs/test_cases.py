@@ -174,6 +174,7 @@ def test_latents_train_and_come_back_on_their_scale(latents: Path, tmp_path: Pat
     assert (ratio > 0.6).all() and (ratio < 1.7).all()
 
 
+@pytest.mark.nightly
 def test_latents_go_on_bit_for_bit(latents: Path, tmp_path: Path) -> None:
     train.main(options(latents, tmp_path / "whole", 4))
     train.main(options(latents, tmp_path / "parts", 2))

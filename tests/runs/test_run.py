@@ -124,6 +124,7 @@ def test_the_same_images_at_any_batch_size(run: Run, sampler: str) -> None:
     assert np.abs(many[:16] - few).max() < 1 / 127.5  # one grey level
 
 
+@pytest.mark.nightly
 def test_the_same_images_on_eight_devices(
     run: Run, folder: Path, tmp_path: Path, run_python: Callable[..., Any]
 ) -> None:

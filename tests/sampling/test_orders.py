@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 import jaxdiff as jd
 from jaxdiff.prediction import Prediction
-from tests.tables import PROCESSES, SAMPLERS, each_meets_a_family, gaussian, meetings, mixture
+from tests.tables import PROCESSES, SAMPLERS, each_meets_a_family, every_process, gaussian, meetings, mixture
 
 ORDERS = {"DDIM": 1, "Euler": 1, "Heun": 2, "Heun_rho": 2, "DPMpp2M": 2}
 SMOOTH = sorted(set(PROCESSES) - {"DiscreteVP_linear", "DiscreteVP_cosine", "DiscreteVP_zero_snr"})
@@ -54,7 +54,7 @@ def test_order_on_a_mixture(process_name: str, name: str) -> None:
         assert errors[-1] < 0.02
 
 
-@pytest.mark.parametrize("process_name", sorted(PROCESSES))
+@pytest.mark.parametrize("process_name", every_process())
 def test_gaussian_paths_are_followed_both_ways(process_name: str) -> None:
     """Deterministic samplers follow the closed-form flow of Gaussian data down, and encode it back up."""
     with jax.enable_x64(True):

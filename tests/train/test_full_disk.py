@@ -85,6 +85,7 @@ def test_it_goes_on_and_saves_again_when_there_is_room(tmp_path: Path, repositor
     assert steps == list(range(1, saved(folder)[-1] + 1))
 
 
+@pytest.mark.nightly
 def test_it_stops_where_that_is_configured_and_goes_on_later(tmp_path: Path, repository: Path, capsys: Any) -> None:
     folder = tmp_path / "run"
     with training(folder, repository, "--checkpoint.on_error", "stop") as run:

@@ -15,7 +15,11 @@ from tests.commands.test_cli import TINY
     ("setting", "said"),
     [
         ({"JAX_ENABLE_X64": "1"}, "numbers of 32 bits (JAX_ENABLE_X64"),
-        ({"JAX_DEFAULT_PRNG_IMPL": "rbg"}, "random keys of another kind (jax_default_prng_impl"),
+        pytest.param(
+            {"JAX_DEFAULT_PRNG_IMPL": "rbg"},
+            "random keys of another kind (jax_default_prng_impl",
+            marks=pytest.mark.nightly,
+        ),
     ],
 )
 def test_another_setting_is_named(

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 import jaxdiff as jd
-from jaxdiff.compiled import Kept, facts_of
 from jaxdiff.config import StoredTypeError
 from jaxdiff.networks import MLP, functional
 from jaxdiff.networks.backend import attention_form
 from jaxdiff.record import field, record
+from jaxdiff.runs.compiled import Kept, facts_of
 
 PROCESS = jd.Flow()
 NET = functional(MLP(width=16, depth=1, frequencies=8))
@@ -44,8 +44,8 @@ def arguments(sampler: jd.Sampler | None = None, seed: int = 0, n: int = 5) -> t
 SECOND = """
 import json, sys
 import jax, numpy as np
-from jaxdiff.compiled import Kept
-from tests.test_compiled import TRACES, arguments, draw
+from jaxdiff.runs.compiled import Kept
+from tests.runs.test_compiled import TRACES, arguments, draw
 
 events = []
 jax.monitoring.register_event_listener(lambda name, **kw: events.append(name))
@@ -125,7 +125,7 @@ def test_numbers_are_data_and_all_else_is_not(tmp_path: Path) -> None:
     different = [facts_of(draw, given, static) for given, static in changes]
     assert all(a != b for i, a in enumerate(different) for b in [facts, *different[:i]])
     assert facts == facts_of(draw, arguments(jd.DDIM(PROCESS, 0.9), seed=1), {"size": 2})
-    assert "tests.test_compiled" in facts["code"] and facts["versions"]["jax"] == jax.__version__
+    assert "tests.runs.test_compiled" in facts["code"] and facts["versions"]["jax"] == jax.__version__
     for setting in (jax.default_matmul_precision("highest"), attention_form("chunked")):
         with setting:
             assert facts_of(draw, arguments(), {"size": 2}) != facts
@@ -196,7 +196,7 @@ def test_the_code_is_that_of_all_that_is_imported(tmp_path: Path, monkeypatch: p
         call = module.apply, (module.Home.Net(2.0),)
         code = facts_of(*call, {})["code"]
         assert set(code) == {"jaxdiff", "own_network", "own_layers"}
-        assert set(facts_of(scale, call[1], {})["code"]) > {"own_network", "own_layers", "tests.test_compiled"}
+        assert set(facts_of(scale, call[1], {})["code"]) > {"own_network", "own_layers", "tests.runs.test_compiled"}
         layers.write_text("def activation(x):\n    return 2 * x\n")
         with pytest.raises(StoredTypeError, match=r"own_layers\.py has changed since this process began"):
             facts_of(*call, {})
