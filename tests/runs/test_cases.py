@@ -170,8 +170,8 @@ def test_latents_train_and_come_back_on_their_scale(latents: Path, tmp_path: Pat
         moved.rename(latents)
     assert x.dtype == np.float32 and x.shape == (64, 8, 8, 4)
     assert (np.abs(x.mean((0, 1, 2)) - MEAN) < 0.5 * STD).all()
-    ratio = x.std((0, 1, 2)) / STD  # of channels 40 times apart, after seconds of training
-    assert (ratio > 0.6).all() and (ratio < 1.7).all()
+    ratio = x.std((0, 1, 2)) / STD  # after seconds of training too wide, but alike in channels that are 40 times apart
+    assert (np.abs(ratio / ratio.mean() - 1) < 0.2).all() and 0.6 < ratio.mean() < 1.7
 
 
 @pytest.mark.nightly
