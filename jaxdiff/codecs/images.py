@@ -143,7 +143,7 @@ def to_model_range(images: ArrayLike) -> Array:
     images = jnp.asarray(images)
     if images.dtype != jnp.uint8:
         raise ValueError(f"images are uint8 in 0..255, got {images.dtype}")
-    return images.astype(jnp.float32) / 127.5 - 1.0
+    return (images.astype(jnp.float32) - 127.5) / 127.5  # so that white is 1 where XLA multiplies by 1/127.5 instead
 
 
 def to_uint8(images: ArrayLike) -> NDArray[np.uint8]:
