@@ -17,7 +17,7 @@ from jaxtyping import Float
 from jaxdiff.networks.backend import AttentionForm, choose_attention, present_device, present_machine
 from jaxdiff.networks.chunked import chunked_attention
 from jaxdiff.networks.kernels import cudnn_attention, flash_attention
-from jaxdiff.networks.layers import DType, Init, Linear, fan_average, zeros
+from jaxdiff.networks.layers import DType, Init, Linear, by_rows, fan_average, zeros
 from jaxdiff.networks.probe import works
 
 
@@ -96,8 +96,8 @@ class QueryKeyValue(nnx.Module):
         >>> [part.shape for part in QueryKeyValue(8)(jnp.ones((2, 5, 8)))]
         [(2, 5, 8), (2, 5, 8), (2, 5, 8)]
         """
-        x, kernel, bias = (y.astype(self.dtype) for y in (x, self.kernel[...], self.bias[...]))
-        query, key, value = jnp.einsum("blc,ctd->tbld", x, kernel) + bias[:, None, None]
+        rows, kernel, bias = (y.astype(self.dtype) for y in (by_rows(x), self.kernel[...], self.bias[...]))
+        query, key, value = (part.reshape(x.shape) for part in jnp.einsum("nc,ctd->tnd", rows, kernel) + bias[:, None])
         return query, key, value
 
 

@@ -93,8 +93,19 @@ class Linear(nnx.Module):
         >>> Linear(4, 6)(jnp.ones((2, 8, 8, 4))).shape
         (2, 8, 8, 6)
         """
-        y = jnp.dot(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
-        return y + self.bias[...].astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        y = jnp.dot(by_rows(x).astype(self.dtype), kernel).reshape(*x.shape[:-1], kernel.shape[1])
+        return y + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def by_rows(x: Array) -> Array:
+    """``(..., C) -> (rows, C)``. A product of matrices has matrix products for gradients, which XLA computes as they
+    are; of more axes it transposes copies first: a twelfth of a training step of DiT-S/2 on a CPU.
+
+    >>> by_rows(jnp.ones((2, 3, 4))).shape
+    (6, 4)
+    """
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 class Conv3x3(nnx.Module):
