@@ -20,25 +20,22 @@ Exits with 1 when a bound is missed, with 2 when the folder is not such a run or
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from benchmarks.quality_mnist import classify, fit_or_load
-from benchmarks.report import Line, add_arguments, finish, say
+from benchmarks.quality_mnist import classify, fit_or_load, on_mnist
+from benchmarks.report import Line, finish, say
 from jaxdiff import Run
 from jaxdiff.codecs import to_model_range
 from jaxdiff.codecs.images import area_mean
-from jaxdiff.config import ConfigError, keep_compiled, one_line_errors
-from jaxdiff.data import DataError, open_mnist
+from jaxdiff.config import ConfigError, keep_compiled
+from jaxdiff.data import open_mnist
 from jaxdiff.networks.conditions import enlarge
-from jaxdiff.train import CheckpointError
 
 
 def of_style(run: Run, arguments: argparse.Namespace) -> list[Line]:
@@ -113,13 +110,8 @@ def measure(arguments: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdiff"
-    parser = argparse.ArgumentParser(description="Measures a run with a style or a small picture as its condition.")
-    add_arguments(parser)
-    parser.add_argument("--data", type=Path, required=True, help="folder of MNIST's train.parquet and test.parquet")
-    parser.add_argument("--cache", type=Path, default=cache, help="folder where the classifier's weights are kept")
-    with one_line_errors("quality_conditions.py", CheckpointError, DataError):
-        return measure(parser.parse_args(arguments))
+    description = "Measures a run with a style or a small picture as its condition."
+    return on_mnist("quality_conditions.py", measure, description, arguments)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import argparse
 import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,14 +144,21 @@ def measure(arguments: argparse.Namespace) -> int:
     return finish(run, lines, {"recognised_by_class": shares}, arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def on_mnist(
+    program: str, measure: Callable[[argparse.Namespace], int], description: str, arguments: Sequence[str] | None
+) -> int:
+    """A benchmark of a run on MNIST, with its command line; the status with which it ends."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdiff"
-    parser = argparse.ArgumentParser(description="Measures a run on MNIST against the project's bounds.")
+    parser = argparse.ArgumentParser(prog=program, description=description)
     add_arguments(parser)
     parser.add_argument("--data", type=Path, required=True, help="folder of MNIST's train.parquet and test.parquet")
     parser.add_argument("--cache", type=Path, default=cache, help="folder where the classifier's weights are kept")
-    with one_line_errors("quality_mnist.py", CheckpointError, DataError):
+    with one_line_errors(program, CheckpointError, DataError):
         return measure(parser.parse_args(arguments))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return on_mnist("quality_mnist.py", measure, "Measures a run on MNIST against the project's bounds.", arguments)
 
 
 if __name__ == "__main__":

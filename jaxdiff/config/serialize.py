@@ -173,3 +173,18 @@ def _leaves(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(item, f"{prefix}.{name}" if prefix else name)
     else:
         yield prefix, data
+
+
+def types_in(data: Any) -> Iterator[str]:
+    """The classes that `to_json`'s result names, by import path.
+
+    >>> list(types_in([{"type": "jaxdiff.VP", "inner": {"type": "jaxdiff.VE"}}]))
+    ['jaxdiff.VP', 'jaxdiff.VE']
+    """
+    if isinstance(data, dict):
+        if isinstance(data.get("type"), str):
+            yield data["type"]
+        data = list(data.values())
+    if isinstance(data, list):
+        for item in data:
+            yield from types_in(item)

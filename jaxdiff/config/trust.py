@@ -14,14 +14,14 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from jaxdiff.config.build import OBJECTIVES, SOURCES
 from jaxdiff.config.schema import Config
-from jaxdiff.config.serialize import to_json
+from jaxdiff.config.serialize import to_json, types_in
 from jaxdiff.launch.errors import ConfigError
 from jaxdiff.methods import GRIDS, GUIDANCE, SAMPLERS, parse_grid, parse_guidance, parse_sampler
 
@@ -94,7 +94,7 @@ def import_trusted(trusted: Sequence[str]) -> tuple[str, ...]:
 
 def code_of(config: Config) -> list[str]:
     """Files and modules, other than jaxdiff's own, that a configuration's classes and names are from."""
-    modules = {path.rpartition(".")[0] for path in _types(to_json(config))}
+    modules = {path.rpartition(".")[0] for path in types_in(to_json(config))}
     sample = config.sample
     for number, texts in enumerate(
         ([sample.sampler], [sample.grid], sample.guide, [config.data.name], [config.loss.objective])
@@ -123,13 +123,3 @@ def check_names(config: Config) -> None:
     parse_sampler(config.sample.sampler, config.process)
     parse_grid(config.sample.grid)
     parse_guidance(config.sample.guide)
-
-
-def _types(data: Any) -> Iterator[str]:
-    if isinstance(data, dict):
-        if isinstance(data.get("type"), str):
-            yield data["type"]
-        data = list(data.values())
-    if isinstance(data, list):
-        for item in data:
-            yield from _types(item)

@@ -39,7 +39,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from jaxdiff.compat import compilation_cache
-from jaxdiff.config.serialize import StoredTypeError, to_json
+from jaxdiff.config.serialize import StoredTypeError, to_json, types_in
 from jaxdiff.networks import backend
 
 FORMAT = "jaxdiff compiled function 1"
@@ -283,7 +283,7 @@ def facts_of(function: Callable[..., Any], arguments: Sequence[Any], static: Map
         "leaves": leaves,
         "places": [p and f"{p} of {sorted(device.id for device in p.device_set)}" for p in places],
         "static": described,
-        "code": _code([name, *_types([structure, described])]),
+        "code": _code([name, *types_in([structure, described])]),
         "versions": _versions(),
         "settings": {setting: str(_setting(setting)) for setting in SETTINGS},
         "attention": [backend.asked_form(), to_json(backend.present_machine())],
@@ -317,17 +317,6 @@ def _structure(tree: Any) -> Any:
         return [kind.__name__, list(aux) if kind is dict else None, *children]
     aux = [f"{aux.__module__}.{aux.__qualname__}"] if isinstance(aux, type) else [to_json(part) for part in aux or ()]
     return [{"type": f"{kind.__module__}.{kind.__qualname__}"}, aux, *children]
-
-
-def _types(described: Any) -> Iterator[str]:
-    """The classes that a description names."""
-    if isinstance(described, dict):
-        if isinstance(described.get("type"), str):
-            yield described["type"]
-        described = list(described.values())
-    if isinstance(described, list):
-        for item in described:
-            yield from _types(item)
 
 
 @functools.cache
