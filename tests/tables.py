@@ -162,6 +162,13 @@ def meetings(
     return cover(rows, lambda row: facts(*row))
 
 
+def daily(rows: Iterable[tuple[Any, ...]], facts: Callable[..., Iterable[Hashable]]) -> list[Any]:
+    """Rows for `parametrize`, of which a cover of these facts always runs and the others are nightly."""
+    rows = list(rows)
+    always = set(map(repr, cover(rows, lambda row: facts(*row))))
+    return [pytest.param(*row, marks=() if repr(row) in always else pytest.mark.nightly) for row in rows]
+
+
 MEANS = jnp.array([[1.0, 0.5], [-1.0, 0.3], [0.2, -1.2]])
 STDS = jnp.array([0.2, 0.3, 0.25])
 LOG_WEIGHTS = jnp.log(jnp.array([0.5, 0.3, 0.2]))

@@ -144,6 +144,7 @@ def test_mistakes_of_real_processes(run_python: Callable[..., Any], tmp_path: Pa
 # --- train.py: a run
 
 
+@pytest.mark.nightly
 def test_a_finished_run_says_so(finished: Path, capsys: Any) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
     train.main(["--workdir", str(finished), "--train.steps", "2", "--train.sample_every", "0", *TINY])

@@ -183,6 +183,7 @@ def training(folder: Path, repository: Path) -> Iterator[subprocess.Popen[str]]:
             run.kill()
 
 
+@pytest.mark.nightly
 def test_a_second_training_is_refused_and_a_killed_one_leaves_no_lock(
     tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,6 +66,7 @@ def experiment(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.nightly
 def test_the_printed_commands_run_as_they_are(
     experiment: Path, tmp_path: Path, run_python: Callable[..., Any], repository: Path, capsys: Any
 ) -> None:

@@ -27,6 +27,7 @@ def test_snippets_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     run_block(SNIPPETS[number], f"data_{number}")
 
 
+@pytest.mark.nightly
 def test_the_command_trains_on_photos(
     tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -129,6 +129,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.nightly
 def test_workers_read_a_class_of_the_program_itself(run_python: Any, tmp_path: Path) -> None:
     """As a file; from text, as in a notebook; and what is said of one that cannot travel."""
     (tmp_path / "own.py").write_text(SCRIPT)

@@ -95,6 +95,7 @@ def test_figures_are_kept_elsewhere_too(
     shutil.rmtree(kept.parent)
 
 
+@pytest.mark.nightly
 def test_home_is_expanded_in_every_path(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

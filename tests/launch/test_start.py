@@ -142,6 +142,7 @@ def test_sampling_compiles_once_for_all_weights_and_seeds(
 # --- the first line
 
 
+@pytest.mark.nightly
 def test_the_first_line_tells_what_was_set_up(
     trained: tuple[Path, Any], run_python: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -78,6 +78,7 @@ def test_the_decoder_is_a_distribution() -> None:
 GREYS = np.array([0, 60, 61, 255])
 
 
+@pytest.mark.nightly
 def test_grey_levels_of_known_entropy() -> None:
     """Four levels of equal odds are 2 bits. The exact denoiser's bounds are above that, and near."""
     process = jd.CosineVP()

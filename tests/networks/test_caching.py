@@ -222,6 +222,7 @@ def test_what_is_not_due_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> Non
         assert len(calls) == expected
 
 
+@pytest.mark.nightly
 def test_under_guidance_clipping_and_vmap() -> None:
     """Both branches in one call, one after the other, and sample by sample under vmap give the same."""
     inner = denoiser("unet", DeepCache(3))

@@ -146,6 +146,7 @@ def part(folder: Path | str) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, freeze=("input",)))
 
 
+@pytest.mark.nightly
 def test_frozen_parts_lie_as_trained_ones_do(run_python: Any, tmp_path: Path) -> None:
     """They lay on one device, and the first picture of a training on several ended with an error."""
     jaxdiff.fit(base(tmp_path), X)
@@ -187,6 +188,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.nightly
 def test_sampling_gathers_weights_where_they_are_used(run_python: Any) -> None:
     """A gather does not depend on the sampler's step: the compiler moved all of them before its loop."""
     # The CPU compiler's usual schedule begins all communication early, whatever memory that takes.

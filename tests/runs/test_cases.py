@@ -93,6 +93,7 @@ def enlarged(tmp_path_factory: pytest.TempPathFactory) -> jaxdiff.Run:
     return jaxdiff.fit(config, open_digits(image_size=16, resize=True), cache=False)
 
 
+@pytest.mark.nightly
 def test_samples_follow_the_small_image(enlarged: jaxdiff.Run) -> None:
     """Nearer to their own condition than to another's, and than the samples of a run that was not trained."""
     low = np.asarray(area_mean(to_model_range(open_digits(split="test").take(np.arange(32))["x"]), 8))
@@ -108,6 +109,7 @@ def test_samples_follow_the_small_image(enlarged: jaxdiff.Run) -> None:
     assert near < 0.75 * far and near < 0.75 * distance(untrained)[0]
 
 
+@pytest.mark.nightly
 def test_examples_are_kept_and_used(enlarged: jaxdiff.Run, tmp_path: Path) -> None:
     folder = enlarged.folder
     assert folder is not None

@@ -207,6 +207,7 @@ def test_another_dtype(tmp_path: Path) -> None:
             jaxdiff.load(tmp_path / "r", dtype=dtype)
 
 
+@pytest.mark.nightly
 def test_a_start_and_frozen_parts_are_of_the_first_average(tmp_path: Path) -> None:
     """As `load` takes it: the first that the configuration names, which is not the first of the alphabet."""
     two = config(tmp_path / "two", ema={"short": Ema(0.1), "long": Ema(0.9)})

@@ -51,6 +51,7 @@ def test_its_configuration_is_of_this_version(folder: Path) -> None:
     assert jaxdiff.load(folder).step == 3
 
 
+@pytest.mark.nightly
 def test_its_training_goes_on(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As a run of five steps that ended after the third."""
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))

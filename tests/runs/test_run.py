@@ -249,6 +249,7 @@ def test_rows() -> None:
         rows_of_labels(None, 5, (1,))
 
 
+@pytest.mark.nightly
 def test_a_network_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--loss.dropout", "--network.num_classes", "None", *TINY]
     train.main(["--workdir", str(tmp_path / "r"), "--dry-run", *options])  # the data have labels
@@ -264,6 +265,7 @@ def test_a_network_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[
         run.sample(0, 2, {"label": 1})
 
 
+@pytest.mark.nightly
 def test_ways_to_sample_faster(run: Run, tmp_path: Path) -> None:
     """Options that reuse nothing change nothing; a kept program gives the same images; what does not fit is refused."""
     label = {"label": [1, 2, 10]}

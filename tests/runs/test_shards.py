@@ -74,6 +74,7 @@ def shards(folder: Path) -> dict[str, int]:
     return {file.name: file.stat().st_mtime_ns for file in folder.glob("*.npz")}
 
 
+@pytest.mark.nightly
 def test_killed_twice_nothing_is_lost_or_drawn_again(tmp_path: Path, start: Any, whole: dict[str, np.ndarray]) -> None:
     """SIGKILL to all of two processes, to one process with four devices, and to the end with two devices."""
     out = tmp_path / "samples"

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import jaxdiff as jd
-from tests.tables import LOG_WEIGHTS, MEANS, PROCESSES, SAMPLERS, STDS, meetings, mixture
+from tests.tables import LOG_WEIGHTS, MEANS, PROCESSES, SAMPLERS, STDS, daily, family, meetings, mixture
 
 
-@pytest.mark.parametrize(("process_name", "name"), meetings())
+@pytest.mark.parametrize(("process_name", "name"), daily(meetings(), lambda process, name: (family(process), name)))
 def test_samples_the_mixture(process_name: str, name: str) -> None:
     """4,000 samples have the mixture's weights, means and widths."""
     process = PROCESSES[process_name]()

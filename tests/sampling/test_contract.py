@@ -22,6 +22,7 @@ from tests.tables import (
     PROCESSES,
     SAMPLERS,
     STOCHASTIC,
+    daily,
     family,
     gaussian,
     kind,
@@ -125,7 +126,9 @@ def pairwise_rows() -> list[tuple[Any, ...]]:
     return cover(rows, facts)
 
 
-@pytest.mark.parametrize(("process_name", "name", "grid", "make", "n"), pairwise_rows())
+@pytest.mark.parametrize(
+    ("process_name", "name", "grid", "make", "n"), daily(pairwise_rows(), lambda *row: (*row[:3], row[4]))
+)
 def test_pairwise(process_name: str, name: str, grid: str, make: object, n: int) -> None:
     """A pairwise-covering set: any grid of any length samples finite values near the data."""
     assert callable(make)
@@ -216,6 +219,7 @@ def test_fields_are_checked() -> None:
         jd.Heun(jd.VP(), "sigma")  # type: ignore[arg-type]
 
 
+@pytest.mark.nightly
 def test_bfloat16_samples_keep_float32_coefficients() -> None:
     """Coefficients come from float32 times whatever the dtype of x."""
     process = jd.VP()

@@ -83,6 +83,7 @@ SAME: dict[str, tuple[Callable[[jd.Process], jd.Sampler], Callable[[jd.Process],
 }
 
 
+@pytest.mark.nightly
 def test_two_names_of_one_method() -> None:
     """At the ends of its parameters each method is another: the flow's at tau 0, DDPM at first order and tau 1, ..."""
     with jax.enable_x64(True):

@@ -87,6 +87,7 @@ STRONG: dict[str, Callable[[jd.Process], jd.Sampler]] = {
 }
 
 
+@pytest.mark.nightly
 def test_strong_order() -> None:
     """Every method tends to one and the same solution along a sample's Brownian path, with order 1."""
     with jax.enable_x64(True):

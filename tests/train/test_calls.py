@@ -83,6 +83,7 @@ def test_calls_take_several_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "compiled the training step (3 a call) in" in printed and printed.count("compiled the") == 1
 
 
+@pytest.mark.nightly
 def test_a_network_of_the_library_is_the_same_bit_for_bit() -> None:
     one, many = Run(accumulate=2), Run(accumulate=2)
     losses = one.losses(0, 6)

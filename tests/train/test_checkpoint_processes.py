@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.train.damage import damages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,6 +63,7 @@ def together(folder: Path, count: int, save: bool = False) -> list[Any]:
     return said
 
 
+@pytest.mark.nightly
 def test_both_take_the_same_step_and_so_does_one_alone(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     assert together(folder, 2, save=True) == [[2, 2, []]] * 2

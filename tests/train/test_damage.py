@@ -49,6 +49,7 @@ def restored(folder: Path, **options: Any) -> tuple[Any, Any, list[str]]:
     return state, position, said
 
 
+@pytest.mark.nightly
 def test_every_damage_to_every_file(folder: Path, state: Any) -> None:
     counts: collections.Counter[str] = collections.Counter()
     for kind, file in damages(folder / "2", flips=1):

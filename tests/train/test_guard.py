@@ -274,6 +274,7 @@ config = dataclasses.replace(
 """
 
 
+@pytest.mark.nightly
 def test_the_program_skips_and_stops(tmp_path: Path, run_python: Any) -> None:
     """A set of 64 images of which one is NaN: a batch of 16 is bad once an epoch, one of 64 always."""
     (tmp_path / "own.py").write_text(NAN_DATA)

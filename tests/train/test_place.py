@@ -51,6 +51,7 @@ def test_nothing_is_written_where_the_folder_was(
             assert checkpoints.steps() == [3]
 
 
+@pytest.mark.nightly
 def test_a_run_that_is_moved_while_it_saves_goes_on_from_its_new_place(tmp_path: Path) -> None:
     options = (
         *("--train.steps", "1000000", "--optimizer.schedule", "constant", "--train.sample_every", "1"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from jaxdiff import CosineVP, V
 from jaxdiff.loss import DenoisingLoss
@@ -72,6 +73,7 @@ print(json.dumps(Run(data=2, fsdp=4).losses(0, 20)))
 """
 
 
+@pytest.mark.nightly
 def test_a_split_state_on_eight_devices_gives_the_same_losses(run_python: Any) -> None:
     eight = json.loads(run_python("-c", ON_EIGHT, devices=8).stdout.splitlines()[-1])
     np.testing.assert_allclose(eight, Run().losses(0, 20), rtol=1e-5)
