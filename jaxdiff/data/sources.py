@@ -200,9 +200,9 @@ def as_text(value: Any, where: str) -> str:
     Raises:
       DataError: it is missing or of another type, is not UTF-8 or holds the character NUL.
 
-    >>> as_text(b"gr\xc3\xbcn", "cat.txt"), as_text("", "dog.txt")
+    >>> as_text("grün".encode(), "cat.txt"), as_text("", "dog.txt")
     ('grün', '')
-    >>> as_text(b"gr\xfcn", "cat.txt")
+    >>> as_text("grün".encode("latin-1"), "cat.txt")
     Traceback (most recent call last):
     jaxdiff.data.sources.DataError: cat.txt is not UTF-8 (byte 2 is 0xfc): save it as UTF-8
     """

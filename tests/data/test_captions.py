@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import Any
 
@@ -29,7 +30,7 @@ class Captioned:
         return 30
 
     def take(self, indices: np.ndarray) -> dict[str, Any]:
-        return {"x": np.float32(indices)[:, None], "text": [self.texts[index] for index in indices]}
+        return {"x": indices.astype(np.float32)[:, None], "text": [self.texts[index] for index in indices]}
 
 
 def test_text_has_a_shape_and_nothing_else() -> None:
@@ -97,7 +98,7 @@ def test_one_of_several_is_drawn_anew_each_epoch_and_equally_often() -> None:
         assert sum(of_record) == 200  # once an epoch
         assert len(of_record) == 1 or stats.chisquare(of_record).pvalue > 1e-4
     threes = [text for text in texts if text.startswith("3 ")]
-    pairs = Counter(zip(threes, threes[1:], strict=False))  # an epoch tells nothing of the next
+    pairs = Counter(itertools.pairwise(threes))  # an epoch tells nothing of the next
     assert stats.chisquare([pairs[f"3 {a}", f"3 {b}"] for a in range(4) for b in range(4)]).pvalue > 1e-4
 
 
