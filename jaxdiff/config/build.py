@@ -42,7 +42,7 @@ def _opener(name: str) -> Callable[..., Source]:
 
 SOURCES: dict[str, Callable[..., Source]] = {
     name: _opener(f"open_{name}")
-    for name in ("digits", "mnist", "cifar10", "parquet", "folder", "npz", "tfds", "points")
+    for name in ("digits", "mnist", "cifar10", "parquet", "folder", "npz", "tfds", "points", "two_digits")
 }
 NAMED_SETS = ("tfds", "points")
 """The sources of many sets, which take a name after a colon."""

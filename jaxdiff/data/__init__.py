@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jaxdiff.data.skipping import without_bad
     from jaxdiff.data.tfds import open_tfds
     from jaxdiff.data.transforms import center_crop_resize
+    from jaxdiff.data.two_digits import TwoDigits, open_two_digits
 
 __getattr__ = lazily(
     __name__,
@@ -33,6 +34,7 @@ __getattr__ = lazily(
         "without_bad": "skipping",
         "open_tfds": "tfds",
         "center_crop_resize": "transforms",
+        **dict.fromkeys(("TwoDigits", "open_two_digits"), "two_digits"),
     },
 )
 
@@ -44,6 +46,7 @@ __all__ = [
     "PointMixture",
     "Source",
     "Subset",
+    "TwoDigits",
     "batches",
     "center_crop_resize",
     "decode_once",
@@ -58,6 +61,7 @@ __all__ = [
     "open_parquet",
     "open_points",
     "open_tfds",
+    "open_two_digits",
     "point_mixture",
     "take",
     "verify",
