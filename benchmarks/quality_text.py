@@ -5,9 +5,9 @@
 
 Samples are made as the run's configuration says and rounded to bytes.
 
-- *Two digits.* A classifier of single digits (`judges.PairJudge`: fitted to real digits that are in no training picture,
-  at least 97% right on others) reads the two places that the prompt names. Both digits must be right in at least 92% of
-  the samples whose pair was trained on, and in at least 85% of those whose pair never was
+- *Two digits.* A classifier of single digits (`judges.PairJudge`: fitted to real digits that are in no training
+  picture, at least 97% right on others) reads the two places that the prompt names. Both digits must be right in at
+  least 92% of the samples whose pair was trained on, and in at least 85% of those whose pair never was
   (`jaxdiff.data.two_digits`). Without text each digit must be met at each place, in 5% to 16% of the samples, and no
   pair may take more than 4% of them. ``--sweep FILE`` draws both shares against the guidance weight, 1 to 4.
 - *Emoji.* For 200 captions of the training set, one sample each is to be nearest to its own caption's picture among
@@ -170,8 +170,8 @@ def measure(arguments: argparse.Namespace) -> int:
     kinds = {(16, 16, 1): of_two_digits, (32, 32, 3): of_emoji}
     if set(run.model.conditions) != {"text"} or run.shape not in kinds:
         raise ConfigError(
-            f"{str(arguments.run)!r} is conditioned on {sorted(run.model.conditions)}, images {run.shape}; this benchmark "
-            "is for runs of configs/two_digits_text.py and configs/emoji_text.py"
+            f"{str(arguments.run)!r} is conditioned on {sorted(run.model.conditions)}, images {run.shape}; this "
+            "benchmark is for runs of configs/two_digits_text.py and configs/emoji_text.py"
         )
     return finish(run, kinds[run.shape](run, arguments), {}, arguments)
 
