@@ -1,0 +1,94 @@
+"""The captions of a source: read without its pictures where that can be done, and counted against a tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxdiff.data.sources import Source, take
+from jaxdiff.data.tokenizers import Tokenizer
+
+TEXT = "text"
+"""The name of captions, in a source and in a network's conditions."""
+_CHUNK = 1024  # records read at a time
+
+
+def texts_of(source: Source, indices: NDArray[np.int64] | None = None) -> Iterator[tuple[str, ...]]:
+    """The captions of each record, in order.
+
+    A source may have a method ``texts(indices)`` that gives its array ``"text"`` alone; of another whole records are
+    read.
+
+    Args:
+      source: with text.
+      indices: the records' numbers; None: all.
+
+    >>> from jaxdiff.data import from_arrays
+    >>> list(texts_of(from_arrays(np.zeros((2, 3), np.float32), text=["a cat", "a dog"])))
+    [('a cat',), ('a dog',)]
+    """
+    chosen = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
+    read = getattr(source, "texts", None)
+    for first in range(0, len(chosen), _CHUNK):
+        part = chosen[first : first + _CHUNK]
+        for value in take(source, part)[TEXT] if read is None else read(part):
+            yield (value,) if isinstance(value, str) else tuple(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """How captions fit a tokenizer.
+
+    Args:
+      captions: how many.
+      cut: of these, longer than its length.
+      longest: ids of the longest.
+      pieces: ids of all, begin and end among them.
+      unknown: pieces without an id of their own, by text, with how often each came.
+    """
+
+    captions: int
+    cut: int
+    longest: int
+    pieces: int
+    unknown: Counter[str]
+
+    def lines(self, length: int, of: int | None = None) -> list[str]:
+        """What a person is told: nothing where all fit.
+
+        Args:
+          length: of the tokenizer.
+          of: captions in all, where some were looked at.
+
+        >>> count(Words(4, size=6).learned(["a cat"]), ["a cat", "a black cat"]).lines(4)[0]
+        "tokenizer.length: 1 of 2 captions is cut to 4 ids, the longest has 5: raise it, and the network's"
+        """
+        looked = f"{self.captions:,} captions" + ("" if of in (None, self.captions) else f" (looked at, of {of:,})")
+        said = []
+        if self.cut:
+            verb = "is" if self.cut == 1 else "are"
+            said.append(
+                f"tokenizer.length: {self.cut:,} of {looked} {verb} cut to {length} ids, the longest has "
+                f"{self.longest}: raise it, and the network's"
+            )
+        if self.unknown:
+            shown = ", ".join(map(repr, sorted(self.unknown, key=lambda piece: (-self.unknown[piece], piece))[:5]))
+            said.append(
+                f"tokenizer.size: {self.unknown.total():,} of {self.pieces:,} pieces in {looked} are unknown, "
+                f"such as {shown}: raise it, and the network's"
+            )
+        return said
+
+
+def count(tokenizer: Tokenizer, texts: Iterable[str]) -> Counts:
+    """How captions fit a tokenizer: which are cut, and which of their pieces are unknown."""
+    lengths, unknown = [], Counter[str]()
+    for text in texts:
+        lengths.append(len(tokenizer.ids(text)))
+        unknown.update(tokenizer.unknown_in(text))
+    cut = sum(length > tokenizer.length for length in lengths)
+    return Counts(len(lengths), cut, max(lengths, default=0), sum(lengths), unknown)
