@@ -6,8 +6,10 @@ there too.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -16,6 +18,8 @@ from jax import Array
 
 import jaxdiff.data
 from jaxdiff.codecs import Codec, default_codec, encoded_specs, grey_levels
+from jaxdiff.codecs.recipe import is_recipe, resolved
+from jaxdiff.config.folder import find_run, read_config
 from jaxdiff.config.schema import Config, LossConfig, check_ranges
 from jaxdiff.data.sources import DataError, Source, Subset, classes_of, name_of
 from jaxdiff.launch.errors import ConfigError, as_config_error, suggestion
@@ -200,7 +204,9 @@ def build_source(config: Config, *, cache: bool = True) -> Source:
             "as in tfds:cifar10"
         )
     opener = look_up(SOURCES, name, "data.name")
-    channels = getattr(config.network, "in_channels", None) if data.channels is None else data.channels
+    channels = data.channels
+    if channels is None and not is_recipe(config.codec):  # whose network takes latents
+        channels = getattr(config.network, "in_channels", None)
     taken = stored_conditions(config)
     source = opener(
         *([dataset] if dataset else []),
@@ -250,11 +256,16 @@ def resolve(config: Config, source: Source) -> Config:
       ConfigError: a codec that does not make what the network takes.
       DataError: data that no codec is for.
     """
-    codec = default_codec(source, flip=config.data.flip) if config.codec is None else config.codec
+    if config.codec is None:
+        codec = default_codec(source, flip=config.data.flip)
+    else:
+        with as_config_error("codec"):
+            codec = resolved(config.codec, source, functools.partial(_found, config), flip=config.data.flip)
+    _refuse_other_shape(codec, config)
     classes = classes_of(source) or config.data.classes
-    resolved = dataclasses.replace(config, codec=codec, data=dataclasses.replace(config.data, classes=classes))
+    whole = dataclasses.replace(config, codec=codec, data=dataclasses.replace(config.data, classes=classes))
     made = encoded_specs(codec, source.spec)
-    for name, condition in resolved.cond.items():
+    for name, condition in whole.cond.items():
         got = made.get(name)
         if isinstance(condition, Spec) and isinstance(got, Spec) and got.shape != condition.shape:
             raise ConfigError(
@@ -265,7 +276,26 @@ def resolve(config: Config, source: Source) -> Config:
                 f"{name_of(source)}: {name} goes from {got.low:g} to {got.high:g}, and the network takes "
                 f"{condition.low:g} to {condition.high:g}; for labels set its num_classes to the largest label + 1"
             )
-    return resolved
+    return whole
+
+
+def _found(config: Config, path: str) -> tuple[Config, Path]:
+    folder = find_run(path, config.folder)
+    return read_config(folder), folder
+
+
+def _refuse_other_shape(codec: Any, config: Config) -> None:
+    # Of latents alone: the shape of images is no riddle, and the network itself says it.
+    if not is_recipe(codec):
+        return
+    network, shape = config.network, codec.spec["x"].shape
+    sides = {getattr(network, "image_size", None)} - {None, *shape[:-1]}
+    if getattr(network, "in_channels", shape[-1]) != shape[-1] or sides:
+        takes = "x".join(str(getattr(network, name, "any")) for name in ("image_size", "image_size", "in_channels"))
+        raise ConfigError(
+            f"codec: it makes latents of {'x'.join(map(str, shape))}, and the network takes {takes}: set the network's "
+            "image_size and in_channels to those of the latents, or take another autoencoder"
+        )
 
 
 def _within(inner: Spec, outer: Spec) -> bool:
@@ -276,8 +306,9 @@ def _within(inner: Spec, outer: Spec) -> bool:
 
 
 def build_codec(config: Config) -> Codec:
-    """The codec of a resolved configuration."""
+    """The codec of a resolved configuration; one with frozen weights is read by `jaxdiff.train.read_codec`."""
     assert config.codec is not None, "resolve the configuration first"
+    assert not is_recipe(config.codec), "its weights are to be read: jaxdiff.train.read_codec"
     codec: Codec = config.codec
     return codec
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from jaxdiff.codecs.recipe import noted
 from jaxdiff.config.schema import Config
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, layout, to_json
 from jaxdiff.config.trust import check_names, code_of, import_trusted
@@ -43,6 +44,9 @@ FREE = (
     "data.classes",
     "data.workers",
     "data.decoded_mb",
+    "data.cache_folder",
+    "codec.path",
+    "codec.tile",
     "picture",
 )
 
@@ -72,6 +76,35 @@ def read_config(folder: str | os.PathLike[str], trusted: Sequence[str] = TRUSTED
     return config
 
 
+def find_run(path: str | os.PathLike[str], near: str | os.PathLike[str] | None = None, *, known: bool = False) -> Path:
+    """The folder of a run that another run names, such as the autoencoder of its latents.
+
+    Args:
+      path: as the other run's configuration has it.
+      near: the other run's folder. ``runs/a`` of the run ``/x/runs/b`` is also looked for as ``/x/runs/b/runs/a``,
+        ``/x/runs/runs/a``, ``/x/runs/a``, ... and beside it by its last name.
+      known: the other run has been trained, and may have been moved together with this one: what is near comes first.
+        Else a path is what a person has just written, from the working folder.
+
+    Raises:
+      ConfigError: it is in none of these places.
+    """
+    path = Path(path).expanduser()
+    here, places = [path], []
+    if near is not None and not path.is_absolute():
+        places = [above / path for above in (Path(near).absolute(), *Path(near).absolute().parents)]
+    if near is not None:
+        places.append(Path(near).absolute().parent / path.name)
+    for place in (*places, *here) if known else (*here, *places):
+        if os.path.isfile(place / CONFIG):
+            return place
+    beside = "" if near is None else f", nor from {Path(near).absolute()} upwards"
+    raise ConfigError(
+        f"{str(path)!r} is not the folder of a run, from the working folder{beside}: bring it back, or name the place "
+        "where it lies now"
+    )
+
+
 def first_average(folder: str | os.PathLike[str]) -> str:
     """The name of the average of the weights that the run in a folder is sampled from; nothing of its code is run.
 
@@ -85,8 +118,8 @@ def first_average(folder: str | os.PathLike[str]) -> str:
 def with_saved(config: Config, trusted: Sequence[str] | None = None) -> Config:
     """A configuration with what its folder has noted of the data and of frozen weights, where a run lies there.
 
-    A codec that is not given is the one that the run began with: its numbers were estimated then. Frozen weights have
-    the step and the checksum that were noted.
+    A codec that is not given is the one that the run began with: its numbers were estimated then. Frozen weights, those
+    of a codec too, have the step and the checksum that were noted.
     """
     file = Path(config.folder) / CONFIG
     if not os.path.isfile(file):
@@ -100,7 +133,8 @@ def with_saved(config: Config, trusted: Sequence[str] | None = None) -> Config:
     frozen = tuple(noted.get((each.name, each.path), each) if each.checksum is None else each for each in config.frozen)
     if not frozen and config.train.freeze == saved.train.freeze:
         frozen = saved.frozen
-    return dataclasses.replace(config, codec=saved.codec if config.codec is None else config.codec, frozen=frozen)
+    codec = saved.codec if config.codec is None else noted(config.codec, saved.codec)
+    return dataclasses.replace(config, codec=codec, frozen=frozen)
 
 
 def check_folder(config: Config) -> Path:

@@ -65,9 +65,15 @@ class DataConfig:
     decoded_mb: int = 1000
     """Sets of at most so many megabytes of pixels are decoded once, into the user's cache folder, and read without
     workers; 0: none."""
+    cache_latents: bool = True
+    """Of a run in latents: encode the set once, into the user's cache folder; else encode each batch in its step."""
+    cache_folder: str | None = None
+    """Folder that latents are cached in; several processes share it. None: jaxdiff/latents in the user's cache
+    folder."""
 
     def __post_init__(self) -> None:
         _as_text(self, "path")
+        _as_text(self, "cache_folder")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@
 (4, 8, 8, 1)
 """
 
+from jaxdiff.networks.autoencoder import Autoencoder, KLAutoencoder, VQAutoencoder, ldm_kl, ldm_vq
 from jaxdiff.networks.caching import DeepCache, FirstBlock, TaylorSeer
 from jaxdiff.networks.conditions import Image, Vector
 from jaxdiff.networks.dit import DiT, dit
@@ -16,15 +17,18 @@ from jaxdiff.networks.unet import UNet, adm, ddpm_256, ddpm_cifar10, iddpm_cifar
 
 __all__ = [
     "MLP",
+    "Autoencoder",
     "DeepCache",
     "DiT",
     "FirstBlock",
     "Functional",
     "Image",
+    "KLAutoencoder",
     "Networks",
     "Params",
     "TaylorSeer",
     "UNet",
+    "VQAutoencoder",
     "Vector",
     "adm",
     "ddpm_256",
@@ -32,4 +36,6 @@ __all__ = [
     "dit",
     "functional",
     "iddpm_cifar10",
+    "ldm_kl",
+    "ldm_vq",
 ]

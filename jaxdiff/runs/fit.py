@@ -127,11 +127,11 @@ def fit(
         "averages": tuple(rules),
         "trained": (lambda params: partition(params, frozen_part)[0]) if frozen_part else (lambda params: params),
     }
-    examples = _examples(config, data)
+    examples = _examples(config, data, given.codec)
 
     def run_of(state: training.TrainState, step: int) -> Run:
         whole = joined(state.ema[main], given.base)
-        return Run.of(config, whole, step, mesh, examples=examples, folder=Path(config.folder))
+        return Run.of(config, whole, step, mesh, codec=given.codec, examples=examples, folder=Path(config.folder))
 
     # --- The step; all shapes are checked before anything is made
     with cfg.as_config_error("network"):
@@ -243,7 +243,7 @@ def _as_source(given: Any) -> Source:
     return from_arrays(**given)
 
 
-def _examples(config: cfg.Config, source: Source) -> dict[str, NDArray[Any]] | None:
+def _examples(config: cfg.Config, source: Source, codec: Any) -> dict[str, NDArray[Any]] | None:
     """Conditions of some records, where the network has one that cannot be left out, and that is no label."""
     needed = [
         name
@@ -253,5 +253,5 @@ def _examples(config: cfg.Config, source: Source) -> dict[str, NDArray[Any]] | N
     if not needed:
         return None
     records = take(source, spread(len(source), config.sample.num))
-    encoded = jax.jit(lambda codec, records: codec.encode(records))(config.codec, records)
+    encoded = jax.jit(lambda codec, records: codec.encode(records))(codec, records)
     return {name: np.asarray(encoded[name]) for name in config.cond if name in encoded}

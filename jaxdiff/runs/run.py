@@ -29,7 +29,6 @@ from jaxdiff.config import (
     Config,
     ConfigError,
     as_config_error,
-    build_codec,
     build_defaults,
     build_network,
     read_config,
@@ -45,7 +44,7 @@ from jaxdiff.spec import Condition, Spec, as_array, droppable, whole
 from jaxdiff.train import Checkpoints, batch_sharding, check_heads, make_mesh, params_template
 from jaxdiff.train.ema import rules_by_name
 from jaxdiff.train.frozen import joined, partition
-from jaxdiff.train.initial import read_frozen
+from jaxdiff.train.initial import read_codec, read_frozen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +73,7 @@ class Run:
         step: int,
         mesh: Mesh,
         *,
+        codec: Any = None,
         examples: Mapping[str, Any] | None = None,
         folder: Path | None = None,
     ) -> Run:
@@ -84,18 +84,21 @@ class Run:
           params: all of the network's parameters, on the mesh.
           step: optimizer steps behind them.
           mesh: the devices.
+          codec: on the mesh; None: it is read.
           examples: conditions of some training records, for conditions that cannot be left out.
           folder: where it lies.
         """
         denoise = NetworkDenoiser(
             build_network(config), params, config.process, config.parameterization, anew=mesh.shape["fsdp"] > 1
         )
+        if codec is None:
+            codec = read_codec(config, mesh, near=folder)[1]
         classes = config.data.classes
         return cls(
             config,
             Model(
                 denoise,
-                build_codec(config),
+                codec,
                 build_defaults(config),
                 cond={name: _as_trained(name, each, config) for name, each in config.cond.items()},
                 encoders={} if classes is None else {"label": functools.partial(_labels, classes)},
@@ -156,11 +159,12 @@ class Run:
             template = partition(template, config.train.freeze)[0]
         with Checkpoints(folder / CHECKPOINTS, readonly=True) as checkpoints:
             found, params = checkpoints.restore_weights(template, ema=ema, step=step)
-        base = read_frozen(config, net, mesh)[1].base if config.train.freeze else {}
-        params = joined(params, base)
+        given = read_frozen(config, net, mesh, near=folder)[1] if config.train.freeze else None
+        params = params if given is None else joined(params, given.base)
         if dtype is not None:
             params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-        return cls.of(config, params, found, mesh, examples=read_examples(folder), folder=folder)
+        codec = None if given is None else given.codec
+        return cls.of(config, params, found, mesh, codec=codec, examples=read_examples(folder), folder=folder)
 
     @property
     def denoise(self) -> NetworkDenoiser:

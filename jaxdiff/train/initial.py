@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdiff.config import Config, ConfigError, FrozenWeights, as_config_error, read_config
-from jaxdiff.config.folder import CONFIG, first_average
+from jaxdiff.codecs import Codec
+from jaxdiff.codecs.recipe import Weights, built
+from jaxdiff.config import Config, ConfigError, FrozenWeights, as_config_error, build_network, read_config
+from jaxdiff.config.folder import CONFIG, find_run, first_average
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.networks import functional
 from jaxdiff.train.checkpoint import Checkpoints
@@ -55,13 +57,51 @@ def read_weights(
         return checkpoints.restore_weights(template, ema=average, partial=partial, step=step)[1]
 
 
-def read_frozen(config: Config, net: Network, mesh: Mesh) -> tuple[Config, Given]:
+def read_codec(config: Config, mesh: Mesh, near: str | os.PathLike[str] | None = None) -> tuple[Config, Codec]:
+    """The codec of a configuration, on the devices, and the configuration with what the codec's recipe notes.
+
+    Args:
+        config: resolved.
+        mesh: the devices, over which a codec's weights are split as those that are trained.
+        near: the run's folder, from where its codec's weights are looked for too; None: ``config.folder``.
+
+    Raises:
+        ConfigError: the weights' folder is not found.
+        CheckpointError: weights that cannot be read, or that are others than those noted.
+    """
+    near = config.folder if near is None else near
+
+    def read(path: str, step: int | None, checksum: str | None) -> Weights:
+        folder = find_run(path, near, known=checksum is not None)
+        net = build_network(read_config(folder))
+        params, now = _checked(
+            FrozenWeights(name="codec", path=str(folder), step=step, checksum=checksum), params_template(net, mesh)
+        )
+        assert now.step is not None and now.checksum is not None
+        return Weights(net, params, now.step, now.checksum)
+
+    with as_config_error("codec"):
+        recipe, codec = built(config.codec, read)
+    whole = NamedSharding(mesh, PartitionSpec())
+    return dataclasses.replace(config, codec=recipe), jax.tree.map(lambda leaf: _on(leaf, whole), codec)
+
+
+def _on(leaf: Any, whole: NamedSharding) -> Any:
+    """A leaf that lies on the mesh as it is, another one on all of its devices."""
+    there = isinstance(leaf, jax.Array) and leaf.sharding.device_set == whole.device_set
+    return leaf if there else jax.device_put(leaf, whole)
+
+
+def read_frozen(
+    config: Config, net: Network, mesh: Mesh, near: str | os.PathLike[str] | None = None
+) -> tuple[Config, Given]:
     """The codec and the weights that a run uses and does not train, from where they lie.
 
     Args:
         config: resolved; ``frozen`` names the weights, ``train.freeze`` the parts of the network that are not trained.
         net: its network.
         mesh: the devices, over which weights are split as those that are trained (`params_template`).
+        near: see `read_codec`.
 
     Returns:
         The configuration with the step and the checksum of all weights noted, and what each step is given.
@@ -92,7 +132,8 @@ def read_frozen(config: Config, net: Network, mesh: Mesh) -> tuple[Config, Given
             reading = jax.device_put((of.process, of.parameterization), whole)
             frozen[each.name] = NetworkDenoiser(teacher, params, *reading)
         noted.append(now)
-    return dataclasses.replace(config, frozen=tuple(noted)), Given(jax.device_put(config.codec, whole), frozen, base)
+    config, codec = read_codec(config, mesh, near)
+    return dataclasses.replace(config, frozen=tuple(noted)), Given(codec, frozen, base)
 
 
 def _checked(each: FrozenWeights, template: Any) -> tuple[Any, FrozenWeights]:
