@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from jaxdiff.data.pipeline import Pipeline, batches
     from jaxdiff.data.points import POINTS, PointMixture, open_points, point_mixture
     from jaxdiff.data.skipping import without_bad
+    from jaxdiff.data.text import texts_of
     from jaxdiff.data.tfds import open_tfds
+    from jaxdiff.data.tokenizers import Characters, Tokenizer, TokenizerFile, Words
     from jaxdiff.data.transforms import center_crop_resize
 
 __getattr__ = lazily(
@@ -31,7 +33,9 @@ __getattr__ = lazily(
         **dict.fromkeys(("Pipeline", "batches"), "pipeline"),
         **dict.fromkeys(("POINTS", "PointMixture", "open_points", "point_mixture"), "points"),
         "without_bad": "skipping",
+        "texts_of": "text",
         "open_tfds": "tfds",
+        **dict.fromkeys(("Characters", "Tokenizer", "TokenizerFile", "Words"), "tokenizers"),
         "center_crop_resize": "transforms",
     },
 )
@@ -39,11 +43,15 @@ __getattr__ = lazily(
 __all__ = [
     "POINTS",
     "ArraySource",
+    "Characters",
     "DataError",
     "Pipeline",
     "PointMixture",
     "Source",
     "Subset",
+    "Tokenizer",
+    "TokenizerFile",
+    "Words",
     "batches",
     "center_crop_resize",
     "decode_once",
@@ -60,6 +68,7 @@ __all__ = [
     "open_tfds",
     "point_mixture",
     "take",
+    "texts_of",
     "verify",
     "without_bad",
 ]

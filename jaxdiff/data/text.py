@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdiff.data.sources import Source, take
-from jaxdiff.data.tokenizers import Tokenizer
+from jaxdiff.data.sources import Source, classes_of, name_of, take
+from jaxdiff.data.tokenizers import Tokenizer, spec_of
+from jaxdiff.spec import Specs
 
 TEXT = "text"
 """The name of captions, in a source and in a network's conditions."""
@@ -39,6 +41,31 @@ def texts_of(source: Source, indices: NDArray[np.int64] | None = None) -> Iterat
             yield (value,) if isinstance(value, str) else tuple(value)
 
 
+class Tokenised:
+    """A `Source` whose captions are numbers already: of each record the first one. Fields as `Source`.
+
+    It shows what a training step is given; training itself draws a caption in each epoch (`jaxdiff.data.Pipeline`).
+
+    Args:
+      source: with text.
+      tokenizer: what makes numbers of it.
+    """
+
+    def __init__(self, source: Source, tokenizer: Any) -> None:
+        self.source, self.tokenizer = source, tokenizer
+        self.name, self.classes = name_of(source), classes_of(source)
+        self.spec: Specs = {**source.spec, TEXT: spec_of(tokenizer)}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def take(self, indices: NDArray[np.int64], /) -> dict[str, Any]:
+        """Records."""
+        records = take(self.source, indices)
+        first = [value if isinstance(value, str) else value[0] for value in records[TEXT]]
+        return {**records, TEXT: self.tokenizer.encode(first)}
+
+
 @dataclasses.dataclass(frozen=True)
 class Counts:
     """How captions fit a tokenizer.
@@ -57,17 +84,18 @@ class Counts:
     pieces: int
     unknown: Counter[str]
 
-    def lines(self, length: int, of: int | None = None) -> list[str]:
+    def lines(self, length: int, *, whole: bool = True) -> list[str]:
         """What a person is told: nothing where all fit.
 
         Args:
           length: of the tokenizer.
-          of: captions in all, where some were looked at.
+          whole: whether these are all captions.
 
+        >>> from jaxdiff.data import Words
         >>> count(Words(4, size=6).learned(["a cat"]), ["a cat", "a black cat"]).lines(4)[0]
         "tokenizer.length: 1 of 2 captions is cut to 4 ids, the longest has 5: raise it, and the network's"
         """
-        looked = f"{self.captions:,} captions" + ("" if of in (None, self.captions) else f" (looked at, of {of:,})")
+        looked = f"{self.captions:,} captions" + ("" if whole else " looked at")
         said = []
         if self.cut:
             verb = "is" if self.cut == 1 else "are"

@@ -29,7 +29,7 @@ import reprlib
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -37,14 +37,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdiff.data.sources import DataError, one_line
-from jaxdiff.spec import Spec, whole
+from jaxdiff.spec import Condition, Spec, whole
 
 PADDING, UNKNOWN, BEGIN, END = range(4)
 _SPECIAL = 4  # so many
 _SEPARATORS = {"Zs", "Zl", "Zp", "Cc", "Cf", "Cs"}  # Unicode's categories
 
 
-class Tokenizer(Protocol):
+class Encoder(Protocol):
+    """What makes numbers of captions: a tokenizer, or what has kept the states of a frozen network (it has a ``spec``)."""
+
+    def encode(self, texts: Sequence[str]) -> Any:
+        """Arrays of B captions, the batch first: one, or a dict of them."""
+        ...
+
+
+class Tokenizer(Encoder, Protocol):
     """Captions to ids. Any object of this form will do; one that a configuration stores is a frozen dataclass.
 
     Attributes:
@@ -76,13 +84,14 @@ class Tokenizer(Protocol):
         ...
 
 
-def spec_of(tokenizer: Tokenizer) -> Spec:
-    """What a tokenizer gives of one caption.
+def spec_of(tokenizer: Any) -> Condition:
+    """What a tokenizer, or another `Encoder`, gives of one caption.
 
     >>> spec_of(Words(4, size=9))
     Spec(shape=(4,), dtype='int32', low=0, high=8, null=(2, 3, 0, 0))
     """
-    return Spec((tokenizer.length,), "int32", 0, tokenizer.size - 1, null=tokenizer.null)
+    own: Condition | None = getattr(tokenizer, "spec", None)
+    return own or Spec((tokenizer.length,), "int32", 0, tokenizer.size - 1, null=tokenizer.null)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +132,14 @@ class Learned(ABC):
     @functools.cached_property
     def _ids(self) -> dict[str, int]:
         return {piece: _SPECIAL + number for number, piece in enumerate(self.vocabulary)}
+
+    def noted(self, saved: Any) -> Any:
+        """With the vocabulary that a saved tokenizer has learned, where it is of the same kind."""
+        return saved if not self.vocabulary and self == _unlearned(saved) else self
+
+    def resolved(self, texts: Callable[[], Iterable[str]]) -> Self:
+        """With a vocabulary: its own, or that of the training captions."""
+        return self if self.vocabulary else self.learned(texts())
 
     def learned(self, texts: Iterable[str]) -> Self:
         """With the vocabulary of some captions: the most frequent pieces, ``size - 4`` at most."""
@@ -222,7 +239,12 @@ class TokenizerFile:
         whole("length", self.length, 2)
         whole("padding", self.padding, 0)
 
-    def noted(self) -> TokenizerFile:
+    def noted(self, saved: Any) -> Any:
+        """With the checksum that a saved tokenizer has noted, where nothing else is asked for."""
+        same = isinstance(saved, TokenizerFile) and (self.length, self.padding) == (saved.length, saved.padding)
+        return dataclasses.replace(self, checksum=saved.checksum) if same and self.checksum is None else self
+
+    def resolved(self, texts: Callable[[], Iterable[str]]) -> TokenizerFile:
         """With the checksum of its file."""
         return dataclasses.replace(self, checksum=_opened(self.path, self.checksum).checksum)
 
@@ -252,6 +274,10 @@ class TokenizerFile:
         """Ids ``(B, length)``; the file's own rule cuts, and keeps its end."""
         file = _opened(self.path, self.checksum, self.length).cutting
         return _padded([file.encode(_checked(text)).ids for text in texts], self.length, self.padding)
+
+
+def _unlearned(tokenizer: Any) -> Any:
+    return dataclasses.replace(tokenizer, vocabulary=()) if isinstance(tokenizer, Learned) else tokenizer
 
 
 def _normal(text: str) -> Iterator[tuple[str, str]]:

@@ -15,13 +15,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxdiff.codecs import Codec
 from jaxdiff.codecs.recipe import Weights, built
 from jaxdiff.config import Config, ConfigError, FrozenWeights, as_config_error, build_network, read_config
-from jaxdiff.config.folder import CONFIG, find_run, first_average
+from jaxdiff.config.folder import CONFIG, NETWORK, find_run, first_average, read_frozen_config
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.networks import functional
 from jaxdiff.train.checkpoint import Checkpoints
 from jaxdiff.train.checkpoint_format import CheckpointError
 from jaxdiff.train.checksum import leaf_sums, text_sum
 from jaxdiff.train.frozen import partition
+from jaxdiff.train.network_folder import network_weights
 from jaxdiff.train.sharding import params_template
 from jaxdiff.train.state import Network, TrainState
 from jaxdiff.train.step import Given
@@ -73,7 +74,8 @@ def read_codec(config: Config, mesh: Mesh, near: str | os.PathLike[str] | None =
 
     def read(path: str, step: int | None, checksum: str | None) -> Weights:
         folder = find_run(path, near, known=checksum is not None)
-        net = build_network(read_config(folder))
+        of = read_frozen_config(folder)
+        net = build_network(of) if isinstance(of, Config) else of.network
         params, now = _checked(
             FrozenWeights(name="codec", path=str(folder), step=step, checksum=checksum), params_template(net, mesh)
         )
@@ -138,10 +140,13 @@ def read_frozen(
 
 def _checked(each: FrozenWeights, template: Any) -> tuple[Any, FrozenWeights]:
     """Weights, and what is noted of them."""
-    folder, step = _located(Path(each.path).expanduser())
-    with Checkpoints(folder, readonly=True) as checkpoints:
-        average = _average_of(folder)
-        found, params = checkpoints.restore_weights(template, ema=average, partial=True, step=each.step or step)
+    if (Path(each.path).expanduser() / NETWORK).is_file():
+        found, params = 0, network_weights(Path(each.path).expanduser(), template)
+    else:
+        folder, step = _located(Path(each.path).expanduser())
+        with Checkpoints(folder, readonly=True) as checkpoints:
+            average = _average_of(folder)
+            found, params = checkpoints.restore_weights(template, ema=average, partial=True, step=each.step or step)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
         raise CheckpointError(f"{each.path}: it lacks a part of the weights that are needed ({each.name})")
     checksum = str(text_sum([str(number) for number in leaf_sums(jax.tree.leaves(params))]))
