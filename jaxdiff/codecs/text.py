@@ -122,7 +122,9 @@ class WithText:
                 "encoder's own tokenizer"
             )
         if length > getattr(config, "length", length):
-            raise ValueError(f"{self.path} takes {config.length} ids of a caption: set tokenizer.length to that, or less")
+            raise ValueError(
+                f"{self.path} takes {config.length} ids of a caption: set tokenizer.length to that, or less"
+            )
         if self.pooled is not None and self.pooled not in _states(net, length):
             raise ValueError(f"{self.path} gives no {self.pooled!r} vector, but {', '.join(_states(net, length))}")
         return dataclasses.replace(self, inner=inner, net=net, length=length, padding=tokenizer.padding)

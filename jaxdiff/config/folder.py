@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from jaxdiff.codecs.recipe import noted
 from jaxdiff.config.schema import Config
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, layout, to_json
 from jaxdiff.config.trust import check_names, code_of, import_trusted

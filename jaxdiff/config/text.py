@@ -17,6 +17,12 @@ COUNTED = 10_000
 """Most records whose captions are counted before the first step."""
 
 
+def has_captions(source: Source) -> bool:
+    """Whether a source has captions, under the name "text"."""
+    spec = source.spec.get(TEXT)
+    return isinstance(spec, Spec) and spec.is_text
+
+
 def with_tokenizer(config: Config, source: Source) -> Config:
     """The configuration with what its tokenizer learns of the training captions.
 
@@ -26,15 +32,17 @@ def with_tokenizer(config: Config, source: Source) -> Config:
       ConfigError: a tokenizer and no text that the network takes, or text and no tokenizer.
       DataError: captions that cannot be read.
     """
-    tokenizer, has_captions = config.tokenizer, _has_captions(source)
+    tokenizer, captions = config.tokenizer, has_captions(source)
     if other := [name for name, spec in source.spec.items() if name != TEXT and spec.is_text]:
-        raise DataError(f"{name_of(source)}: {other[0]} is text, which is taken under the name {TEXT!r} alone: rename it")
+        raise DataError(
+            f"{name_of(source)}: {other[0]} is text, which is taken under the name {TEXT!r} alone: rename it"
+        )
     if config.data.cache_text and TEXT not in getattr(config.codec, "reads", ()):
         raise ConfigError(
             "data.cache_text: there is no frozen text encoder whose states could be kept: leave it out, or give one, "
             "codec=WithText(...)"
         )
-    if tokenizer is None and has_captions:
+    if tokenizer is None and captions:
         raise ConfigError(
             "tokenizer: the network takes text, and the data have captions: give what makes numbers of them, for "
             "instance tokenizer=Words(16, size=1000)"
@@ -43,7 +51,7 @@ def with_tokenizer(config: Config, source: Source) -> Config:
         raise ConfigError(
             "tokenizer: the network takes no text: give it the condition Text('text', ...), or leave the tokenizer out"
         )
-    if not has_captions or not hasattr(tokenizer, "resolved"):
+    if not captions or not hasattr(tokenizer, "resolved"):
         return config
 
     def texts() -> Iterator[str]:
@@ -54,13 +62,13 @@ def with_tokenizer(config: Config, source: Source) -> Config:
 
 def tokenised(config: Config, source: Source) -> Source:
     """The source as a training step is given it: captions are numbers. Another source as it is."""
-    return source if config.tokenizer is None or not _has_captions(source) else Tokenised(source, config.tokenizer)
+    return source if config.tokenizer is None or not has_captions(source) else Tokenised(source, config.tokenizer)
 
 
 def captions_said(config: Config, source: Source) -> list[str]:
     """Lines on captions that are cut and on words that are unknown; none where all fit."""
     tokenizer = config.tokenizer
-    if not _has_captions(source) or not (hasattr(tokenizer, "ids") and hasattr(tokenizer, "unknown_in")):
+    if not has_captions(source) or not (hasattr(tokenizer, "ids") and hasattr(tokenizer, "unknown_in")):
         return []
     chosen = spread(len(source), COUNTED)
     counts = count(tokenizer, (text for record in texts_of(source, chosen) for text in record))
@@ -98,11 +106,6 @@ def check_text(config: Config, condition: Any) -> None:
             f"network: the null of its text is {_brief(condition.null)}, and the tokenizer makes {_brief(given.null)} of "
             "the empty caption: set the text's null to that"
         )
-
-
-def _has_captions(source: Source) -> bool:
-    spec = source.spec.get(TEXT)
-    return isinstance(spec, Spec) and spec.is_text
 
 
 def _brief(null: Any) -> str:

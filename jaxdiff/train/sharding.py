@@ -25,7 +25,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
