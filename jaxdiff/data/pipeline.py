@@ -8,7 +8,11 @@ Let n be the number of records, B the global batch size and pi_e the permutation
 so every record is seen once in an epoch, none is dropped between epochs, and a batch may span two epochs (or many, when
 B > n). Nothing depends on what was read before: the position in the stream is the number k alone, and resuming, worker
 processes and the split of a batch over processes change nothing of what is seen. Process p of P reads rows p B/P ...
-(p+1) B/P - 1 of each batch.
+(p+1) B/P - 1 of each batch. Of a record r with m captions, epoch e has the caption
+
+    h(seed, e, r) mod m                                                (3)
+
+with a hash h of 64 bits: each is drawn equally often, to within m / 2^64, and anew in every epoch.
 
 Grain (grain.MapDataset) does the prefetching in threads and worker processes. The permutation is NumPy's: Grain's own
 shuffle showed correlations between epochs (0.15 between two orders of 60,000 records), and its iterator states depend
@@ -19,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import multiprocessing
 import os
 import re
@@ -53,6 +58,15 @@ def _order(seed: int, epoch: int, records: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(records)
 
 
+def _drawn(texts: NDArray[Any], seed: int, epochs: NDArray[np.int64], records: NDArray[np.int64]) -> NDArray[Any]:
+    """One caption of each record's, by (3)."""
+    drawn = np.empty_like(texts)
+    for row, (several, epoch, record) in enumerate(zip(texts, epochs, records, strict=True)):
+        hashed = hashlib.blake2b(f"{seed} {epoch} {record}".encode(), digest_size=8).digest()
+        drawn[row] = several[int.from_bytes(hashed, "little") % len(several)]
+    return drawn
+
+
 class _Stream:
     """Batch k of equation (2), this process's rows of it."""
 
@@ -83,7 +97,13 @@ class _Stream:
         return chosen
 
     def __call__(self, k: int) -> Batch:
-        return take(self.source, self.records(self.places(int(k))[self.rows]))
+        places = self.places(int(k))[self.rows]
+        records = self.records(places)
+        batch = take(self.source, records)
+        for name, spec in self.source.spec.items():
+            if spec.is_text and spec.shape:
+                batch[name] = _drawn(batch[name], self.seed, places // len(self.source), records)
+        return batch
 
 
 def _start_worker(worker: int, workers: int) -> None:
@@ -138,8 +158,8 @@ class Pipeline:
     """Endless batches for training, read ahead in the background, exactly resumable.
 
     An iterator of records as the source stores them, batch first, NumPy: for images ``{"x": uint8 (B/P, H, W, C),
-    "label": int32 (B/P,)}``. A failed read raises its DataError and leaves the position where it was. Close it, or use
-    it in a `with`.
+    "label": int32 (B/P,)}``; captions are objects (B/P,) of str, one drawn where a record has several. A failed read
+    raises its DataError and leaves the position where it was. Close it, or use it in a `with`.
 
     Args:
       source: where records come from.
@@ -156,7 +176,7 @@ class Pipeline:
       position: a saved `position` to go on from.
 
     Attributes:
-      spec: of a record, as the source's.
+      spec: of a record, as the source's; one text where the source has several, since one is drawn.
 
     Raises:
       DataError: an option out of range, or a position of another stream.
@@ -208,7 +228,9 @@ class Pipeline:
             raise DataError(f"{name_of(source)}: the set is empty, expected at least one record")
         local = batch_size // process_count
         rows = slice(process_index * local, (process_index + 1) * local)
-        self.spec: Mapping[str, Spec] = dict(source.spec)
+        self.spec: Mapping[str, Spec] = {
+            name: Spec((), "str") if spec.is_text else spec for name, spec in source.spec.items()
+        }
         self._stream = _Stream(source, batch_size, rows, seed, shuffle, drop_remainder)
         self._identity = {
             "seed": int(seed),

@@ -8,6 +8,7 @@ records against its spec; everything that reads a source reads it through there.
 from __future__ import annotations
 
 import hashlib
+import reprlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -88,11 +89,12 @@ def take(source: Source, indices: ArrayLike) -> Records:
       indices: (B,) whole numbers, at least one.
 
     Returns:
-      Arrays ``(B, ...)`` by name, of the types that the spec names.
+      Arrays ``(B, ...)`` by name, of the types that the spec names; text as objects ``(B,)``: str, or a tuple of str
+      where a record has several.
 
     Raises:
       DataError: an array is missing, or has another shape, kind of number or range than the spec says; a condition that
-        is not finite. NaN in x passes: training skips it (`jaxdiff.train.guard`).
+        is not finite; text that `as_text` refuses. NaN in x passes: training skips it (`jaxdiff.train.guard`).
 
     >>> from jaxdiff.data import open_digits
     >>> records = take(open_digits(), [4, 2, 4])
@@ -111,7 +113,12 @@ def take(source: Source, indices: ArrayLike) -> Records:
         )
     if unknown := [key for key in found if key not in source.spec]:
         raise DataError(f"{name}: take gives {unknown[0]}, which its spec does not name; add it to the spec")
-    return {key: fitting(name, key, spec, np.asarray(found[key]), chosen) for key, spec in source.spec.items()}
+    return {
+        key: texts_fitting(name, key, spec, found[key], chosen)
+        if spec.is_text
+        else fitting(name, key, spec, np.asarray(found[key]), chosen)
+        for key, spec in source.spec.items()
+    }
 
 
 def fitting(name: str, key: str, spec: Spec, array: NDArray[Any], indices: NDArray[np.int64]) -> NDArray[Any]:
@@ -161,6 +168,62 @@ def fitting(name: str, key: str, spec: Spec, array: NDArray[Any], indices: NDArr
     return array if array.dtype == kind else array.astype(kind)
 
 
+def texts_fitting(name: str, key: str, spec: Spec, found: Any, indices: NDArray[np.int64]) -> NDArray[Any]:
+    """The text of some records as their spec says, for `take`: objects ``(B,)``, str or tuple of str.
+
+    Raises:
+      DataError: as `take`; a record that has a list of texts, and none in it.
+    """
+    rows = found.tolist() if isinstance(found, np.ndarray) else found
+    if not isinstance(rows, list | tuple) or len(rows) != len(indices):
+        has = f"has {len(rows)} rows" if isinstance(rows, list | tuple) else f"is {type(found).__name__}"
+        raise DataError(f"{name}: {key} of records {_listed(indices)} {has}, expected {len(indices)}: one row a record")
+    texts = np.empty(len(indices), object)
+    for row, (value, index) in enumerate(zip(rows, indices, strict=True)):
+        where = f"{name} row {index}: {key}"
+        if not spec.shape:
+            texts[row] = as_text(value, where)
+        elif isinstance(value, list | tuple | np.ndarray) and len(value):
+            texts[row] = tuple(as_text(each, where) for each in value)
+        else:
+            raise DataError(f"{where} is {value!r}, expected a list of at least one text; store [''] for none")
+    return texts
+
+
+def as_text(value: Any, where: str) -> str:
+    """A text of a set: str, or bytes in UTF-8. The empty one is good.
+
+    Args:
+      value: what is stored.
+      where: the record and the name of the text, for messages.
+
+    Raises:
+      DataError: it is missing or of another type, is not UTF-8 or holds the character NUL.
+
+    >>> as_text("grün".encode(), "cat.txt"), as_text("", "dog.txt")
+    ('grün', '')
+    >>> as_text("grün".encode("latin-1"), "cat.txt")
+    Traceback (most recent call last):
+    jaxdiff.data.sources.DataError: cat.txt is not UTF-8 (byte 2 is 0xfc): save it as UTF-8
+    """
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError as error:
+            found = f"byte {error.start} is 0x{error.object[error.start]:02x}"
+            raise DataError(f"{where} is not UTF-8 ({found}): save it as UTF-8") from error
+    if not isinstance(value, str):
+        has = "is missing" if value is None else f"is {reprlib.repr(value)}"
+        raise DataError(f"{where} {has}, expected a text; store an empty one for none")
+    if "\0" in value:
+        raise DataError(f"{where} holds the character NUL (at {value.index(chr(0))}), which is no text: remove it")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where} holds half of a surrogate pair, which is no text: save it as UTF-8") from error
+    return str(value)
+
+
 def not_finite(kind: DTypeLike) -> str:
     """What is said of a record that is NaN or infinite, or that is when its numbers are made ``kind``.
 
@@ -196,7 +259,10 @@ def fingerprint(source: Source) -> str:
     if own is not None:
         return str(own)
     records = take(source, spread(len(source), _DIGESTED)) if len(source) else {}
-    return digest(np.array([repr((len(source), sorted(source.spec.items())))]), *(records[k] for k in sorted(records)))
+    arrays = [
+        np.array([repr(array.tolist())]) if array.dtype == object else array for _, array in sorted(records.items())
+    ]
+    return digest(np.array([repr((len(source), sorted(source.spec.items())))]), *arrays)
 
 
 def spread(records: int, most: int) -> NDArray[np.int64]:
