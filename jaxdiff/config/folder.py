@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from jaxdiff.codecs.recipe import noted
+from jaxdiff.codecs.recipe import Find, noted
 from jaxdiff.config.schema import Config
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, layout, to_json
 from jaxdiff.config.trust import check_names, code_of, import_trusted
@@ -103,6 +103,16 @@ def find_run(path: str | os.PathLike[str], near: str | os.PathLike[str] | None =
         f"{str(path)!r} is not the folder of a run, from the working folder{beside}: bring it back, or name the place "
         "where it lies now"
     )
+
+
+def finder(config: Config) -> Find:
+    """How what a configuration's codec names is found: `find_run` near the run's folder, and its configuration."""
+
+    def find(path: str) -> tuple[Config, Path]:
+        folder = find_run(path, config.folder)
+        return read_config(folder), folder
+
+    return find
 
 
 def first_average(folder: str | os.PathLike[str]) -> str:
