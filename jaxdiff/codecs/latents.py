@@ -124,6 +124,11 @@ class Latents:
         """``"x"``: standardised latents, without bounds."""
         return {"x": Spec((None, None, None) if self.shape is None else self.shape, "float32")}
 
+    @property
+    def key(self) -> str:
+        """Of the cached moments."""
+        return f"latents {self.checksum} {self.images} {self.shape}"
+
     def noted(self, saved: Any) -> Any:
         """With what a saved recipe has noted; a path or a tile may be another, if the weights are the same."""
         if self.path is None:
@@ -250,7 +255,7 @@ class LatentImages:
         """Latents of records ``{"x": ..., ...}``, by (1) and (2).
 
         Args:
-          record: ``"x"`` is uint8 images; or their latents; or what `moments` gives.
+          record: ``"x"`` is uint8 images; or their latents; or what `precompute` gives.
           key: of the flips and of eps, each sample's by its place in the batch.
         """
         stored, batch = jnp.asarray(record["x"]), dict(record)
@@ -266,7 +271,7 @@ class LatentImages:
         return {**batch, "x": (mu - _channels(self.mean)) / _channels(self.std)}  # (2)
 
     def _parts(self, stored: Array, key: Array | None) -> tuple[Array, Array | None]:
-        """mu and log s^2 of what `moments` has made: (B, h, w, c or 2 c), or with a mirrored copy (B, 2, h, w, ...)."""
+        """mu and log s^2 of what `precompute` has made: (B, h, w, c or 2 c), or with a mirrored copy (B, 2, h, w, ...)."""
         if stored.ndim == 5:
             copy = jnp.zeros(stored.shape[0], bool) if key is None else mirrors(key, stored.shape[0])
             stored = jnp.where(expand(copy, stored[:, 1]), stored[:, 1], stored[:, 0])
@@ -275,19 +280,32 @@ class LatentImages:
             raise ValueError(f"x is uint8 (B, {', '.join(map(str, self.images.shape))}) or latents, got {stored.shape}")
         return stored[..., :channels], (stored[..., channels:] if stored.shape[3] > channels else None)
 
-    def moments(self, x: Array) -> Array:
-        """mu and log s^2 of images, which `encode` takes too: float32 ``(B, h, w, 2 c)``; of an autoencoder without
-        log s^2 ``(B, h, w, c)``; with flips those of the mirrored images beside them, ``(B, 2, h, w, ...)``.
+    def cached_spec(self, stored: Specs) -> Mapping[str, Spec]:
+        """Of what `precompute` makes: float16 (h, w, 2 c); of an autoencoder without log s^2 (h, w, c); with flips the
+        same of the mirrored image beside it, (2, h, w, ...).
 
-        Args:
-          x: uint8 ``(B, H, W, C)``.
+        Raises:
+          ValueError: with flips, another condition that is an image, which is mirrored in the step.
         """
+        if stored["x"].dtype != "uint8":
+            return {}
+        if self.images.flip and (other := [n for n, each in stored.items() if n != "x" and len(each.shape) == 3]):
+            raise ValueError(
+                f"data.flip: {other[0]} is an image too, which is mirrored in each step with x: set data.cache_latents "
+                "off, or data.flip"
+            )
+        made = jax.eval_shape(self.precompute, {"x": jax.ShapeDtypeStruct((1, *self.images.shape), jnp.uint8)})["x"]
+        return {"x": Spec(made.shape[1:], "float16")}
+
+    def precompute(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """mu and log s^2 of images ``{"x": uint8 (B, H, W, C)}`` along the last axis, float32: see `cached_spec`."""
 
         def of(images: Array) -> Array:
             mu, log_variance = self.net.moments(self.params, self.images.encode({"x": images})["x"])
             return mu if log_variance is None else jnp.concatenate([mu, log_variance], axis=-1)
 
-        return jnp.stack([of(x), of(x[:, :, ::-1])], axis=1) if self.images.flip else of(x)
+        x = jnp.asarray(record["x"])
+        return {"x": jnp.stack([of(x), of(x[:, :, ::-1])], axis=1) if self.images.flip else of(x)}
 
     def decode(self, x0: Array, cond: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Bytes of latents ``(B, h, w, c)``, by (3)."""

@@ -14,13 +14,13 @@ Whoever calls `built` says how weights are read (`jaxdiff.train.initial`): this 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from jaxdiff.codecs.base import Codec
 from jaxdiff.data.sources import Source
-from jaxdiff.spec import Specs
+from jaxdiff.spec import Spec, Specs
 
 
 class Weights(NamedTuple):
@@ -53,6 +53,11 @@ class Recipe(Protocol):
         """As the codec's; before the data are known, with None for sizes that depend on them."""
         ...
 
+    @property
+    def key(self) -> str:
+        """What the frozen weights make of a record, as text: other weights have another key (`jaxdiff.data.encoded`)."""
+        ...
+
     def noted(self, saved: Any) -> Any:
         """This recipe with the step, the checksum and the numbers that ``saved``, the codec of a saved configuration,
         has noted, where it is of the same kind and nothing else is asked for."""
@@ -71,6 +76,25 @@ class Recipe(Protocol):
         ...
 
 
+class Cacheable(Protocol):
+    """What a codec may have besides: work that is the same in every epoch, done once and kept (`jaxdiff.data.encoded`).
+
+    `encode` takes records with these arrays in the place of those that they are made of.
+    """
+
+    def cached_spec(self, stored: Specs) -> Mapping[str, Spec]:
+        """Of the arrays that `precompute` makes of records with these specs; none where there is nothing to do.
+
+        Raises:
+          ValueError: records whose encoding differs from epoch to epoch in a way that cannot be kept.
+        """
+        ...
+
+    def precompute(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The arrays of records, pure JAX."""
+        ...
+
+
 def noted(codec: Any, saved: Any) -> Any:
     """`Recipe.noted`; any other codec as it is.
 
@@ -81,7 +105,7 @@ def noted(codec: Any, saved: Any) -> Any:
     return codec.noted(saved) if hasattr(codec, "noted") else codec
 
 
-def resolved(codec: Any, source: Source, find: Find, *, flip: bool = False) -> Any:
+def resolved(codec: Any, source: Source, find: Find | None, *, flip: bool = False) -> Any:
     """`Recipe.resolved`; any other codec as it is."""
     return codec.resolved(source, find, flip=flip) if is_recipe(codec) else codec
 

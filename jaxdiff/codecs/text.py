@@ -14,6 +14,7 @@ Stable Diffusion, SD3 and FLUX attend to padding, so ``mask="all"``; PixArt and 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from jaxdiff.record import field, record
 from jaxdiff.spec import Condition, Spec, Specs
 
 TEXT = "text"
+_OF_TOKENIZER = ("length", "padding", "ends_in_padding")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class WithText:
       pooled: which of the encoder's vectors is given too: "pooled", "projected", or None.
       step, checksum: of the weights, noted when training began; other weights are refused.
       net: the encoder's pure functions, noted when training began.
-      length: of a caption, noted when training began; so is padding, the tokenizer's.
+      length, padding, ends_in_padding: the tokenizer's, noted when training began: ids of a caption, the id after its
+        end, and whether its end is that id too.
 
     >>> WithText("encoders/clip_l", pooled=None).reads
     ('text',)
@@ -68,6 +71,7 @@ class WithText:
     net: Any = None
     length: int | None = None
     padding: int | None = None
+    ends_in_padding: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", os.fspath(self.path))
@@ -95,7 +99,7 @@ class WithText:
         if not isinstance(saved, WithText) or self.checksum is not None:
             return self
         inner = saved.inner if self.inner is None else noted(self.inner, saved.inner)
-        known = {name: getattr(saved, name) for name in ("step", "checksum", "net", "length", "padding")}
+        known = {name: getattr(saved, name) for name in ("step", "checksum", "net", *_OF_TOKENIZER)}
         return dataclasses.replace(self, inner=inner, **known)
 
     def resolved(self, source: Source, find: Find, *, flip: bool = False) -> WithText:
@@ -127,18 +131,21 @@ class WithText:
             )
         if self.pooled is not None and self.pooled not in _states(net, length):
             raise ValueError(f"{self.path} gives no {self.pooled!r} vector, but {', '.join(_states(net, length))}")
-        return dataclasses.replace(self, inner=inner, net=net, length=length, padding=tokenizer.padding)
+        ends = tokenizer.padding in tokenizer.ids("")
+        known = {"length": length, "padding": tokenizer.padding, "ends_in_padding": ends}
+        return dataclasses.replace(self, inner=inner, net=net, **known)
 
     def build(self, read: Read) -> tuple[WithText, Codec]:
         """The codec, by the encoder's weights."""
         assert self.length is not None and self.padding is not None, "resolve it first"
         recipe, inner = built(self.inner, read)
         weights = read(self.path, self.step, self.checksum)
-        parts = {name: getattr(self, name) for name in ("length", "padding", "mask", "masked", "pooled")}
+        parts = {name: getattr(self, name) for name in (*_OF_TOKENIZER, "mask", "masked", "pooled")}
         codec = TextAndData(inner, weights.params, net=weights.net, **parts)
         return dataclasses.replace(self, inner=recipe, step=weights.step, checksum=weights.checksum), codec
 
 
+@functools.lru_cache(maxsize=8)
 def _states(net: Any, length: int) -> dict[str, tuple[int, ...]]:
     """The shapes of what an encoder gives of one caption."""
     params = jax.eval_shape(net.init, jax.random.key(0))
@@ -161,7 +168,7 @@ class TextAndData:
       inner: the codec of the data.
       params: the encoder's.
       net: the encoder's pure functions; static.
-      length, padding: of captions; static.
+      length, padding, ends_in_padding: see `WithText`; static.
       mask, masked, pooled: see `WithText`; static.
     """
 
@@ -170,6 +177,7 @@ class TextAndData:
     net: Any = field(pytree_node=False)
     length: int = field(pytree_node=False)
     padding: int = field(pytree_node=False)
+    ends_in_padding: bool = field(default=False, pytree_node=False)
     mask: str = field(default="all", pytree_node=False)
     masked: bool = field(default=False, pytree_node=False)
     pooled: str | None = field(default=None, pytree_node=False)
@@ -194,11 +202,11 @@ class TextAndData:
         return kept if self.pooled is None else {**kept, "pooled": states[self.pooled]}
 
     def captions(self, ids: Array) -> Array:
-        """m of equation (1), ``(B, L)`` bool: up to the last id that is no padding; where a caption's end is the padding,
-        as CLIP's is, that one too."""
+        """m of equation (1), ``(B, L)`` bool: up to the last id that is no padding, and up to the first that is where a
+        caption's end is the padding, as CLIP's is."""
         place = jnp.arange(ids.shape[1])[None]
         last = jnp.where(ids != self.padding, place, -1).max(axis=1, keepdims=True)
-        return place <= last + int(getattr(self.net.config, "end", None) == self.padding)
+        return place <= last + int(self.ends_in_padding)
 
     def encode(self, record: Mapping[str, Any], key: Array | None = None) -> dict[str, Any]:
         """Records ``{"x": ..., "text": ids (B, L), ...}``; text (2) that was kept passes untouched."""

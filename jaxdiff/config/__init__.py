@@ -17,7 +17,7 @@ from jaxdiff.config.build import (
     resolve,
     with_conditions,
 )
-from jaxdiff.config.folder import check_folder, claim_folder, read_config, with_saved
+from jaxdiff.config.folder import check_folder, claim_folder, finder, read_config, with_saved
 from jaxdiff.config.schema import (
     CheckpointConfig,
     Config,
@@ -88,6 +88,7 @@ __all__ = [
     "differences",
     "doubts",
     "dumps",
+    "finder",
     "first_line",
     "from_json",
     "has_captions",

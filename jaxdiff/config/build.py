@@ -6,10 +6,8 @@ there too.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -18,10 +16,10 @@ from jax import Array
 
 import jaxdiff.data
 from jaxdiff.codecs import Codec, default_codec, encoded_specs, grey_levels
-from jaxdiff.codecs.recipe import is_recipe, resolved
-from jaxdiff.config.folder import find_run, read_frozen_config
+from jaxdiff.codecs.recipe import Find, is_recipe, resolved
 from jaxdiff.config.schema import Config, LossConfig, check_ranges
 from jaxdiff.config.text import TEXT, check_text, tokenised, with_tokenizer
+from jaxdiff.data.encoded import Encoded
 from jaxdiff.data.sources import DataError, Source, Subset, classes_of, name_of
 from jaxdiff.data.tokenizers import Encoder
 from jaxdiff.launch.errors import ConfigError, as_config_error, suggestion
@@ -29,6 +27,8 @@ from jaxdiff.loss import SNR, DenoisingLoss, Likelihood, Objective
 from jaxdiff.methods import parse_grid, parse_guidance, parse_sampler
 from jaxdiff.model import Defaults
 from jaxdiff.networks import functional
+from jaxdiff.networks.autoencoder import Autoencoder
+from jaxdiff.networks.encoder_decoder import Layout
 from jaxdiff.process import Process
 from jaxdiff.score_matching import FiniteDifference, FokkerPlanck, HighOrder, Implicit, SecondOrder, Sliced
 from jaxdiff.spec import Condition, Spec, Specs, droppable, shapes
@@ -158,6 +158,8 @@ def build_network(config: Config) -> Any:
     if config.codec is not None:
         shape = tuple(1 if size is None else size for size in config.codec.spec["x"].shape)
     with as_config_error("network"):
+        if isinstance(config.network, Layout):
+            return Autoencoder(config.network)
         return functional(config.network, shape)
 
 
@@ -253,9 +255,14 @@ def _has_option(function: Callable[..., Any], name: str) -> bool:
     return any(each.name == name or each.kind is each.VAR_KEYWORD for each in parameters)
 
 
-def resolve(config: Config, source: Source) -> Config:
+def resolve(config: Config, source: Source, find: Find | None = None) -> Config:
     """The configuration with what only the data know: the codec with its numbers, the tokenizer with its vocabulary,
     and the names of the classes.
+
+    Args:
+      config: as it is given.
+      source: the data.
+      find: where a codec's frozen weights lie (`jaxdiff.config.finder`); codecs without need none.
 
     Raises:
       ConfigError: a codec or a tokenizer that does not make what the network takes.
@@ -268,7 +275,7 @@ def resolve(config: Config, source: Source) -> Config:
         codec = default_codec(source, flip=config.data.flip)
     else:
         with as_config_error("codec"):
-            codec = resolved(config.codec, source, functools.partial(_found, config), flip=config.data.flip)
+            codec = resolved(config.codec, source, find, flip=config.data.flip)
     _refuse_other_shape(codec, config)
     classes = classes_of(source) or config.data.classes
     whole = dataclasses.replace(config, codec=codec, data=dataclasses.replace(config.data, classes=classes))
@@ -301,11 +308,6 @@ def _shape(condition: Condition) -> str:
     if isinstance(condition, Spec):
         return str(condition.shape)
     return ", ".join(f"{name} {spec.shape}" for name, spec in condition.items())
-
-
-def _found(config: Config, path: str) -> tuple[Any, Path]:
-    folder = find_run(path, config.folder)
-    return read_frozen_config(folder), folder
 
 
 def _refuse_other_shape(codec: Any, config: Config) -> None:
@@ -347,7 +349,7 @@ def build_pipeline(
 
     Args:
       config: the configuration.
-      source: from `build_source`.
+      source: from `build_source`; or its cache, `jaxdiff.train.read_cached`.
       cache: False keeps no decoded images, and reads none kept.
       part: (p, P), which of P parts of each batch this process reads (`jaxdiff.train.batch_part`).
       text: what makes numbers of captions; None: the configuration's tokenizer.
@@ -363,7 +365,7 @@ def build_pipeline(
         chosen,
         batch_size=config.train.batch_size,
         seed=config.seed,
-        workers=config.data.workers if chosen is source else 0,
+        workers=config.data.workers if chosen is source and not isinstance(source, Encoded) else 0,
         process_index=part[0],
         process_count=part[1],
         tokenizer=text,

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from jaxdiff.codecs import recipe
+from jaxdiff.codecs.recipe import Find
 from jaxdiff.config.schema import Config
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, layout, to_json
 from jaxdiff.config.trust import check_names, code_of, import_trusted
@@ -126,9 +128,19 @@ def find_run(path: str | os.PathLike[str], near: str | os.PathLike[str] | None =
             return place
     beside = "" if near is None else f", nor from {Path(near).absolute()} upwards"
     raise ConfigError(
-        f"{str(path)!r} is not the folder of a run or of frozen weights, from the working folder{beside}: bring it back, or name the place "
-        "where it lies now"
+        f"{str(path)!r} is not the folder of a run or of frozen weights, from the working folder{beside}: bring it back, "
+        "or name the place where it lies now"
     )
+
+
+def finder(config: Config) -> Find:
+    """How what a configuration's codec names is found: `find_run` near the run's folder, and its configuration."""
+
+    def find(path: str) -> tuple[Any, Path]:
+        folder = find_run(path, config.folder)
+        return read_frozen_config(folder), folder
+
+    return find
 
 
 def first_average(folder: str | os.PathLike[str]) -> str:
@@ -159,7 +171,7 @@ def with_saved(config: Config, trusted: Sequence[str] | None = None) -> Config:
     frozen = tuple(noted.get((each.name, each.path), each) if each.checksum is None else each for each in config.frozen)
     if not frozen and config.train.freeze == saved.train.freeze:
         frozen = saved.frozen
-    codec = saved.codec if config.codec is None else noted(config.codec, saved.codec)
+    codec = saved.codec if config.codec is None else recipe.noted(config.codec, saved.codec)
     given = config.tokenizer
     tokenizer = given.noted(saved.tokenizer) if hasattr(given, "noted") else given
     return dataclasses.replace(config, codec=codec, frozen=frozen, tokenizer=tokenizer)

@@ -66,7 +66,7 @@ class DataConfig:
     """Sets of at most so many megabytes of pixels are decoded once, into the user's cache folder, and read without
     workers; 0: none."""
     cache_text: bool = False
-    """Of a frozen text encoder: keep its states of all captions, in the user's cache folder; else run it in each step."""
+    """Of a frozen text encoder: keep its states of all captions, in the user's cache folder; else each step runs it."""
     cache_latents: bool = True
     """Of a run in latents: encode the set once, into the user's cache folder; else encode each batch in its step."""
     cache_folder: str | None = None
@@ -229,8 +229,8 @@ class Config:
         to a module (`jaxdiff.networks.UNet`) or a Linen module, `ema` a rule of `jaxdiff.train.ema`, or rules by name.
       codec: between stored records and what the network sees (`jaxdiff.codecs`); None: the one that goes with the data,
         which a run's saved configuration has.
-      tokenizer: what makes ids of captions, such as `jaxdiff.data.Words`; None: the network takes no text. A run's saved
-        configuration has the vocabulary that was learned.
+      tokenizer: what makes ids of captions, such as `jaxdiff.data.Words`; None: the network takes no text. A run's
+        saved configuration has the vocabulary that was learned.
       picture: what is drawn and measured during training, such as `jaxdiff.evaluate.ScoreField`; None: a grid of
         samples.
     """

@@ -93,8 +93,8 @@ def check_text(config: Config, condition: Any) -> None:
     assert isinstance(given, Spec)
     if condition.high is not None and tokenizer.size > condition.high + 1:
         raise ConfigError(
-            f"tokenizer.size: it has {tokenizer.size:,} ids, and the network's text takes {condition.high + 1:,.0f}, its "
-            "vocabulary: set both to one number"
+            f"tokenizer.size: it has {tokenizer.size:,} ids, and the network's text takes {condition.high + 1:,.0f}, "
+            "its vocabulary: set both to one number"
         )
     if condition.shape not in ((None,), given.shape):
         raise ConfigError(
@@ -103,8 +103,8 @@ def check_text(config: Config, condition: Any) -> None:
         )
     if condition.null is not None and condition.null != given.null:
         raise ConfigError(
-            f"network: the null of its text is {_brief(condition.null)}, and the tokenizer makes {_brief(given.null)} of "
-            "the empty caption: set the text's null to that"
+            f"network: the null of its text is {_brief(condition.null)}, and the tokenizer makes {_brief(given.null)} "
+            "of the empty caption: set the text's null to that"
         )
 
 

@@ -103,15 +103,15 @@ def decode_once(
         place, state = hashes(source)
         name = re.sub(r"\W+", "_", Path(name_of(source)).name)[:50]
         file = folder / f"{name}-{place}-{state}.npy"
-        rows = _mapped(file, kind, len(source))
+        rows = mapped(file, kind, len(source))
         if rows is None:
             folder.mkdir(parents=True, exist_ok=True)
             with open(folder / f"{name}-{place}.lock", "w") as lock:
                 has_lock = locked(lock, source, say)
-                rows = _mapped(file, kind, len(source))  # another process may have written it meanwhile
+                rows = mapped(file, kind, len(source))  # another process may have written it meanwhile
                 if rows is None:
                     _write(file, f"{name}-{place}-", source, kind, has_lock, say)
-                    rows = _mapped(file, kind, len(source))
+                    rows = mapped(file, kind, len(source))
             if rows is None:
                 raise OSError(errno.EIO, "what was written does not read back")
     except OSError as error:
@@ -140,7 +140,7 @@ class Decoded:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        rows = _mapped(self._file, self._kind, self._count)
+        rows = mapped(self._file, self._kind, self._count)
         if rows is None:
             raise DataError(f"{self.name}: {self._file} is gone, though this run reads from it; start the run again")
         self._hold(rows)
@@ -164,13 +164,18 @@ def hashes(source: Any) -> tuple[str, str]:
     where = os.path.abspath(name) if os.path.exists(name) else name
     paths = [os.path.abspath(file) for file in source.files]
     asked = (_VERSION, where, paths, len(source), sorted(source.spec.items()))
-    found = [os.stat(path) for path in paths]
-    held = (fingerprint(source), [(file.st_size, file.st_mtime_ns, file.st_ctime_ns) for file in found])
+    held = (fingerprint(source), state_of(source))
     place, state = (hashlib.blake2b(repr(text).encode(), digest_size=8).hexdigest() for text in (asked, held))
     return place, state
 
 
-def _mapped(file: Path, kind: np.dtype[Any], count: int) -> NDArray[Any] | None:
+def state_of(source: Any) -> list[tuple[int, int, int]]:
+    """Size and times of each of a source's files; none where it has none."""
+    found = [os.stat(path) for path in getattr(source, "files", ())]
+    return [(file.st_size, file.st_mtime_ns, file.st_ctime_ns) for file in found]
+
+
+def mapped(file: Path, kind: np.dtype[Any], count: int) -> NDArray[Any] | None:
     """The records of a file, mapped; None where it is not there, or not what it should be."""
     try:
         rows = np.lib.format.open_memmap(file, mode="r")
@@ -181,12 +186,12 @@ def _mapped(file: Path, kind: np.dtype[Any], count: int) -> NDArray[Any] | None:
     return rows if whole else None
 
 
-def locked(lock: IO[str], source: Source, say: Say) -> bool:
+def locked(lock: IO[str], source: Source, say: Say, does: str = "decodes") -> bool:
     """Waits for its turn; whether the file system has locks. Closing the file gives the lock back."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        say(f"{name_of(source)}: waiting for another process that decodes it")
+        say(f"{name_of(source)}: waiting for another process that {does} it")
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError:
         return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from jaxdiff.data.sources import Source, classes_of, name_of, take
 from jaxdiff.data.tokenizers import Tokenizer, spec_of
-from jaxdiff.spec import Specs
+from jaxdiff.spec import Spec
 
 TEXT = "text"
 """The name of captions, in a source and in a network's conditions."""
@@ -54,7 +54,9 @@ class Tokenised:
     def __init__(self, source: Source, tokenizer: Any) -> None:
         self.source, self.tokenizer = source, tokenizer
         self.name, self.classes = name_of(source), classes_of(source)
-        self.spec: Specs = {**source.spec, TEXT: spec_of(tokenizer)}
+        ids = spec_of(tokenizer)
+        assert isinstance(ids, Spec)
+        self.spec: Mapping[str, Spec] = {**source.spec, TEXT: ids}
 
     def __len__(self) -> int:
         return len(self.source)

@@ -45,7 +45,7 @@ _SEPARATORS = {"Zs", "Zl", "Zp", "Cc", "Cf", "Cs"}  # Unicode's categories
 
 
 class Encoder(Protocol):
-    """What makes numbers of captions: a tokenizer, or what has kept the states of a frozen network (it has a ``spec``)."""
+    """What makes numbers of captions: a tokenizer, or what keeps the states of a frozen network (with a ``spec``)."""
 
     def encode(self, texts: Sequence[str]) -> Any:
         """Arrays of B captions, the batch first: one, or a dict of them."""

@@ -55,7 +55,7 @@ def fit(
         it raises is told of once, and training goes on.
       init_from: a run whose averaged weights are taken to start with; a run that has checkpoints goes on from those.
       init_partial: of those weights, take what fits and leave the rest new.
-      cache: keep decoded images of small sets.
+      cache: keep decoded images of small sets, and latents.
       profile: steps to trace.
       dry_run: check configuration, data and shapes, and stop.
       again: how a person goes on after a signal, for the message.
@@ -111,7 +111,7 @@ def fit(
     else:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=OWN))
         data = cfg.with_conditions(_as_source(source), config)
-    config = cfg.resolve(cfg.with_saved(config), data)
+    config = cfg.resolve(cfg.with_saved(config), data, cfg.finder(config))
 
     # --- Network, loss, optimizer, and what is given to each step
     net, key = cfg.build_network(config), jax.random.key(config.seed)
@@ -165,6 +165,8 @@ def fit(
             print("dry run: configuration, data and shapes are good; nothing was written")
         return run_of(template, 0)
 
+    if cache and config.data.cache_latents:
+        data = training.read_cached(config, data, given.codec, mesh)
     with (
         cfg.build_pipeline(config, data, cache=cache, part=part) as pipeline,
         cfg.claim_folder(config, active=lead),

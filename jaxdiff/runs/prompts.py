@@ -1,4 +1,4 @@
-"""Prompts of a run: captions that a person gives, captions of training records for pictures, and captions in records."""
+"""Prompts of a run: captions that a person gives, and those of training records that its pictures show."""
 
 from __future__ import annotations
 

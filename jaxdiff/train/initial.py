@@ -16,17 +16,22 @@ from jaxdiff.codecs import Codec
 from jaxdiff.codecs.recipe import Weights, built
 from jaxdiff.config import Config, ConfigError, FrozenWeights, as_config_error, build_network, read_config
 from jaxdiff.config.folder import CONFIG, NETWORK, find_run, first_average, read_frozen_config
+from jaxdiff.data.encoded import cache_name, encode_once
+from jaxdiff.data.sources import Source
 from jaxdiff.denoiser import NetworkDenoiser
+from jaxdiff.launch.distributed import as_lead, meet
 from jaxdiff.networks import functional
 from jaxdiff.train.checkpoint import Checkpoints
 from jaxdiff.train.checkpoint_format import CheckpointError
 from jaxdiff.train.checksum import leaf_sums, text_sum
 from jaxdiff.train.frozen import partition
 from jaxdiff.train.network_folder import network_weights
-from jaxdiff.train.sharding import params_template
+from jaxdiff.train.sharding import batch_sharding, make_mesh, params_template
 from jaxdiff.train.state import Network, TrainState
 from jaxdiff.train.step import Given
 
+ENCODED_AT_ONCE = 32
+"""Records that a frozen encoder is given at a time, on each device."""
 BASE = "base"
 """The name of a network's own weights that are not trained."""
 _EXPECTED = "the folder of a run, or of one of its checkpoints"
@@ -86,6 +91,44 @@ def read_codec(config: Config, mesh: Mesh, near: str | os.PathLike[str] | None =
         recipe, codec = built(config.codec, read)
     whole = NamedSharding(mesh, PartitionSpec())
     return dataclasses.replace(config, codec=recipe), jax.tree.map(lambda leaf: _on(leaf, whole), codec)
+
+
+def read_cached(config: Config, source: Source, codec: Codec, mesh: Mesh) -> Source:
+    """A source with the work of its codec's frozen weights done, once and for all: `jaxdiff.data.encoded`.
+
+    All processes call it: each does its part on its own devices. Where there is no such work, or the data hold its
+    result, the source stays as it is.
+
+    Args:
+        config: from `read_codec`: its codec has the checksum noted.
+        source: of the records.
+        codec: from `read_codec`.
+        mesh: on which the codec lies.
+
+    Raises:
+        ConfigError, DataError: see `jaxdiff.codecs.recipe.Cacheable` and `encode_once`.
+    """
+    with as_config_error("codec"):
+        spec = codec.cached_spec(source.spec) if hasattr(codec, "cached_spec") else {}
+    if not spec:
+        return source
+    processes = jax.process_count()
+    if processes > 1:
+        mesh = make_mesh(devices=jax.local_devices())
+        codec = read_codec(config, mesh)[1]
+    over, batch = batch_sharding(mesh), ENCODED_AT_ONCE * mesh.size
+    precompute = jax.jit(lambda codec, record: codec.precompute(record), in_shardings=(None, over), out_shardings=over)
+    made = encode_once(
+        source,
+        lambda record: precompute(codec, {name: record[name] for name in spec}),
+        spec,
+        name=as_lead(cache_name(source, config.codec.key)),
+        batch=batch,
+        folder=config.data.cache_folder,
+        part=(jax.process_index(), processes),
+    )
+    meet("encoded")
+    return made
 
 
 def _on(leaf: Any, whole: NamedSharding) -> Any:
