@@ -48,7 +48,7 @@ def _opener(name: str) -> Callable[..., Source]:
 
 SOURCES: dict[str, Callable[..., Source]] = {
     name: _opener(f"open_{name}")
-    for name in ("digits", "mnist", "cifar10", "parquet", "folder", "npz", "tfds", "points")
+    for name in ("digits", "mnist", "cifar10", "parquet", "folder", "npz", "webdataset", "tfds", "points")
 }
 NAMED_SETS = ("tfds", "points")
 """The sources of many sets, which take a name after a colon."""
@@ -221,6 +221,7 @@ def build_source(config: Config, *, cache: bool = True) -> Source:
         num_classes=config.num_classes,
         resize=data.resize,
         **({"skip_bad": True} if data.skip_bad else {}),  # sources of one's own need not know it
+        **({} if data.text is None else {"text": data.text}),  # nor this
         **({"conditions": taken} if _has_option(opener, "conditions") else {}),
     )
     return with_conditions(jaxdiff.data.without_bad(source, keep=cache) if data.skip_bad else source, config)

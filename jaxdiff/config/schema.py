@@ -43,7 +43,7 @@ class DataConfig:
     """Where images come from."""
 
     name: str = "digits"
-    """digits, parquet, mnist, cifar10, folder, npz, tfds:NAME, or points:NAME (jaxdiff.data.points)."""
+    """digits, parquet, mnist, cifar10, folder, npz, webdataset, tfds:NAME, or points:NAME (jaxdiff.data.points)."""
     path: str | None = None
     """File or folder of the data; digits need none."""
     split: str = "train"
@@ -58,6 +58,8 @@ class DataConfig:
     """Leave out records that cannot be used, instead of refusing the set: all are read once before the first step."""
     classes: tuple[str, ...] | None = None
     """Names of the classes in order of their labels, found in the data; a run's saved configuration has them."""
+    text: str | None = None
+    """Column, field or array that holds the captions. None: text, or else caption."""
     flip: bool = False
     """Mirror half of the images left to right."""
     workers: int = 0

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 from jaxdiff.config.schema import Config
-from jaxdiff.data.sources import DataError, Source, name_of, spread
-from jaxdiff.data.text import TEXT, Tokenised, count, texts_of
+from jaxdiff.data.sources import DataError, Source, captions, name_of, spread, texts
+from jaxdiff.data.text import TEXT, Tokenised, count
 from jaxdiff.data.tokenizers import spec_of
 from jaxdiff.launch.errors import ConfigError, as_config_error
 from jaxdiff.spec import Spec
@@ -32,7 +31,7 @@ def with_tokenizer(config: Config, source: Source) -> Config:
       ConfigError: a tokenizer and no text that the network takes, or text and no tokenizer.
       DataError: captions that cannot be read.
     """
-    tokenizer, captions = config.tokenizer, has_captions(source)
+    tokenizer, captioned = config.tokenizer, has_captions(source)
     if other := [name for name, spec in source.spec.items() if name != TEXT and spec.is_text]:
         raise DataError(
             f"{name_of(source)}: {other[0]} is text, which is taken under the name {TEXT!r} alone: rename it"
@@ -42,7 +41,7 @@ def with_tokenizer(config: Config, source: Source) -> Config:
             "data.cache_text: there is no frozen text encoder whose states could be kept: leave it out, or give one, "
             "codec=WithText(...)"
         )
-    if tokenizer is None and captions:
+    if tokenizer is None and captioned:
         raise ConfigError(
             "tokenizer: the network takes text, and the data have captions: give what makes numbers of them, for "
             "instance tokenizer=Words(16, size=1000)"
@@ -51,13 +50,10 @@ def with_tokenizer(config: Config, source: Source) -> Config:
         raise ConfigError(
             "tokenizer: the network takes no text: give it the condition Text('text', ...), or leave the tokenizer out"
         )
-    if not captions or not hasattr(tokenizer, "resolved"):
+    if not captioned or not hasattr(tokenizer, "resolved"):
         return config
 
-    def texts() -> Iterator[str]:
-        return (text for record in texts_of(source) for text in record)
-
-    return dataclasses.replace(config, tokenizer=tokenizer.resolved(texts))
+    return dataclasses.replace(config, tokenizer=tokenizer.resolved(lambda: captions(source)))
 
 
 def tokenised(config: Config, source: Source) -> Source:
@@ -71,7 +67,9 @@ def captions_said(config: Config, source: Source) -> list[str]:
     if not has_captions(source) or not (hasattr(tokenizer, "ids") and hasattr(tokenizer, "unknown_in")):
         return []
     chosen = spread(len(source), COUNTED)
-    counts = count(tokenizer, (text for record in texts_of(source, chosen) for text in record))
+    counts = count(
+        tokenizer, (text for each in texts(source, chosen) for text in ([each] if isinstance(each, str) else each))
+    )
     return counts.lines(tokenizer.length, whole=len(chosen) == len(source))
 
 

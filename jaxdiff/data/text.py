@@ -1,10 +1,10 @@
-"""The captions of a source: read without its pictures where that can be done, and counted against a tokenizer."""
+"""The captions of a source as a tokenizer sees them: as numbers, and counted."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,29 +16,6 @@ from jaxdiff.spec import Spec
 
 TEXT = "text"
 """The name of captions, in a source and in a network's conditions."""
-_CHUNK = 1024  # records read at a time
-
-
-def texts_of(source: Source, indices: NDArray[np.int64] | None = None) -> Iterator[tuple[str, ...]]:
-    """The captions of each record, in order.
-
-    A source may have a method ``texts(indices)`` that gives its array ``"text"`` alone; of another whole records are
-    read.
-
-    Args:
-      source: with text.
-      indices: the records' numbers; None: all.
-
-    >>> from jaxdiff.data import from_arrays
-    >>> list(texts_of(from_arrays(np.zeros((2, 3), np.float32), text=["a cat", "a dog"])))
-    [('a cat',), ('a dog',)]
-    """
-    chosen = np.arange(len(source)) if indices is None else np.asarray(indices, np.int64)
-    read = getattr(source, "texts", None)
-    for first in range(0, len(chosen), _CHUNK):
-        part = chosen[first : first + _CHUNK]
-        for value in take(source, part)[TEXT] if read is None else read(part):
-            yield (value,) if isinstance(value, str) else tuple(value)
 
 
 class Tokenised:
@@ -64,8 +41,12 @@ class Tokenised:
     def take(self, indices: NDArray[np.int64], /) -> dict[str, Any]:
         """Records."""
         records = take(self.source, indices)
-        first = [value if isinstance(value, str) else value[0] for value in records[TEXT]]
-        return {**records, TEXT: self.tokenizer.encode(first)}
+        return {**records, TEXT: self.tokenizer.encode(first_of(records[TEXT]))}
+
+
+def first_of(texts: NDArray[Any]) -> list[str]:
+    """The first caption of each of some records, as `jaxdiff.data.sources.texts` gives them."""
+    return [text if isinstance(text, str) else text[0] for text in texts]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,8 @@ from jaxdiff.codecs import save_png
 from jaxdiff.config.build import OWN
 from jaxdiff.config.folder import CHECKPOINTS, EXAMPLES, LAST_SAVED, SAMPLES
 from jaxdiff.data.sources import DataError, Source, spread, take
-from jaxdiff.data.text import TEXT, texts_of
+from jaxdiff.data.sources import texts as stored_texts
+from jaxdiff.data.text import TEXT, first_of
 from jaxdiff.runs.prompts import write_prompts
 from jaxdiff.runs.run import Run
 from jaxdiff.spec import droppable
@@ -261,7 +262,7 @@ def _examples(config: cfg.Config, source: Source, codec: Any) -> dict[str, NDArr
     if not needed and not has_text:
         return None
     chosen = spread(len(source), config.sample.num)
-    texts = {TEXT: np.array([several[0] for several in texts_of(source, chosen)])} if has_text else {}
+    texts = {TEXT: np.array(first_of(stored_texts(source, chosen)))} if has_text else {}
     if not set(needed) - {TEXT}:
         return texts
     records = take(cfg.tokenised(config, source), chosen)
