@@ -89,6 +89,17 @@ class WithText:
         inner: Specs = {"x": Spec((None,))} if self.inner is None else self.inner.spec
         return {**inner, TEXT: {} if self.net is None else _spec(self.net, self.length, self.pooled)}
 
+    @property
+    def key(self) -> str:
+        """Of what the inner codec caches."""
+        key: str = self.inner.key
+        return key
+
+    @property
+    def text_key(self) -> str:
+        """Of text (2) that is kept."""
+        return f"text {self.checksum} {self.mask} {self.masked} {self.pooled} {self.net}"
+
     def decode(self, x0: Array, cond: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The inner codec's, where that is no recipe."""
         decoded: dict[str, Any] = self.inner.decode(x0, cond)
@@ -215,6 +226,16 @@ class TextAndData:
             return batch
         text = record[TEXT]
         return {**batch, TEXT: text if isinstance(text, Mapping) else self.text(text)}
+
+    def cached_spec(self, stored: Specs) -> Mapping[str, Spec]:
+        """As the inner codec's."""
+        others = {name: spec for name, spec in stored.items() if name != TEXT}
+        return self.inner.cached_spec(others) if hasattr(self.inner, "cached_spec") else {}
+
+    def precompute(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """As the inner codec's."""
+        made: dict[str, Any] = self.inner.precompute(record)
+        return made
 
     def decode(self, x0: Array, cond: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """As the inner codec's; states are no part of a record."""

@@ -165,13 +165,13 @@ def conditions(run: Run, options: Options) -> tuple[dict[str, Any] | None, int, 
         if not equals or name not in run.model.conditions:
             known = ", ".join(run.model.conditions) or "none"
             raise ConfigError(f"--cond: {text!r} is no NAME=VALUE of this run's conditions ({known})")
-        twice = name in given or (name == "label" and options.label) or (name == TEXT and options.prompt)
-        if twice:
-            way = {"label": "--label or by ", TEXT: "--prompt or by "}.get(name, "")
-            raise ConfigError(f"{name} is given twice: give it once, by {way}--cond")
+        if name in given or (name == "label" and options.label):
+            raise ConfigError(f"{name} is given twice: give it once, by --label or by --cond")
         given[name] = _value(name, value)
     labels = [_label(run, text) for text in options.label] if "label" not in given else []
     prompts = prompts_of(run, options)
+    if prompts and TEXT in given:
+        raise ConfigError("text is given twice: give it once, by --prompt or by --cond")
     shown = run.num_classes if "label" not in given and (labels or not prompts) else None
     num, columns = options.num, None
     with cfg.as_config_error("--num"):  # more than memory has
@@ -196,9 +196,12 @@ def prompts_of(run: Run, options: Options) -> list[str]:
     if options.prompts is None:
         return list(options.prompt)
     try:
-        return [*options.prompt, *options.prompts.read_text(encoding="utf-8").splitlines()]
+        lines = options.prompts.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--prompts: {options.prompts} cannot be read: {error}") from error
+    if not lines:
+        raise ConfigError(f"--prompts: {options.prompts} is empty, expected one prompt a line")
+    return [*options.prompt, *lines]
 
 
 def say_doubts(run: Run, cond: Mapping[str, Any] | None) -> None:
@@ -282,8 +285,8 @@ def made_by(run: Run, options: Options) -> dict[str, Any]:
         "clip": usual.clip,
     }
     chosen |= {name: getattr(options, name) for name in ("feature_cache", "label", "cond", "average", "dtype")}
-    text = {"prompt": prompts_of(run, options), "negative": options.negative}
-    chosen |= {name: value for name, value in text.items() if value not in ([], None)}
+    asked = {"prompt": prompts_of(run, options), "negative": options.negative}
+    chosen |= {name: value for name, value in asked.items() if value not in ([], None)}
     return {"run": run.config.name, "config": config, "step": run.step, "seed": options.seed, **chosen}
 
 

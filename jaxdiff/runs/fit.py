@@ -168,8 +168,9 @@ def fit(
 
     if cache and config.data.cache_latents:
         data = training.read_cached(config, data, given.codec, mesh)
+    text = training.read_text(config, data, given.codec, mesh) if config.data.cache_text else None
     with (
-        cfg.build_pipeline(config, data, cache=cache, part=part) as pipeline,
+        cfg.build_pipeline(config, data, cache=cache, part=part, text=text) as pipeline,
         cfg.claim_folder(config, active=lead),
         training.Checkpoints(
             folder / CHECKPOINTS,

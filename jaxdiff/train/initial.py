@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from jaxdiff.codecs.recipe import Weights, built
 from jaxdiff.config import Config, ConfigError, FrozenWeights, as_config_error, build_network, read_config
 from jaxdiff.config.folder import CONFIG, NETWORK, find_run, first_average, read_frozen_config
 from jaxdiff.data.encoded import cache_name, encode_once
-from jaxdiff.data.sources import Source
+from jaxdiff.data.kept_text import Captions, KeptText
+from jaxdiff.data.sources import Source, captions
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.launch.distributed import as_lead, meet
 from jaxdiff.networks import functional
@@ -129,6 +130,40 @@ def read_cached(config: Config, source: Source, codec: Codec, mesh: Mesh) -> Sou
     )
     meet("encoded")
     return made
+
+
+def read_text(config: Config, source: Source, codec: Codec, mesh: Mesh) -> KeptText:
+    """What a codec's frozen text encoder makes of all captions of a source, done once: `jaxdiff.data.kept_text`.
+
+    All processes call it, as `read_cached`.
+
+    Args:
+        config: from `read_codec`: its codec is a `jaxdiff.codecs.WithText`.
+        source: with captions.
+        codec: from `read_codec`.
+        mesh: on which the codec lies.
+
+    Raises:
+        DataError: captions that cannot be read, or states that cannot be kept.
+    """
+    texts, spec, processes = Captions(captions(source), config.tokenizer), codec.spec["text"], jax.process_count()
+    assert isinstance(spec, Mapping)
+    if processes > 1:
+        mesh = make_mesh(devices=jax.local_devices())
+        codec = read_codec(config, mesh)[1]
+    over = batch_sharding(mesh)
+    states = jax.jit(lambda codec, ids: codec.text(ids), in_shardings=(None, over), out_shardings=over)
+    made = encode_once(
+        texts,
+        lambda record: states(codec, record["tokens"]),
+        spec,
+        name=as_lead(cache_name(texts, config.codec.text_key)),
+        batch=ENCODED_AT_ONCE * mesh.size,
+        folder=config.data.cache_folder,
+        part=(jax.process_index(), processes),
+    )
+    meet("text")
+    return KeptText(texts, made, spec)
 
 
 def _on(leaf: Any, whole: NamedSharding) -> Any:
