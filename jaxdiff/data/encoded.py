@@ -60,7 +60,7 @@ Encode = Callable[[Records], Mapping[str, Any]]
 _VERSION = 1  # of what the files hold
 _PART_BYTES = 64 * 2**20
 _SPARE = 100 * 10**6  # bytes that are left free on the disk
-_OTHERWISE = "name another data.cache_folder, or set data.cache_latents off to encode each batch in its step"
+_OTHERWISE = "name another data.cache_folder, or set {} off to encode each batch in its step"
 
 
 def cache_name(source: Source, key: str) -> str:
@@ -160,6 +160,7 @@ def encode_once(
     folder: str | os.PathLike[str] | None = None,
     part: tuple[int, int] = (0, 1),
     rows: int | None = None,
+    option: str = "data.cache_latents",
     say: Say = to_stderr,
 ) -> Encoded:
     """The records as an encoder gives them, now or before. Of several processes each does its part, and returns before
@@ -174,6 +175,7 @@ def encode_once(
       folder: where folders of this kind are kept; None: ``jaxdiff/latents`` in the user's cache folder.
       part: (p, P), which of P parts of the work is done here.
       rows: records in a file; None: 64 MB of them.
+      option: that asks for this, for messages.
       say: gets one line when there is something to encode.
 
     Raises:
@@ -212,7 +214,7 @@ def encode_once(
     except OSError as error:
         where = "" if folder is None else f" in {folder}"
         raise DataError(
-            f"{name_of(source)}: what is encoded cannot be kept{where} ({one_line(error)}): {_OTHERWISE}"
+            f"{name_of(source)}: what is encoded cannot be kept{where} ({one_line(error)}): {_OTHERWISE.format(option)}"
         ) from error
     return encoded
 

@@ -161,6 +161,7 @@ def read_text(config: Config, source: Source, codec: Codec, mesh: Mesh) -> KeptT
         batch=ENCODED_AT_ONCE * mesh.size,
         folder=config.data.cache_folder,
         part=(jax.process_index(), processes),
+        option="data.cache_text",
     )
     meet("text")
     return KeptText(texts, made, spec)
