@@ -55,7 +55,7 @@ class WithText:
       step, checksum: of the weights, noted when training began; other weights are refused.
       net: the encoder's pure functions, noted when training began.
       length, padding, ends_in_padding: the tokenizer's, noted when training began: ids of a caption, the id after its
-        end, and whether its end is that id too.
+        end, and whether its end is that id too. Of data that hold ids already, padding is to be given.
 
     >>> WithText("encoders/clip_l", pooled=None).reads
     ('text',)
@@ -128,8 +128,10 @@ class WithText:
             raise ValueError(f"{self.path} holds {type(net).__name__}, not a text encoder")
         ids = source.spec.get(TEXT)
         tokenizer = getattr(source, "tokenizer", None)
-        if not isinstance(ids, Spec) or ids.shape == () or tokenizer is None:
+        if not isinstance(ids, Spec) or len(ids.shape) != 1:
             raise ValueError("a text encoder takes ids of captions, and the data have none: give a tokenizer")
+        if tokenizer is None and self.padding is None:
+            raise ValueError("the data hold ids already: say which of them is padding, WithText(..., padding=0)")
         length, config = int(ids.shape[0] or 0), net.config
         if ids.high is not None and ids.high >= config.vocabulary:
             raise ValueError(
@@ -142,8 +144,9 @@ class WithText:
             )
         if self.pooled is not None and self.pooled not in _states(net, length):
             raise ValueError(f"{self.path} gives no {self.pooled!r} vector, but {', '.join(_states(net, length))}")
-        ends = tokenizer.padding in tokenizer.ids("")
-        known = {"length": length, "padding": tokenizer.padding, "ends_in_padding": ends}
+        known: dict[str, Any] = {"length": length}
+        if tokenizer is not None:
+            known |= {"padding": tokenizer.padding, "ends_in_padding": tokenizer.padding in tokenizer.ids("")}
         return dataclasses.replace(self, inner=inner, net=net, **known)
 
     def build(self, read: Read) -> tuple[WithText, Codec]:
