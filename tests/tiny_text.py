@@ -83,7 +83,7 @@ def points(n: int = 32) -> Source:
     """Points at the left and at the right, each with its caption."""
     chosen = [CAPTIONS[row % len(CAPTIONS)] for row in range(n)]
     x = [[PLACES["left" if "left" in text else "right"], 0.1 * (row % 3)] for row, text in enumerate(chosen)]
-    return from_arrays(np.float32(x), text=chosen)
+    return from_arrays(np.array(x, np.float32), text=chosen)
 
 
 def config(folder: Path, **changes: Any) -> Config:

@@ -25,7 +25,7 @@ from jaxdiff.train.step import Given
 from tests.tiny_text import CAPTIONS, OfStates, config, encoder, points
 
 NET = TextEncoder(CLIPText(vocabulary=16, length=8, width=8, depth=2, heads=2, hidden=8, end=3, projection=6))
-IDS = np.int32([[2, 5, 6, 3, 0, 0, 0, 0], [2, 3, 0, 0, 0, 0, 0, 0], [2, 5, 6, 7, 8, 9, 4, 3]])
+IDS = np.array([[2, 5, 6, 3, 0, 0, 0, 0], [2, 3, 0, 0, 0, 0, 0, 0], [2, 5, 6, 7, 8, 9, 4, 3]], np.int32)
 
 
 def codec(**changes: Any) -> TextAndData:
@@ -60,7 +60,7 @@ def test_masks_are_of_captions_or_of_all_and_the_encoder_may_see_them() -> None:
 def test_an_end_that_is_the_padding_too_belongs_to_its_caption() -> None:
     """As CLIP's: begin 2, end and padding 3."""
     made = dataclasses.replace(codec(mask="caption"), padding=3, ends_in_padding=True)
-    ids = np.where(IDS == 0, 3, IDS)
+    ids = jnp.where(IDS == 0, 3, IDS)
     assert np.asarray(made.captions(ids)).sum(axis=1).tolist() == [4, 2, 8]
 
 

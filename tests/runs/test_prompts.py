@@ -221,8 +221,8 @@ def test_prompts_of_the_command_line(run: jaxdiff.Run, tmp_path: Path, capsys: p
     assert "holds other samples: made_by.prompt" in one_line(sample.main, [*again, "--prompt", "left"], capsys)
     guided = ("--prompt", texts[0], "--num", "2", "--guide", "cfg:3")
     away = drawn(run, tmp_path / "n.npz", *guided, "--negative", "right")["x"]
-    options: Any = {"guide": "cfg:3", "negative": {"text": "right"}}
-    np.testing.assert_allclose(away, run.sample(0, 2, {"text": texts[0]}, **options)["x"], atol=1e-5)
+    led = run.sample(0, 2, {"text": texts[0]}, guide="cfg:3", negative={"text": "right"})
+    np.testing.assert_allclose(away, led["x"], atol=1e-5)
 
 
 def test_words_that_a_run_does_not_know_are_said(run: jaxdiff.Run, tmp_path: Path, capsys: Any) -> None:
