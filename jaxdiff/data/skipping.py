@@ -84,7 +84,7 @@ def without_bad(
     if bad or lost:
         listed = [*lost, *bad.values()]
         more = f" | and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
-        files = f"{len(lost)} files and " if lost else ""
+        files = f"{len(lost)} files or entries and " if lost else ""
         say(
             f"WARNING: {name_of(source)}: {files}{len(bad):,} of {len(source):,} records are bad and left out: "
             + " | ".join(listed[:_SHOWN])

@@ -16,6 +16,7 @@ import hashlib
 import os
 import re
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,12 +60,18 @@ class TarReader:
     def __init__(
         self, shards: list[Path], name: str, expected: Expected, folder: Path | None = None, say: Say = to_stderr
     ) -> None:
-        self.name, self.files, self._expected = name, shards, expected
+        self.name, self._expected = name, expected
         self.lost: list[str] = []  # what cannot be used, and why
         if missing := missing_parts(shards):
             more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
             self._lose(f"{name}: {missing[0]} is missing{more}; fetch it, or set skip_bad to train without it")
-        self._states = [_state(shard) for shard in shards]
+        self.files, self._states = [], []
+        for shard in shards:
+            try:
+                self._states.append(_state(shard))
+                self.files.append(shard)
+            except OSError as error:  # a link that leads nowhere
+                self._lose(f"{shard}: cannot be read ({one_line(error)}); fetch it again")
         self._rows, faults = _index(self, folder, say)
         for fault in faults:
             self._lose(fault)
@@ -215,10 +222,14 @@ def _index(reader: TarReader, folder: Path | None, say: Say) -> tuple[NDArray[An
                     f"{reader.name}: reading the names in {len(states)} tar files once; their index is kept in {folder}"
                 )
                 kept = _made(reader.files)
-                partial = file.with_suffix(".partial")
-                with open(partial, "wb") as out:
-                    np.savez(out, rows=kept[0], faults=np.array(kept[1], dtype=str))
-                partial.replace(file)
+                handle, partial = tempfile.mkstemp(dir=folder, prefix=f"{name}-{place}-", suffix=".partial")
+                try:
+                    with open(handle, "wb") as out:
+                        np.savez(out, rows=kept[0], faults=np.array(kept[1], dtype=str))
+                    os.replace(partial, file)
+                except BaseException:
+                    remove([Path(partial)])
+                    raise
                 remove(old for old in folder.glob(f"{name}-{place}-*.index.npz") if old != file)
             return kept
     except OSError as error:
@@ -243,13 +254,24 @@ def _kind(longest: int) -> np.dtype[Any]:
 
 def _made(shards: Sequence[Path]) -> tuple[NDArray[Any], list[str]]:
     faults: list[str] = []
-    found = [(number, key, parts) for number, shard in enumerate(shards) for key, parts in _keys(shard, faults).items()]
-    rows = np.zeros(len(found), _kind(max((len(key.encode()) for _, key, _ in found), default=1)))
-    for row, (number, key, parts) in zip(rows, found, strict=True):
+    parts = [_of_shard(number, shard, faults) for number, shard in enumerate(shards)]
+    rows = np.zeros(sum(map(len, parts)), _kind(max((part.dtype["key"].itemsize for part in parts), default=1)))
+    start = 0
+    for part in parts:
+        rows[start : start + len(part)] = part
+        start += len(part)
+    return rows, faults
+
+
+def _of_shard(number: int, shard: Path, faults: list[str]) -> NDArray[Any]:
+    """The rows of one tar file."""
+    keys = _keys(shard, faults)
+    rows = np.zeros(len(keys), _kind(max((len(key.encode(errors="replace")) for key in keys), default=1)))
+    for row, (key, parts) in zip(rows, keys.items(), strict=True):
         row["shard"], row["key"], row["label"] = number, key.encode(errors="replace"), parts.get("label", -1)
         for part in _PARTS:
             row[part] = parts.get(part, (0, -1))
-    return rows, faults
+    return rows
 
 
 def _keys(shard: Path, faults: list[str]) -> dict[str, dict[str, Any]]:
