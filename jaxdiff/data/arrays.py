@@ -310,8 +310,8 @@ def open_npz(
 
     The data, uint8 or floats ``(N, ...)``, lie under the key images, image, x, points, data or arr_0; integer labels,
     which may be absent, under labels, label, y, targets or arr_1; either with the split before or after it
-    (`train_images`, `x_train`). Captions are strings under text or caption, (N,) or (N, m) for m of each. Every other array
-    of numbers with N rows is a condition of its own name. Text under classes or class_names names the classes.
+    (`train_images`, `x_train`). Captions are strings under text or caption, (N,), or (N, m) for m of each. Every other
+    array of numbers with N rows is a condition of its own name. Text under classes or class_names names the classes.
 
     Args:
       path: the file, or a folder that holds `train.npz`, `test.npz`.

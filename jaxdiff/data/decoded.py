@@ -5,10 +5,10 @@ of times. So `decode_once` writes the records of a small set, in their order, to
 
     {x: uint8 (H, W, C), label: int32}     (what the source's spec names)
 
-and reads batches from there in one call. Of captions a record has where they begin and how many bytes they are; the bytes
-stand behind all records, UTF-8, several of a record with NUL between them. The file is NAME-PLACE-STATE.npy: PLACE is a hash of what was asked for (the
-files' paths, the spec), STATE of what the files hold (the source's fingerprint, and each file's size and times). A file
-that changes is thus met under another STATE, and what was kept of that PLACE is removed.
+and reads batches from there in one call. Captions stand behind all records in the same file, UTF-8, NUL between several
+of a record; the record says where. The file is NAME-PLACE-STATE.npy: PLACE is a hash of what was asked for (the files'
+paths, the spec), STATE of what the files hold (the source's fingerprint, and each file's size and times). A file that
+changes is thus met under another STATE, and what was kept of that PLACE is removed.
 
 A file is there whole or not at all: it is written under a name that nobody reads, synced, and renamed. Processes that
 want the same one take turns by a lock, which ends with its holder; where the file system has no locks, each writes its
@@ -109,7 +109,7 @@ def decode_once(
         if rows is None:
             folder.mkdir(parents=True, exist_ok=True)
             with open(folder / f"{name}-{place}.lock", "w") as lock:
-                has_lock = locked(lock, source, say)
+                has_lock = locked(lock, name_of(source), say)
                 rows = mapped(file, kind, len(source))  # another process may have written it meanwhile
                 if rows is None:
                     _write(file, f"{name}-{place}-", source, kind, has_lock, say)
@@ -161,9 +161,7 @@ class Decoded:
 
     def texts(self, indices: NDArray[np.int64], /) -> NDArray[Any]:
         """The captions of several records."""
-        first = self._kind.fields["text"][1]
-        places = np.ascontiguousarray(self._bytes[indices, first : first + _PLACE.itemsize]).view(_PLACE)[:, 0]
-        return self._read(places)
+        return self._read(self._bytes.view(self._kind)[:, 0]["text"][indices])
 
     def _read(self, places: NDArray[Any]) -> NDArray[Any]:
         found = np.empty(len(places), object)
@@ -219,12 +217,12 @@ def _mapped_texts(file: Path, rows: Any) -> NDArray[np.uint8]:
     return np.memmap(file, np.uint8, "r", rows.offset + rows.nbytes, (size,)) if size else np.zeros(0, np.uint8)
 
 
-def locked(lock: IO[str], source: Source, say: Say, does: str = "decodes") -> bool:
+def locked(lock: IO[str], name: str, say: Say, does: str = "reads") -> bool:
     """Waits for its turn; whether the file system has locks. Closing the file gives the lock back."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        say(f"{name_of(source)}: waiting for another process that {does} it")
+        say(f"{name}: waiting for another process that {does} it")
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError:
         return False

@@ -199,7 +199,7 @@ def encode_once(
             return encoded
         encoded.folder.mkdir(parents=True, exist_ok=True)
         with open(above / f"{name}-{part[0]}.lock", "w") as lock:
-            if locked(lock, source, say, "encodes"):  # whoever left these was killed
+            if locked(lock, name_of(source), say, "encodes"):  # whoever left these was killed
                 remove(file for each in mine for file in encoded.folder.glob(f"{each:06d}.*.partial"))
             missing = [each for each in mine if encoded.opened(each) is None]
             if missing:

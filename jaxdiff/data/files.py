@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdiff.data.captions import METADATA, FolderCaptions
 from jaxdiff.data.decoding import decode
+from jaxdiff.data.metadata import METADATA, FolderCaptions
 from jaxdiff.data.readers import ANYTHING, Expected, ImageSource
 from jaxdiff.data.sources import DataError, Say, digest, one_line, spread, to_stderr
 
@@ -254,7 +254,7 @@ def open_folder(
     Class folders in natural order of their names (2 before 10) are labels 0, 1, ..., and the source's `classes`; files
     are read on access, in order of their names. Images that lie in the folder itself make a set without labels.
     Captions are a `.txt` beside each image, or `metadata.jsonl` or `.csv` with `file_name` and `text`
-    (`jaxdiff.data.captions`).
+    (`jaxdiff.data.metadata`).
 
     Args:
       path: the folder.

@@ -1,9 +1,10 @@
 """Parquet in the image layouts of Hugging Face `datasets`: a column `image` or `img` of {bytes, path} and, where there
-are labels, `label`, `labels` or `fine_label`; where there are captions, `text` or `caption`, of strings or lists of them.
+are labels, `label`, `labels` or `fine_label`; where there are captions, `text` or `caption`, strings or lists of them.
 
 What is held in memory: all labels; of images and captions, the encoded bytes of the row groups read last, up to 512 MiB
-in each process. MNIST and CIFAR-10 fit whole and are read once. A larger set reads a row group whenever a record outside of
-those is asked for, so its row groups should be small: about a hundred rows, as `datasets` writes them for images.
+in each process. MNIST and CIFAR-10 fit whole and are read once. A larger set reads a row group whenever a record
+outside of those is asked for, so its row groups should be small: about a hundred rows, as `datasets` writes them for
+images.
 """
 
 from __future__ import annotations
@@ -213,8 +214,8 @@ def _captions(path: Path, schema: Any, name: str | None) -> Spec | None:
     each = each.value_type if pa.types.is_dictionary(each) else each
     if not (pa.types.is_string(each) or pa.types.is_large_string(each) or pa.types.is_binary(each)):
         raise DataError(
-            f"{path}: column {name} is {kind}, expected strings or lists of strings; set text (data.text) to the column "
-            "of captions, or rename this one"
+            f"{path}: column {name} is {kind}, expected strings or lists of strings; set text (data.text) to the "
+            "column of captions, or rename this one"
         )
     return Spec((None,) if several else (), "str")
 

@@ -188,8 +188,8 @@ class ImageSource:
             images[row] = self._fit(image, index)
             if "label" in self.spec:
                 labels[row] = self._label(label, index)
-        found = {"x": images, "label": labels} if "label" in self.spec else {"x": images}
-        return found if "text" not in self.spec else {**found, "text": self.texts(indices)}
+        found: Records = {"x": images, "label": labels, "text": self.texts(indices) if "text" in self.spec else labels}
+        return {name: found[name] for name in self.spec}
 
     def texts(self, indices: NDArray[np.int64], /) -> NDArray[Any]:
         """The captions of several records; no image is decoded."""

@@ -84,7 +84,7 @@ def without_bad(
     if bad or lost:
         listed = [*lost, *bad.values()]
         more = f" | and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
-        files = f"{len(lost)} files and " if lost else ""
+        files = f"{len(lost)} files or entries and " if lost else ""
         say(
             f"WARNING: {name_of(source)}: {files}{len(bad):,} of {len(source):,} records are bad and left out: "
             + " | ".join(listed[:_SHOWN])
@@ -102,7 +102,7 @@ def _kept(source: Source, folder: str | os.PathLike[str] | None, say: Say) -> di
         file = folder / f"{name}-{place}-{state}.bad.json"
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f"{name}-{place}.lock", "w") as lock:
-            locked(lock, source, say)
+            locked(lock, name_of(source), say)
             with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # not there, or not whole
                 return {int(index): str(why) for index, why in json.loads(file.read_text(encoding="utf-8")).items()}
             bad = _read_all(source, say)

@@ -40,7 +40,8 @@ class TFDSReader:
         self.num_classes, self.classes = num_classes, classes
         self.identity = identity
         self._data, self._image, self._label = data, image, label
-        self._text, self.captions, self._texts = captions or ("", None, None)
+        self.captions = None if captions is None else captions[1]
+        self._captions = captions
 
     def __len__(self) -> int:
         return len(self._data)
@@ -50,7 +51,9 @@ class TFDSReader:
         return np.asarray(example[self._image]), None if self._label is None else int(example[self._label])
 
     def text(self, index: int, /) -> Any:
-        found = self._example(self._texts, index)[self._text]
+        assert self._captions is not None, "asked for where there are captions"
+        name, _, data = self._captions
+        found = self._example(data, index)[name]
         return found.tolist() if isinstance(found, np.ndarray) else found
 
     def _example(self, data: Any, index: int) -> Any:
@@ -125,18 +128,18 @@ def open_tfds(
     image = next((key for key, feature in features.items() if isinstance(feature, tfds.features.Image)), None)
     if image is None:
         raise DataError(f"{shown}: no feature is an image; it has {', '.join(features)}")
-    text = expected.caption_name(list(features), shown, "feature")
-    captions = None if text is None else _caption_feature(shown, text, features[text])
+    captions = expected.caption_name(list(features), shown, "feature")
+    spec = None if captions is None else _caption_feature(shown, captions, features[captions])
     label, classes = _label_feature(shown, features, num_classes) if expected.labelled else (None, None)
     lengths = {key: info.shard_lengths for key, info in builder.info.splits.items()}
     identity = digest(np.array([builder.info.full_name, split, str(lengths)]))
     prepared = Path(builder.data_path)
     files = sorted(prepared.iterdir()) if prepared.is_dir() else []
     names = None if label is None else tuple(getattr(features[label], "names", None) or ()) or None
-    without_images = {
-        key: tfds.decode.SkipDecoding() for key in features if isinstance(features[key], tfds.features.Image)
-    }
-    held = captions and (str(text), captions, builder.as_data_source(split, decoders=without_images))
+    undecoded = {key: tfds.decode.SkipDecoding() for key in features if isinstance(features[key], tfds.features.Image)}
+    held = None
+    if captions is not None and spec is not None:
+        held = captions, spec, builder.as_data_source(split, decoders=undecoded)
     reader = TFDSReader(data, f"{shown} ({split})", identity, image, label, classes, files, names, held)
     return ImageSource(reader, expected)
 

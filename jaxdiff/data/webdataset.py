@@ -5,8 +5,8 @@ A sample is what has one key, the path of a file up to the first dot of its name
     KEY.jpg (png, webp, ...) with KEY.txt, or with KEY.json, an object that has the caption;  KEY.cls, a label.
 
 Where the bytes of each file lie is noted once, in an index that is kept in the user's cache folder under a hash of the
-tar files' paths, sizes and times. To read a record is then one `pread` of its image and one of its text, and any order
-costs the same. In memory is the index alone, some hundred bytes a pair.
+tar files' paths, sizes and times; of a few megabytes it is made anew each time. To read a record is then one `pread` of
+its image and one of its text, and any order costs the same. In memory is the index alone, some hundred bytes a pair.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import hashlib
 import os
 import re
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,11 +25,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdiff.data.captions import json_object
 from jaxdiff.data.decoded import cache_folder, locked, remove
 from jaxdiff.data.decoding import decode
 from jaxdiff.data.files import IMAGES, find_split, given_path, missing_parts, natural, split_of
 from jaxdiff.data.labels import check_labels
+from jaxdiff.data.metadata import json_object
 from jaxdiff.data.readers import Expected, ImageSource
 from jaxdiff.data.sources import DataError, Say, as_text, digest, one_line, spread, to_stderr
 from jaxdiff.spec import Spec
@@ -37,6 +38,7 @@ _VERSION = 1  # of the index
 _LAYOUT = "pairs KEY.jpg (png, webp, ...) and KEY.txt, or KEY.json with the caption"
 _PLACE = [("start", "<i8"), ("size", "<i8")]  # size -1: there is none
 _PARTS = ("image", "txt", "json")
+_SMALL = 2**23  # bytes of all tar files, up to which the index is not kept
 _OPEN = 64  # tar files held open by each process
 _PROBED = 16  # captions in JSON, to see whether they are lists
 
@@ -58,12 +60,18 @@ class TarReader:
     def __init__(
         self, shards: list[Path], name: str, expected: Expected, folder: Path | None = None, say: Say = to_stderr
     ) -> None:
-        self.name, self.files, self._expected = name, shards, expected
+        self.name, self._expected = name, expected
         self.lost: list[str] = []  # what cannot be used, and why
         if missing := missing_parts(shards):
             more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
             self._lose(f"{name}: {missing[0]} is missing{more}; fetch it, or set skip_bad to train without it")
-        self._states = [_state(shard) for shard in shards]
+        self.files, self._states = [], []
+        for shard in shards:
+            try:
+                self._states.append(_state(shard))
+                self.files.append(shard)
+            except OSError as error:  # a link that leads nowhere
+                self._lose(f"{shard}: cannot be read ({one_line(error)}); fetch it again")
         self._rows, faults = _index(self, folder, say)
         for fault in faults:
             self._lose(fault)
@@ -78,7 +86,9 @@ class TarReader:
             )
         self._rows = self._rows[image]
         self.captions = self._spec(text[image])
-        self.classes, self._labels, self.num_classes = None, None, None
+        self.classes: tuple[str, ...] | None = None
+        self.num_classes: int | None = None
+        self._labels: NDArray[np.int32] | None = None
         if expected.labelled and (self._rows["label"] >= 0).any():
             self._labels, self.num_classes = check_labels(
                 self._rows["label"],
@@ -104,8 +114,8 @@ class TarReader:
             if expected.conditions is None and expected.text is None and (self._rows["label"] >= 0).any():
                 return None
             raise DataError(
-                f"{self.name}: {len(has)} images and no caption, expected {_LAYOUT}; for images alone leave text out of "
-                "the conditions"
+                f"{self.name}: {len(has)} images and no caption, expected {_LAYOUT}; for images alone leave text out "
+                "of the conditions"
             )
         if not (has.all() or expected.skip_bad):
             lacking = np.flatnonzero(~has)
@@ -140,8 +150,8 @@ class TarReader:
         name = self._expected.caption_name([*fields], where, "field")
         if name is None:
             raise DataError(
-                f"{where} has no caption; it has {', '.join(fields) or 'nothing'}; set text (data.text) to the field of "
-                "captions"
+                f"{where} has no caption; it has {', '.join(fields) or 'nothing'}; set text (data.text) to the "
+                "field of captions"
             )
         return fields[name]
 
@@ -193,6 +203,8 @@ def _state(path: Path) -> State:
 def _index(reader: TarReader, folder: Path | None, say: Say) -> tuple[NDArray[Any], list[str]]:
     """A row for each key of all tar files, and what is wrong with them: as kept before, or made now."""
     states = reader._states
+    if sum(size for size, _ in states) <= _SMALL:
+        return _made(reader.files)
     place, state = (
         hashlib.blake2b(repr(text).encode(), digest_size=8).hexdigest()
         for text in ((_VERSION, [os.path.abspath(file) for file in reader.files]), states)
@@ -203,25 +215,32 @@ def _index(reader: TarReader, folder: Path | None, say: Say) -> tuple[NDArray[An
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{name}-{place}-{state}.index.npz"
         with open(folder / f"{name}-{place}.lock", "w") as lock:
-            locked(lock, reader, say)
+            locked(lock, reader.name, say)
             kept = _kept(file)
             if kept is None:
-                kept = _made(reader.files, say)
-                partial = file.with_suffix(".partial")
-                with open(partial, "wb") as out:
-                    np.savez(out, rows=kept[0], faults=np.array(kept[1], dtype=str))
-                partial.replace(file)
+                say(
+                    f"{reader.name}: reading the names in {len(states)} tar files once; their index is kept in {folder}"
+                )
+                kept = _made(reader.files)
+                handle, partial = tempfile.mkstemp(dir=folder, prefix=f"{name}-{place}-", suffix=".partial")
+                try:
+                    with open(handle, "wb") as out:
+                        np.savez(out, rows=kept[0], faults=np.array(kept[1], dtype=str))
+                    os.replace(partial, file)
+                except BaseException:
+                    remove([Path(partial)])
+                    raise
                 remove(old for old in folder.glob(f"{name}-{place}-*.index.npz") if old != file)
             return kept
     except OSError as error:
         say(f"{reader.name}: the index of its tar files cannot be kept in {folder} ({one_line(error)})")
-        return _made(reader.files, say)
+        return _made(reader.files)
 
 
 def _kept(file: Path) -> tuple[NDArray[Any], list[str]] | None:
     """An index as it was kept; None where it is not there, or not whole."""
     try:
-        with np.load(file, allow_pickle=False) as held:
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as held:
             rows, faults = held["rows"], held["faults"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
@@ -233,16 +252,26 @@ def _kind(longest: int) -> np.dtype[Any]:
     return np.dtype([("shard", "<i4"), *places, ("label", "<i8"), ("key", f"S{longest}")])
 
 
-def _made(shards: Sequence[Path], say: Say) -> tuple[NDArray[Any], list[str]]:
-    say(f"{shards[0].parent}: reading the names in {len(shards)} tar files once, to index them")
+def _made(shards: Sequence[Path]) -> tuple[NDArray[Any], list[str]]:
     faults: list[str] = []
-    found = [(number, key, parts) for number, shard in enumerate(shards) for key, parts in _keys(shard, faults).items()]
-    rows = np.zeros(len(found), _kind(max((len(key.encode()) for _, key, _ in found), default=1)))
-    for row, (number, key, parts) in zip(rows, found, strict=True):
+    parts = [_of_shard(number, shard, faults) for number, shard in enumerate(shards)]
+    rows = np.zeros(sum(map(len, parts)), _kind(max((part.dtype["key"].itemsize for part in parts), default=1)))
+    start = 0
+    for part in parts:
+        rows[start : start + len(part)] = part
+        start += len(part)
+    return rows, faults
+
+
+def _of_shard(number: int, shard: Path, faults: list[str]) -> NDArray[Any]:
+    """The rows of one tar file."""
+    keys = _keys(shard, faults)
+    rows = np.zeros(len(keys), _kind(max((len(key.encode(errors="replace")) for key in keys), default=1)))
+    for row, (key, parts) in zip(rows, keys.items(), strict=True):
         row["shard"], row["key"], row["label"] = number, key.encode(errors="replace"), parts.get("label", -1)
         for part in _PARTS:
             row[part] = parts.get(part, (0, -1))
-    return rows, faults
+    return rows
 
 
 def _keys(shard: Path, faults: list[str]) -> dict[str, dict[str, Any]]:
@@ -319,8 +348,8 @@ def open_webdataset(
 
     Args:
       path: a tar file without compression; or a folder of them, in it or in its folders.
-      split: those whose name has it, as in `set-train-0000.tar`, or that lie in its folder; where no file names a split,
-        all are "train".
+      split: those whose name has it, as in `set-train-0000.tar`, or that lie in its folder; where no file names a
+        split, all are "train".
       image_size, channels, num_classes, resize, skip_bad, conditions: as in `open_parquet`.
       text: name of the field of captions in `KEY.json`, which then comes before `KEY.txt`; None: text, or else caption.
 

@@ -275,7 +275,7 @@ def test_a_missing_shard_is_said(tmp_path: Path, name: str) -> None:
     said: list[str] = []
     source = data.without_bad(data.open_parquet(tmp_path, skip_bad=True), keep=False, say=said.append)
     assert len(source) == 12
-    assert f"1 files and 0 of 12 records are bad and left out: {message}" in said[-1]
+    assert f"1 files or entries and 0 of 12 records are bad and left out: {message}" in said[-1]
 
 
 def test_labels_that_nobody_uses_are_not_looked_at(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """Captions of the images of a folder: a `.txt` beside each, or `metadata.jsonl` or `metadata.csv`.
 
-The metadata are those of the Hub's ImageFolder: a line an image, `file_name` is its path from where the metadata lie, and
-another field the caption, or in JSON a list of captions. They lie in the folder of the split, above it (then they may
-name the images of other splits too) or in folders within it. The metadata are read when the set is opened, a `.txt` when
-its record is.
+The metadata are those of the Hub's ImageFolder: a line an image, with `file_name`, its path from where the metadata
+lie, and another field that is the caption, or in JSON a list of captions. They lie in the folder of the split, in
+folders within it, or above it, where they may name the images of other splits too; then a `.txt` is no caption. The
+metadata are read when the set is opened, a `.txt` when its record is.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class FolderCaptions:
       lost: lines of the metadata that cannot be used, and why, with ``skip_bad``.
 
     Raises:
-      DataError: images without a caption, unless ``skip_bad``; metadata that are damaged, name no captions or a file that
-        is missing.
+      DataError: images without a caption, metadata that are damaged, have no captions or name a file that is missing;
+        with ``skip_bad`` those are left out.
     """
 
     def __init__(
@@ -110,11 +110,7 @@ def _entries(table: Path, expected: Expected, lost: list[str]) -> Iterator[tuple
         content = table.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise DataError(f"{table}: cannot be read ({one_line(error)}); write it again") from error
-    if table.suffix == ".jsonl":
-        lines = enumerate(content.split(b"\n"), 1)
-        rows = ((number, functools.partial(json_object, line)) for number, line in lines if line.strip())
-    else:
-        rows = _rows(table, as_text(content, str(table)))
+    rows = _lines(content) if table.suffix == ".jsonl" else _rows(table, as_text(content, str(table)))
     for number, read in rows:
         place = f"{table} line {number}"
         try:
@@ -135,6 +131,15 @@ def _entries(table: Path, expected: Expected, lost: list[str]) -> Iterator[tuple
             yield os.path.normpath(table.parent / file), row[name], place
 
 
+_Row = Callable[[str], dict[str, Any]]  # by its place, for messages
+
+
+def _lines(content: bytes) -> Iterator[tuple[int, _Row]]:
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if line.strip():
+            yield number, functools.partial(json_object, line)
+
+
 def json_object(line: bytes, place: str) -> dict[str, Any]:
     """An object in JSON, by its names.
 
@@ -152,12 +157,17 @@ def json_object(line: bytes, place: str) -> dict[str, Any]:
     return row
 
 
-def _rows(table: Path, text: str) -> Iterator[tuple[int, Callable[[str], dict[str, Any]]]]:
+def _held(row: dict[str, Any], _: str) -> dict[str, Any]:
+    return row
+
+
+def _rows(table: Path, text: str) -> Iterator[tuple[int, _Row]]:
     """The rows of CSV, each with the number of its last line."""
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         for row in reader:
-            held = {str(key): value for key, value in row.items()}
-            yield reader.line_num, lambda place, held=held: held
+            yield reader.line_num, functools.partial(_held, {str(key): value for key, value in row.items()})
     except csv.Error as error:
-        raise DataError(f"{table} line {reader.line_num}: is not CSV ({one_line(error)}); write it again") from error
+        raise DataError(
+            f"{table} line {reader.reader.line_num}: is not CSV ({one_line(error)}); write it again"
+        ) from error
