@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jaxdiff.codecs.latents import Autoencoder, LatentImages, Latents
     from jaxdiff.codecs.points import Points, scatter
     from jaxdiff.codecs.strokes import Strokes
+    from jaxdiff.codecs.text import TextAndData, WithText
 
 __getattr__ = lazily(
     __name__,
@@ -27,6 +28,7 @@ __getattr__ = lazily(
         **dict.fromkeys(("Autoencoder", "LatentImages", "Latents"), "latents"),
         **dict.fromkeys(("Points", "scatter"), "points"),
         "Strokes": "strokes",
+        **dict.fromkeys(("TextAndData", "WithText"), "text"),
     },
 )
 
@@ -39,6 +41,8 @@ __all__ = [
     "Latents",
     "Points",
     "Strokes",
+    "TextAndData",
+    "WithText",
     "default_codec",
     "encoded_specs",
     "grey_levels",

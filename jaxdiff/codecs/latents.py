@@ -40,7 +40,7 @@ from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from jaxdiff.broadcast import expand
-from jaxdiff.codecs.base import Codec, Stored, passed_on
+from jaxdiff.codecs.base import Codec, Stored
 from jaxdiff.codecs.default import default_codec
 from jaxdiff.codecs.images import Images, mirrors
 from jaxdiff.codecs.recipe import Find, Read
@@ -204,7 +204,9 @@ def _statistics(folder: Path, channels: int) -> tuple[tuple[float, ...], tuple[f
     """Mean and standard deviation of each channel, as the autoencoder's training has written them."""
     file = folder / STATISTICS
     if not file.is_file():
-        raise ValueError(f"{folder} has no {STATISTICS}, which training writes after its last step: train it to its end")
+        raise ValueError(
+            f"{folder} has no {STATISTICS}, which training writes after its last step: train it to its end"
+        )
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         mean, std = (tuple(float(value) for value in found[name]) for name in ("mean", "std"))

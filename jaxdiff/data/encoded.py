@@ -40,8 +40,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdiff.data.decoded import cache_folder, locked, mapped, remove, state_of
-from jaxdiff.data.sources import DataError, Records, Say, Source, classes_of, fingerprint, name_of, one_line, take
-from jaxdiff.data.sources import to_stderr
+from jaxdiff.data.sources import (
+    DataError,
+    Records,
+    Say,
+    Source,
+    classes_of,
+    fingerprint,
+    name_of,
+    one_line,
+    take,
+    to_stderr,
+)
 from jaxdiff.spec import Spec
 
 Encode = Callable[[Records], Mapping[str, Any]]
@@ -117,7 +127,7 @@ class Encoded:
         """Several records: one copy of their bytes for each part that has some."""
         indices = np.asarray(indices, np.int64)
         indices = np.where(indices < 0, indices + self._count, indices)
-        if len(indices) and not (0 <= indices.min() and indices.max() < self._count):
+        if len(indices) and not (indices.min() >= 0 and indices.max() < self._count):
             raise IndexError(f"{self.name} has {self._count} records")
         found = np.empty((len(indices), self.kind.itemsize), np.uint8)
         texts = {name: np.empty(len(indices), object) for name in self.text}

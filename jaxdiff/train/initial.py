@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxdiff.codecs import Codec
 from jaxdiff.codecs.recipe import Weights, built
 from jaxdiff.config import Config, ConfigError, FrozenWeights, as_config_error, build_network, read_config
-from jaxdiff.config.folder import CONFIG, find_run, first_average
+from jaxdiff.config.folder import CONFIG, NETWORK, find_run, first_average, read_frozen_config
 from jaxdiff.data.encoded import cache_name, encode_once
-from jaxdiff.data.sources import Source
+from jaxdiff.data.kept_text import Captions, KeptText
+from jaxdiff.data.sources import Source, captions
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.launch.distributed import as_lead, meet
 from jaxdiff.networks import functional
@@ -25,6 +26,7 @@ from jaxdiff.train.checkpoint import Checkpoints
 from jaxdiff.train.checkpoint_format import CheckpointError
 from jaxdiff.train.checksum import leaf_sums, text_sum
 from jaxdiff.train.frozen import partition
+from jaxdiff.train.network_folder import network_weights
 from jaxdiff.train.sharding import batch_sharding, make_mesh, params_template
 from jaxdiff.train.state import Network, TrainState
 from jaxdiff.train.step import Given
@@ -78,7 +80,8 @@ def read_codec(config: Config, mesh: Mesh, near: str | os.PathLike[str] | None =
 
     def read(path: str, step: int | None, checksum: str | None) -> Weights:
         folder = find_run(path, near, known=checksum is not None)
-        net = build_network(read_config(folder))
+        of = read_frozen_config(folder)
+        net = build_network(of) if isinstance(of, Config) else of.network
         params, now = _checked(
             FrozenWeights(name="codec", path=str(folder), step=step, checksum=checksum), params_template(net, mesh)
         )
@@ -127,6 +130,40 @@ def read_cached(config: Config, source: Source, codec: Codec, mesh: Mesh) -> Sou
     )
     meet("encoded")
     return made
+
+
+def read_text(config: Config, source: Source, codec: Codec, mesh: Mesh) -> KeptText:
+    """What a codec's frozen text encoder makes of all captions of a source, done once: `jaxdiff.data.kept_text`.
+
+    All processes call it, as `read_cached`.
+
+    Args:
+        config: from `read_codec`: its codec is a `jaxdiff.codecs.WithText`.
+        source: with captions.
+        codec: from `read_codec`.
+        mesh: on which the codec lies.
+
+    Raises:
+        DataError: captions that cannot be read, or states that cannot be kept.
+    """
+    texts, spec, processes = Captions(captions(source), config.tokenizer), codec.spec["text"], jax.process_count()
+    assert isinstance(spec, Mapping)
+    if processes > 1:
+        mesh = make_mesh(devices=jax.local_devices())
+        codec = read_codec(config, mesh)[1]
+    over = batch_sharding(mesh)
+    states = jax.jit(lambda codec, ids: codec.text(ids), in_shardings=(None, over), out_shardings=over)
+    made = encode_once(
+        texts,
+        lambda record: states(codec, record["tokens"]),
+        spec,
+        name=as_lead(cache_name(texts, config.codec.text_key)),
+        batch=ENCODED_AT_ONCE * mesh.size,
+        folder=config.data.cache_folder,
+        part=(jax.process_index(), processes),
+    )
+    meet("text")
+    return KeptText(texts, made, spec)
 
 
 def _on(leaf: Any, whole: NamedSharding) -> Any:
@@ -181,10 +218,13 @@ def read_frozen(
 
 def _checked(each: FrozenWeights, template: Any) -> tuple[Any, FrozenWeights]:
     """Weights, and what is noted of them."""
-    folder, step = _located(Path(each.path).expanduser())
-    with Checkpoints(folder, readonly=True) as checkpoints:
-        average = _average_of(folder)
-        found, params = checkpoints.restore_weights(template, ema=average, partial=True, step=each.step or step)
+    if (Path(each.path).expanduser() / NETWORK).is_file():
+        found, params = 0, network_weights(Path(each.path).expanduser(), template)
+    else:
+        folder, step = _located(Path(each.path).expanduser())
+        with Checkpoints(folder, readonly=True) as checkpoints:
+            average = _average_of(folder)
+            found, params = checkpoints.restore_weights(template, ema=average, partial=True, step=each.step or step)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
         raise CheckpointError(f"{each.path}: it lacks a part of the weights that are needed ({each.name})")
     checksum = str(text_sum([str(number) for number in leaf_sums(jax.tree.leaves(params))]))
