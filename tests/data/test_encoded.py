@@ -74,7 +74,9 @@ def test_parts_by_several_processes_are_those_by_one(tmp_path: Path) -> None:
     once(source, tmp_path / "one")
     first = once(source, tmp_path / "two", part=(0, 2))
     assert list(files(tmp_path / "two")) == ["000000.npy", "000002.npy"]
-    with pytest.raises(DataError, match=r"arrays: .*000001.npy is gone, .*several processes need one data.cache_folder"):
+    with pytest.raises(
+        DataError, match=r"arrays: .*000001.npy is gone, .*several processes need one data.cache_folder"
+    ):
         first.take(np.arange(19))
     once(source, tmp_path / "two", part=(1, 2))
     assert files(tmp_path / "two") == files(tmp_path / "one")
@@ -102,7 +104,10 @@ class Captioned:
     def take(self, indices: np.ndarray) -> Records:
         texts = np.empty(len(indices), object)
         texts[:] = [tuple(f"record {i}, caption {k}: 'ß'" for k in range(1 + i % 3)) for i in indices % 7]
-        return {"x": np.broadcast_to(indices[:, None, None, None], (len(indices), 4, 4, 1)).astype(np.uint8), "text": texts}
+        return {
+            "x": np.broadcast_to(indices[:, None, None, None], (len(indices), 4, 4, 1)).astype(np.uint8),
+            "text": texts,
+        }
 
 
 def test_captions_are_kept_beside(tmp_path: Path) -> None:
