@@ -320,7 +320,7 @@ def _refuse_other_shape(codec: Any, config: Config) -> None:
     if getattr(network, "in_channels", shape[-1]) != shape[-1] or sides:
         takes = "x".join(str(getattr(network, name, "any")) for name in ("image_size", "image_size", "in_channels"))
         raise ConfigError(
-            f"codec: it makes latents of {'x'.join(map(str, shape))}, and the network takes {takes}: set the network's "
+            f"codec: it makes x of {'x'.join(map(str, shape))}, and the network takes {takes}: set the network's "
             "image_size and in_channels to those of the latents, or take another autoencoder"
         )
 

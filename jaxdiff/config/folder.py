@@ -128,7 +128,7 @@ def find_run(path: str | os.PathLike[str], near: str | os.PathLike[str] | None =
             return place
     beside = "" if near is None else f", nor from {Path(near).absolute()} upwards"
     raise ConfigError(
-        f"{str(path)!r} is not the folder of a run or of frozen weights, from the working folder{beside}: bring it back, "
+        f"codec: {str(path)!r} is not the folder of a run or of frozen weights, from the working folder{beside}: bring it back, "
         "or name the place where it lies now"
     )
 

@@ -86,7 +86,11 @@ class Encoded:
         self.spec: dict[str, Spec] = {**source.spec, **spec}
         self.folder, self._count = folder, len(source)
         self.kind = np.dtype(
-            [(k, np.dtype(each.dtype).newbyteorder("<"), each.shape) for k, each in self.spec.items() if not each.is_text]
+            [
+                (k, np.dtype(each.dtype).newbyteorder("<"), each.shape)
+                for k, each in self.spec.items()
+                if not each.is_text
+            ]
         )
         self.text = [name for name, each in self.spec.items() if each.is_text]
         self.rows = max(1, _PART_BYTES // self.kind.itemsize) if rows is None else rows
