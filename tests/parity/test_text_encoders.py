@@ -1,4 +1,8 @@
-"""Text encoders beside `transformers`, with random weights: where it and torch are installed."""
+"""Text encoders beside `transformers`, with random weights.
+
+Where it and torch are installed: `python -m pytest -n 0 -m nightly tests/parity`, with transformers 5.6 or later, from
+which on CLIPTextModel's names have no "text_model." before them.
+"""
 
 from __future__ import annotations
 
