@@ -221,6 +221,29 @@ def layer_norm(x: Array, eps: float) -> Array:
     return centred * jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + eps)
 
 
+class LayerNorm(nnx.Module):
+    """`layer_norm` with a learned gain and bias (Ba et al. 2016, https://arxiv.org/abs/1607.06450).
+
+    Args:
+      width: of the last axis.
+      eps: added to the variance.
+    """
+
+    def __init__(self, width: int, *, eps: float = 1e-5):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: Array) -> Array:
+        """``(..., width)`` -> the same, in ``x``'s dtype.
+
+        >>> LayerNorm(2, eps=0.0)(jnp.array([[1.0, 3.0]])).tolist()
+        [[-1.0, 1.0]]
+        """
+        gain, bias = (each[...].reshape((1,) * (x.ndim - 1) + (-1,)) for each in (self.scale, self.bias))
+        return (layer_norm(x, self.eps) * gain + bias).astype(x.dtype)
+
+
 def upsample(x: Array) -> Array:
     """Twice the height and width, by nearest neighbour.
 
