@@ -8,7 +8,7 @@
 """
 
 from jaxdiff.networks.caching import DeepCache, FirstBlock, TaylorSeer
-from jaxdiff.networks.conditions import Image, Vector
+from jaxdiff.networks.conditions import Image, Level, Map, Text, Tokens, Vector
 from jaxdiff.networks.dit import DiT, dit
 from jaxdiff.networks.functional import Functional, Networks, Params, functional
 from jaxdiff.networks.mlp import MLP
@@ -21,9 +21,13 @@ __all__ = [
     "FirstBlock",
     "Functional",
     "Image",
+    "Level",
+    "Map",
     "Networks",
     "Params",
     "TaylorSeer",
+    "Text",
+    "Tokens",
     "UNet",
     "Vector",
     "adm",

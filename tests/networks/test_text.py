@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
+from jaxdiff.networks.attention import plain_attention
 from jaxdiff.networks.text import CLIPText, TextEncoder, clip_bigg, clip_h, clip_l, t5_xxl
-from jaxdiff.networks.text.stack import biased_attention, causal
+from jaxdiff.networks.text.stack import causal
 from jaxdiff.networks.text.t5 import distance_buckets
 from tests.networks.text_encoders import CLIP, CLIP_TINY, END, IDS, T5_TINY, WEIGHTS, disturbed, states
 
@@ -191,7 +192,7 @@ def test_attention_to_nothing_is_zero_and_has_no_gradient() -> None:
     mask = jnp.array([[False, False, True], [True, True, True]])
 
     def attend(q: Any, k: Any, v: Any) -> Any:
-        return biased_attention(q, k, v, causal(3), mask, scale=0.5)
+        return plain_attention(q, k, v, mask, bias=causal(3), scale=0.5)
 
     found = attend(q, k, v)
     assert (found[0, :, :2] == 0).all()
