@@ -51,7 +51,7 @@ class OfStates:
         return {
             "text": {
                 "tokens": Spec((self.length, self.width), null=0.0),
-                "mask": Spec((self.length,), "bool", null=0),
+                "mask": Spec((self.length,), "float32", 0.0, 1.0, null=0.0),
                 "pooled": Spec((self.width,), null=0.0),
             }
         }

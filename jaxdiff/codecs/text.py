@@ -170,7 +170,8 @@ def _states(net: Any, length: int) -> dict[str, tuple[int, ...]]:
 def _spec(net: Any, length: int | None, pooled: str | None) -> Condition:
     """Of text (2). Its null is zero everywhere, the mask too."""
     shapes = _states(net, length or 1)
-    specs = {"tokens": Spec((length, *shapes["tokens"][1:]), null=0.0), "mask": Spec((length,), "bool", null=0)}
+    mask = Spec((length,), "float32", 0.0, 1.0, null=0.0)
+    specs = {"tokens": Spec((length, *shapes["tokens"][1:]), null=0.0), "mask": mask}
     return specs if pooled is None else {**specs, "pooled": Spec(shapes[pooled], null=0.0)}
 
 
@@ -212,7 +213,8 @@ class TextAndData:
         ids = jnp.asarray(ids)
         caption = self.captions(ids)
         states = self.net.apply(self.params, ids, caption if self.masked else None)
-        kept = {"tokens": states["tokens"], "mask": caption if self.mask == "caption" else jnp.ones(ids.shape, bool)}
+        mask = caption.astype(jnp.float32) if self.mask == "caption" else jnp.ones(ids.shape, jnp.float32)
+        kept = {"tokens": states["tokens"], "mask": mask}
         return kept if self.pooled is None else {**kept, "pooled": states[self.pooled]}
 
     def captions(self, ids: Array) -> Array:

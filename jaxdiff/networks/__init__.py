@@ -9,7 +9,7 @@
 
 from jaxdiff.networks.autoencoder import Autoencoder, KLAutoencoder, VQAutoencoder, ldm_kl, ldm_vq
 from jaxdiff.networks.caching import DeepCache, FirstBlock, TaylorSeer
-from jaxdiff.networks.conditions import Image, Vector
+from jaxdiff.networks.conditions import Image, Level, Map, Text, Tokens, Vector
 from jaxdiff.networks.dit import DiT, dit
 from jaxdiff.networks.functional import Functional, Networks, Params, functional
 from jaxdiff.networks.mlp import MLP
@@ -24,9 +24,13 @@ __all__ = [
     "Functional",
     "Image",
     "KLAutoencoder",
+    "Level",
+    "Map",
     "Networks",
     "Params",
     "TaylorSeer",
+    "Text",
+    "Tokens",
     "UNet",
     "VQAutoencoder",
     "Vector",

@@ -78,13 +78,13 @@ class Linear(nnx.Module):
     Args:
       inputs: length of the last axis.
       outputs: of the result's.
+      bias: whether there is one; it starts at zero.
       dtype: what it computes in and returns.
-      init: of the kernel ``(inputs, outputs)``; the bias starts at zero.
-      bias: whether there is one; without, the map is linear.
+      init: of the kernel ``(inputs, outputs)``.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, *, dtype: DType = "float32", init: Init = fan_average, bias: bool = True
+        self, inputs: int, outputs: int, *, bias: bool = True, dtype: DType = "float32", init: Init = fan_average
     ):
         self.dtype = dtype
         self.kernel = init((inputs, outputs))
@@ -222,23 +222,26 @@ def layer_norm(x: Array, eps: float) -> Array:
 
 
 class LayerNorm(nnx.Module):
-    """`layer_norm` with learned gain and bias, in float32."""
+    """`layer_norm` with a learned gain and bias (Ba et al. 2016, https://arxiv.org/abs/1607.06450).
 
-    def __init__(self, width: int, eps: float):
+    Args:
+      width: of the last axis.
+      eps: added to the variance.
+    """
+
+    def __init__(self, width: int, eps: float = 1e-5):
         self.eps = eps
         self.scale = nnx.Param(jnp.ones(width))
-        self.bias = zeros((width,))
+        self.bias = nnx.Param(jnp.zeros(width))
 
     def __call__(self, x: Array) -> Array:
-        """``(..., width)`` -> the same.
+        """``(..., width)`` -> the same, in ``x``'s dtype.
 
-        >>> LayerNorm(2, 0.0)(jnp.array([[[1.0, 3.0]]])).tolist()
-        [[[-1.0, 1.0]]]
+        >>> LayerNorm(2, eps=0.0)(jnp.array([[1.0, 3.0]])).tolist()
+        [[-1.0, 1.0]]
         """
-        gain, bias = (
-            weight[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,)) for weight in (self.scale, self.bias)
-        )
-        return layer_norm(x, self.eps) * gain + bias
+        gain, bias = (each[...].reshape((1,) * (x.ndim - 1) + (-1,)) for each in (self.scale, self.bias))
+        return (layer_norm(x, self.eps) * gain + bias).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):

@@ -167,7 +167,7 @@ def put_batch(batch: Mapping[str, Any], sharding: NamedSharding) -> dict[str, An
     """Put this process's part of a batch on its devices, as part of the global batch.
 
     Args:
-        batch: leaves (B / P, ...), numpy, with P from `batch_part`; a condition may be a dict of them.
+        batch: leaves (B / P, ...), numpy, with P from `batch_part`; a condition of several arrays is a dict of them.
         sharding: from `batch_sharding`.
 
     Returns:
@@ -184,11 +184,13 @@ def put_batch(batch: Mapping[str, Any], sharding: NamedSharding) -> dict[str, An
     mesh = sharding.mesh
     assert isinstance(mesh, Mesh)
     parts = batch_part(mesh)[1]
-    check_batch_size(len(jax.tree.leaves(dict(batch))[0]) * parts, mesh)
+    check_batch_size(len(jax.tree.leaves(batch)[0]) * parts, mesh)
     # With several processes JAX counts even this transfer as an implicit one.
     with jax.transfer_guard_host_to_device("allow"):
         return jax.tree.map(
-            lambda leaf: jax.make_array_from_process_local_data(sharding, leaf, (len(leaf) * parts, *leaf.shape[1:])),
+            lambda value: jax.make_array_from_process_local_data(
+                sharding, value, (len(value) * parts, *value.shape[1:])
+            ),
             dict(batch),
         )
 

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import math
 from typing import Any
 
@@ -16,38 +14,13 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from jaxdiff.networks.text import T5, CLIPText, TextEncoder, clip_bigg, clip_h, clip_l, t5_xxl
-from jaxdiff.networks.text.names import CLIP_PROJECTION_NAMES, T5_NAMES, renamed
-from jaxdiff.networks.text.stack import biased_attention, causal
+from jaxdiff.networks.attention import plain_attention
+from jaxdiff.networks.text import CLIPText, TextEncoder, clip_bigg, clip_h, clip_l, t5_xxl
+from jaxdiff.networks.text.stack import causal
 from jaxdiff.networks.text.t5 import distance_buckets
-from jaxdiff.train import check_heads, leaf_spec
+from tests.networks.text_encoders import CLIP, CLIP_TINY, END, IDS, T5_TINY, WEIGHTS, disturbed, states
 
 RANDOM = np.random.default_rng(0)
-END = 19
-CLIP_TINY: Any = {"vocabulary": 20, "length": 8, "width": 8, "depth": 3, "heads": 2, "hidden": 16, "end": END}
-CLIP = CLIPText(**CLIP_TINY, projection=6)
-T5_TINY = T5(vocabulary=20, width=8, depth=3, heads=3, head_depth=4, hidden=16, buckets=8, distance=6)
-IDS = np.array([[18, 3, 4, END, END, END, END, END], [18, 5, END, 0, 0, 7, END, 0]])
-
-
-def disturbed(config: Any) -> Any:
-    """Random weights of which none is small, nor a gain 1 or a bias 0."""
-    noise = np.random.default_rng(0)
-    shapes = jax.eval_shape(TextEncoder(config).init, jax.random.key(0))
-    return jax.tree.map(lambda leaf: (0.5 * noise.standard_normal(leaf.shape)).astype(np.float32), shapes)
-
-
-WEIGHTS = {config: disturbed(config) for config in (CLIP, T5_TINY)}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def run(encoder: TextEncoder, *given: Any) -> dict[str, Any]:
-    return encoder.apply(*given)
-
-
-def states(config: Any, ids: Any = IDS, mask: Any = None, weights: Any = None) -> dict[str, np.ndarray]:
-    found = run(TextEncoder(config), WEIGHTS[config] if weights is None else weights, ids, mask)
-    return {name: np.asarray(state) for name, state in found.items()}
 
 
 # --- what is published
@@ -104,9 +77,9 @@ def attended(config: Any, w: Any, n: np.ndarray, bias: Any, mask: Any, scale: fl
     return mixed @ w["out"]["kernel"] + w["out"].get("bias", 0)
 
 
-def by_hand(config: Any, ids: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
+def by_hand(config: Any, ids: np.ndarray, mask: np.ndarray, weights: Any = None) -> list[np.ndarray]:
     """h_0 .. h_depth, and the last one normalised."""
-    w = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), WEIGHTS[config])
+    w = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), weights or WEIGHTS[config])
     x, clip = w["tokens"]["embedding"][ids], isinstance(config, CLIPText)
     length = ids.shape[1]
     if clip:
@@ -155,9 +128,8 @@ def test_states_are_the_equations(config: Any, masked: bool) -> None:
 
 def test_clips_other_states_and_activation() -> None:
     config = CLIPText(**CLIP_TINY, projection=6, activation="gelu", skip=1, final_norm=False)
-    WEIGHTS[config] = WEIGHTS[CLIP]
-    by_layer = by_hand(config, IDS, np.ones((2, 8), bool))
-    found = states(config)
+    by_layer = by_hand(config, IDS, np.ones((2, 8), bool), WEIGHTS[CLIP])
+    found = states(config, weights=WEIGHTS[CLIP])
     np.testing.assert_allclose(found["tokens"], by_layer[2], atol=2e-5)
     np.testing.assert_allclose(found["pooled"], by_layer[-1][[0, 1], [3, 2]], atol=2e-5)
 
@@ -220,15 +192,15 @@ def test_attention_to_nothing_is_zero_and_has_no_gradient() -> None:
     mask = jnp.array([[False, False, True], [True, True, True]])
 
     def attend(q: Any, k: Any, v: Any) -> Any:
-        return biased_attention(q, k, v, causal(3), mask, scale=0.5)
+        return plain_attention(q, k, v, mask, bias=causal(3), scale=0.5)
 
     found = attend(q, k, v)
     assert (found[0, :, :2] == 0).all()
     np.testing.assert_allclose(found[0, :, 2], v[0, :, 2], rtol=1e-6)
-    given = (np.asarray(x, np.float64)[1:] for x in (q / 2, k, v))
-    expected = softmax_mixture(*given, np.where(np.tri(3) > 0, 0, -np.inf), np.asarray(mask)[1:])
+    wide = [np.asarray(x, np.float64)[1:] for x in (q / 2, k, v)]
+    expected = softmax_mixture(wide[0], wide[1], wide[2], np.where(np.tri(3) > 0, 0, -np.inf), np.asarray(mask)[1:])
     np.testing.assert_allclose(found[1:], expected, atol=1e-6)
-    gradient = jax.grad(lambda *x: (attend(*x) ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
+    gradient = jax.jit(jax.grad(lambda *x: (attend(*x) ** 2).sum(), argnums=(0, 1, 2)))(q, k, v)
     assert all(jnp.isfinite(each).all() for each in gradient)
     assert all((each[0, :, :2] == 0).all() for each in gradient)
 
@@ -238,166 +210,3 @@ def test_an_id_outside_of_the_vocabulary_is_seen() -> None:
         for wrong in (20, -1):
             assert np.isnan(states(config, np.where(IDS == 4, wrong, IDS))["tokens"][0, -1]).all()
     assert not np.isnan(states(CLIP, np.where(IDS == 4, 20, IDS))["tokens"][1]).any()
-
-
-# --- programs
-
-
-@pytest.mark.parametrize("config", [CLIP, T5_TINY], ids=["CLIP", "T5"])
-def test_vmap_gradients_and_16_bits(config: Any) -> None:
-    encoder, weights = TextEncoder(config), WEIGHTS[config]
-    mask = np.ones(IDS.shape)
-    mask[:, 4:] = 0
-    whole = states(config, IDS, mask)["tokens"]
-    each = jax.jit(jax.vmap(encoder.apply, in_axes=(None, 0, 0)))(weights, IDS[:, None], mask[:, None])["tokens"]
-    np.testing.assert_allclose(each[:, 0], whole, atol=1e-5)
-
-    half = TextEncoder(type(config)(**{**vars(config), "dtype": "bfloat16"}))
-    stored = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), weights)
-    rough = jax.jit(half.apply)(stored, IDS, mask)["tokens"]
-    assert rough.dtype == jnp.float32
-    assert 0 < np.abs(rough - whole).max() < 0.1 * np.abs(whole).max()
-
-    for one, params in ((encoder, weights), (half, weights)):
-        loss = lambda params, one=one: sum((state**2).sum() for state in one.apply(params, IDS, mask).values())  # noqa: E731
-        gradient = jax.jit(jax.grad(loss))(params)
-        assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
-
-
-def test_the_gradient_through_a_part_of_the_stack_is_that_through_all() -> None:
-    def gradient(**fields: Any) -> Any:
-        encoder = TextEncoder(CLIPText(**CLIP_TINY, projection=6, **fields))
-        return jax.jit(jax.grad(lambda params: (encoder.apply(params, IDS)["projected"] ** 2).sum()))(WEIGHTS[CLIP])
-
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), gradient(), gradient(skip=1))
-
-
-@pytest.mark.parametrize("config", [CLIP, T5_TINY], ids=["CLIP", "T5"])
-def test_the_program_does_not_grow_with_depth(config: Any) -> None:
-    def lines(depth: int) -> int:
-        encoder = TextEncoder(type(config)(**{**vars(config), "depth": depth}))
-        params = jax.eval_shape(encoder.init, jax.random.key(0))
-        return jax.jit(encoder.apply).lower(params, IDS).as_text().count("\n")
-
-    assert lines(2) == lines(40)
-
-
-def test_weights_start_as_published() -> None:
-    """T5's logits and both encoders' states are of order one, without a division by sqrt(depth)."""
-    params = jax.jit(TextEncoder(T5(20, 64, 2, 4, 32, 128)).init)(jax.random.key(0))
-    kernel = np.asarray(params["blocks"]["attention"]["qkv"]["kernel"])  # (2, 64, 3, 128)
-    np.testing.assert_allclose(kernel.std(axis=(0, 1, 3)), [64**-0.5 * 32**-0.5, 64**-0.5, 64**-0.5], rtol=0.05)
-    assert np.abs(kernel[0] - kernel[1]).max() > 0.1
-    params = jax.jit(TextEncoder(CLIP).init)(jax.random.key(0))
-    np.testing.assert_allclose(np.asarray(params["positions"]).std(), 0.02, rtol=0.3)
-
-
-# --- where weights lie
-
-
-def test_heads_and_hidden_layers_are_split_over_tensor() -> None:
-    expected = {
-        "blocks/attention/qkv/kernel": (None, None, None, "tensor"),
-        "blocks/attention/out/kernel": (None, "tensor"),
-        "blocks/expand/kernel": (None, None, "tensor"),
-        "blocks/contract/kernel": (None, "tensor"),
-    }
-    biases = {"blocks/attention/qkv/bias": (None, None, "tensor"), "blocks/expand/bias": (None, "tensor")}
-    for config, more in ((clip_l(), biases), (t5_xxl(), {"blocks/gate/kernel": (None, None, "tensor")})):
-        shapes = jax.eval_shape(TextEncoder(config).init, jax.random.key(0))
-        leaves = jax.tree_util.tree_leaves_with_path(shapes)
-        names = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
-        specs = {name: tuple(leaf_spec(shape, 1, tensor=4, path=name)) for name, shape in names.items()}
-        assert {name: spec for name, spec in specs.items() if "tensor" in spec} == expected | more
-        mesh = jax.sharding.AbstractMesh((1, 1, 8), ("data", "fsdp", "tensor"))
-        with pytest.raises(ValueError, match="tensor=8 does not divide the 6 heads"):
-            check_heads(type(config)(**{**vars(config), "heads": 6, "width": 768}), mesh)
-
-
-SHARDED = """
-import json, re, sys
-import jax, jax.numpy as jnp, numpy as np
-from jaxdiff.networks.placement import samples_over
-from jaxdiff.networks.text import CLIPText, T5, TextEncoder
-from jaxdiff.train import batch_sharding, make_mesh, split_sharding
-
-configs = [
-    CLIPText(vocabulary=50, length=16, width=64, depth=3, heads=4, hidden=128, end=49, skip=1),
-    T5(vocabulary=50, width=64, depth=3, heads=4, head_depth=8, hidden=128),
-]
-ids = np.random.default_rng(0).integers(0, 50, (8, 16))
-names = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
-found = []
-for config in configs:
-    encoder = TextEncoder(config)
-    params = jax.jit(encoder.init)(jax.random.key(0))
-    expected = jax.jit(encoder.apply)(params, ids)
-    for sizes in ((1, 1, 4), (2, 2, 1)):
-        mesh = make_mesh(*sizes)
-        split = jax.device_put(params, split_sharding(params, mesh))
-        with samples_over(batch_sharding(mesh)):
-            given = jax.device_put(ids, batch_sharding(mesh))
-            compiled = jax.jit(encoder.apply, out_shardings=batch_sharding(mesh)).lower(split, given).compile()
-        states = compiled(split, given)
-        apart = max(float(abs(np.asarray(states[name]) - np.asarray(expected[name])).max()) for name in states)
-        counts = {name: len(re.findall(rf" {name}(?:-start)?\\(", compiled.as_text())) for name in names}
-        found.append({"mesh": sizes, "apart": apart, "counts": counts})
-print(json.dumps(found))
-"""
-
-
-@pytest.mark.nightly
-def test_a_split_encoder_gives_the_same_states(run_python: Any) -> None:
-    """On a tensor mesh a block adds up twice, and nothing is gathered; CLIP's blocks stand in two loops here."""
-    found = json.loads(run_python("-c", SHARDED, devices=4).stdout.splitlines()[-1])
-    assert all(each["apart"] < 1e-5 for each in found)
-    none = {"all-gather": 0, "all-to-all": 0, "collective-permute": 0, "reduce-scatter": 0}
-    assert [each["counts"] for each in found if each["mesh"] == [1, 1, 4]] == [
-        none | {"all-reduce": 4},
-        none | {"all-reduce": 2},
-    ]
-
-
-# --- names and refusals
-
-
-@pytest.mark.parametrize(
-    ("config", "names"), [(CLIP, CLIP_PROJECTION_NAMES), (T5_TINY, T5_NAMES)], ids=["CLIP", "T5"]
-)
-def test_published_names_make_all_parameters(config: Any, names: Any) -> None:
-    """Tensors of `transformers`' shapes, taken out of our parameters by hand, and back."""
-    params, tensors = WEIGHTS[config], {}
-    for path, of in names.items():
-        leaf = params
-        for name in path.split("/"):
-            leaf = leaf[name]
-        for number in range(config.depth) if path.startswith("blocks") else [None]:
-            one = leaf if number is None else leaf[number]
-            parts = [one] if isinstance(of, str) else [one[..., i, :] for i in range(3)]
-            for name, part in zip([of] if isinstance(of, str) else of, parts, strict=True):
-                tensors[name.format(number)] = part.T if path.endswith("kernel") else part
-    assert tensors[names["blocks/contract/kernel"].format(2)].shape == (8, 16)
-    jax.tree.map(np.testing.assert_array_equal, renamed(names, tensors.__getitem__, config.depth), params)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: CLIPText(heads=7), "width=768 must be divisible by heads=7"),
-        (lambda: CLIPText(skip=12), "skip=12 must be 0 to 11"),
-        (lambda: CLIPText(activation="relu"), "quick_gelu or gelu, got 'relu'"),  # type: ignore[arg-type]
-        (lambda: CLIPText(vocabulary=100), "end=49407 is no id of vocabulary=100"),
-        (lambda: CLIPText(dtype="float16"), "float32 or bfloat16, got 'float16'$"),  # type: ignore[arg-type]
-        (lambda: T5(dtype="float16"), "got 'float16', in which T5 overflows"),  # type: ignore[arg-type]
-        (lambda: T5(buckets=6), "buckets is a multiple of 4"),
-        (lambda: T5(distance=8), "distance more than buckets/4"),
-        (lambda: T5(heads=0), "sizes are at least 1"),
-        (lambda: states(CLIP, np.zeros((1, 9), int)), "8 positions, got texts of 9 tokens: cut them"),
-        (lambda: states(CLIP, np.zeros((2, 8))), r"integer ids \(batch, length\), got float32 \(2, 8\)"),
-        (lambda: states(CLIP, np.zeros(8, int)), r"integer ids \(batch, length\)"),
-        (lambda: states(T5_TINY, IDS, np.ones((2, 7))), r"the shape of its ids, \(2, 8\); got \(2, 7\)"),
-    ],
-)
-def test_what_does_not_fit_is_refused(make: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make()

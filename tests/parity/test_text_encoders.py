@@ -1,4 +1,8 @@
-"""Text encoders beside `transformers`, with random weights: where it and torch are installed."""
+"""Text encoders beside `transformers`, with random weights.
+
+Where it and torch are installed: `python -m pytest -n 0 -m nightly tests/parity`, with transformers 5.6 or later, from
+which on CLIPTextModel's names have no "text_model." before them.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +23,18 @@ transformers: Any = pytest.importorskip("transformers")
 
 LENGTH, END, START = 16, 97, 98
 RANDOM = np.random.default_rng(0)
-CLIP = {"width": 32, "depth": 4, "heads": 4, "hidden": 64, "vocabulary": 100, "length": LENGTH}
+CLIP: Any = {"width": 32, "depth": 4, "heads": 4, "hidden": 64, "vocabulary": 100, "length": LENGTH}
 MOST = 1e-5
 
 
 def disturbed(model: Any) -> Any:
-    """The original with weights of which none is small, nor a gain 1 or a bias 0."""
+    """The original with random weights, no gain 1 and no bias 0; its first tokens are small, so that eps counts."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
             spread = weight.shape[-1] ** -0.5 if weight.ndim == 2 else 0.3
             weight.add_(spread * torch.randn(weight.shape, generator=generator))
+        model.get_input_embeddings().weight.mul_(0.01)
     return model.eval()
 
 
@@ -62,7 +67,7 @@ def close(ours: Any, theirs: Any) -> None:
     np.testing.assert_allclose(ours, theirs, atol=MOST * max(1.0, np.abs(theirs).max()), rtol=0)
 
 
-def clip_of(activation: str, end: int, projection: bool) -> tuple[Any, Any]:
+def clip_of(activation: Any, end: int, projection: bool) -> tuple[Any, Any]:
     config = transformers.CLIPTextConfig(
         vocab_size=CLIP["vocabulary"],
         hidden_size=CLIP["width"],
@@ -86,7 +91,7 @@ def told(mask: bool) -> dict[str, Any]:
 
 @pytest.mark.parametrize("mask", [False, True], ids=["no mask", "mask"])
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_clip(activation: str, mask: bool) -> None:
+def test_clip(activation: Any, mask: bool) -> None:
     model, params = clip_of(activation, END, projection=False)
     theirs = model(torch.from_numpy(IDS), output_hidden_states=True, **told(mask))
     ours = TextEncoder(CLIPText(**CLIP, activation=activation, end=END)).apply(params, IDS, MASK if mask else None)
@@ -115,7 +120,7 @@ def test_clips_earlier_states(skip: int, pooled: bool) -> None:
 
 @pytest.mark.parametrize("mask", [False, True], ids=["no mask", "mask"])
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_clip_with_projection(activation: str, mask: bool) -> None:
+def test_clip_with_projection(activation: Any, mask: bool) -> None:
     model, params = clip_of(activation, END, projection=True)
     theirs = model(torch.from_numpy(IDS), **told(mask))
     config = CLIPText(**CLIP, activation=activation, end=END, projection=24)
@@ -144,7 +149,7 @@ def test_clip_of_a_text_shorter_than_its_positions_and_without_an_end() -> None:
     close(ours["pooled"], theirs.pooler_output)
 
 
-T5_TINY = {"vocabulary": 100, "width": 32, "depth": 3, "heads": 5, "head_depth": 6, "hidden": 40}
+T5_TINY: Any = {"vocabulary": 100, "width": 32, "depth": 3, "heads": 5, "head_depth": 6, "hidden": 40}
 
 
 def t5() -> tuple[Any, Any]:
@@ -179,10 +184,9 @@ def test_t5_beyond_the_longest_distance() -> None:
 
 
 def test_t5s_buckets() -> None:
-    from transformers.models.t5.modeling_t5 import T5Attention
-
+    attention = transformers.T5EncoderModel(transformers.T5Config(num_layers=1, d_model=8)).encoder.block[0].layer[0]
     for buckets, distance, length in ((32, 128, 1000), (16, 64, 200), (8, 20, 60)):
-        theirs = T5Attention._relative_position_bucket(
+        theirs = attention.SelfAttention._relative_position_bucket(
             torch.arange(1 - length, length), num_buckets=buckets, max_distance=distance
         )
         np.testing.assert_array_equal(distance_buckets(length, buckets, distance), theirs.numpy())

@@ -2,8 +2,8 @@
 
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision",
 https://arxiv.org/abs/2103.00020, section 2.4; Cherti et al. 2023, "Reproducible scaling laws for contrastive
-language-image learning", https://arxiv.org/abs/2212.07143 (H and bigG, with the exact GELU). With tokens e and positions
-p, both learned, and norm the layer normalisation with gain and bias,
+language-image learning", https://arxiv.org/abs/2212.07143 (H and bigG, with the exact GELU). With tokens e and
+positions p, both learned, and norm the layer normalisation with gain and bias,
 
     h_0 = e + p                                                             (1)
     h' = h_i + attention(norm1(h_i)),    no token sees a later one          (2)
@@ -43,7 +43,9 @@ small = normal(0.02)
 
 @dataclass(frozen=True)
 class CLIPText:
-    """Configuration of a CLIP text encoder; `jaxdiff.networks.text.TextEncoder` makes pure functions of it. Defaults: L.
+    """Configuration of a CLIP text encoder; `jaxdiff.networks.text.TextEncoder` makes pure functions of it.
+
+    The defaults are those of L.
 
     Args:
       vocabulary: ids are 0 .. vocabulary - 1.
@@ -58,7 +60,7 @@ class CLIPText:
         of the text is the end, as where a published config says ``eos_token_id: 2``; it differs only where ids were
         added to the vocabulary.
       eps: of the normalisations.
-      skip: how many of the last blocks ``"tokens"`` leaves out.
+      skip: how many of the last blocks ``"tokens"`` leaves out; ``"pooled"`` is of all blocks in any case.
       final_norm: whether ``"tokens"`` is normalised.
       pooled: whether (4) and (5) are computed. Without them the blocks left out do not run.
       dtype: what matrix products compute in; parameters and results are float32.

@@ -23,49 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 
-from jaxdiff.networks.attention import QueryKeyValue
+from jaxdiff.networks.attention import QueryKeyValue, plain_attention
 from jaxdiff.networks.functional import Params, functional
 from jaxdiff.networks.layers import DType, Init, Linear
 from jaxdiff.networks.placement import by_sample
-
-
-def biased_attention(
-    query: Float[Array, "batch heads queries depth"],
-    key: Float[Array, "batch heads keys depth"],
-    value: Float[Array, "batch heads keys width"],
-    bias: Float[Array, "#heads queries keys"],
-    mask: Bool[Array, "batch keys"] | None = None,
-    *,
-    scale: float = 1.0,
-) -> Float[Array, "batch heads queries width"]:
-    """Equation (1): attention whose logits have a bias, in float32.
-
-    Args:
-      query: ``(batch, heads, queries, depth)``.
-      key: ``(batch, heads, keys, depth)``.
-      value: ``(batch, heads, keys, width)``.
-      bias: b, ``(heads, queries, keys)`` or ``(1, queries, keys)``.
-      mask: M, ``(batch, keys)``: True where a key is attended; None: everywhere.
-      scale: s, of the products.
-
-    Returns:
-      ``(batch, heads, queries, width)`` in ``value``'s dtype.
-
-    >>> q = k = jnp.zeros((1, 1, 2, 4))
-    >>> biased_attention(q, k, jnp.array([0.0, 1.0]).reshape(1, 1, 2, 1), causal(2)).ravel().tolist()
-    [0.0, 0.5]
-    """
-    wide = jnp.promote_types(query.dtype, jnp.float32)
-    logits = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=wide) * scale + bias[None]
-    if mask is not None:
-        logits = jnp.where(mask[:, None, None, :], logits, -jnp.inf)
-    largest = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
-    weights = jnp.exp(logits - jnp.maximum(largest, jnp.finfo(wide).min))  # not -inf - -inf where nothing is allowed
-    total = weights.sum(-1, keepdims=True)
-    mixed = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value, preferred_element_type=wide)
-    return (mixed / jnp.where(total == 0, 1, total)).astype(value.dtype)
 
 
 def causal(length: int) -> Float[Array, "1 length length"]:
@@ -110,7 +73,7 @@ class BiasedSelfAttention(nnx.Module):
         batch, length, _ = x.shape
         heads = (batch, length, self.heads, self.depth)
         query, key, value = (y.reshape(heads).transpose(0, 2, 1, 3) for y in self.qkv(x))  # (B, heads, L, depth) each
-        mixed = biased_attention(query, key, value, bias, mask, scale=self.scale)
+        mixed = plain_attention(query, key, value, mask, bias=bias, scale=self.scale)
         return self.out(mixed.transpose(0, 2, 1, 3).reshape(batch, length, -1))
 
 

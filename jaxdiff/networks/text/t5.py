@@ -37,7 +37,9 @@ from jaxdiff.networks.text.stack import BiasedSelfAttention, check_dtype, stacke
 
 @dataclass(frozen=True)
 class T5:
-    """Configuration of a T5 encoder; `jaxdiff.networks.text.TextEncoder` makes pure functions of it. Defaults: XXL.
+    """Configuration of a T5 encoder; `jaxdiff.networks.text.TextEncoder` makes pure functions of it.
+
+    The defaults are those of XXL.
 
     Args:
       vocabulary: ids are 0 .. vocabulary - 1.
