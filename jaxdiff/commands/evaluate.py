@@ -81,7 +81,7 @@ def evaluate(arguments: Sequence[str]) -> int | None:
     run = Run.load(options.run, step=options.step, trusted=("jaxdiff", *options.trust), mesh=mesh)
     data = dataclasses.replace(run.config.data, split=options.split)
     data = data if options.path is None else dataclasses.replace(data, path=options.path)
-    source = cfg.build_source(dataclasses.replace(run.config, data=data))
+    source = cfg.tokenised(run.config, cfg.build_source(dataclasses.replace(run.config, data=data)))
 
     # --- Measuring: the last answer of each name is its result
     results: dict[str, Result] = {}

@@ -26,6 +26,32 @@ _SHOWN = 5
 _CHUNK = 256  # records that one thread reads in a row
 
 
+def verify(source: Source, limit: int = 10) -> None:
+    """Reads every record of a source; for once after a download, since it takes as long as an epoch of reading.
+
+    Args:
+      source: what to check.
+      limit: stop after this many bad records.
+
+    Raises:
+      DataError: with every bad record found, at most `limit`.
+
+    >>> from jaxdiff.data import open_digits
+    >>> verify(open_digits())
+    """
+    found: list[str] = []
+    for index in range(len(source)):
+        try:
+            take(source, [index])
+        except DataError as error:
+            found.append(str(error))
+            if len(found) == limit:
+                break
+    if found:
+        count = f"{len(found)} or more bad records" if len(found) == limit else f"bad records: {len(found)}"
+        raise DataError(f"{name_of(source)}: {count}: " + " | ".join(found))
+
+
 def without_bad(
     source: Source, *, keep: bool = True, folder: str | os.PathLike[str] | None = None, say: Say = to_stderr
 ) -> Source:
@@ -58,7 +84,7 @@ def without_bad(
     if bad or lost:
         listed = [*lost, *bad.values()]
         more = f" | and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
-        files = f"{len(lost)} files and " if lost else ""
+        files = f"{len(lost)} files or entries and " if lost else ""
         say(
             f"WARNING: {name_of(source)}: {files}{len(bad):,} of {len(source):,} records are bad and left out: "
             + " | ".join(listed[:_SHOWN])
@@ -76,7 +102,7 @@ def _kept(source: Source, folder: str | os.PathLike[str] | None, say: Say) -> di
         file = folder / f"{name}-{place}-{state}.bad.json"
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f"{name}-{place}.lock", "w") as lock:
-            locked(lock, source, say)
+            locked(lock, name_of(source), say)
             with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # not there, or not whole
                 return {int(index): str(why) for index, why in json.loads(file.read_text(encoding="utf-8")).items()}
             bad = _read_all(source, say)

@@ -7,8 +7,9 @@
 (4, 8, 8, 1)
 """
 
+from jaxdiff.networks.autoencoder import Autoencoder, KLAutoencoder, VQAutoencoder, ldm_kl, ldm_vq
 from jaxdiff.networks.caching import DeepCache, FirstBlock, TaylorSeer
-from jaxdiff.networks.conditions import Image, Vector
+from jaxdiff.networks.conditions import Image, Level, Map, Text, Tokens, Vector
 from jaxdiff.networks.dit import DiT, dit
 from jaxdiff.networks.functional import Functional, Networks, Params, functional
 from jaxdiff.networks.mlp import MLP
@@ -16,15 +17,22 @@ from jaxdiff.networks.unet import UNet, adm, ddpm_256, ddpm_cifar10, iddpm_cifar
 
 __all__ = [
     "MLP",
+    "Autoencoder",
     "DeepCache",
     "DiT",
     "FirstBlock",
     "Functional",
     "Image",
+    "KLAutoencoder",
+    "Level",
+    "Map",
     "Networks",
     "Params",
     "TaylorSeer",
+    "Text",
+    "Tokens",
     "UNet",
+    "VQAutoencoder",
     "Vector",
     "adm",
     "ddpm_256",
@@ -32,4 +40,6 @@ __all__ = [
     "dit",
     "functional",
     "iddpm_cifar10",
+    "ldm_kl",
+    "ldm_vq",
 ]

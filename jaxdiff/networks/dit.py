@@ -28,12 +28,13 @@ from jax.typing import ArrayLike
 
 from jaxdiff.networks.attention import SelfAttention
 from jaxdiff.networks.backend import present_machine, unrolled
-from jaxdiff.networks.conditions import NetCondition, VectorEmbeddings, cond_specs, image_channels, with_images
+from jaxdiff.networks.conditions import NetCondition, cond_specs, image_channels, with_images
+from jaxdiff.networks.embedded import ConditionEmbeddings
 from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, position_embedding
 from jaxdiff.networks.layers import DType, Linear, check_images, draw, dropout, layer_norm, normal, zeros
 from jaxdiff.networks.placement import by_feature, by_sample
 from jaxdiff.networks.remat import Remat, check_remat, recomputed
-from jaxdiff.spec import Spec
+from jaxdiff.spec import Condition
 
 small = normal(0.02)
 
@@ -104,7 +105,7 @@ class DiT:
         cond_specs(self.num_classes, self.null_class, self.conditions)
 
     @property
-    def cond(self) -> dict[str, Spec]:
+    def cond(self) -> dict[str, Condition]:
         """What the network takes beside x and t."""
         return cond_specs(self.num_classes, self.null_class, self.conditions)
 
@@ -169,7 +170,7 @@ class DiTModule(nnx.Module):
         self.label = (
             LabelEmbedding(classes, config.width, null=config.null_class, init=small) if classes is not None else None
         )
-        self.told = VectorEmbeddings(config.conditions, config.width, init=small)
+        self.told = ConditionEmbeddings(config.conditions, config.width, init=small)
         self.blocks = jax.vmap(lambda _: DiTBlock(config))(jnp.arange(config.depth))  # every weight (depth, ...)
         self.modulation = Linear(config.width, 2 * config.width, init=zeros)
         outputs = (config.out_channels or config.in_channels) * pixels
@@ -189,7 +190,7 @@ class DiTModule(nnx.Module):
         c = self.time(t, batch)
         if self.label is not None:
             c = c + self.label(cond["label"])
-        c = jax.nn.silu(c + self.told(cond))
+        c = jax.nn.silu(c + self.told(cond).vector)
 
         x = with_images(x, cond, self.config.conditions)
         tokens = x.reshape(batch, rows, patch, columns, patch, -1).transpose(0, 1, 3, 2, 4, 5)

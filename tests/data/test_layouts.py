@@ -275,7 +275,7 @@ def test_a_missing_shard_is_said(tmp_path: Path, name: str) -> None:
     said: list[str] = []
     source = data.without_bad(data.open_parquet(tmp_path, skip_bad=True), keep=False, say=said.append)
     assert len(source) == 12
-    assert f"1 files and 0 of 12 records are bad and left out: {message}" in said[-1]
+    assert f"1 files or entries and 0 of 12 records are bad and left out: {message}" in said[-1]
 
 
 def test_labels_that_nobody_uses_are_not_looked_at(tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def test_arrays_of_any_shape() -> None:
         ({"x": np.zeros((3, 2)), "label": [0, 1, 0], "num_classes": 2.5}, "num_classes must be a whole number"),
         ({"x": np.zeros((3, 2)), "label": np.zeros((3, 2), int)}, "labels have shape (3, 2), expected (3,)"),
         ({"x": np.zeros((3, 2)), "width": np.zeros(2)}, "width has shape (2,), expected one row for each of 3 records"),
-        ({"x": np.zeros((3, 2)), "text": np.array(["a"] * 3)}, "text is <U1, expected numbers"),
+        ({"x": np.zeros((3, 2)), "title": np.array(["a"] * 3)}, "title is <U1, expected numbers"),
         ({"x": np.zeros((3, 3, 32, 32), np.uint8)}, "channels first as it seems"),
     ]
     for arrays, message in cases:

@@ -124,7 +124,10 @@ def test_whole_files(tmp_path: Path) -> None:
     said: list[str] = []
     source = without_bad(data.open_parquet(tmp_path, skip_bad=True), keep=False, say=said.append)
     assert 8 <= len(source) < 16
-    assert f"1 files and {16 - len(source)} of 16 records are bad and left out: {first}: not a Parquet file" in said[-1]
+    assert (
+        f"1 files or entries and {16 - len(source)} of 16 records are bad and left out: {first}: not a Parquet file"
+        in said[-1]
+    )
     assert f"{second}" in said[-1]
     second.write_bytes(b"")
     shutil.copy(second, tmp_path / "train-2.parquet")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxdiff.data import DataError, Pipeline, Source, decode_once, num_classes, open_tfds
+from jaxdiff.data import DataError, Pipeline, Source, captions, decode_once, num_classes, open_tfds, take
 from jaxdiff.data.decoded import Decoded
-from tests.data.pictures import record
+from tests.data.captioned import ENCODED, PICTURES
+from tests.data.pictures import one_line_error, record
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
 
@@ -161,3 +163,41 @@ def test_prepared_in_another_format_says_so(prepared: Path, tmp_path: Path) -> N
         open_tfds("tiny_colours", tmp_path)
     assert "tfds:tiny_colours: is prepared as tfrecord under" in str(caught.value)
     assert f"then set path (data.path) to {tmp_path}_array_record" in str(caught.value)
+
+
+class TinyTexts(tfds.core.GeneratorBasedBuilder):
+    """Four images, each with a title and a few captions."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        texts = {"text": tfds.features.Text(), "lines": tfds.features.Sequence(tfds.features.Text())}
+        image = tfds.features.Image(shape=(2, 2, 3), encoding_format="png")
+        features = tfds.features.FeaturesDict({"image": image, "size": np.int32, **texts})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager: object) -> dict[str, Any]:
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for n, image in enumerate(ENCODED):
+            yield n, {"image": image, "size": n, "text": f"grün {n}", "lines": [f"{n}"] * (n + 1)}
+
+
+def test_texts_of_tfds(tmp_path: Path) -> None:
+    TinyTexts(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    source = open_tfds("tiny_texts", tmp_path)
+    records = take(source, np.arange(4))
+    numbers = [int(np.argmax([(image == each).all() for each in PICTURES])) for image in records["x"]]
+    assert records["text"].tolist() == [f"grün {n}" for n in numbers]
+    assert list(captions(source)) == records["text"].tolist()
+    several = take(open_tfds("tiny_texts", tmp_path, text="lines"), np.arange(4))["text"]
+    assert several.tolist() == [(f"{n}",) * (n + 1) for n in numbers]
+    assert list(captions(pickle.loads(pickle.dumps(source)))) == list(captions(source))
+    assert "feature size is Tensor, expected Text or a Sequence of it" in one_line_error(
+        lambda: open_tfds("tiny_texts", tmp_path, text="size")
+    )
+    assert "no feature title; it has image, size, text, lines" in one_line_error(
+        lambda: open_tfds("tiny_texts", tmp_path, text="title")
+    )
+    assert set(open_tfds("tiny_texts", tmp_path, conditions=()).spec) == {"x"}
