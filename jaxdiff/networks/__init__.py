@@ -12,7 +12,8 @@ from jaxdiff.networks.conditions import Image, Level, Map, Text, Tokens, Vector
 from jaxdiff.networks.dit import DiT, dit
 from jaxdiff.networks.functional import Functional, Networks, Params, functional
 from jaxdiff.networks.mlp import MLP
-from jaxdiff.networks.unet import UNet, adm, ddpm_256, ddpm_cifar10, iddpm_cifar10
+from jaxdiff.networks.published_unets import adm, ddpm_256, ddpm_cifar10, iddpm_cifar10, sd15, sd21, sdxl, sdxl_refiner
+from jaxdiff.networks.unet import UNet
 
 __all__ = [
     "MLP",
@@ -36,4 +37,8 @@ __all__ = [
     "dit",
     "functional",
     "iddpm_cifar10",
+    "sd15",
+    "sd21",
+    "sdxl",
+    "sdxl_refiner",
 ]

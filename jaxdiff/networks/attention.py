@@ -202,7 +202,9 @@ def by_heads(query: Array, key: Array, value: Array, heads: int, mask: Array | N
     >>> by_heads(jnp.ones((2, 5, 8)), jnp.ones((2, 3, 8)), jnp.ones((2, 3, 8)), 4).shape
     (2, 5, 8)
     """
-    cut = (
-        y.reshape(*y.shape[:2], heads, -1).transpose(0, 2, 1, 3) for y in (query, key, value)
-    )  # (B, heads, L, depth)
-    return attention(*cut, mask).transpose(0, 2, 1, 3).reshape(*query.shape[:2], -1)
+
+    def cut(x: Array) -> Array:
+        return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)  # (B, heads, L, depth)
+
+    mixed = attention(cut(query), cut(key), cut(value), mask)
+    return mixed.transpose(0, 2, 1, 3).reshape(*query.shape[:2], -1)

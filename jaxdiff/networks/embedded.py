@@ -98,7 +98,8 @@ class ConditionEmbeddings(nnx.Module):
 
     def __call__(self, cond: Mapping[str, Any]) -> Embedded:
         """Values by name, complete, the batch first."""
-        parts = [embed(cond[name]) for name, embed in self.by_name.items()]
+        names = [each.name for each in self.conditions if each.name in self.by_name]
+        parts = [self.by_name[name](cond[name]) for name in names]
         vector: Array | float = sum((part.vector for part in parts if part.vector is not None), start=0.0)
         if self.together is not None:
             vector = vector + self.together(jnp.concatenate([p.features for p in parts if p.features is not None], 1))
