@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from jaxdiff.networks.backend import AttentionForm, Call, choose_attention, filled, present_device, present_machine
 from jaxdiff.networks.chunked import chunked_attention, unmasked
 from jaxdiff.networks.kernels import cudnn_attention, flash_attention
-from jaxdiff.networks.layers import DType, Init, Linear, by_rows, fan_average, zeros
+from jaxdiff.networks.layers import DType, Init, Linear, by_rows, each_token, fan_average, zeros
 from jaxdiff.networks.probe import works
 
 
@@ -193,7 +193,8 @@ class CrossAttention(nnx.Module):
         >>> CrossAttention(8, 6, heads=2)(jnp.ones((2, 5, 8)), jnp.ones((2, 3, 6))).shape
         (2, 5, 8)
         """
-        return self.out(by_heads(self.query(x), self.key(context), self.value(context), self.heads, mask))
+        key, value = (each_token(map, context) for map in (self.key, self.value))
+        return self.out(by_heads(self.query(x), key, value, self.heads, mask))
 
 
 def by_heads(query: Array, key: Array, value: Array, heads: int, mask: Array | None = None) -> Array:

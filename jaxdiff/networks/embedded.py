@@ -29,7 +29,7 @@ from jax import Array
 from jaxdiff.networks.attention import SelfAttention
 from jaxdiff.networks.conditions import ABSENT, NO_LEVEL, Level, NetCondition, Text, Tokens, Vector, without_tokens
 from jaxdiff.networks.embeddings import TimeEmbedding, standard_normal, timestep_embedding
-from jaxdiff.networks.layers import Init, LayerNorm, Linear, fan_average, normal
+from jaxdiff.networks.layers import Init, LayerNorm, Linear, each_token, fan_average, normal
 
 LEVEL_FREQUENCIES = 256
 
@@ -198,7 +198,7 @@ class TokensEmbedding(nnx.Module):
         if self.shown:
             mask = value["mask"] != 0
             tokens = jnp.where(mask[..., None], value["tokens"], 0.0)  # whatever stands in the padding
-            told |= {"tokens": tokens if self.map is None else self.map(tokens), "mask": mask}
+            told |= {"tokens": tokens if self.map is None else each_token(self.map, tokens), "mask": mask}
         return Part(**told)
 
 
