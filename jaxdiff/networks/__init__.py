@@ -13,7 +13,8 @@ from jaxdiff.networks.conditions import Image, Level, Map, Text, Tokens, Vector
 from jaxdiff.networks.dit import DiT, dit
 from jaxdiff.networks.functional import Functional, Networks, Params, functional
 from jaxdiff.networks.mlp import MLP
-from jaxdiff.networks.unet import UNet, adm, ddpm_256, ddpm_cifar10, iddpm_cifar10
+from jaxdiff.networks.published_unets import adm, ddpm_256, ddpm_cifar10, iddpm_cifar10, sd15, sd21, sdxl, sdxl_refiner
+from jaxdiff.networks.unet import UNet
 
 __all__ = [
     "MLP",
@@ -42,4 +43,8 @@ __all__ = [
     "iddpm_cifar10",
     "ldm_kl",
     "ldm_vq",
+    "sd15",
+    "sd21",
+    "sdxl",
+    "sdxl_refiner",
 ]

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from jaxdiff.networks.backend import AttentionForm, Call, choose_attention, filled, present_device, present_machine
 from jaxdiff.networks.chunked import chunked_attention, unmasked
 from jaxdiff.networks.kernels import cudnn_attention, flash_attention
-from jaxdiff.networks.layers import DType, Init, Linear, by_rows, fan_average, zeros
+from jaxdiff.networks.layers import DType, Init, Linear, by_rows, each_token, fan_average, zeros
 from jaxdiff.networks.probe import works
 
 
@@ -217,7 +217,8 @@ class CrossAttention(nnx.Module):
         >>> CrossAttention(8, 6, heads=2)(jnp.ones((2, 5, 8)), jnp.ones((2, 3, 6))).shape
         (2, 5, 8)
         """
-        return self.out(by_heads(self.query(x), self.key(context), self.value(context), self.heads, mask))
+        key, value = (each_token(map, context) for map in (self.key, self.value))
+        return self.out(by_heads(self.query(x), key, value, self.heads, mask))
 
 
 def by_heads(query: Array, key: Array, value: Array, heads: int, mask: Array | None = None) -> Array:
@@ -226,7 +227,9 @@ def by_heads(query: Array, key: Array, value: Array, heads: int, mask: Array | N
     >>> by_heads(jnp.ones((2, 5, 8)), jnp.ones((2, 3, 8)), jnp.ones((2, 3, 8)), 4).shape
     (2, 5, 8)
     """
-    cut = (
-        y.reshape(*y.shape[:2], heads, -1).transpose(0, 2, 1, 3) for y in (query, key, value)
-    )  # (B, heads, L, depth)
-    return attention(*cut, mask).transpose(0, 2, 1, 3).reshape(*query.shape[:2], -1)
+
+    def cut(x: Array) -> Array:
+        return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)  # (B, heads, L, depth)
+
+    mixed = attention(cut(query), cut(key), cut(value), mask)
+    return mixed.transpose(0, 2, 1, 3).reshape(*query.shape[:2], -1)

@@ -37,7 +37,7 @@ FLASH_KEYS = 1024
 FILLED_KEYS, FILLED_LOGITS = 64, 4096
 """To multiples of how many keys, and to how many logits at least, masked attention is filled on a CPU. XLA chooses the
 order of a sum by the shapes: from here on its products and exponentials keep to one order (tests/networks/test_masks.py
-tries it), so that more padding changes no bit."""
+tries it), so that more padding changes no bit. A product of tokens with a weight has as many rows at least."""
 
 UNROLLED = 12
 """Most like blocks that stand one by one in a program for a CPU."""
@@ -218,6 +218,15 @@ def filled(machine: Machine, call: Call) -> int:
     rows = math.prod(size for size in call[:3] if isinstance(size, int))
     least = max(call.keys, -(-FILLED_LOGITS // rows))
     return -(-least // FILLED_KEYS) * FILLED_KEYS
+
+
+def least_rows(machine: Machine) -> int:
+    """How many rows a product of tokens with a weight has at least, for a row's bits not to depend on their number.
+
+    >>> least_rows(Machine("cpu")), least_rows(Machine("cuda"))
+    (64, 0)
+    """
+    return FILLED_KEYS if _on_cpu(machine) else 0
 
 
 def unrolled(machine: Machine, depth: int) -> bool:

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 from jaxdiff.networks import DiT, UNet, adm, ddpm_256, ddpm_cifar10, functional, iddpm_cifar10
+from jaxdiff.networks.embedded import Embedded
 from jaxdiff.networks.layers import draw
 from jaxdiff.networks.unet import Resample, ResidualBlock
 
@@ -229,7 +230,7 @@ def test_a_residual_block_is_its_equations(name, resample):
     else:
         h = norm(params["norm2"], h + told)
     h = conv(params["conv2"], silu(h)) + change(x) @ params["skip"]["kernel"] + params["skip"]["bias"]
-    result = block(jnp.asarray(x, jnp.float32), jnp.asarray(embedding, jnp.float32), None)
+    result = block(jnp.asarray(x, jnp.float32), Embedded(jnp.asarray(embedding, jnp.float32)), None)
     np.testing.assert_allclose(result, h, atol=2e-4, rtol=1e-4)
 
 
@@ -240,9 +241,11 @@ def test_padding_is_an_option_of_the_strided_convolutions():
         module = Resample(UNet(**SMALL, attention_resolutions=(), downsample_padding=padding), 2, "down")
         params = params or nnx.state(module)  # the same weights for both
         nnx.update(module, params)
-        outputs[padding] = np.asarray(module(X, X, None))
+        outputs[padding] = np.asarray(module(X, Embedded(0.0), None))
     assert outputs["bottom_right"].shape == outputs["symmetric"].shape == (3, 4, 4, 2)
-    shifted = np.asarray(module(jnp.roll(X, -1, axis=(1, 2)), X, None))  # symmetric, reading one pixel down and right
+    shifted = np.asarray(
+        module(jnp.roll(X, -1, axis=(1, 2)), Embedded(0.0), None)
+    )  # symmetric, reading one pixel down and right
     np.testing.assert_allclose(outputs["bottom_right"][:, 1:-1, 1:-1], shifted[:, 1:-1, 1:-1], atol=1e-5)
     assert abs(outputs["bottom_right"] - outputs["symmetric"]).max() > 0.1
 
