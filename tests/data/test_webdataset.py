@@ -42,12 +42,21 @@ def test_tar_files_that_are_wrong(tmp_path: Path) -> None:
     assert (set(source.spec), num_classes(source)) == ({"x", "label"}, 3)
     whole = tar(tmp_path / "set.tar", {"a.png": a, "a.txt": b"a", "b.png": b, "b.txt": b"b" * 2000}).read_bytes()
     for content, message in (
-        (whole[: whole.index(b"b" * 2000) + 100], "set.tar"),
+        (whole[: whole.index(b"b" * 2000) + 100], "set.tar key b: .txt is cut off; fetch the tar file again"),
+        (whole[: whole.index(b"b" * 2000) - 600], "set.tar: is damaged, or no tar file without compression ("),
         (gzip.compress(whole), "set.tar: is damaged, or no tar file without compression ("),
         (b"", "set.tar: is damaged, or no tar file without compression (empty file)"),
     ):
         (tmp_path / "set.tar").write_bytes(content)
         assert message in one_line_error(lambda: open_webdataset(tmp_path))
+
+
+def test_a_txt_is_the_caption_until_a_field_is_named(tmp_path: Path) -> None:
+    both = {"a.png": ENCODED[0], "a.txt": b"short", "a.json": b'{"text": "long", "lines": ["1", "2"]}'}
+    tar(tmp_path / "set.tar", {**both, "b.png": ENCODED[1], "b.txt": b" alone\r\n"})
+    assert list(captions(open_webdataset(tmp_path))) == ["short", "alone"]
+    assert list(captions(open_webdataset(tmp_path, text="text"))) == ["long", "alone"]
+    assert list(captions(open_webdataset(tmp_path, text="lines"))) == ["1", "2", "alone"]
 
 
 def test_tar_files_of_splits(tmp_path: Path) -> None:
