@@ -15,20 +15,24 @@ import jax.numpy as jnp
 from jax import Array
 
 import jaxdiff.data
+from jaxdiff.autoencoding import AutoencoderLoss
 from jaxdiff.codecs import Codec, default_codec, encoded_specs, grey_levels
-from jaxdiff.config.schema import Config, LossConfig, check_ranges
+from jaxdiff.config.autoencoder import AutoencoderConfig, check_autoencoder
+from jaxdiff.config.schema import Config, LossConfig, RunConfig, check_ranges
 from jaxdiff.data.sources import DataError, Source, Subset, classes_of, name_of
 from jaxdiff.launch.errors import ConfigError, as_config_error, suggestion
 from jaxdiff.loss import SNR, DenoisingLoss, Likelihood, Objective
 from jaxdiff.methods import parse_grid, parse_guidance, parse_sampler
 from jaxdiff.model import Defaults
 from jaxdiff.networks import functional
+from jaxdiff.networks.encoder_decoder import Layout
 from jaxdiff.process import Process
 from jaxdiff.score_matching import FiniteDifference, FokkerPlanck, HighOrder, Implicit, SecondOrder, Sliced
 from jaxdiff.spec import Spec, Specs, droppable, shapes
 from jaxdiff.times import GeometricLevels, LikelihoodTime
 
 Row = TypeVar("Row")
+Kind = TypeVar("Kind", bound=RunConfig)
 
 
 def _opener(name: str) -> Callable[..., Source]:
@@ -79,13 +83,25 @@ def look_up(table: Mapping[str, Row], name: str, what: str) -> Row:
     return table[name]
 
 
-def check(config: Config) -> None:
+def check(config: RunConfig) -> None:
     """Checks a configuration as far as it can be without data and without compiling.
 
     Raises:
       ConfigError: what is wrong first, in one line.
     """
     check_ranges(config)
+    if isinstance(config, AutoencoderConfig):
+        check_autoencoder(config)
+    elif isinstance(config, Config):
+        _check_diffusion(config)
+
+
+def _check_diffusion(config: Config) -> None:
+    if isinstance(config.network, Layout):
+        raise ConfigError(
+            f"network: {type(config.network).__name__} is no denoiser; an AutoencoderConfig trains it, and a diffusion "
+            "model of its latents has codec=Latents(...)"
+        )
     with as_config_error("sample.sampler"):
         parse_sampler(config.sample.sampler, config.process)
     with as_config_error("sample.grid"):
@@ -142,12 +158,14 @@ def _brief(value: Any) -> str:
     return text if len(text) < 200 else type(value).__name__
 
 
-def build_network(config: Config) -> Any:
-    """The network as pure functions.
+def build_network(config: RunConfig) -> Any:
+    """The network as pure functions; of an autoencoder's run all networks that are trained, `Networks`.
 
     Raises:
       ConfigError: a Linen module, and no codec yet that tells the shape of its data.
     """
+    if isinstance(config, AutoencoderConfig):
+        return config.loss.networks(config.network, config.critic)
     shape = None
     if config.codec is not None:
         shape = tuple(1 if size is None else size for size in config.codec.spec["x"].shape)
@@ -155,8 +173,11 @@ def build_network(config: Config) -> Any:
         return functional(config.network, shape)
 
 
-def build_loss(config: Config) -> Objective | FokkerPlanck:
+def build_loss(config: RunConfig) -> Objective | FokkerPlanck | AutoencoderLoss:
     """What training minimises."""
+    if isinstance(config, AutoencoderConfig):
+        return config.loss
+    assert isinstance(config, Config)
     parts = {
         "process": config.process,
         "parameterization": config.parameterization,
@@ -176,7 +197,7 @@ def build_defaults(config: Config) -> Defaults:
     return Defaults(options.sampler, options.steps, options.grid, options.guide, options.clip, options.batch_size)
 
 
-def build_source(config: Config, *, cache: bool = True) -> Source:
+def build_source(config: RunConfig, *, cache: bool = True) -> Source:
     """The data, with the conditions that the network takes and the codec does not make.
 
     Args:
@@ -216,13 +237,13 @@ def build_source(config: Config, *, cache: bool = True) -> Source:
     return with_conditions(jaxdiff.data.without_bad(source, keep=cache) if data.skip_bad else source, config)
 
 
-def stored_conditions(config: Config) -> tuple[str, ...]:
+def stored_conditions(config: RunConfig) -> tuple[str, ...]:
     """The conditions that the network takes and the codec does not make: the source's part."""
     made = {} if config.codec is None else config.codec.spec
     return tuple(name for name in config.cond if name not in made)
 
 
-def with_conditions(source: Source, config: Config) -> Source:
+def with_conditions(source: Source, config: RunConfig) -> Source:
     """The source with the conditions that training reads, and no others.
 
     Raises:
@@ -243,7 +264,7 @@ def _has_option(function: Callable[..., Any], name: str) -> bool:
     return any(each.name == name or each.kind is each.VAR_KEYWORD for each in parameters)
 
 
-def resolve(config: Config, source: Source) -> Config:
+def resolve(config: Kind, source: Source) -> Kind:
     """The configuration with what only the data know: the codec with its numbers, and the names of the classes.
 
     Raises:
@@ -275,7 +296,7 @@ def _within(inner: Spec, outer: Spec) -> bool:
     return outer.clip[0] <= inner.clip[0] and inner.clip[1] <= outer.clip[1]
 
 
-def build_codec(config: Config) -> Codec:
+def build_codec(config: RunConfig) -> Codec:
     """The codec of a resolved configuration."""
     assert config.codec is not None, "resolve the configuration first"
     codec: Codec = config.codec
@@ -283,7 +304,7 @@ def build_codec(config: Config) -> Codec:
 
 
 def build_pipeline(
-    config: Config, source: Source, *, cache: bool = True, part: tuple[int, int] = (0, 1)
+    config: RunConfig, source: Source, *, cache: bool = True, part: tuple[int, int] = (0, 1)
 ) -> jaxdiff.data.Pipeline:
     """This process's part of the training batches.
 
@@ -312,6 +333,6 @@ def build_pipeline(
     )
 
 
-def batch_shapes(config: Config, source: Source) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(config: RunConfig, source: Source) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch of stored records over all devices."""
     return shapes(source.spec, config.train.batch_size)

@@ -13,9 +13,9 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
-from jaxdiff.config.schema import Config
+from jaxdiff.config.schema import RunConfig
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, layout, to_json
 from jaxdiff.config.trust import check_names, code_of, import_trusted
 from jaxdiff.config.upgrade import upgraded
@@ -23,6 +23,7 @@ from jaxdiff.launch.distributed import lead_first
 from jaxdiff.launch.errors import ConfigError
 from jaxdiff.launch.lock import locked
 
+Kind = TypeVar("Kind", bound=RunConfig)
 CONFIG, CHECKPOINTS, LAST_SAVED, SAMPLES, LOCK = "config.json", "checkpoints", "checkpoints.json", "samples", "lock"
 EXAMPLES = "examples.npz"
 """Conditions of some training records, for pictures of a run that cannot do without."""
@@ -44,11 +45,12 @@ FREE = (
     "data.workers",
     "data.decoded_mb",
     "picture",
+    "shown",
 )
 
 
-def read_config(folder: str | os.PathLike[str], trusted: Sequence[str] = TRUSTED) -> Config:
-    """The configuration saved in a run's folder.
+def read_config(folder: str | os.PathLike[str], trusted: Sequence[str] = TRUSTED) -> Any:
+    """The configuration saved in a run's folder, a `Config` or an `AutoencoderConfig`.
 
     Args:
       folder: such as ``runs/digits``.
@@ -62,12 +64,12 @@ def read_config(folder: str | os.PathLike[str], trusted: Sequence[str] = TRUSTED
     modules = import_trusted(trusted)
     try:
         config = from_json(upgraded(data), modules)
-        if code and isinstance(config, Config):
+        if code and isinstance(config, RunConfig):
             check_names(config)
     except ValueError as error:
         needs = f"; the run needs --trust {shlex.join(code)}" if code else ""
         raise ConfigError(f"{file}: {error}{needs}") from error
-    if not isinstance(config, Config):
+    if not isinstance(config, RunConfig):
         raise ConfigError(f"{file} holds no configuration of jaxdiff")
     return config
 
@@ -82,7 +84,7 @@ def first_average(folder: str | os.PathLike[str]) -> str:
     return "ema" if "type" in ema else next(iter(ema), "ema")
 
 
-def with_saved(config: Config, trusted: Sequence[str] | None = None) -> Config:
+def with_saved(config: Kind, trusted: Sequence[str] | None = None) -> Kind:
     """A configuration with what its folder has noted of the data and of frozen weights, where a run lies there.
 
     A codec that is not given is the one that the run began with: its numbers were estimated then. Frozen weights have
@@ -103,7 +105,7 @@ def with_saved(config: Config, trusted: Sequence[str] | None = None) -> Config:
     return dataclasses.replace(config, codec=saved.codec if config.codec is None else config.codec, frozen=frozen)
 
 
-def check_folder(config: Config) -> Path:
+def check_folder(config: RunConfig) -> Path:
     """The run's folder, after checking that the run may start or go on there; nothing is made or written.
 
     Args:
@@ -129,7 +131,7 @@ def check_folder(config: Config) -> Path:
 
 
 @contextlib.contextmanager
-def claim_folder(config: Config, *, active: bool = True) -> Iterator[Path]:
+def claim_folder(config: RunConfig, *, active: bool = True) -> Iterator[Path]:
     """Makes the run's folder with its configuration, or goes on in one whose configuration matches; and holds it.
 
     Args:
@@ -150,7 +152,7 @@ def claim_folder(config: Config, *, active: bool = True) -> Iterator[Path]:
         yield folder
 
 
-def _claimed(folder: Path, config: Config) -> IO[str]:
+def _claimed(folder: Path, config: RunConfig) -> IO[str]:
     """The open lock file of a folder that has the configuration."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +173,7 @@ def _partial(file: Path) -> Path:
     return file.with_suffix(".partial")
 
 
-def _text(config: Config) -> str:
+def _text(config: RunConfig) -> str:
     code = code_of(config)
     return layout(to_json(config) | ({"code": code} if code else {}))
 
@@ -190,7 +192,7 @@ def _read(file: Path) -> tuple[Any, list[str]]:
     return data, [str(each) for each in code] if isinstance(code, list) else []
 
 
-def _refuse_other(folder: Path, saved: Any, config: Config) -> None:
+def _refuse_other(folder: Path, saved: Any, config: RunConfig) -> None:
     free: tuple[str, ...] = FREE
     if config.optimizer.schedule != "cosine":  # whose learning rate depends on the length of the run
         free = (*free, "train.steps")
@@ -215,7 +217,7 @@ def _refuse_other(folder: Path, saved: Any, config: Config) -> None:
     )
 
 
-def _as_of_now(saved: Any, config: Config) -> Any:
+def _as_of_now(saved: Any, config: RunConfig) -> Any:
     """A saved configuration with what this version has added at its defaults, where it can be read."""
     modules = {type(item).__module__.split(".")[0] for item in vars(config).values() if dataclasses.is_dataclass(item)}
     try:

@@ -6,13 +6,13 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdiff.config import Config, ConfigError, FrozenWeights, as_config_error, read_config
+from jaxdiff.config import AutoencoderConfig, ConfigError, FrozenWeights, RunConfig, as_config_error, read_config
 from jaxdiff.config.folder import CONFIG, first_average
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.networks import functional
@@ -24,6 +24,7 @@ from jaxdiff.train.sharding import params_template
 from jaxdiff.train.state import Network, TrainState
 from jaxdiff.train.step import Given
 
+Kind = TypeVar("Kind", bound=RunConfig)
 BASE = "base"
 """The name of a network's own weights that are not trained."""
 _EXPECTED = "the folder of a run, or of one of its checkpoints"
@@ -55,7 +56,7 @@ def read_weights(
         return checkpoints.restore_weights(template, ema=average, partial=partial, step=step)[1]
 
 
-def read_frozen(config: Config, net: Network, mesh: Mesh) -> tuple[Config, Given]:
+def read_frozen(config: Kind, net: Network, mesh: Mesh) -> tuple[Kind, Given]:
     """The codec and the weights that a run uses and does not train, from where they lie.
 
     Args:
@@ -87,6 +88,10 @@ def read_frozen(config: Config, net: Network, mesh: Mesh) -> tuple[Config, Given
             base, now = _checked(each, template)
         else:
             of = read_config(each.path)
+            if isinstance(of, AutoencoderConfig):
+                raise ConfigError(
+                    f"frozen: {each.path} is an autoencoder, no denoiser; as a codec it is Latents({each.path!r})"
+                )
             teacher = functional(of.network, tuple(of.codec.spec["x"].shape) if of.codec is not None else None)
             params, now = _checked(each, params_template(teacher, mesh))
             reading = jax.device_put((of.process, of.parameterization), whole)
