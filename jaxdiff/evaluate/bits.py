@@ -203,6 +203,8 @@ def bits(run: Run, source: Source, options: EvaluateOptions) -> Iterator[Result]
       ConfigError: options out of range, or that this run cannot follow.
       MetricError: a likelihood that is not finite.
     """
+    if not isinstance(run, Run):
+        raise ConfigError("--metrics bpd is of a diffusion model; this run is an autoencoder: reconstruction")
     for name, least in (("num", 1), ("batch_size", 1), ("probes", 1), ("steps", 1), ("draws", 1)):
         value = getattr(options, name)
         if value is not None and value < least:

@@ -10,6 +10,7 @@
 from jaxdiff.networks.autoencoder import Autoencoder, KLAutoencoder, VQAutoencoder, ldm_kl, ldm_vq
 from jaxdiff.networks.caching import DeepCache, FirstBlock, TaylorSeer
 from jaxdiff.networks.conditions import Image, Vector
+from jaxdiff.networks.critic import PatchCritic
 from jaxdiff.networks.dit import DiT, dit
 from jaxdiff.networks.functional import Functional, Networks, Params, functional
 from jaxdiff.networks.mlp import MLP
@@ -26,6 +27,7 @@ __all__ = [
     "KLAutoencoder",
     "Networks",
     "Params",
+    "PatchCritic",
     "TaylorSeer",
     "UNet",
     "VQAutoencoder",

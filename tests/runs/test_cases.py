@@ -118,7 +118,7 @@ def test_examples_are_kept_and_used(enlarged: jaxdiff.Run, tmp_path: Path) -> No
     again = jaxdiff.load(folder)
     drawn = again.sample(3, 4, decode=False)  # none given: conditions of training records, each by its sample's key
     np.testing.assert_allclose(again.sample(3, 2, start=2, decode=False), drawn[2:], atol=1e-4)
-    chosen = np.asarray(again.model.draw_cond(sample_keys(jax.random.key(3), 0, 4))["low"])  # type: ignore[misc]
+    chosen = np.asarray(again.model.draw_cond(sample_keys(jax.random.key(3), 0, 4))["low"])
     assert all((low == each).all(axis=(1, 2, 3)).any() for each in chosen)
     np.testing.assert_allclose(again.sample(3, 4, {"low": chosen}, decode=False), drawn, atol=1e-5)
     sample.main([str(folder), "--num", "4", "--out", str(tmp_path / "new.npz")])
