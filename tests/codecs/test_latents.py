@@ -354,9 +354,7 @@ def test_an_autoencoder_that_does_not_fit_is_one_line(place: Path, other: Path, 
         codec=at(other / "three"),
     )
     write_statistics(other / "ae", 2, std=[1.0, float("nan")])
-    refused(
-        place, r"latents.json: mean .* and std .*nan.* must be finite, and std above 0", codec=at(other / "ae")
-    )
+    refused(place, r"latents.json: mean .* and std .*nan.* must be finite, and std above 0", codec=at(other / "ae"))
     write_statistics(other / "ae", 3)
     refused(place, r"latents.json is of 3 channels, and the autoencoder has 2", codec=at(other / "ae"))
     (other / "ae" / "latents.json").unlink()
