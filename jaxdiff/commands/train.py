@@ -56,7 +56,8 @@ def train(arguments: Sequence[str]) -> None:
             print("measured   " + "  ".join(f"{name} {value:.3g}" for name, value in figures.items()))
         print(f"samples    {folder / SAMPLES}")
         print(f"metrics    {folder / 'metrics.jsonl'}; curves: tensorboard --logdir {folder}")
-        print(f"to sample  {cfg.command('sample', str(folder), *cfg.trust_options(run.config))}")
+        prompt = ["--prompt", run.prompts[0]] if run.prompts else []
+        print(f"to sample  {cfg.command('sample', str(folder), *prompt, *cfg.trust_options(run.config))}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
