@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"record", "lazy", "compat"},
     {"broadcast", "spec"},
-    {"noise"},
+    {"noise", "similarity"},
     {"process"},
     {"schedule", "shifted"},
     {"discrete"},
@@ -37,6 +37,7 @@ LAYERS = [
     {"sampling"},
     {"likelihood"},
     {"networks"},
+    {"autoencoding"},
     {"methods"},
     {"data"},
     {"codecs"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,8 @@ import jax
 import numpy as np
 import optax
 
-from jaxdiff import CosineVP, V
 from jaxdiff.codecs import Images
-from jaxdiff.config import Config, TrainConfig, build_loss, build_network, claim_folder
+from jaxdiff.config import AutoencoderConfig, TrainConfig, build_loss, build_network, claim_folder
 from jaxdiff.config.folder import CHECKPOINTS, LAST_SAVED
 from jaxdiff.networks import KLAutoencoder
 from jaxdiff.train import Checkpoints, Ema, create_sharded_state, make_mesh
@@ -36,14 +36,12 @@ def write_autoencoder(
       net: the autoencoder's configuration.
       shape: of its images.
       seed: of its weights.
-      spoil: what is done to the weights.
+      spoil: what is done to each of the averaged weights.
     """
     net = network() if net is None else net
-    config = Config(
+    config = AutoencoderConfig(
         name="autoencoder",
         workdir=str(folder),
-        process=CosineVP(),
-        parameterization=V(),
         network=net,
         codec=Images(shape),
         ema=Ema(0.9),
@@ -53,8 +51,7 @@ def write_autoencoder(
         build_network(config), optax.sgd(0.1), build_loss(config), jax.random.key(seed), make_mesh(data=1)
     )
     if spoil is not None:
-        state = jax.tree.map(lambda leaf: leaf, state)
-        object.__setattr__(state, "ema", jax.tree.map(spoil, state.ema))
+        state = dataclasses.replace(state, ema=jax.tree.map(spoil, state.ema))
     with claim_folder(config), Checkpoints(folder / CHECKPOINTS, last_saved=folder / LAST_SAVED) as checkpoints:
         checkpoints.save(1, state)
         checkpoints.wait()
@@ -63,5 +60,6 @@ def write_autoencoder(
 
 
 def write_statistics(folder: Path, channels: int, **changes: Any) -> None:
-    statistics = {"mean": [MEAN] * channels, "std": np.linspace(STD, 2 * STD, channels).tolist()}
+    """Writes its `latents.json`."""
+    statistics = {"step": 1, "mean": [MEAN] * channels, "std": np.linspace(STD, 2 * STD, channels).tolist()}
     (folder / "latents.json").write_text(json.dumps(statistics | changes), encoding="utf-8")

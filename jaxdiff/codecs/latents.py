@@ -82,14 +82,14 @@ class Autoencoder(Protocol):
 class Latents:
     """Images as the latents of a trained autoencoder: what a configuration says of them, ``codec=Latents(path)``.
 
-    The data are uint8 images; or latents that are encoded already, float ``(h, w, c)``, or mu and log s^2 along the last
-    axis, ``(h, w, 2 c)``.
+    The data are uint8 images; or latents that are encoded already, float ``(h, w, c)``, or mu and log s^2 along the
+    last axis, ``(h, w, 2 c)``.
 
     Args:
       path: folder of an autoencoder's run. It is looked for from the working folder, and for a saved run also beside it
         and above. None: the data hold latents already, which are standardised by their own mean and standard deviation
         and given back as latents.
-      step: its checkpoint; None: the newest when training began, noted here then.
+      step: its checkpoint; None: the one of which its folder states mean and std, noted here when training began.
       checksum: of its averaged weights, noted when training began; other weights are refused.
       tile: side of the tiles, in latents, that images are decoded in; None: whole.
       images: between bytes and the autoencoder's pixels, noted when training began.
@@ -147,9 +147,9 @@ class Latents:
             return default_codec(source, flip=flip)
         config, folder = find(self.path)
         net = config.network
-        if not all(hasattr(net, name) for name in ("factor", "channels")):
+        if not all(hasattr(net, name) for name in ("factor", "channels", "in_channels")):
             raise ValueError(f"{self.path} is a run of {type(net).__name__}, not of an autoencoder")
-        mean, std = _statistics(folder, net.channels) if not self.mean else (self.mean, self.std)
+        step, mean, std = _statistics(folder, net.channels)
         stored, factor = source.spec["x"], net.factor
         sizes = tuple(int(size or 0) for size in stored.shape)
         if len(sizes) == 3 and stored.dtype.startswith("float") and sizes[2] in (net.channels, 2 * net.channels):
@@ -165,7 +165,7 @@ class Latents:
                 f"{name_of(source)} holds {stored.dtype} {stored.shape}; expected uint8 images (H, W, C), or latents, "
                 f"float (h, w, {net.channels}) or (h, w, {2 * net.channels})"
             )
-        channels = config.codec.spec["x"].shape[2]
+        channels = net.in_channels
         if stored.dtype == "uint8" and sizes[2] != channels:
             raise ValueError(
                 f"{self.path} encodes images of {channels} channels, {name_of(source)} has {sizes[2]}: "
@@ -180,6 +180,7 @@ class Latents:
             self,
             images=Images((height, width, channels), flip=flip),
             shape=(height // factor, width // factor, net.channels),
+            step=step if self.step is None else self.step,
             mean=mean,
             std=std,
         )
@@ -200,8 +201,8 @@ class Latents:
         return dataclasses.replace(self, step=weights.step, checksum=weights.checksum), codec
 
 
-def _statistics(folder: Path, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, as the autoencoder's training has written them."""
+def _statistics(folder: Path, channels: int) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+    """Step, mean and standard deviation of each channel, as the autoencoder's training has written them."""
     file = folder / STATISTICS
     if not file.is_file():
         raise ValueError(
@@ -209,14 +210,14 @@ def _statistics(folder: Path, channels: int) -> tuple[tuple[float, ...], tuple[f
         )
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        mean, std = (tuple(float(value) for value in found[name]) for name in ("mean", "std"))
+        step, mean, std = int(found["step"]), *(tuple(map(float, found[name])) for name in ("mean", "std"))
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{file} cannot be read: {type(error).__name__} {error}") from error
     if len(mean) != channels or len(std) != channels:
         raise ValueError(f"{file} is of {len(mean)} channels, and the autoencoder has {channels}")
     if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
         raise ValueError(f"{file}: mean {list(mean)} and std {list(std)} must be finite, and std above 0")
-    return mean, std
+    return step, mean, std
 
 
 @record
@@ -271,7 +272,7 @@ class LatentImages:
         return {**batch, "x": (mu - _channels(self.mean)) / _channels(self.std)}  # (2)
 
     def _parts(self, stored: Array, key: Array | None) -> tuple[Array, Array | None]:
-        """mu and log s^2 of what `precompute` has made: (B, h, w, c or 2 c), or with a mirrored copy (B, 2, h, w, ...)."""
+        """mu and log s^2 of what `precompute` makes: (B, h, w, c or 2 c), or with a mirrored copy (B, 2, h, w, ...)."""
         if stored.ndim == 5:
             copy = jnp.zeros(stored.shape[0], bool) if key is None else mirrors(key, stored.shape[0])
             stored = jnp.where(expand(copy, stored[:, 1]), stored[:, 1], stored[:, 0])

@@ -40,7 +40,7 @@ class Weights(NamedTuple):
 
 
 Read = Callable[[str, int | None, str | None], Weights]
-"""``(path, step, checksum) -> Weights``: a step of None is the newest, other weights than the checksum's are refused."""
+"""``(path, step, checksum) -> Weights``: a step of None is the newest; weights of another checksum are refused."""
 Find = Callable[[str], tuple[Any, Path]]
 """``(path) -> (configuration, folder)`` of what lies there."""
 
@@ -55,7 +55,7 @@ class Recipe(Protocol):
 
     @property
     def key(self) -> str:
-        """What the frozen weights make of a record, as text: other weights have another key (`jaxdiff.data.encoded`)."""
+        """What the frozen weights make of a record, as text; other weights, another key (`jaxdiff.data.encoded`)."""
         ...
 
     def noted(self, saved: Any) -> Any:

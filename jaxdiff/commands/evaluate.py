@@ -3,6 +3,7 @@
     jaxdiff evaluate runs/digits                                        bits per dimension of the test split
     jaxdiff evaluate runs/digits --estimator rademacher gaussian        by the probability flow, with both estimators
     jaxdiff evaluate runs/digits --method ode elbo vlb --num 100        and by the variational bounds; 100 images
+    jaxdiff evaluate runs/mnist_autoencoder                             PSNR and SSIM of an autoencoder's test split
     jaxdiff evaluate runs/digits --split train --out results.json       another split; figures as JSON
 
 Ctrl-C ends it with the figures of the images done so far. Several processes (docs/clusters.md) split each batch, and
@@ -18,6 +19,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import tyro
@@ -30,7 +32,7 @@ from jaxdiff.evaluate import METRIC_ERRORS, METRICS, EvaluateOptions, Result
 from jaxdiff.evaluate.metric import ProgressLine
 from jaxdiff.launch.output import check_output, write_output
 from jaxdiff.launch.signals import Stop, end_at_signals
-from jaxdiff.runs.run import Run
+from jaxdiff.runs.autoencoder import AutoencoderRun, load
 from jaxdiff.train import CheckpointError, make_mesh
 
 
@@ -40,8 +42,8 @@ class Options(EvaluateOptions, cfg.ProcessOptions):
 
     run: tyro.conf.Positional[Path | None] = None
     """Folder of the run, such as runs/digits."""
-    metrics: tuple[str, ...] = ("bpd",)
-    """What to measure: bpd (bits per dimension)."""
+    metrics: tuple[str, ...] = ()
+    """What to measure: bpd (bits per dimension), or of an autoencoder reconstruction (PSNR and SSIM), the defaults."""
     split: str = "test"
     """Which part of the run's data."""
     path: str | None = None
@@ -70,7 +72,7 @@ def evaluate(arguments: Sequence[str]) -> int | None:
         check_output(options.out)
     if not 0 <= options.seed < 2**32:
         raise ConfigError(f"--seed: {options.seed} is out of range, it must be from 0 to {2**32 - 1}")
-    metrics = {name: look_up(METRICS, name, "--metrics") for name in options.metrics}
+    asked = [look_up(METRICS, name, "--metrics") for name in dict.fromkeys(options.metrics)]
 
     # --- The run, and its data
     cfg.join(options)
@@ -78,16 +80,18 @@ def evaluate(arguments: Sequence[str]) -> int | None:
     kept = cfg.keep_compiled(options.cache)
     with cfg.as_config_error("--mesh"):
         mesh = make_mesh(**dataclasses.asdict(options.mesh))
-    run = Run.load(options.run, step=options.step, trusted=("jaxdiff", *options.trust), mesh=mesh)
+    run = load(options.run, step=options.step, trusted=("jaxdiff", *options.trust), mesh=mesh)
     data = dataclasses.replace(run.config.data, split=options.split)
     data = data if options.path is None else dataclasses.replace(data, path=options.path)
     source = cfg.tokenised(run.config, cfg.build_source(dataclasses.replace(run.config, data=data)))
+
+    metrics = asked or [METRICS["reconstruction" if isinstance(run, AutoencoderRun) else "bpd"]]
 
     # --- Measuring: the last answer of each name is its result
     results: dict[str, Result] = {}
     progress, stop = ProgressLine(), Stop("finishing the images at hand, then the figures so far")
     with contextlib.ExitStack() as answered:
-        for result in itertools.chain.from_iterable(metric(run, source, options) for metric in metrics.values()):
+        for result in itertools.chain.from_iterable(metric(run, source, options) for metric in metrics):
             if not results:  # before the first figures a signal ends the process: there is nothing to keep
                 answered.enter_context(stop)
                 if lead:
@@ -107,7 +111,7 @@ def evaluate(arguments: Sequence[str]) -> int | None:
     return stop.signal
 
 
-def tell(options: Options, run: Run, source: Source, results: Mapping[str, Result], interrupted: bool) -> None:
+def tell(options: Options, run: Any, source: Source, results: Mapping[str, Result], interrupted: bool) -> None:
     """Prints the results, and writes them."""
     print(f"step {run.step} of {options.run}, {options.split} split of {name_of(source)}")
     for result in results.values():

@@ -3,6 +3,7 @@ and how the command line changes it (`command_line`). What a program starts with
 
 from typing import TYPE_CHECKING
 
+from jaxdiff.config.autoencoder import AutoencoderConfig
 from jaxdiff.config.build import (
     OBJECTIVES,
     SOURCES,
@@ -26,6 +27,7 @@ from jaxdiff.config.schema import (
     LossConfig,
     MeshConfig,
     OptimizerConfig,
+    RunConfig,
     SampleConfig,
     TrainConfig,
     doubts,
@@ -56,6 +58,7 @@ __all__ = [
     "OBJECTIVES",
     "SOURCES",
     "TRUSTED",
+    "AutoencoderConfig",
     "CheckpointConfig",
     "Config",
     "ConfigError",
@@ -65,6 +68,7 @@ __all__ = [
     "MeshConfig",
     "OptimizerConfig",
     "ProcessOptions",
+    "RunConfig",
     "SampleConfig",
     "StartOptions",
     "StoredTypeError",

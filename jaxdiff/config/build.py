@@ -15,9 +15,11 @@ import jax.numpy as jnp
 from jax import Array
 
 import jaxdiff.data
+from jaxdiff.autoencoding import AutoencoderLoss
 from jaxdiff.codecs import Codec, default_codec, encoded_specs, grey_levels
 from jaxdiff.codecs.recipe import Find, is_recipe, resolved
-from jaxdiff.config.schema import Config, LossConfig, check_ranges
+from jaxdiff.config.autoencoder import AutoencoderConfig, check_autoencoder
+from jaxdiff.config.schema import Config, Kind, LossConfig, RunConfig, check_ranges
 from jaxdiff.config.text import TEXT, check_text, tokenised, with_tokenizer
 from jaxdiff.data.encoded import Encoded
 from jaxdiff.data.sources import DataError, Source, Subset, classes_of, name_of
@@ -27,7 +29,6 @@ from jaxdiff.loss import SNR, DenoisingLoss, Likelihood, Objective
 from jaxdiff.methods import parse_grid, parse_guidance, parse_sampler
 from jaxdiff.model import Defaults
 from jaxdiff.networks import functional
-from jaxdiff.networks.autoencoder import Autoencoder
 from jaxdiff.networks.encoder_decoder import Layout
 from jaxdiff.process import Process
 from jaxdiff.score_matching import FiniteDifference, FokkerPlanck, HighOrder, Implicit, SecondOrder, Sliced
@@ -85,13 +86,25 @@ def look_up(table: Mapping[str, Row], name: str, what: str) -> Row:
     return table[name]
 
 
-def check(config: Config) -> None:
+def check(config: RunConfig) -> None:
     """Checks a configuration as far as it can be without data and without compiling.
 
     Raises:
       ConfigError: what is wrong first, in one line.
     """
     check_ranges(config)
+    if isinstance(config, AutoencoderConfig):
+        check_autoencoder(config)
+    elif isinstance(config, Config):
+        _check_diffusion(config)
+
+
+def _check_diffusion(config: Config) -> None:
+    if isinstance(config.network, Layout):
+        raise ConfigError(
+            f"network: {type(config.network).__name__} is no denoiser; an AutoencoderConfig trains it, and a diffusion "
+            "model of its latents has codec=Latents(...)"
+        )
     with as_config_error("sample.sampler"):
         parse_sampler(config.sample.sampler, config.process)
     with as_config_error("sample.grid"):
@@ -148,23 +161,26 @@ def _brief(value: Any) -> str:
     return text if len(text) < 200 else type(value).__name__
 
 
-def build_network(config: Config) -> Any:
-    """The network as pure functions.
+def build_network(config: RunConfig) -> Any:
+    """The network as pure functions; of an autoencoder's run all networks that are trained, `Networks`.
 
     Raises:
       ConfigError: a Linen module, and no codec yet that tells the shape of its data.
     """
+    if isinstance(config, AutoencoderConfig):
+        return config.loss.networks(config.network, config.critic)
     shape = None
     if config.codec is not None:
         shape = tuple(1 if size is None else size for size in config.codec.spec["x"].shape)
     with as_config_error("network"):
-        if isinstance(config.network, Layout):
-            return Autoencoder(config.network)
         return functional(config.network, shape)
 
 
-def build_loss(config: Config) -> Objective | FokkerPlanck:
+def build_loss(config: RunConfig) -> Objective | FokkerPlanck | AutoencoderLoss:
     """What training minimises."""
+    if isinstance(config, AutoencoderConfig):
+        return config.loss
+    assert isinstance(config, Config)
     parts = {
         "process": config.process,
         "parameterization": config.parameterization,
@@ -184,7 +200,7 @@ def build_defaults(config: Config) -> Defaults:
     return Defaults(options.sampler, options.steps, options.grid, options.guide, options.clip, options.batch_size)
 
 
-def build_source(config: Config, *, cache: bool = True) -> Source:
+def build_source(config: RunConfig, *, cache: bool = True) -> Source:
     """The data, with the conditions that the network takes and the codec does not make.
 
     Args:
@@ -227,7 +243,7 @@ def build_source(config: Config, *, cache: bool = True) -> Source:
     return with_conditions(jaxdiff.data.without_bad(source, keep=cache) if data.skip_bad else source, config)
 
 
-def stored_conditions(config: Config) -> tuple[str, ...]:
+def stored_conditions(config: RunConfig) -> tuple[str, ...]:
     """The conditions that the network takes and the codec does not make, or makes of what is stored under that name:
     the source's part."""
     made = {} if config.codec is None else config.codec.spec
@@ -235,7 +251,7 @@ def stored_conditions(config: Config) -> tuple[str, ...]:
     return tuple(name for name in config.cond if name not in made or name in reads)
 
 
-def with_conditions(source: Source, config: Config) -> Source:
+def with_conditions(source: Source, config: RunConfig) -> Source:
     """The source with the conditions that training reads, and no others.
 
     Raises:
@@ -256,7 +272,7 @@ def _has_option(function: Callable[..., Any], name: str) -> bool:
     return any(each.name == name or each.kind is each.VAR_KEYWORD for each in parameters)
 
 
-def resolve(config: Config, source: Source, find: Find | None = None) -> Config:
+def resolve(config: Kind, source: Source, find: Find | None = None) -> Kind:
     """The configuration with what only the data know: the codec with its numbers, the tokenizer with its vocabulary,
     and the names of the classes.
 
@@ -311,7 +327,7 @@ def _shape(condition: Condition) -> str:
     return ", ".join(f"{name} {spec.shape}" for name, spec in condition.items())
 
 
-def _refuse_other_shape(codec: Any, config: Config) -> None:
+def _refuse_other_shape(codec: Any, config: RunConfig) -> None:
     # Of latents alone: the shape of images is no riddle, and the network itself says it.
     if not is_recipe(codec):
         return
@@ -332,7 +348,7 @@ def _within(inner: Spec, outer: Spec) -> bool:
     return outer.clip[0] <= inner.clip[0] and inner.clip[1] <= outer.clip[1]
 
 
-def build_codec(config: Config) -> Codec:
+def build_codec(config: RunConfig) -> Codec:
     """The codec of a resolved configuration; one with frozen weights is read by `jaxdiff.train.read_codec`."""
     assert config.codec is not None, "resolve the configuration first"
     assert not is_recipe(config.codec), "its weights are to be read: jaxdiff.train.read_codec"
@@ -341,7 +357,12 @@ def build_codec(config: Config) -> Codec:
 
 
 def build_pipeline(
-    config: Config, source: Source, *, cache: bool = True, part: tuple[int, int] = (0, 1), text: Encoder | None = None
+    config: RunConfig,
+    source: Source,
+    *,
+    cache: bool = True,
+    part: tuple[int, int] = (0, 1),
+    text: Encoder | None = None,
 ) -> jaxdiff.data.Pipeline:
     """This process's part of the training batches.
 
@@ -373,7 +394,7 @@ def build_pipeline(
     )
 
 
-def batch_shapes(config: Config, source: Source) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(config: RunConfig, source: Source) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch of stored records over all devices, captions as a step is given them."""
     specs: Specs = tokenised(config, source).spec
     if config.data.cache_text:

@@ -18,18 +18,19 @@ import typing
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import jax
 import tyro
 
 from jaxdiff.config.hints import described, is_numbers_by_name
-from jaxdiff.config.schema import Config
+from jaxdiff.config.schema import RunConfig
 from jaxdiff.config.trust import load_file
 from jaxdiff.launch.distributed import ProcessOptions, leave_alone
 from jaxdiff.launch.errors import ConfigError, as_config_error, silent_at_a_broken_pipe, suggestion
 
 Options = TypeVar("Options")
+Trained = TypeVar("Trained")
 
 
 @contextlib.contextmanager
@@ -94,8 +95,8 @@ def find_config(path: str | Path) -> Path:
     raise ConfigError(f"there is no {what} {str(path)!r}{hint}")
 
 
-def load_config_file(path: str | Path) -> Config:
-    """Runs a configuration file and returns its ``config``.
+def load_config_file(path: str | Path) -> Any:
+    """Runs a configuration file and returns its ``config``, a `Config` or an `AutoencoderConfig`.
 
     Args:
       path: of the file; or the name of a configuration that comes with jaxdiff, such as ``"digits_unet"``.
@@ -106,8 +107,8 @@ def load_config_file(path: str | Path) -> Config:
     path = find_config(path)
     module = load_file(path)
     config = getattr(module, "config", None)
-    if not isinstance(config, Config):
-        raise ConfigError(f"{path} defines no `config` of type jaxdiff.config.Config")
+    if not isinstance(config, RunConfig):
+        raise ConfigError(f"{path} defines no `config` of type jaxdiff.config.Config or AutoencoderConfig")
     return config
 
 
@@ -158,7 +159,7 @@ def _home_expanded(options: Options) -> Options:
 
 def parse_config(
     arguments: Sequence[str], *, program: str, default_file: str | Path = "digits_unet", about: str | None = None
-) -> TrainOptions:
+) -> TrainOptions[Any]:
     """The command line of training: a configuration's name or file, or none for the default, then options.
 
     Args:
@@ -177,14 +178,16 @@ def parse_config(
     stray = next((text for text in rest if text.endswith(".py") and "/" in text), None)
     if stray is not None and not named:
         raise ConfigError(f"{stray}: the configuration file comes first, before all options")
-    return parse(TrainOptions, rest, program=f"{program} [CONFIG]", default=TrainOptions(config=config), about=about)
+    kind: Any = TrainOptions[type(config)]  # type: ignore[misc]  # its options have the help of the class
+    return parse(kind, rest, program=f"{program} [CONFIG]", default=TrainOptions(config=config), about=about)
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainOptions(ProcessOptions):
-    """Train a diffusion model. Values shown are those of the configuration file, by default configs/digits_unet.py."""
+class TrainOptions(ProcessOptions, Generic[Trained]):
+    """Train a diffusion model or an autoencoder. Values shown are those of the configuration file, by default
+    configs/digits_unet.py."""
 
-    config: Annotated[Config, tyro.conf.arg(name="")]
+    config: Annotated[Trained, tyro.conf.arg(name="")]
     dry_run: bool = False
     """Check configuration, data and shapes, and stop."""
     profile: str | None = None
@@ -269,7 +272,7 @@ def _options(kind: Any, default: Any, prefix: str = "") -> Iterator[tuple[str, A
     for field in dataclasses.fields(kind):
         value = getattr(default, field.name, None)
         name = field.name if not prefix else f"{prefix}.{field.name}"
-        if field.name == "config" and isinstance(value, Config):
+        if field.name == "config" and isinstance(value, RunConfig):
             yield from _options(type(value), value)  # its options have no prefix
         elif dataclasses.is_dataclass(value):
             yield from _options(type(value), value, name)

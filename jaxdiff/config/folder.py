@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 
 from jaxdiff.codecs import recipe
 from jaxdiff.codecs.recipe import Find
-from jaxdiff.config.schema import Config
+from jaxdiff.config.schema import Kind, RunConfig
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, layout, to_json
 from jaxdiff.config.trust import check_names, code_of, import_trusted
 from jaxdiff.config.upgrade import upgraded
@@ -54,11 +54,12 @@ FREE = (
     "codec.inner.tile",
     "tokenizer.path",
     "picture",
+    "shown",
 )
 
 
-def read_config(folder: str | os.PathLike[str], trusted: Sequence[str] = TRUSTED) -> Config:
-    """The configuration saved in a run's folder.
+def read_config(folder: str | os.PathLike[str], trusted: Sequence[str] = TRUSTED) -> Any:
+    """The configuration saved in a run's folder, a `Config` or an `AutoencoderConfig`.
 
     Args:
       folder: such as ``runs/digits``.
@@ -72,12 +73,12 @@ def read_config(folder: str | os.PathLike[str], trusted: Sequence[str] = TRUSTED
     modules = import_trusted(trusted)
     try:
         config = from_json(upgraded(data), modules)
-        if code and isinstance(config, Config):
+        if code and isinstance(config, RunConfig):
             check_names(config)
     except ValueError as error:
         needs = f"; the run needs --trust {shlex.join(code)}" if code else ""
         raise ConfigError(f"{file}: {error}{needs}") from error
-    if not isinstance(config, Config):
+    if not isinstance(config, RunConfig):
         raise ConfigError(f"{file} holds no configuration of jaxdiff")
     return config
 
@@ -128,12 +129,12 @@ def find_run(path: str | os.PathLike[str], near: str | os.PathLike[str] | None =
             return place
     beside = "" if near is None else f", nor from {Path(near).absolute()} upwards"
     raise ConfigError(
-        f"codec: {str(path)!r} is not the folder of a run or of frozen weights, from the working folder{beside}: bring it back, "
-        "or name the place where it lies now"
+        f"codec: {str(path)!r} is not the folder of a run or of frozen weights, from the working folder{beside}: bring "
+        "it back, or name the place where it lies now"
     )
 
 
-def finder(config: Config) -> Find:
+def finder(config: RunConfig) -> Find:
     """How what a configuration's codec names is found: `find_run` near the run's folder, and its configuration."""
 
     def find(path: str) -> tuple[Any, Path]:
@@ -153,7 +154,7 @@ def first_average(folder: str | os.PathLike[str]) -> str:
     return "ema" if "type" in ema else next(iter(ema), "ema")
 
 
-def with_saved(config: Config, trusted: Sequence[str] | None = None) -> Config:
+def with_saved(config: Kind, trusted: Sequence[str] | None = None) -> Kind:
     """A configuration with what its folder has noted of the data and of frozen weights, where a run lies there.
 
     A codec that is not given is the one that the run began with: its numbers were estimated then. Frozen weights, those
@@ -177,7 +178,7 @@ def with_saved(config: Config, trusted: Sequence[str] | None = None) -> Config:
     return dataclasses.replace(config, codec=codec, frozen=frozen, tokenizer=tokenizer)
 
 
-def check_folder(config: Config) -> Path:
+def check_folder(config: RunConfig) -> Path:
     """The run's folder, after checking that the run may start or go on there; nothing is made or written.
 
     Args:
@@ -203,7 +204,7 @@ def check_folder(config: Config) -> Path:
 
 
 @contextlib.contextmanager
-def claim_folder(config: Config, *, active: bool = True) -> Iterator[Path]:
+def claim_folder(config: RunConfig, *, active: bool = True) -> Iterator[Path]:
     """Makes the run's folder with its configuration, or goes on in one whose configuration matches; and holds it.
 
     Args:
@@ -224,7 +225,7 @@ def claim_folder(config: Config, *, active: bool = True) -> Iterator[Path]:
         yield folder
 
 
-def _claimed(folder: Path, config: Config) -> IO[str]:
+def _claimed(folder: Path, config: RunConfig) -> IO[str]:
     """The open lock file of a folder that has the configuration."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -245,7 +246,7 @@ def _partial(file: Path) -> Path:
     return file.with_suffix(".partial")
 
 
-def _text(config: Config) -> str:
+def _text(config: RunConfig) -> str:
     code = code_of(config)
     return layout(to_json(config) | ({"code": code} if code else {}))
 
@@ -264,7 +265,7 @@ def _read(file: Path) -> tuple[Any, list[str]]:
     return data, [str(each) for each in code] if isinstance(code, list) else []
 
 
-def _refuse_other(folder: Path, saved: Any, config: Config) -> None:
+def _refuse_other(folder: Path, saved: Any, config: RunConfig) -> None:
     free: tuple[str, ...] = FREE
     if config.optimizer.schedule != "cosine":  # whose learning rate depends on the length of the run
         free = (*free, "train.steps")
@@ -289,7 +290,7 @@ def _refuse_other(folder: Path, saved: Any, config: Config) -> None:
     )
 
 
-def _as_of_now(saved: Any, config: Config) -> Any:
+def _as_of_now(saved: Any, config: RunConfig) -> Any:
     """A saved configuration with what this version has added at its defaults, where it can be read."""
     modules = {type(item).__module__.split(".")[0] for item in vars(config).values() if dataclasses.is_dataclass(item)}
     try:

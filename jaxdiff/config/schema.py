@@ -223,18 +223,17 @@ class MeshConfig:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Config:
-    """Everything that decides a run. Two configurations are equal when they are stored alike.
+class RunConfig:
+    """What every run has: `Config` adds what decides a diffusion model, `AutoencoderConfig` an autoencoder. Two
+    configurations are equal when they are stored alike.
 
     Args:
-      process, parameterization, network, loss, ema: objects, see their modules. `network` is a callable from `nnx.Rngs`
-        to a module (`jaxdiff.networks.UNet`) or a Linen module, `ema` a rule of `jaxdiff.train.ema`, or rules by name.
+      network, ema: objects, see their modules. `network` is a callable from `nnx.Rngs` to a module
+        (`jaxdiff.networks.UNet`) or a Linen module, `ema` a rule of `jaxdiff.train.ema`, or rules by name.
       codec: between stored records and what the network sees (`jaxdiff.codecs`); None: the one that goes with the data,
         which a run's saved configuration has.
       tokenizer: what makes ids of captions, such as `jaxdiff.data.Words`; None: the network takes no text. A run's
         saved configuration has the vocabulary that was learned.
-      picture: what is drawn and measured during training, such as `jaxdiff.evaluate.ScoreField`; None: a grid of
-        samples.
     """
 
     name: str
@@ -244,21 +243,16 @@ class Config:
     seed: int = 0
     """Seed of everything random."""
     data: DataConfig = DataConfig()
-    process: Process
-    parameterization: Parameterization
     network: Any
     codec: Any = None
     tokenizer: Any = None
-    loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: Any
     train: TrainConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
-    sample: SampleConfig = SampleConfig()
     mesh: MeshConfig = MeshConfig()
     frozen: tuple[FrozenWeights, ...] = ()
     """Weights that are used and not trained."""
-    picture: Any = None
 
     def __post_init__(self) -> None:
         _as_text(self, "workdir")
@@ -281,9 +275,30 @@ class Config:
         return int(label.high) + 1 if isinstance(label, Spec) and label.high is not None else None
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Config) and to_json(self) == to_json(other)
+        return isinstance(other, type(self)) and to_json(self) == to_json(other)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+Kind = typing.TypeVar("Kind", bound=RunConfig)
+"""A configuration of either kind."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Config(RunConfig):
+    """Everything that decides a diffusion model's run.
+
+    Args: those of `RunConfig`, and
+      process, parameterization, loss: objects, see their modules.
+      picture: what is drawn and measured during training, such as `jaxdiff.evaluate.ScoreField`; None: a grid of
+        samples.
+    """
+
+    process: Process
+    parameterization: Parameterization
+    loss: LossConfig = LossConfig()
+    sample: SampleConfig = SampleConfig()
+    picture: Any = None
 
 
 # dotted name -> (smallest, largest, whether the smallest itself is allowed)
@@ -325,9 +340,9 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 
 
 def field_at(value: Any, dotted: str) -> Any:
-    """``field_at(config, "train.steps")``."""
+    """``field_at(config, "train.steps")``; None where the configuration has no such part."""
     for part in dotted.split("."):
-        value = getattr(value, part)
+        value = getattr(value, part, None)
     return value
 
 
@@ -347,7 +362,7 @@ def _check_types(part: Any, prefix: str = "") -> None:
             _check_types(value, f"{name}.")
 
 
-def check_ranges(config: Config) -> None:
+def check_ranges(config: RunConfig) -> None:
     """Checks what one field alone can get wrong.
 
     Raises:
@@ -372,7 +387,7 @@ def check_ranges(config: Config) -> None:
             raise ConfigError(
                 f"{name}: {value} is out of range, it must be {' and '.join(filter(None, (least, most))) or 'finite'}"
             )
-    for name, rate in config.loss.dropout.items():
+    for name, rate in (config.loss.dropout if isinstance(config, Config) else {}).items():
         if not 0 <= rate <= 1:
             raise ConfigError(f"loss.dropout: {name} {rate} is out of range, it must be at least 0 and at most 1")
     if config.train.batch_size % config.train.accumulate:
@@ -393,7 +408,7 @@ def check_ranges(config: Config) -> None:
             )
 
 
-def doubts(config: Config) -> list[str]:
+def doubts(config: RunConfig) -> list[str]:
     """What a configuration probably does not mean, though it can be trained: one line each."""
     steps, optimizer = config.train.steps, config.optimizer
     if optimizer.warmup <= steps:

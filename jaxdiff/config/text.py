@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from jaxdiff.config.schema import Config
+from jaxdiff.config.schema import Kind, RunConfig
 from jaxdiff.data.sources import DataError, Source, captions, name_of, spread, texts
 from jaxdiff.data.text import TEXT, Tokenised, count
 from jaxdiff.data.tokenizers import spec_of
@@ -22,7 +22,7 @@ def has_captions(source: Source) -> bool:
     return isinstance(spec, Spec) and spec.is_text
 
 
-def with_tokenizer(config: Config, source: Source) -> Config:
+def with_tokenizer(config: Kind, source: Source) -> Kind:
     """The configuration with what its tokenizer learns of the training captions.
 
     Every process reads the captions by itself and learns the same. A run that goes on has its vocabulary already.
@@ -56,12 +56,12 @@ def with_tokenizer(config: Config, source: Source) -> Config:
     return dataclasses.replace(config, tokenizer=tokenizer.resolved(lambda: captions(source)))
 
 
-def tokenised(config: Config, source: Source) -> Source:
+def tokenised(config: RunConfig, source: Source) -> Source:
     """The source as a training step is given it: captions are numbers. Another source as it is."""
     return source if config.tokenizer is None or not has_captions(source) else Tokenised(source, config.tokenizer)
 
 
-def captions_said(config: Config, source: Source) -> list[str]:
+def captions_said(config: RunConfig, source: Source) -> list[str]:
     """Lines on captions that are cut and on words that are unknown; none where all fit."""
     tokenizer = config.tokenizer
     if not has_captions(source) or not (hasattr(tokenizer, "ids") and hasattr(tokenizer, "unknown_in")):
@@ -73,7 +73,7 @@ def captions_said(config: Config, source: Source) -> list[str]:
     return counts.lines(tokenizer.length, whole=len(chosen) == len(source))
 
 
-def check_text(config: Config, condition: Any) -> None:
+def check_text(config: RunConfig, condition: Any) -> None:
     """Whether what the network takes as text is what the tokenizer gives.
 
     Args:

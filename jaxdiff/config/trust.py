@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from jaxdiff.config.build import OBJECTIVES, SOURCES
-from jaxdiff.config.schema import Config
+from jaxdiff.config.schema import Config, RunConfig
 from jaxdiff.config.serialize import to_json, types_in
 from jaxdiff.launch.errors import ConfigError
 from jaxdiff.methods import GRIDS, GUIDANCE, SAMPLERS, parse_grid, parse_guidance, parse_sampler
@@ -92,13 +92,14 @@ def import_trusted(trusted: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def code_of(config: Config) -> list[str]:
+def code_of(config: RunConfig) -> list[str]:
     """Files and modules, other than jaxdiff's own, that a configuration's classes and names are from."""
     modules = {path.rpartition(".")[0] for path in types_in(to_json(config))}
-    sample = config.sample
-    for number, texts in enumerate(
-        ([sample.sampler], [sample.grid], sample.guide, [config.data.name], [config.loss.objective])
-    ):
+    named: tuple[Sequence[Any], ...] = ((), (), (), [config.data.name], ())  # one a table
+    if isinstance(config, Config):
+        sample = config.sample
+        named = ([sample.sampler], [sample.grid], sample.guide, [config.data.name], [config.loss.objective])
+    for number, texts in enumerate(named):
         table = _TABLES[number]
         rows = {row for text in texts if isinstance(text, str) for row in re.findall(r"[A-Za-z_]\w*", text)}
         for row in rows & table.keys():
@@ -108,18 +109,20 @@ def code_of(config: Config) -> list[str]:
     return sorted(str(_files.get(name, name)) for name in foreign)
 
 
-def trust_options(config: Config) -> list[str]:
+def trust_options(config: RunConfig) -> list[str]:
     """What a command needs to read a run of this configuration: ``--trust`` and its code, or nothing."""
     code = [os.path.relpath(each) if each.endswith(".py") else each for each in code_of(config)]
     return ["--trust", *code] if code else []
 
 
-def check_names(config: Config) -> None:
+def check_names(config: RunConfig) -> None:
     """Looks up the names that samples are made by.
 
     Raises:
       ValueError: one is not in its table.
     """
+    if not isinstance(config, Config):
+        return
     parse_sampler(config.sample.sampler, config.process)
     parse_grid(config.sample.grid)
     parse_guidance(config.sample.guide)

@@ -1,5 +1,5 @@
 """Metrics of a trained run against data (`METRICS` is the table that `evaluate.py` offers), and pictures of a learned
-score beside the true one (`ScoreField`).
+score beside the true one (`ScoreField`); `psnr` and `ssim` of images.
 
 A metric is a generator: ``metric(run, source, options)`` yields a `Result` after each batch, the last one being the
 result. Adding one is a function and a row.
@@ -7,9 +7,11 @@ result. Adding one is a function and a row.
 
 from jaxdiff.evaluate.bits import METHODS, bits
 from jaxdiff.evaluate.metric import METRIC_ERRORS, EvaluateOptions, Metric, MetricError, Result
+from jaxdiff.evaluate.reconstruction import reconstruction
 from jaxdiff.evaluate.score_field import ScoreField, scatter
+from jaxdiff.similarity import psnr, ssim
 
-METRICS: dict[str, Metric] = {"bpd": bits}
+METRICS: dict[str, Metric] = {"bpd": bits, "reconstruction": reconstruction}
 
 __all__ = [
     "METHODS",
@@ -21,5 +23,8 @@ __all__ = [
     "Result",
     "ScoreField",
     "bits",
+    "psnr",
+    "reconstruction",
     "scatter",
+    "ssim",
 ]

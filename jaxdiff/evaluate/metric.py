@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from jaxdiff.data import Source
-from jaxdiff.runs.run import Run
 
 
 class MetricError(ValueError):
@@ -92,8 +91,8 @@ class Result:
         return f"{self.name}  {self.mean:.{digits}f} +- {self.error:.{digits}f} {self.unit}  ({self.done}{of} images)"
 
 
-Metric = Callable[[Run, Source, EvaluateOptions], Iterator[Result]]
-"""Yields after each batch; the last for each name is the result."""
+Metric = Callable[[Any, Source, EvaluateOptions], Iterator[Result]]
+"""Of a `Run` or an `AutoencoderRun`. Yields after each batch; the last for each name is the result."""
 
 
 class ProgressLine:

@@ -10,6 +10,7 @@
 from jaxdiff.networks.autoencoder import Autoencoder, KLAutoencoder, VQAutoencoder, ldm_kl, ldm_vq
 from jaxdiff.networks.caching import DeepCache, FirstBlock, TaylorSeer
 from jaxdiff.networks.conditions import Image, Level, Map, Text, Tokens, Vector
+from jaxdiff.networks.critic import PatchCritic
 from jaxdiff.networks.dit import DiT, dit
 from jaxdiff.networks.functional import Functional, Networks, Params, functional
 from jaxdiff.networks.mlp import MLP
@@ -28,6 +29,7 @@ __all__ = [
     "Map",
     "Networks",
     "Params",
+    "PatchCritic",
     "TaylorSeer",
     "Text",
     "Tokens",

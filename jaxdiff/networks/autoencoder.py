@@ -100,6 +100,7 @@ class Autoencoder:
     Args:
       build: a configuration, `KLAutoencoder` or `VQAutoencoder`.
 
+    >>> import jax
     >>> net = Autoencoder(KLAutoencoder(width=8, multipliers=(1, 2), blocks=1, channels=2))
     >>> params = jax.jit(net.init)(jax.random.key(0))
     >>> mean, log_variance = jax.jit(net.moments)(params, jnp.zeros((1, 8, 8, 3)))

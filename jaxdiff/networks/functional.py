@@ -113,7 +113,7 @@ class Networks:
     an optimizer of its own.
 
     Args:
-      nets: names and networks, from `functional`.
+      nets: names and networks, from `functional`, or others with `init` and `cond`.
 
     >>> from jaxdiff.networks import MLP
     >>> nets = Networks((("student", functional(MLP(width=8))), ("critic", functional(MLP(width=8)))))
@@ -122,9 +122,9 @@ class Networks:
     ['critic', 'student']
     """
 
-    nets: tuple[tuple[str, Functional], ...]
+    nets: tuple[tuple[str, Any], ...]
 
-    def __getitem__(self, name: str) -> Functional:
+    def __getitem__(self, name: str) -> Any:
         return dict(self.nets)[name]
 
     @property

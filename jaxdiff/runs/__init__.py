@@ -1,10 +1,12 @@
-"""Trained runs: one reloaded (`Run`), many samples of it in a folder (`shards`), and the list of all (`listing`)."""
+"""Trained runs: one reloaded (`Run`, `AutoencoderRun`), many samples of it in a folder (`shards`), and the list of all
+(`listing`)."""
 
 from typing import TYPE_CHECKING
 
 from jaxdiff.lazy import lazily
 
 if TYPE_CHECKING:
+    from jaxdiff.runs.autoencoder import AutoencoderRun
     from jaxdiff.runs.listing import RunError, Status, read_status
     from jaxdiff.runs.run import Run, rows_of_labels
     from jaxdiff.runs.shards import load_samples
@@ -14,8 +16,9 @@ __getattr__ = lazily(
     {
         **dict.fromkeys(("RunError", "Status", "read_status"), "listing"),
         **dict.fromkeys(("Run", "rows_of_labels"), "run"),
+        "AutoencoderRun": "autoencoder",
         "load_samples": "shards",
     },
 )
 
-__all__ = ["Run", "RunError", "Status", "load_samples", "read_status", "rows_of_labels"]
+__all__ = ["AutoencoderRun", "Run", "RunError", "Status", "load_samples", "read_status", "rows_of_labels"]

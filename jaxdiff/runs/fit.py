@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,16 +11,20 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from numpy.typing import ArrayLike, NDArray
 
 from jaxdiff import config as cfg
 from jaxdiff import train as training
+from jaxdiff.autoencoding.objective import CRITIC
 from jaxdiff.codecs import save_png
 from jaxdiff.config.build import OWN
 from jaxdiff.config.folder import CHECKPOINTS, EXAMPLES, LAST_SAVED, SAMPLES
 from jaxdiff.data.sources import DataError, Source, spread, take
 from jaxdiff.data.sources import texts as stored_texts
 from jaxdiff.data.text import TEXT, first_of
+from jaxdiff.runs.autoencoder import LATENTS, AutoencoderRun
+from jaxdiff.runs.latents import write_latents
 from jaxdiff.runs.prompts import write_prompts
 from jaxdiff.runs.run import Run
 from jaxdiff.spec import droppable
@@ -32,7 +37,7 @@ Log = Callable[[int, Mapping[str, float]], None]
 
 
 def fit(
-    config: cfg.Config | str | Path,
+    config: cfg.RunConfig | str | Path,
     source: Source | Mapping[str, ArrayLike] | ArrayLike | None = None,
     *,
     log: Log | None = None,
@@ -42,14 +47,15 @@ def fit(
     profile: training.Window | None = None,
     dry_run: bool = False,
     again: str = "the same call of fit",
-) -> Run:
+) -> Any:
     """Trains a configuration to its last step, or goes on where its folder left off, bit for bit.
 
     Ctrl-C saves, and gives the run as it is; the same call goes on from there. Checkpoints, metrics and pictures are in
     the run's folder, ``config.folder``.
 
     Args:
-      config: what to train; or the name of a shipped configuration, ``"mnist_unet"``, or the path of one's file.
+      config: what to train, a `Config` or an `AutoencoderConfig`; or the name of a shipped configuration,
+        ``"mnist_unet"``, or the path of one's file.
       source: the data, in the place of ``config.data``: a source, arrays by name (``{"x": ..., "label": ...}``), or one
         array ``(N, ...)``. None: what the configuration names.
       log: gets the step and its figures by name, such as ``lambda step, figures: wandb.log(figures, step=step)``. What
@@ -62,7 +68,7 @@ def fit(
       again: how a person goes on after a signal, for the message.
 
     Returns:
-      The run with its averaged weights.
+      The `Run` with its averaged weights, of an autoencoder its `AutoencoderRun`.
 
     Raises:
       ConfigError: a configuration that cannot be trained.
@@ -91,7 +97,7 @@ def fit(
     lead = jax.process_index() == 0
     if isinstance(config, str | Path):
         config = cfg.load_config_file(config)
-    if not isinstance(config, cfg.Config):
+    if not isinstance(config, cfg.RunConfig):
         raise cfg.ConfigError(f"fit takes a Config, or the name or file of one, got {type(config).__name__}")
     if log is not None and not callable(log):
         raise cfg.ConfigError(f"log is a function of the step and its figures, got {log!r}")
@@ -123,7 +129,7 @@ def fit(
     with cfg.as_config_error("loss"):
         loss = cfg.build_loss(config)
     with cfg.as_config_error("optimizer"):
-        optimizer, schedule = training.make_optimizer(steps=config.train.steps, **dataclasses.asdict(config.optimizer))
+        optimizer, schedule = _optimizer(config)
     main = next(iter(rules))
     frozen_part = config.train.freeze
     options: dict[str, Any] = {
@@ -132,9 +138,12 @@ def fit(
     }
     examples = _examples(config, data, given.codec)
 
-    def run_of(state: training.TrainState, step: int) -> Run:
+    is_autoencoder = isinstance(config, cfg.AutoencoderConfig)
+    make: Any = AutoencoderRun.of if is_autoencoder else functools.partial(Run.of, codec=given.codec)
+
+    def run_of(state: training.TrainState, step: int) -> Any:
         whole = joined(state.ema[main], given.base)
-        return Run.of(config, whole, step, mesh, codec=given.codec, examples=examples, folder=Path(config.folder))
+        return make(config, whole, step, mesh, examples=examples, folder=Path(config.folder))
 
     # --- The step; all shapes are checked before anything is made
     with cfg.as_config_error("network"):
@@ -193,7 +202,7 @@ def fit(
         if start >= config.train.steps:
             if lead:
                 print(f"finished: all {start} steps are done")
-            return run_of(state, start)
+            return _finished(run_of(state, start), data, own=source is not None)
         if start and lead:
             print(f"going on after step {start}")
 
@@ -231,7 +240,44 @@ def fit(
                 profile=profile,
                 resume_command=again,
             )
-    return run_of(outcome.state, outcome.step)
+        run = run_of(outcome.state, outcome.step)
+        return run if outcome.stopped else _finished(run, data, own=source is not None)
+
+
+def _optimizer(config: cfg.RunConfig) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """That of the configuration, and the critic's own beside it where there is one; and the schedule, for the log."""
+    steps = config.train.steps
+    optimizer, schedule = training.make_optimizer(steps=steps, **dataclasses.asdict(config.optimizer))
+    if not isinstance(config, cfg.AutoencoderConfig) or config.critic is None:
+        return optimizer, schedule
+    critic, _ = training.make_optimizer(steps=steps, **dataclasses.asdict(config.critic_optimizer))
+
+    def whose(params: Any) -> dict[str, str]:
+        return {name: CRITIC if name == CRITIC else "others" for name in params}
+
+    return optax.multi_transform({CRITIC: critic, "others": optimizer}, whose), schedule
+
+
+def _finished(run: Any, source: Source, *, own: bool) -> Any:
+    """The run after its last step: an autoencoder's folder then says how well it reconstructs, and its latents' scale.
+
+    Args:
+      run: as it is.
+      source: the training data.
+      own: they are the caller's, so that there is no test split.
+    """
+    if not isinstance(run, AutoencoderRun) or run.figures().get("step") == run.step:
+        return run
+    test = None
+    if not own:
+        try:
+            data = dataclasses.replace(run.config.data, split="test")
+            test = cfg.build_source(dataclasses.replace(run.config, data=data))
+        except (DataError, cfg.ConfigError) as error:
+            if jax.process_index() == 0:
+                print(f"there is no test split ({error}): {LATENTS} has figures of the training data")
+    write_latents(run, source, test)
+    return run
 
 
 def _as_source(given: Any) -> Source:
@@ -251,9 +297,12 @@ def _as_source(given: Any) -> Source:
     return from_arrays(**given)
 
 
-def _examples(config: cfg.Config, source: Source, codec: Any) -> dict[str, NDArray[Any]] | None:
-    """Conditions of some records, where the network has one that cannot be left out, and that is no label; and where it
-    takes text, their captions, with their labels."""
+def _examples(config: cfg.RunConfig, source: Source, codec: Any) -> dict[str, NDArray[Any]] | None:
+    """Conditions of some records, where the network has one that cannot be left out, and that is no label; where it
+    takes text, their captions, with their labels; and of an autoencoder some images as stored."""
+    if not isinstance(config, cfg.Config):
+        shown = config.shown if isinstance(config, cfg.AutoencoderConfig) else 1
+        return {"x": take(source, spread(len(source), shown))["x"]}
     has_text = cfg.has_captions(source)
     needed = [
         name

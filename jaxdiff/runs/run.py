@@ -157,6 +157,8 @@ class Run:
             folder = Path(path).expanduser()
             step = None if step is None else whole("step", step, 0)
         config = read_config(folder, trusted)
+        if not isinstance(config, Config):
+            raise ConfigError(nothing_to_sample(path))
         if dtype is not None:
             config = _computing_in(config, dtype)
         averages = list(rules_by_name(config.ema))
@@ -288,15 +290,6 @@ class Run:
         return figures
 
 
-def load(path: str | os.PathLike[str], **options: Any) -> Run:
-    """What lies at a path, ready to sample: a run's folder gives its `Run`. Arguments as `Run.load`.
-
-    Raises:
-      ConfigError, CheckpointError: as `Run.load`.
-    """
-    return Run.load(path, **options)
-
-
 def rows_of_labels(
     num_classes: int | None, num: int | None, labels: Sequence[int] = (), most: int = 20
 ) -> tuple[dict[str, NDArray[np.int32]] | None, int | None]:
@@ -330,6 +323,14 @@ def rows_of_labels(
     num = 10 * len(shown) if num is None else num
     rows = np.asarray(shown, np.int32)[np.arange(num) * len(shown) // num]
     return {"label": rows}, num // len(shown) if num % len(shown) == 0 else None
+
+
+def nothing_to_sample(folder: str | os.PathLike[str]) -> str:
+    """What a person is told who samples from an autoencoder's run."""
+    return (
+        f"{folder} is an autoencoder: there is nothing to sample from it alone. A run with codec=Latents('{folder}') "
+        f"is a diffusion model of its latents; jaxdiff.load('{folder}').reconstruct(record) shows what it keeps"
+    )
 
 
 def read_examples(folder: Path) -> dict[str, NDArray[Any]] | None:

@@ -12,10 +12,20 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxdiff.autoencoding.objective import AUTOENCODER
 from jaxdiff.codecs import Codec
 from jaxdiff.codecs.recipe import Weights, built
-from jaxdiff.config import Config, ConfigError, FrozenWeights, as_config_error, build_network, read_config
+from jaxdiff.config import (
+    AutoencoderConfig,
+    ConfigError,
+    FrozenWeights,
+    RunConfig,
+    as_config_error,
+    build_network,
+    read_config,
+)
 from jaxdiff.config.folder import CONFIG, NETWORK, find_run, first_average, read_frozen_config
+from jaxdiff.config.schema import Kind
 from jaxdiff.data.encoded import cache_name, encode_once
 from jaxdiff.data.kept_text import Captions, KeptText
 from jaxdiff.data.sources import Source, captions
@@ -64,7 +74,7 @@ def read_weights(
         return checkpoints.restore_weights(template, ema=average, partial=partial, step=step)[1]
 
 
-def read_codec(config: Config, mesh: Mesh, near: str | os.PathLike[str] | None = None) -> tuple[Config, Codec]:
+def read_codec(config: Kind, mesh: Mesh, near: str | os.PathLike[str] | None = None) -> tuple[Kind, Codec]:
     """The codec of a configuration, on the devices, and the configuration with what the codec's recipe notes.
 
     Args:
@@ -81,10 +91,15 @@ def read_codec(config: Config, mesh: Mesh, near: str | os.PathLike[str] | None =
     def read(path: str, step: int | None, checksum: str | None) -> Weights:
         folder = find_run(path, near, known=checksum is not None)
         of = read_frozen_config(folder)
-        net = build_network(of) if isinstance(of, Config) else of.network
-        params, now = _checked(
-            FrozenWeights(name="codec", path=str(folder), step=step, checksum=checksum), params_template(net, mesh)
-        )
+        net = build_network(of) if isinstance(of, RunConfig) else of.network
+        net = net[AUTOENCODER] if isinstance(of, AutoencoderConfig) else net
+        template = params_template(net, mesh)
+        named = FrozenWeights(name="codec", path=str(folder), step=step, checksum=checksum)
+        if isinstance(of, AutoencoderConfig):  # its critic stays there
+            params, now = _checked(named, {AUTOENCODER: template})
+            params = params[AUTOENCODER]
+        else:
+            params, now = _checked(named, template)
         assert now.step is not None and now.checksum is not None
         return Weights(net, params, now.step, now.checksum)
 
@@ -94,7 +109,7 @@ def read_codec(config: Config, mesh: Mesh, near: str | os.PathLike[str] | None =
     return dataclasses.replace(config, codec=recipe), jax.tree.map(lambda leaf: _on(leaf, whole), codec)
 
 
-def read_cached(config: Config, source: Source, codec: Codec, mesh: Mesh) -> Source:
+def read_cached(config: RunConfig, source: Source, codec: Codec, mesh: Mesh) -> Source:
     """A source with the work of its codec's frozen weights done, once and for all: `jaxdiff.data.encoded`.
 
     All processes call it: each does its part on its own devices. Where there is no such work, or the data hold its
@@ -132,7 +147,7 @@ def read_cached(config: Config, source: Source, codec: Codec, mesh: Mesh) -> Sou
     return made
 
 
-def read_text(config: Config, source: Source, codec: Codec, mesh: Mesh) -> KeptText:
+def read_text(config: RunConfig, source: Source, codec: Codec, mesh: Mesh) -> KeptText:
     """What a codec's frozen text encoder makes of all captions of a source, done once: `jaxdiff.data.kept_text`.
 
     All processes call it, as `read_cached`.
@@ -174,8 +189,8 @@ def _on(leaf: Any, whole: NamedSharding) -> Any:
 
 
 def read_frozen(
-    config: Config, net: Network, mesh: Mesh, near: str | os.PathLike[str] | None = None
-) -> tuple[Config, Given]:
+    config: Kind, net: Network, mesh: Mesh, near: str | os.PathLike[str] | None = None
+) -> tuple[Kind, Given]:
     """The codec and the weights that a run uses and does not train, from where they lie.
 
     Args:
@@ -208,6 +223,10 @@ def read_frozen(
             base, now = _checked(each, template)
         else:
             of = read_config(each.path)
+            if isinstance(of, AutoencoderConfig):
+                raise ConfigError(
+                    f"frozen: {each.path} is an autoencoder, no denoiser; as a codec it is Latents({each.path!r})"
+                )
             teacher = functional(of.network, tuple(of.codec.spec["x"].shape) if of.codec is not None else None)
             params, now = _checked(each, params_template(teacher, mesh))
             reading = jax.device_put((of.process, of.parameterization), whole)

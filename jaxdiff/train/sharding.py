@@ -29,7 +29,7 @@ import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff.compat import mesh_utils
-from jaxdiff.train.state import Loss, Network, TrainState, create_state
+from jaxdiff.train.state import Initial, Loss, Network, TrainState, create_state
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -305,7 +305,7 @@ def state_template(
     return _placed(shapes, state_sharding(shapes, mesh))
 
 
-def params_template(net: Network, mesh: Mesh) -> Any:
+def params_template(net: Initial, mesh: Mesh) -> Any:
     """Likewise of a network's parameters alone: what `Checkpoints.restore_weights` asks for.
 
     Args:

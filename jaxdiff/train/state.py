@@ -20,10 +20,14 @@ from jaxdiff.train.guard import Guard, new_guard
 Params = Any  # a nested dict of arrays
 
 
-class Network(Protocol):
-    """The pure boundary of a network: what `jaxdiff.networks.functional` returns."""
+class Initial(Protocol):
+    """What has fresh parameters."""
 
     def init(self, key: jax.Array) -> Params: ...
+
+
+class Network(Initial, Protocol):
+    """The pure boundary of a network: what `jaxdiff.networks.functional` returns."""
 
     def apply(self, params: Params, x: jax.Array, t: jax.Array, cond: Any = None, *, key: Any = None) -> jax.Array: ...
 

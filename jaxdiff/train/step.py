@@ -84,8 +84,8 @@ def train_step(
 
     Returns:
         The state after n + 1 steps, and metrics: `loss`, `grad_norm` (before clipping), `param_norm` (after the step),
-        all float32 (); `loss_by_noise` (2, 8): sums over t in [k/8, (k+1)/8) of the unweighted error, and counts;
-        `skipped` and `in_a_row`, int32 (): bad steps so far, and since the last good one.
+        all float32 (); `loss_by_noise` (2, 8): sums over t in [k/8, (k+1)/8) of the unweighted error, and counts, or
+        the loss's own `figures`; `skipped` and `in_a_row`, int32 (): bad steps so far, and since the last good one.
 
     Raises:
         ValueError: B is not divisible by `accumulate`.
@@ -171,11 +171,16 @@ def train_step(
         "loss": value,
         "grad_norm": grad_norm,
         "param_norm": optax.tree.norm(after.params),
-        "loss_by_noise": loss_by_noise(draws.t, terms.mse),
         "skipped": guard.skipped,
         "in_a_row": guard.in_a_row,
     }
-    return after, metrics
+    return after, metrics | figures_of(loss, draws, terms)
+
+
+def figures_of(loss: Loss, draws: Any, terms: Any) -> Metrics:
+    """What a loss says of a step beside its value: its own `figures(draws, terms)`, or the error by noise level."""
+    own: Callable[[Any, Any], Metrics] | None = getattr(loss, "figures", None)
+    return {"loss_by_noise": loss_by_noise(draws.t, terms.mse)} if own is None else own(draws, terms)
 
 
 def loss_by_noise(t: jax.Array, mse: jax.Array, bins: int = NOISE_BINS) -> jax.Array:

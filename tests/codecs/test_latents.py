@@ -46,7 +46,7 @@ KEY = jax.random.key(7)
 def codec() -> LatentImages:
     net = Autoencoder(network())
     params = jax.jit(net.init)(jax.random.key(0))
-    mean, std = np.float32([0.5, -2.0]), np.float32([0.25, 3.0])
+    mean, std = np.array([0.5, -2.0], np.float32), np.array([0.25, 3.0], np.float32)
     return LatentImages(params, mean, std, Images(SHAPE), net=net, shape=LATENT)
 
 
@@ -180,6 +180,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+def at(folder: Path) -> Latents:
+    return Latents(str(folder))
+
+
 def config(place: Path, name: str, steps: int = 2, codec: Any = None, **data: Any) -> Config:
     return Config(
         name=name,
@@ -188,7 +192,7 @@ def config(place: Path, name: str, steps: int = 2, codec: Any = None, **data: An
         process=CosineVP(),
         parameterization=V(),
         network=DiT(in_channels=2, patch=4, width=8, depth=1, heads=1, frequencies=8, num_classes=10),
-        codec=Latents(place / "runs" / "autoencoder") if codec is None else codec,
+        codec=at(place / "runs" / "autoencoder") if codec is None else codec,
         ema=Ema(0.9),
         train=TrainConfig(steps=steps, batch_size=16, log_every=1, sample_every=0),
         checkpoint=CheckpointConfig(every=2),
@@ -297,10 +301,12 @@ for name, sizes in {"one": (1, 1), "data": (8, 1), "fsdp": (1, 8)}.items():
     encoded = jax.jit(lambda codec, x: codec.encode({"x": x}, KEY)["x"], in_shardings=(None, over))(run.codec, x)
     labels = {"label": np.arange(8)}
     x0 = run.sample(0, 8, labels, decode=False)
-    trained = config(place, name, 1, cache_latents=False)
-    trained = jaxdiff.fit(dataclasses.replace(trained, mesh=MeshConfig(data=sizes[0], fsdp=sizes[1])), log=lambda n, f: found.setdefault(name, f["loss"]))
-    split = [leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(trained.codec.params)]
-    found[name] = (np.asarray(encoded).tolist(), x0.tolist(), run.sample(0, 8, labels)["x"].tolist(), found[name], all(split))
+    new = config(place, name, 1, cache_latents=False)
+    new, losses = dataclasses.replace(new, mesh=MeshConfig(data=sizes[0], fsdp=sizes[1])), []
+    trained = jaxdiff.fit(new, log=lambda step, figures: losses.append(figures["loss"]))
+    whole = all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(trained.codec.params))
+    pixels = run.sample(0, 8, labels)["x"].tolist()
+    found[name] = np.asarray(encoded).tolist(), x0.tolist(), pixels, losses[0], whole
 print(json.dumps(found))
 """
 
@@ -337,24 +343,22 @@ def test_an_autoencoder_that_does_not_fit_is_one_line(place: Path, other: Path, 
     refused(
         place,
         r"^codec: '.*/nowhere' is not the folder of a run or of frozen weights, from",
-        codec=Latents(other / "nowhere"),
+        codec=at(other / "nowhere"),
     )
-    refused(place, r"is a run of UNet, not of an autoencoder", codec=Latents(trained))
-    refused(place, r"digits has 1: set data.channels to 3", codec=Latents(rgb(other)))
+    refused(place, r"is a run of UNet, not of an autoencoder", codec=at(trained))
+    refused(place, r"digits has 1: set data.channels to 3", codec=at(rgb(other)))
     write_autoencoder(other / "three", network(channels=3))
     refused(
         place,
         r"^codec: it makes x of 4x4x3, and the network takes anyxanyx2: set the network's image_size and",
-        codec=Latents(other / "three"),
+        codec=at(other / "three"),
     )
     write_statistics(other / "ae", 2, std=[1.0, float("nan")])
-    refused(
-        place, r"latents.json: mean .* and std .*nan.* must be finite, and std above 0", codec=Latents(other / "ae")
-    )
+    refused(place, r"latents.json: mean .* and std .*nan.* must be finite, and std above 0", codec=at(other / "ae"))
     write_statistics(other / "ae", 3)
-    refused(place, r"latents.json is of 3 channels, and the autoencoder has 2", codec=Latents(other / "ae"))
+    refused(place, r"latents.json is of 3 channels, and the autoencoder has 2", codec=at(other / "ae"))
     (other / "ae" / "latents.json").unlink()
-    refused(place, r"has no latents.json, which training writes after its last step", codec=Latents(other / "ae"))
+    refused(place, r"has no latents.json, which training writes after its last step", codec=at(other / "ae"))
 
 
 def rgb(folder: Path) -> Path:
@@ -363,11 +367,11 @@ def rgb(folder: Path) -> Path:
 
 def test_weights_that_give_nan_are_told_of_while_they_are_cached(place: Path, tmp_path: Path) -> None:
     spoilt = write_autoencoder(tmp_path / "spoilt", spoil=lambda leaf: leaf * jnp.nan)
-    refused(place, r"digits row 0: the encoder gives x that is not finite in float16", DataError, codec=Latents(spoilt))
+    refused(place, r"digits row 0: the encoder gives x that is not finite in float16", DataError, codec=at(spoilt))
 
 
 def test_a_changed_autoencoder_is_refused_by_a_run_and_encodes_anew_for_another(place: Path, other: Path) -> None:
-    first = dataclasses.replace(config(place, "first", codec=Latents(other / "ae")), workdir=str(other / "first"))
+    first = dataclasses.replace(config(place, "first", codec=at(other / "ae")), workdir=str(other / "first"))
     jaxdiff.fit(first)
     count = len(list((place / "cache").glob("digits-*/")))
     shutil.rmtree(other / "ae")
@@ -376,6 +380,6 @@ def test_a_changed_autoencoder_is_refused_by_a_run_and_encodes_anew_for_another(
         jaxdiff.fit(dataclasses.replace(first, train=dataclasses.replace(first.train, steps=4)))
     jaxdiff.fit(dataclasses.replace(first, workdir=str(other / "second")))
     assert len(list((place / "cache").glob("digits-*/"))) == count + 1
-    moved = Latents(place / "runs" / "autoencoder")  # the same weights elsewhere: the run goes on
+    moved = at(place / "runs" / "autoencoder")  # the same weights elsewhere: the run goes on
     again = dataclasses.replace(first, codec=moved, train=dataclasses.replace(first.train, steps=3))
     assert jaxdiff.fit(again).step == 3

@@ -1,0 +1,19 @@
+"""CIFAR-10, an autoencoder with latents of 8x8x4: `cifar10_latent_dit` diffuses in them.
+
+Command:   jaxdiff train cifar10_autoencoder --data.path DIR    (DIR holds train.parquet and test.parquet)
+           jaxdiff train cifar10_autoencoder --data.name tfds:cifar10
+"""
+
+from jaxdiff.config import AutoencoderConfig, CheckpointConfig, DataConfig, OptimizerConfig, TrainConfig
+from jaxdiff.networks import KLAutoencoder
+from jaxdiff.train.ema import Ema
+
+config = AutoencoderConfig(
+    name="cifar10_autoencoder",
+    data=DataConfig(name="cifar10", flip=True),
+    network=KLAutoencoder(width=32, multipliers=(1, 2), blocks=1, middle_attention=False, patch=2),
+    optimizer=OptimizerConfig(lr=2e-3, schedule="cosine", warmup=50, final_fraction=0.02),
+    ema=Ema(0.99),
+    train=TrainConfig(steps=1200, batch_size=64, log_every=50, sample_every=600),
+    checkpoint=CheckpointConfig(every=600, keep=2),
+)

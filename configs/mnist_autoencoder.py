@@ -1,0 +1,21 @@
+"""MNIST, an autoencoder with latents of 7x7x2: `mnist_latent_unet` diffuses in them.
+
+Command:   jaxdiff train mnist_autoencoder --data.path DIR      (DIR holds train.parquet and test.parquet)
+           jaxdiff train mnist_autoencoder --data.name tfds:mnist
+"""
+
+from jaxdiff.config import AutoencoderConfig, CheckpointConfig, DataConfig, OptimizerConfig, TrainConfig
+from jaxdiff.networks import KLAutoencoder
+from jaxdiff.train.ema import Ema
+
+config = AutoencoderConfig(
+    name="mnist_autoencoder",
+    data=DataConfig(name="mnist"),
+    network=KLAutoencoder(
+        in_channels=1, channels=2, width=24, multipliers=(1, 2), blocks=1, middle_attention=False, patch=2
+    ),
+    optimizer=OptimizerConfig(lr=2e-3, schedule="cosine", warmup=50, final_fraction=0.02),
+    ema=Ema(0.99),
+    train=TrainConfig(steps=800, batch_size=64, log_every=50, sample_every=400),
+    checkpoint=CheckpointConfig(every=400, keep=2),
+)
