@@ -56,8 +56,9 @@ def train(arguments: Sequence[str]) -> None:
             print("measured   " + "  ".join(f"{name} {value:.3g}" for name, value in figures.items()))
         print(f"samples    {folder / SAMPLES}")
         print(f"metrics    {folder / 'metrics.jsonl'}; curves: tensorboard --logdir {folder}")
+        prompt = ["--prompt", run.prompts[0]] if getattr(run, "prompts", []) else []
         after = "evaluate" if isinstance(run.config, cfg.AutoencoderConfig) else "sample"
-        print(f"{'to ' + after:<9}  {cfg.command(after, str(folder), *cfg.trust_options(run.config))}")
+        print(f"{'to ' + after:<9}  {cfg.command(after, str(folder), *prompt, *cfg.trust_options(run.config))}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

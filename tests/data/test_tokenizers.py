@@ -21,6 +21,7 @@ from jaxdiff.data import Characters, DataError, Pipeline, TokenizerFile, Words, 
 from jaxdiff.data.kept_text import Captions, KeptText
 from jaxdiff.data.text import Tokenised, count
 from jaxdiff.data.tokenizers import BEGIN, END, PADDING, UNKNOWN
+from tests.test_readme import blocks, run_block
 
 TEXT = st.text()  # of all of Unicode
 EITHER = st.sampled_from([Words, Characters])
@@ -255,3 +256,8 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.M
     file = dataclasses.replace(TokenizerFile(str(tmp_path / "file"), 8))
     with pytest.raises(DataError, match=r"^tokenizer: a TokenizerFile needs the package tokenizers: pip install"):
         file.encode(["a"])
+
+
+def test_the_page_says_what_is_so(repository: Path) -> None:
+    for snippet in blocks(repository / "docs" / "text.md", "python"):
+        run_block(snippet, "text")
