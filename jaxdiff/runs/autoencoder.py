@@ -135,7 +135,7 @@ class AutoencoderRun:
         """The latents of stored images.
 
         Args:
-          record: ``{"x": uint8 (B, H, W, C)}``; H and W are multiples of the network's factor.
+          record: ``{"x": uint8 (B, H, W, C)}``, of the size that the codec declares.
           key: draws latents from their normal distribution; None: their mean. With a codebook, the latents before they
             are rounded.
 
