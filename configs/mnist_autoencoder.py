@@ -18,6 +18,6 @@ config = AutoencoderConfig(
     loss=AutoencoderLoss(distance="l2"),  # which is what PSNR measures
     optimizer=OptimizerConfig(lr=2e-3, schedule="cosine", warmup=50, final_fraction=0.02),
     ema=Ema(0.99),
-    train=TrainConfig(steps=800, batch_size=64, log_every=50, sample_every=400),
-    checkpoint=CheckpointConfig(every=400, keep=2),
+    train=TrainConfig(steps=1200, batch_size=32, log_every=50, sample_every=600),
+    checkpoint=CheckpointConfig(every=600, keep=2),
 )

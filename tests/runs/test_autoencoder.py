@@ -135,7 +135,7 @@ def test_there_is_nothing_to_sample(run: AutoencoderRun, capsys: pytest.CaptureF
             call()
     with pytest.raises(SystemExit):
         sample.main([str(run.folder)])
-    assert capsys.readouterr().err.startswith(f"sample.py: error: {run.folder} is an autoencoder")
+    assert capsys.readouterr().err.startswith(f"jaxdiff sample: error: {run.folder} is an autoencoder")
 
 
 def test_evaluating(run: AutoencoderRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
