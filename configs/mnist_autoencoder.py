@@ -4,6 +4,7 @@ Command:   jaxdiff train mnist_autoencoder --data.path DIR      (DIR holds train
            jaxdiff train mnist_autoencoder --data.name tfds:mnist
 """
 
+from jaxdiff.autoencoding import AutoencoderLoss
 from jaxdiff.config import AutoencoderConfig, CheckpointConfig, DataConfig, OptimizerConfig, TrainConfig
 from jaxdiff.networks import KLAutoencoder
 from jaxdiff.train.ema import Ema
@@ -14,8 +15,9 @@ config = AutoencoderConfig(
     network=KLAutoencoder(
         in_channels=1, channels=2, width=24, multipliers=(1, 2), blocks=1, middle_attention=False, patch=2
     ),
+    loss=AutoencoderLoss(distance="l2"),  # which is what PSNR measures
     optimizer=OptimizerConfig(lr=2e-3, schedule="cosine", warmup=50, final_fraction=0.02),
     ema=Ema(0.99),
-    train=TrainConfig(steps=800, batch_size=64, log_every=50, sample_every=400),
-    checkpoint=CheckpointConfig(every=400, keep=2),
+    train=TrainConfig(steps=1200, batch_size=32, log_every=50, sample_every=600),
+    checkpoint=CheckpointConfig(every=600, keep=2),
 )
