@@ -102,7 +102,7 @@ class Linear(nnx.Module):
 
 
 def each_token(linear: Linear, x: Array) -> Array:
-    """``linear(x)`` of tokens ``(B, L, C)`` that come with a mask: on a CPU the bits of a token do not depend on how many
+    """``linear(x)`` of tokens ``(B, L, C)`` that come with a mask: on a CPU a token's bits do not depend on how many
     there are (`jaxdiff.networks.backend.steady`).
 
     >>> each_token(Linear(4, 6), jnp.ones((2, 3, 4))).shape
