@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from jaxdiff.networks.layers import draw, fan_average
 from jaxdiff.spec import drop, null_of
 from jaxdiff.train.flops import products
 from jaxdiff.train.sharding import leaf_spec
+from tests.test_readme import blocks, run_block
 
 CONDITIONS = (
     Vector("age", 1, std=(0.1,), fourier=8),
@@ -253,3 +255,11 @@ def test_a_transformer_is_told_by_vectors_and_pooled_texts_alone():
     recipe = DiT(in_channels=1, width=8, depth=1, heads=1, frequencies=8, conditions=(CONDITIONS[0], CONDITIONS[2]))
     params = jax.eval_shape(functional(recipe).init, jax.random.key(0))
     assert set(params["told"]["by_name"]) == {"age", "low_level"}
+
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "conditions.md"
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_the_pages_snippets_run(number: int) -> None:
+    run_block(blocks(PAGE, "python")[number], f"conditions_{number}")
