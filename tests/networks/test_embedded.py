@@ -147,9 +147,10 @@ def test_a_captions_padding_is_not_read_and_its_last_word_is_pooled():
 
 def test_levels_are_embedded_as_times_and_joined_vectors_share_a_perceptron():
     level = draw(LevelEmbedding(Level("s"), 8, init=fan_average), jax.random.key(0))
-    np.testing.assert_allclose(level(jnp.array([0.25])).vector, level.time(250.0, 1), atol=1e-6)
+    told: Any = level(jnp.array([0.25])).vector
+    np.testing.assert_allclose(told, level.time(250.0, 1), atol=1e-6)
     conditions = (Tokens("text", 4, pooled=3), Vector("ids", 2, fourier=4, null=False))  # as SDXL's
-    embed = draw(ConditionEmbeddings(conditions, 8, tokens=4, joined=True), jax.random.key(0))
+    embed: Any = draw(ConditionEmbeddings(conditions, 8, tokens=4, joined=True), jax.random.key(0))
     value = {"tokens": jnp.ones((1, 2, 4)), "mask": jnp.ones((1, 2)), "pooled": jnp.array([[0.3, -1.0, 2.0]])}
     vector, tokens, _ = embed({"text": value, "ids": jnp.array([[512.0, 64.0]])})
     waves = np.concatenate([np.asarray(timestep_embedding(jnp.array([n]), 4))[0] for n in (512.0, 64.0)])
