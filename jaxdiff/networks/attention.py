@@ -14,7 +14,15 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
 
-from jaxdiff.networks.backend import AttentionForm, Call, choose_attention, filled, present_device, present_machine
+from jaxdiff.networks.backend import (
+    AttentionForm,
+    Call,
+    choose_attention,
+    filled,
+    present_device,
+    present_machine,
+    steady,
+)
 from jaxdiff.networks.chunked import chunked_attention, unmasked
 from jaxdiff.networks.kernels import cudnn_attention, flash_attention
 from jaxdiff.networks.layers import DType, Init, Linear, by_rows, each_token, fan_average, zeros
@@ -77,16 +85,19 @@ def plain_attention(
     over twice as fast as the (batch, tokens, heads, depth) order of `jax.nn.dot_product_attention`. The softmax's sum
     divides the mixture of values, which is smaller than the logits where heads are narrower than rows are long.
 
-    With a mask the sum is one more column of the product with the values: XLA adds a row of numbers in an order that
-    depends on its length, and a product of matrices in order.
+    With a mask, on a CPU, the sum is one more column of the product with the values: XLA adds a row of numbers in an
+    order that depends on its length, and a product of matrices in order.
     """
     wide, fill = jnp.promote_types(query.dtype, jnp.float32), 0
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    column = mask is not None and steady(present_machine())
     if mask is not None:
-        fill = filled(present_machine(), Call.of(query, key, value)) - key.shape[2]
-        mask = jnp.pad(mask, ((0, 0), (0, fill)))
-        key, value = (unmasked(jnp.pad(x, ((0, 0), (0, 0), (0, fill), (0, 0))), mask) for x in (key, value))
-        value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
+        key, value = unmasked(key, mask), unmasked(value, mask)
+        if column:
+            fill = filled(Call.of(query, key, value)) - key.shape[2]
+            mask = jnp.pad(mask, ((0, 0), (0, fill)))
+            value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
+            key, value = (jnp.pad(x, ((0, 0), (0, 0), (0, fill), (0, 0))) for x in (key, value))
     logits = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=wide) * scale
     if bias is not None:
         logits = logits + jnp.pad(bias, ((0, 0), (0, 0), (0, fill)))[None]
@@ -95,10 +106,8 @@ def plain_attention(
     top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
     weights = jnp.exp(logits - (top if mask is None else jnp.where(top == -jnp.inf, 0.0, top)))
     mixed = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value, preferred_element_type=wide)
-    if mask is None:
-        return (mixed / weights.sum(-1, keepdims=True)).astype(value.dtype)
-    mixed, total = mixed[..., :-1], mixed[..., -1:]
-    return (mixed / jnp.where(total == 0, 1.0, total)).astype(value.dtype)
+    mixed, total = (mixed[..., :-1], mixed[..., -1:]) if column else (mixed, weights.sum(-1, keepdims=True))
+    return (mixed / (total if mask is None else jnp.where(total == 0, 1.0, total))).astype(value.dtype)
 
 
 FORMS: dict[AttentionForm, Callable[..., Array]] = {

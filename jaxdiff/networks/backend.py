@@ -206,27 +206,27 @@ def in_order(machine: Machine) -> bool:
     return _on_cpu(machine)
 
 
-def filled(machine: Machine, call: Call) -> int:
-    """How many keys the plain form's masked attention has on this machine, its padding included.
+def steady(machine: Machine) -> bool:
+    """Whether sums over the tokens that come with a mask are to have one order, however many tokens there are.
+
+    >>> steady(Machine("cpu")), steady(Machine("cuda"))
+    (True, False)
+    """
+    return _on_cpu(machine)
+
+
+def filled(call: Call) -> int:
+    """How many keys masked attention has where sums are `steady`, its padding included.
 
     >>> query, keys = (jax.ShapeDtypeStruct((2, 4, tokens, 16), jnp.float32) for tokens in (64, 77))
-    >>> filled(Machine("cpu"), Call.of(query, keys, keys)), filled(Machine("cuda"), Call.of(query, keys, keys))
-    (128, 77)
+    >>> filled(Call.of(query, keys, keys))
+    128
     """
-    if not _on_cpu(machine) or not isinstance(call.keys, int):
+    if not isinstance(call.keys, int):
         return call.keys
     rows = math.prod(size for size in call[:3] if isinstance(size, int))
     least = max(call.keys, -(-FILLED_LOGITS // rows))
     return -(-least // FILLED_KEYS) * FILLED_KEYS
-
-
-def least_rows(machine: Machine) -> int:
-    """How many rows a product of tokens with a weight has at least, for a row's bits not to depend on their number.
-
-    >>> least_rows(Machine("cpu")), least_rows(Machine("cuda"))
-    (64, 0)
-    """
-    return FILLED_KEYS if _on_cpu(machine) else 0
 
 
 def unrolled(machine: Machine, depth: int) -> bool:

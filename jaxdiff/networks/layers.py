@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxdiff.networks.backend import in_order, least_rows, present_machine
+from jaxdiff.networks.backend import FILLED_KEYS, in_order, present_machine, steady
 from jaxdiff.networks.convolution import EDGES, by_winograd, convolve, winograd
 from jaxdiff.networks.initial_noise import Kind, initial_noise
 
@@ -102,16 +102,16 @@ class Linear(nnx.Module):
 
 
 def each_token(linear: Linear, x: Array) -> Array:
-    """``linear(x)`` of tokens ``(B, L, C)`` that come with a mask: on a CPU the bits of a token do not depend on how many
-    there are (`jaxdiff.networks.backend.least_rows`).
+    """``linear(x)`` of tokens ``(B, L, C)`` that come with a mask: on a CPU a token's bits do not depend on how many
+    there are (`jaxdiff.networks.backend.steady`).
 
     >>> each_token(Linear(4, 6), jnp.ones((2, 3, 4))).shape
     (2, 3, 6)
     """
-    rows, least = x.shape[0] * x.shape[1], least_rows(present_machine())
-    if not isinstance(rows, int) or rows >= least:
+    rows = x.shape[0] * x.shape[1]
+    if not isinstance(rows, int) or rows >= FILLED_KEYS or not steady(present_machine()):
         return linear(x)
-    filled = jnp.pad(by_rows(x), ((0, least - rows), (0, 0)))
+    filled = jnp.pad(by_rows(x), ((0, FILLED_KEYS - rows), (0, 0)))
     return linear(filled)[:rows].reshape(*x.shape[:2], -1)
 
 

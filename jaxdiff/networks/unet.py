@@ -221,7 +221,7 @@ class ResidualBlock(nnx.Module):
         else:
             h = self.conv1(h)
         h = by_sample(convolved(h))
-        embedding = self.embed(told.vector)  # (B, outputs) or (B, 2 outputs)
+        embedding = self.embed(jnp.asarray(told.vector))  # (B, outputs) or (B, 2 outputs)
         if self.scale_shift:
             h = self.norm2(h, *jnp.split(embedding, 2, axis=1))
         else:
@@ -249,13 +249,13 @@ class Stage(nnx.Module):
     def __init__(self, config: UNet, inputs: int, outputs: int, level: int | None, site: int):
         self.block = ResidualBlock(config, inputs, outputs, site)
         layers = config.layers(level)
+        attention: Transformer | AttentionBlock | None = None
         if layers:
             options: dict[str, Any] = {"groups": config.groups, "dtype": config.dtype}
-            self.attention = Transformer(outputs, config.heads_of(outputs), layers, config.context, **options)
+            attention = Transformer(outputs, config.heads_of(outputs), layers, config.context, **options)
         elif level is None or config.image_size // 2**level in config.attention_resolutions:
-            self.attention = AttentionBlock(config, outputs)
-        else:
-            self.attention = None
+            attention = AttentionBlock(config, outputs)
+        self.attention = attention
 
     def __call__(self, x: Array, told: Embedded, key: Array | None) -> Array:
         x = self.block(x, told, key)

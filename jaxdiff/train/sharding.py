@@ -42,7 +42,7 @@ TENSOR: tuple[tuple[str, Axes], ...] = (  # pattern in a parameter's path -> its
     (r"attention/(query|key|value)/bias", ("tensor",)),
     (r"attention/out/kernel", ("tensor", None)),
     (r"/(expand|gate)/kernel", (None, "tensor")),
-    (r"/expand/bias", ("tensor",)),
+    (r"/expand/bias", ("tensor",)),  # of a gated layer (2, hidden): the last axis too
     (r"/contract/kernel", ("tensor", None)),
 )
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 import jaxdiff as jd
 from jaxdiff.networks import MLP, DeepCache, DiT, FirstBlock, Functional, TaylorSeer, UNet, functional
 from jaxdiff.networks.caching import FeatureCache, forecast_of
+from jaxdiff.networks.embedded import Embedded
 from jaxdiff.networks.unet import ResidualBlock
 
 PROCESS = jd.Flow()
@@ -203,7 +204,7 @@ def test_what_is_not_due_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> Non
     original = ResidualBlock.__call__
     middle = NETS["unet"].module(params_of(NETS["unet"])).middle_out.site
 
-    def told(self: ResidualBlock, x: jax.Array, embedding: jax.Array, key: jax.Array | None) -> jax.Array:
+    def told(self: ResidualBlock, x: jax.Array, embedding: Embedded, key: jax.Array | None) -> jax.Array:
         if self.site == middle:
             jax.debug.callback(lambda: calls.append(1))
         return original(self, x, embedding, key)

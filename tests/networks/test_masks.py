@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def of_kept(query, key, value):
     return plain_attention(query, key[:, :, KEPT], value[:, :, KEPT])
 
 
-FORMS = {"plain": plain_attention, "chunked": BLOCKED, "kernel": with_all_derivatives(toy, BLOCKED)}
+FORMS: dict[str, Any] = {"plain": plain_attention, "chunked": BLOCKED, "kernel": with_all_derivatives(toy, BLOCKED)}
 
 
 NIGHTLY = pytest.mark.nightly

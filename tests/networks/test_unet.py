@@ -11,12 +11,28 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxdiff.networks import DiT, UNet, adm, ddpm_256, ddpm_cifar10, functional, iddpm_cifar10
+from jaxdiff.networks import (
+    DiT,
+    Image,
+    UNet,
+    adm,
+    ddpm_256,
+    ddpm_cifar10,
+    functional,
+    iddpm_cifar10,
+    sd15,
+    sd21,
+    sdxl,
+    sdxl_refiner,
+)
 from jaxdiff.networks.embedded import Embedded
 from jaxdiff.networks.layers import draw
 from jaxdiff.networks.unet import Resample, ResidualBlock
 
 RANDOM = np.random.default_rng(0)
+
+
+MASK, LEFT = Image("mask", (64, 64), 1, low=0.0), Image("left", (64, 64), 4, low=None, high=None)
 
 
 def size(config):
@@ -34,8 +50,16 @@ def size(config):
         (adm(256), 553_838_086),
         (adm(512), 558_997_638),
         (adm(64, null_class=True), 295_904_454 + 4 * 192),
+        (sd15(), 859_520_964),
+        (sd15(conditions=(*sd15().conditions, MASK, LEFT)), 859_520_964 + 5 * 9 * 320),  # inpainting: 9 channels
+        (sd21(), 865_910_724),
+        (sdxl(), 2_567_463_684),
+        (sdxl_refiner(), 2_259_526_660),  # as diffusers 0.42.1 builds it
     ],
-    ids=["ddpm-cifar10", "ddpm-256", "iddpm-cifar10", "adm-64", "adm-128", "adm-256", "adm-512", "adm-64-null"],
+    ids=[
+        *("ddpm-cifar10", "ddpm-256", "iddpm-cifar10", "adm-64", "adm-128", "adm-256", "adm-512", "adm-64-null"),
+        *("sd15", "sd15-inpainting", "sd21", "sdxl", "sdxl-refiner"),
+    ],
 )
 def test_published_sizes(config, parameters):
     assert size(config) == parameters
@@ -46,9 +70,10 @@ def test_published_options():
     assert (ddpm.downsample_padding, ddpm.time_order, ddpm.time_shift, ddpm.norm_eps) == (
         "bottom_right", "sin_cos", 1.0, 1e-6,
     )  # fmt: skip
-    assert (ours.downsample_padding, ours.time_order, ours.time_shift, ours.norm_eps) == (
-        "symmetric", "cos_sin", 0.0, 1e-5,
-    )  # fmt: skip
+    for each in (ours, sd15(), sd21(), sdxl()):
+        assert (each.downsample_padding, each.time_order, each.time_shift, each.norm_eps) == (
+            "symmetric", "cos_sin", 0.0, 1e-5,
+        )  # fmt: skip
 
 
 SMALL: dict[str, Any] = {"image_size": 8, "in_channels": 2, "width": 8, "multipliers": (1, 2), "blocks": 1}
