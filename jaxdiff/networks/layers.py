@@ -80,12 +80,15 @@ class Linear(nnx.Module):
       outputs: of the result's.
       dtype: what it computes in and returns.
       init: of the kernel ``(inputs, outputs)``; the bias starts at zero.
+      bias: whether there is one; without, the map is linear.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, dtype: DType = "float32", init: Init = fan_average):
+    def __init__(
+        self, inputs: int, outputs: int, *, dtype: DType = "float32", init: Init = fan_average, bias: bool = True
+    ):
         self.dtype = dtype
         self.kernel = init((inputs, outputs))
-        self.bias = zeros((outputs,))
+        self.bias = zeros((outputs,)) if bias else None
 
     def __call__(self, x: Array) -> Array:
         """``(..., inputs) -> (..., outputs)``.
@@ -93,9 +96,9 @@ class Linear(nnx.Module):
         >>> Linear(4, 6)(jnp.ones((2, 8, 8, 4))).shape
         (2, 8, 8, 6)
         """
-        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        kernel = self.kernel[...].astype(self.dtype)
         y = jnp.dot(by_rows(x).astype(self.dtype), kernel).reshape(*x.shape[:-1], kernel.shape[1])
-        return y + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def by_rows(x: Array) -> Array:

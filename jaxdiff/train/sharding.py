@@ -40,7 +40,7 @@ TENSOR: tuple[tuple[str, Axes], ...] = (  # pattern in a parameter's path -> its
     (r"attention/qkv/kernel", (None, None, "tensor")),  # (width, 3, heads x depth): whole heads
     (r"attention/qkv/bias", (None, "tensor")),
     (r"attention/out/kernel", ("tensor", None)),
-    (r"/expand/kernel", (None, "tensor")),
+    (r"/(expand|gate)/kernel", (None, "tensor")),
     (r"/expand/bias", ("tensor",)),
     (r"/contract/kernel", ("tensor", None)),
 )
