@@ -48,6 +48,21 @@ def timestep_embedding(
     return jnp.concatenate([sin, cos] if order == "sin_cos" else [cos, sin], axis=1)
 
 
+def times_of(t: ArrayLike, batch: int) -> Float[Array, " batch"]:
+    """A time for each sample: ``()`` or ``(batch,)`` -> ``(batch,)`` float32.
+
+    Raises:
+      ValueError: another shape.
+
+    >>> times_of(0.5, 2).tolist()
+    [0.5, 0.5]
+    """
+    t = jnp.asarray(t, jnp.float32)
+    if t.shape not in ((), (batch,)):
+        raise ValueError(f"a time is a scalar or one a sample, ({batch},); got shape {t.shape}")
+    return jnp.broadcast_to(t, (batch,))
+
+
 class TimeEmbedding(nnx.Module):
     """`timestep_embedding`, then a two-layer perceptron with SiLU between.
 
@@ -81,12 +96,7 @@ class TimeEmbedding(nnx.Module):
         >>> TimeEmbedding(8, 16)(0.5, 2).shape
         (2, 16)
         """
-        t = jnp.asarray(t, jnp.float32)
-        if t.shape not in ((), (batch,)):
-            raise ValueError(f"a time is a scalar or one a sample, ({batch},); got shape {t.shape}")
-        embedding = timestep_embedding(
-            jnp.broadcast_to(t, (batch,)), self.frequencies, order=self.order, shift=self.shift
-        )
+        embedding = timestep_embedding(times_of(t, batch), self.frequencies, order=self.order, shift=self.shift)
         return self.out(jax.nn.silu(self.hidden(embedding)))
 
 

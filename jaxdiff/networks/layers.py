@@ -221,6 +221,45 @@ def layer_norm(x: Array, eps: float) -> Array:
     return centred * jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + eps)
 
 
+class LayerNorm(nnx.Module):
+    """`layer_norm` with learned gain and bias, in float32."""
+
+    def __init__(self, width: int, eps: float):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = zeros((width,))
+
+    def __call__(self, x: Array) -> Array:
+        """``(..., width)`` -> the same.
+
+        >>> LayerNorm(2, 0.0)(jnp.array([[[1.0, 3.0]]])).tolist()
+        [[[-1.0, 1.0]]]
+        """
+        gain, bias = (
+            weight[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,)) for weight in (self.scale, self.bias)
+        )
+        return layer_norm(x, self.eps) * gain + bias
+
+
+class RMSNorm(nnx.Module):
+    """``x / sqrt(mean(x^2) + eps)`` over the last axis with a learned gain, in float32 (Zhang & Sennrich 2019,
+    https://arxiv.org/abs/1910.07467)."""
+
+    def __init__(self, width: int, eps: float):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(width))
+
+    def __call__(self, x: Array) -> Array:
+        """``(..., width)`` -> the same.
+
+        >>> RMSNorm(2, 0.0)(jnp.array([[[3.0, 3.0]]])).tolist()
+        [[[1.0, 1.0]]]
+        """
+        x = x.astype(jnp.float32)
+        root = jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.eps)
+        return x * root * self.scale[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
 def upsample(x: Array) -> Array:
     """Twice the height and width, by nearest neighbour.
 

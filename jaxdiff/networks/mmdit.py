@@ -43,6 +43,7 @@ from jax.typing import ArrayLike
 from jaxdiff.networks.attention import QueryKeyValue, attention
 from jaxdiff.networks.conditions import (
     ConditionEmbeddings,
+    Level,
     NetCondition,
     Tokens,
     cond_specs,
@@ -51,7 +52,7 @@ from jaxdiff.networks.conditions import (
     with_images,
 )
 from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, position_embedding, rotary_angles, rotated
-from jaxdiff.networks.layers import DType, Linear, check_images, draw, layer_norm, normal, rms_norm, zeros
+from jaxdiff.networks.layers import DType, Linear, RMSNorm, check_images, draw, layer_norm, normal, zeros
 from jaxdiff.networks.modulation import Perceptron, gated, modulate, parted, stacked, through, to_pixels, to_tokens
 from jaxdiff.networks.remat import Remat, check_remat
 from jaxdiff.spec import Specs
@@ -182,7 +183,7 @@ class Heads(nnx.Module):
         self.qkv = QueryKeyValue(config.width, dtype=config.dtype)
         if config.qk_norm:
             depth = config.width // config.heads
-            self.query_gain, self.key_gain = (nnx.Param(jnp.ones(depth)) for _ in range(2))
+            self.query_norm, self.key_norm = (RMSNorm(depth, config.norm_eps) for _ in range(2))
         if out:
             self.out = Linear(config.width, config.width, bias=bias, dtype=config.dtype)
 
@@ -190,14 +191,9 @@ class Heads(nnx.Module):
         """``(B, L, C)`` -> queries, keys and values ``(B, heads, L, depth)``."""
         batch, length, width = x.shape
         heads = self.config.heads
-        q, k, v = (
-            y.reshape(batch, length, heads, width // heads).transpose(0, 2, 1, 3) for y in self.qkv(x.astype(x.dtype))
-        )
+        q, k, v = (y.reshape(batch, length, heads, width // heads).transpose(0, 2, 1, 3) for y in self.qkv(x))
         if self.config.qk_norm:
-            q, k = (
-                rms_norm(y, gain[...], self.config.norm_eps).astype(y.dtype)
-                for y, gain in ((q, self.query_gain), (k, self.key_gain))
-            )
+            q, k = self.query_norm(q).astype(v.dtype), self.key_norm(k).astype(v.dtype)
         if angles is not None:
             q, k = rotated(q, angles), rotated(k, angles)
         return q, k, v

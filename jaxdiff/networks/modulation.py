@@ -22,7 +22,7 @@ from flax import nnx
 from jax import Array
 
 from jaxdiff.networks.backend import present_machine, unrolled
-from jaxdiff.networks.layers import DType, Linear
+from jaxdiff.networks.layers import DType, Init, Linear, fan_average
 from jaxdiff.networks.placement import by_feature, by_sample
 from jaxdiff.networks.remat import Remat, recomputed
 
@@ -51,16 +51,21 @@ def parted(layer: Linear, c: Array, parts: int) -> list[Array]:
 
 
 class Perceptron(nnx.Module):
-    """Two layers with GELU between, in its tanh form.
+    """Two layers with GELU between.
 
     Args:
       width: of the tokens.
       hidden: of the layer between.
+      exact: whether GELU is by the error function, not by tanh.
+      init: of both kernels.
     """
 
-    def __init__(self, width: int, hidden: int, *, dtype: DType = "float32"):
-        self.expand = Linear(width, hidden, dtype=dtype)
-        self.contract = Linear(hidden, width, dtype=dtype)
+    def __init__(
+        self, width: int, hidden: int, *, exact: bool = False, dtype: DType = "float32", init: Init = fan_average
+    ):
+        self.exact = exact
+        self.expand = Linear(width, hidden, dtype=dtype, init=init)
+        self.contract = Linear(hidden, width, dtype=dtype, init=init)
 
     def __call__(self, x: Array) -> Array:
         """``(..., width) -> (..., width)``.
@@ -68,7 +73,7 @@ class Perceptron(nnx.Module):
         >>> Perceptron(4, 16)(jnp.ones((2, 3, 4))).shape
         (2, 3, 4)
         """
-        return self.contract(jax.nn.gelu(self.expand(x), approximate=True))
+        return self.contract(jax.nn.gelu(self.expand(x), approximate=not self.exact))
 
 
 def to_tokens(x: Array, patch: int) -> Array:

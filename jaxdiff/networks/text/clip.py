@@ -34,7 +34,7 @@ from flax import nnx
 from jax import Array
 
 from jaxdiff.networks.embeddings import LabelEmbedding
-from jaxdiff.networks.layers import DType, Linear, draw, layer_norm, normal, zeros
+from jaxdiff.networks.layers import DType, LayerNorm, Linear, draw, normal
 from jaxdiff.networks.text.stack import BiasedSelfAttention, causal, check_dtype, stacked, through
 
 Activation = Literal["quick_gelu", "gelu"]
@@ -120,24 +120,6 @@ def exact_gelu(x: Array) -> Array:
 
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": exact_gelu}
-
-
-class LayerNorm(nnx.Module):
-    """Layer normalisation with learned gain and bias, in float32."""
-
-    def __init__(self, width: int, eps: float):
-        self.eps = eps
-        self.scale = nnx.Param(jnp.ones(width))
-        self.bias = zeros((width,))
-
-    def __call__(self, x: Array) -> Array:
-        """``(B, L, width)`` -> the same.
-
-        >>> LayerNorm(2, 0.0)(jnp.array([[[1.0, 3.0]]])).tolist()
-        [[[-1.0, 1.0]]]
-        """
-        gain, bias = (weight[...].astype(jnp.float32)[None, None] for weight in (self.scale, self.bias))
-        return layer_norm(x, self.eps) * gain + bias
 
 
 class CLIPBlock(nnx.Module):

@@ -31,7 +31,7 @@ from jax import Array
 from jaxtyping import Float
 
 from jaxdiff.networks.embeddings import LabelEmbedding, standard_normal
-from jaxdiff.networks.layers import DType, Linear, Normal, draw, normal
+from jaxdiff.networks.layers import DType, Linear, Normal, RMSNorm, draw, normal
 from jaxdiff.networks.text.stack import BiasedSelfAttention, check_dtype, stacked, through
 
 
@@ -109,24 +109,6 @@ def distance_buckets(length: int, buckets: int = 32, distance: int = 128) -> np.
     edges = [(distance**m * near ** (far - m), m) for m in range(1, far)]  # of d^far
     ahead = [d if d < near else near + sum(d**far >= edge for edge, _ in edges) for d in range(length)]
     return np.array([*ahead[:0:-1], 0, *(each + bucket for bucket in ahead[1:])], np.int32)
-
-
-class RMSNorm(nnx.Module):
-    """Equation (1), in float32."""
-
-    def __init__(self, width: int, eps: float):
-        self.eps = eps
-        self.scale = nnx.Param(jnp.ones(width))
-
-    def __call__(self, x: Array) -> Array:
-        """``(B, L, width)`` -> the same.
-
-        >>> RMSNorm(2, 0.0)(jnp.array([[[3.0, 3.0]]])).tolist()
-        [[[1.0, 1.0]]]
-        """
-        x = x.astype(jnp.float32)
-        root = jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.eps)
-        return x * root * self.scale[...].astype(jnp.float32)[None, None]
 
 
 class T5Block(nnx.Module):
