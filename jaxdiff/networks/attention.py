@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-from jaxdiff.networks.backend import AttentionForm, choose_attention, present_device, present_machine
-from jaxdiff.networks.chunked import chunked_attention
+from jaxdiff.networks.backend import AttentionForm, Call, choose_attention, filled, present_device, present_machine
+from jaxdiff.networks.chunked import chunked_attention, unmasked
 from jaxdiff.networks.kernels import cudnn_attention, flash_attention
 from jaxdiff.networks.layers import DType, Init, Linear, by_rows, fan_average, zeros
 from jaxdiff.networks.probe import works
@@ -25,46 +25,70 @@ def attention(
     query: Float[Array, "batch heads queries depth"],
     key: Float[Array, "batch heads keys depth"],
     value: Float[Array, "batch heads keys width"],
+    mask: Bool[Array, "batch keys"] | None = None,
 ) -> Float[Array, "batch heads queries width"]:
-    """``softmax(q k^T / sqrt(depth)) v``, with logits and softmax in float32.
+    """``softmax(q k^T / sqrt(depth)) v`` over the keys that count, with logits and softmax in float32.
 
-    Forward, reverse and second derivatives hold in every form, under `jax.vmap` too.
+    Forward, reverse and second derivatives hold in every form, under `jax.vmap` too. A masked key has the weight 0: its
+    numbers, finite or not, change no bit of the output, nor of any gradient, in every form on every machine. Where all
+    keys of a sample are masked its output is 0, and so is its gradient. On a CPU the plain form also has the same bits
+    for the same keys with more masked ones after them (`jaxdiff.networks.backend.filled`); the chunked form's and other
+    machines' are equal up to rounding.
 
     Args:
       query: ``(batch, heads, queries, depth)``.
       key: ``(batch, heads, keys, depth)``.
       value: ``(batch, heads, keys, width)``.
+      mask: ``(batch, keys)``, true where a key is attended to; None: everywhere.
 
     Returns:
       ``(batch, heads, queries, width)`` in ``value``'s dtype.
 
     >>> q = k = jnp.zeros((1, 1, 2, 4))
-    >>> attention(q, k, jnp.array([0.0, 1.0]).reshape(1, 1, 2, 1)).ravel().tolist()
-    [0.5, 0.5]
+    >>> v = jnp.array([0.0, 1.0]).reshape(1, 1, 2, 1)
+    >>> attention(q, k, v).ravel().tolist(), attention(q, k, v, jnp.array([[False, True]])).ravel().tolist()
+    ([0.5, 0.5], [1.0, 1.0])
     """
 
     def tried(form: AttentionForm) -> bool:
         dtype = jnp.result_type(query, key, value)
-        return works(form, FORMS[form], plain_attention, present_device(), query.shape[-1], dtype)
+        masked = mask is not None
+        return works(form, FORMS[form], plain_attention, present_device(), query.shape[-1], dtype, masked)
 
-    return FORMS[choose_attention(present_machine(), query, key, value, tried)](query, key, value)
+    form = FORMS[choose_attention(present_machine(), query, key, value, tried)]
+    # Numbers, for the kernels' derivatives: a truth value has no tangent.
+    return form(query, key, value) if mask is None else form(query, key, value, mask.astype(query.dtype))
 
 
-def plain_attention(query: Array, key: Array, value: Array) -> Array:
+def plain_attention(query: Array, key: Array, value: Array, mask: Array | None = None) -> Array:
     """`attention` with all logits at once.
 
     Heads stand before tokens: each head's products are then plain matrix products on contiguous data, which on a CPU is
     over twice as fast as the (batch, tokens, heads, depth) order of `jax.nn.dot_product_attention`. The softmax's sum
     divides the mixture of values, which is smaller than the logits where heads are narrower than rows are long.
+
+    With a mask the sum is one more column of the product with the values: XLA adds a row of numbers in an order that
+    depends on its length, and a product of matrices in order.
     """
     wide = jnp.promote_types(query.dtype, jnp.float32)
+    if mask is not None:
+        fill = filled(present_machine(), Call.of(query, key, value)) - key.shape[2]
+        mask = jnp.pad(mask, ((0, 0), (0, fill)))
+        key, value = (unmasked(jnp.pad(x, ((0, 0), (0, 0), (0, fill), (0, 0))), mask) for x in (key, value))
+        value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
     logits = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None, :] != 0, logits, -jnp.inf)
+    top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    weights = jnp.exp(logits - (top if mask is None else jnp.where(top == -jnp.inf, 0.0, top)))
     mixed = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value, preferred_element_type=wide)
-    return (mixed / weights.sum(-1, keepdims=True)).astype(value.dtype)
+    if mask is None:
+        return (mixed / weights.sum(-1, keepdims=True)).astype(value.dtype)
+    mixed, total = mixed[..., :-1], mixed[..., -1:]
+    return (mixed / jnp.where(total == 0, 1.0, total)).astype(value.dtype)
 
 
-FORMS: dict[AttentionForm, Callable[[Array, Array, Array], Array]] = {
+FORMS: dict[AttentionForm, Callable[..., Array]] = {
     "plain": plain_attention,
     "chunked": chunked_attention,
     "cudnn": cudnn_attention,
@@ -121,6 +145,7 @@ class SelfAttention(nnx.Module):
     Args:
       width: of the tokens.
       heads: a divisor of ``width``.
+      bias: of query, key and value; the output projection always has one.
       init: of the output projection; zeros make a residual block start as the identity.
     """
 
@@ -129,20 +154,66 @@ class SelfAttention(nnx.Module):
         width: int,
         heads: int,
         *,
+        bias: bool = True,
         dtype: DType = "float32",
         init: Init = fan_average,
     ):
         self.heads = heads
-        self.qkv = QueryKeyValue(width, dtype=dtype)
+        self.qkv = QueryKeyValue(width, bias=bias, dtype=dtype)
         self.out = Linear(width, width, dtype=dtype, init=init)
 
-    def __call__(self, x: Array) -> Array:
-        """``(B, L, C) -> (B, L, C)``.
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
+        """``(B, L, C) -> (B, L, C)``; ``mask`` is ``(B, L)``, true for the tokens that are attended to.
 
         >>> SelfAttention(8, heads=2)(jnp.ones((2, 5, 8))).shape
         (2, 5, 8)
         """
-        batch, length, width = x.shape
-        heads = (batch, length, self.heads, width // self.heads)
-        mixed = attention(*(y.reshape(heads).transpose(0, 2, 1, 3) for y in self.qkv(x)))  # (B, heads, L, depth) each
-        return self.out(mixed.transpose(0, 2, 1, 3).reshape(batch, length, width))
+        return self.out(by_heads(*self.qkv(x), self.heads, mask))
+
+
+class CrossAttention(nnx.Module):
+    """Multi-head attention of tokens to those of a context, such as a text.
+
+    Args:
+      width: of the tokens.
+      context_width: of the context's.
+      heads: a divisor of ``width``.
+      bias: of query, key and value; the output projection always has one.
+      init: of the output projection.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        context_width: int,
+        heads: int,
+        *,
+        bias: bool = True,
+        dtype: DType = "float32",
+        init: Init = fan_average,
+    ):
+        self.heads = heads
+        self.query = Linear(width, width, bias=bias, dtype=dtype)
+        self.key = Linear(context_width, width, bias=bias, dtype=dtype)
+        self.value = Linear(context_width, width, bias=bias, dtype=dtype)
+        self.out = Linear(width, width, dtype=dtype, init=init)
+
+    def __call__(self, x: Array, context: Array, mask: Array | None = None) -> Array:
+        """``(B, L, C)`` and ``(B, M, context_width) -> (B, L, C)``; ``mask`` is ``(B, M)``, true where attended to.
+
+        >>> CrossAttention(8, 6, heads=2)(jnp.ones((2, 5, 8)), jnp.ones((2, 3, 6))).shape
+        (2, 5, 8)
+        """
+        return self.out(by_heads(self.query(x), self.key(context), self.value(context), self.heads, mask))
+
+
+def by_heads(query: Array, key: Array, value: Array, heads: int, mask: Array | None = None) -> Array:
+    """`attention` of tokens ``(B, L, C)``, whose last axis is (head, depth).
+
+    >>> by_heads(jnp.ones((2, 5, 8)), jnp.ones((2, 3, 8)), jnp.ones((2, 3, 8)), 4).shape
+    (2, 5, 8)
+    """
+    cut = (
+        y.reshape(*y.shape[:2], heads, -1).transpose(0, 2, 1, 3) for y in (query, key, value)
+    )  # (B, heads, L, depth)
+    return attention(*cut, mask).transpose(0, 2, 1, 3).reshape(*query.shape[:2], -1)

@@ -34,6 +34,11 @@ measures from which size that pays."""
 FLASH_KEYS = 1024
 """Fewest keys for the TPU kernel: a row of fewer logits stays on the chip in XLA's own softmax. Not measured."""
 
+FILLED_KEYS, FILLED_LOGITS = 64, 4096
+"""To multiples of how many keys, and to how many logits at least, masked attention is filled on a CPU. XLA chooses the
+order of a sum by the shapes: from here on its products and exponentials keep to one order (tests/networks/test_masks.py
+tries it), so that more padding changes no bit."""
+
 UNROLLED = 12
 """Most like blocks that stand one by one in a program for a CPU."""
 
@@ -199,6 +204,20 @@ def in_order(machine: Machine) -> bool:
     (True, False)
     """
     return _on_cpu(machine)
+
+
+def filled(machine: Machine, call: Call) -> int:
+    """How many keys the plain form's masked attention has on this machine, its padding included.
+
+    >>> query, keys = (jax.ShapeDtypeStruct((2, 4, tokens, 16), jnp.float32) for tokens in (64, 77))
+    >>> filled(Machine("cpu"), Call.of(query, keys, keys)), filled(Machine("cuda"), Call.of(query, keys, keys))
+    (128, 77)
+    """
+    if not _on_cpu(machine) or not isinstance(call.keys, int):
+        return call.keys
+    rows = math.prod(size for size in call[:3] if isinstance(size, int))
+    least = max(call.keys, -(-FILLED_LOGITS // rows))
+    return -(-least // FILLED_KEYS) * FILLED_KEYS
 
 
 def unrolled(machine: Machine, depth: int) -> bool:

@@ -13,7 +13,8 @@ For a block of queries q, over the blocks of keys and values j = 1 .. n, from m_
     o = a_n / z_n,   L = m_n + ln z_n                           (5)
 
 o is softmax(s) v, and L the logarithm of the softmax's denominator, from which any block of weights can be had again:
-p_j = exp(s_j - L). The differential of (5), with ds_j = (dq k_j^T + q dk_j^T) / sqrt(depth):
+p_j = exp(s_j - L). A key that is masked has s_j = -inf; where all are, m_n = -inf and z_n = 0, o and L are 0 by
+definition, and so are all p_j. The differential of (5), with ds_j = (dq k_j^T + q dk_j^T) / sqrt(depth):
 
     dL = sum_j sum_keys p_j ds_j                                (6)
     do = sum_j ((p_j ds_j) v_j + p_j dv_j) - dL o               (7)
@@ -36,7 +37,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Num
 
 BLOCK_BYTES = 2**22
 """Of a block's float32 logits, over all samples and heads: they pass between a product, the exponential and another
@@ -51,6 +52,7 @@ def chunked_attention(
     query: Float[Array, "batch heads queries depth"],
     key: Float[Array, "batch heads keys depth"],
     value: Float[Array, "batch heads keys width"],
+    mask: Num[Array, "batch keys"] | Bool[Array, "batch keys"] | None = None,
     *,
     blocks: Blocks | None = None,
 ) -> Float[Array, "batch heads queries width"]:
@@ -60,7 +62,9 @@ def chunked_attention(
       query: ``(batch, heads, queries, depth)``.
       key: ``(batch, heads, keys, depth)``.
       value: ``(batch, heads, keys, width)``.
-      blocks: queries and keys of a block at most; None: `block_sizes` has the rule.
+      mask: ``(batch, keys)``, true (or not 0) where a key is attended to; None: everywhere.
+      blocks: queries and keys of a block at most; None: `block_sizes` has the rule. With a mask each block of keys has
+        this size, however many there are: blocks that are all padding then change no bit.
 
     Returns:
       ``(batch, heads, queries, width)`` in ``value``'s dtype.
@@ -72,7 +76,14 @@ def chunked_attention(
     if blocks is None:
         batch, heads, queries, _ = query.shape
         blocks = block_sizes(batch * heads if isinstance(batch, int) else heads, queries, key.shape[2])
-    return _output_and_log_sum(blocks, query, key, value)[0]
+    if mask is not None:
+        key, value = unmasked(key, mask), unmasked(value, mask)
+    return _output_and_log_sum(blocks, query, key, value, None if mask is None else mask != 0)[0]
+
+
+def unmasked(x: Array, mask: Array) -> Array:
+    """``(B, H, L, C)`` with zeros for the tokens that ``mask``, ``(B, L)``, leaves out: whatever stands there."""
+    return jnp.where(mask[:, None, :, None] != 0, x, jnp.zeros((), x.dtype))
 
 
 def block_sizes(matrices: int, queries: int, keys: int) -> Blocks:
@@ -93,18 +104,22 @@ def block_sizes(matrices: int, queries: int, keys: int) -> Blocks:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _output_and_log_sum(blocks: Blocks, query: Array, key: Array, value: Array) -> tuple[Array, Array]:
+def _output_and_log_sum(
+    blocks: Blocks, query: Array, key: Array, value: Array, mask: Array | None
+) -> tuple[Array, Array]:
     """o and L of (5)."""
     wide = jnp.promote_types(query.dtype, jnp.float32)
-    columns = (_cut(key, blocks[1]), _cut(value, blocks[1]), _inside(key.shape[2], blocks[1]))
+    even = mask is None
+    columns = (_cut(key, blocks[1], even), _cut(value, blocks[1], even), _inside(key.shape[2], blocks[1], mask))
 
     def row(q: Array) -> tuple[Array, Array]:
         def column(carry: tuple[Array, Array, Array], block: Any) -> tuple[tuple[Array, Array, Array], None]:
             (m, z, a), (k, v, inside) = carry, block
             s = _logits(q, k, inside)
             top = jnp.maximum(m, s.max(-1))
-            e = jnp.exp(s - top[..., None])
-            shrink = jnp.exp(m - top)
+            shift = jnp.where(top == -jnp.inf, 0.0, top)  # no key yet
+            e = jnp.exp(s - shift[..., None])
+            shrink = jnp.exp(m - shift)
             z = shrink * z + e.sum(-1)
             a = shrink[..., None] * a + _product("bhqk,bhkd->bhqd", e, v)
             return (top, z, a), None
@@ -115,7 +130,11 @@ def _output_and_log_sum(blocks: Blocks, query: Array, key: Array, value: Array) 
             jnp.zeros((*q.shape[:3], value.shape[3]), wide),
         )
         (m, z, a), _ = jax.lax.scan(column, start, columns)
-        return (a / z[..., None]).astype(value.dtype), m + jnp.log(z)
+        if mask is None:
+            return (a / z[..., None]).astype(value.dtype), m + jnp.log(z)
+        some = z > 0
+        o = a / jnp.where(some, z, 1.0)[..., None]
+        return o.astype(value.dtype), jnp.where(some, m + jnp.log(z), 0.0)
 
     o, log_sum = jax.lax.map(row, _cut(query, blocks[0]))
     return _join(o, query.shape[2]), _join(log_sum, query.shape[2])
@@ -124,10 +143,14 @@ def _output_and_log_sum(blocks: Blocks, query: Array, key: Array, value: Array) 
 @_output_and_log_sum.defjvp
 def _differential(blocks: Blocks, primals: Any, tangents: Any) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """Equations (6) and (7)."""
-    query, key, value = primals
-    d_query, d_key, d_value = tangents
-    o, log_sum = _output_and_log_sum(blocks, query, key, value)
-    columns = (*(_cut(x, blocks[1]) for x in (key, value, d_key, d_value)), _inside(key.shape[2], blocks[1]))
+    query, key, value, mask = primals
+    d_query, d_key, d_value, _ = tangents
+    o, log_sum = _output_and_log_sum(blocks, query, key, value, mask)
+    even = mask is None
+    columns = (
+        *(_cut(x, blocks[1], even) for x in (key, value, d_key, d_value)),
+        _inside(key.shape[2], blocks[1], mask),
+    )
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def row(part: Any, columns: Any) -> tuple[Array, Array]:
@@ -151,10 +174,10 @@ def _differential(blocks: Blocks, primals: Any, tangents: Any) -> tuple[tuple[Ar
 
 
 def _logits(q: Array, k: Array, inside: Array | None) -> Array:
-    """Equation (1), -inf for the keys that only fill the last block."""
+    """Equation (1), -inf for the keys that only fill the last block, or are masked: ``inside`` is (B or 1, keys)."""
     s = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
     s = s * q.shape[-1] ** -0.5
-    return s if inside is None else jnp.where(inside[None, None, None, :], s, -jnp.inf)
+    return s if inside is None else jnp.where(inside[:, None, None, :], s, -jnp.inf)
 
 
 def _product(dimensions: str, weights: Array, v: Array) -> Array:
@@ -162,15 +185,15 @@ def _product(dimensions: str, weights: Array, v: Array) -> Array:
     return jnp.einsum(dimensions, weights.astype(v.dtype), v, preferred_element_type=weights.dtype)
 
 
-def _even(length: int, most: int) -> tuple[int, int]:
-    """How many blocks of at most ``most``, and the size of each: alike, so that little stands past the end."""
+def _count(length: int, most: int, even: bool) -> tuple[int, int]:
+    """How many blocks, and the size of each: ``most``, or if even at most that, so that little stands past the end."""
     count = -(-length // most)
-    return count, -(-length // count)
+    return count, -(-length // count) if even else most
 
 
-def _cut(x: Array, most: int) -> Array:
+def _cut(x: Array, most: int, even: bool = True) -> Array:
     """``(B, H, L, ...) -> (blocks, B, H, size, ...)``, filled with zeros at the end."""
-    count, size = _even(x.shape[2], most)
+    count, size = _count(x.shape[2], most, even)
     fill = [(0, 0)] * x.ndim
     fill[2] = (0, count * size - x.shape[2])
     return jnp.moveaxis(jnp.pad(x, fill).reshape(*x.shape[:2], count, size, *x.shape[3:]), 2, 0)
@@ -182,7 +205,9 @@ def _join(x: Array, length: int) -> Array:
     return x.reshape(*x.shape[:2], -1, *x.shape[4:])[:, :, :length]
 
 
-def _inside(length: int, most: int) -> Array | None:
-    """``(blocks, size)``: which tokens of the blocks are not filling; None where all are tokens."""
-    count, size = _even(length, most)
-    return None if count * size == length else (jnp.arange(count * size) < length).reshape(count, size)
+def _inside(length: int, most: int, mask: Array | None) -> Array | None:
+    """``(blocks, B or 1, size)``: which tokens of the blocks count; None where all do."""
+    if mask is not None:
+        return _cut(mask[:, None], most, even=False)[:, :, 0]
+    count, size = _count(length, most, even=True)
+    return None if count * size == length else (jnp.arange(count * size) < length).reshape(count, 1, size)

@@ -27,16 +27,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxdiff.networks.chunked import chunked_attention
+from jaxdiff.networks.chunked import chunked_attention, unmasked
 
-Attend = Callable[[Array, Array, Array], Array]
+Attend = Callable[..., Array]
+"""``(query, key, value) -> output``, or with a mask last: numbers, 0 for the keys that are left out."""
 
 
 def with_all_derivatives(kernel: Attend, reference: Attend = chunked_attention) -> Attend:
     """``kernel``, with the derivatives it lacks.
 
     Args:
-      kernel: ``(query, key, value) -> output``, with a reverse pass.
+      kernel: ``(query, key, value) -> output``, with a reverse pass; or of a mask too, in numbers.
       reference: the same function up to rounding, with every derivative.
 
     Returns:
@@ -104,25 +105,31 @@ def _no_tangent(x: Array) -> Any:
 
 
 @with_all_derivatives
-def cudnn_attention(query: Array, key: Array, value: Array) -> Array:
+def cudnn_attention(query: Array, key: Array, value: Array, mask: Array | None = None) -> Array:
     """By cuDNN, for 16-bit numbers on an NVIDIA GPU of compute capability 8.0 or more. Its logits are float32.
 
     Args:
       query, key, value: ``(batch, heads, tokens, depth)``; depth a multiple of 8, at most 128.
+      mask: ``(batch, keys)``, 0 for the keys left out; cuDNN adds its logarithm, in the dtype's range, to the logits.
 
     Raises:
       NotImplementedError, RuntimeError: JAX's own, for another dtype, depth or machine.
     """
+    told: dict[str, Any] = {}
+    if mask is not None:  # with values of 0, a row of keys that are all left out gives 0 too
+        key, value = unmasked(key, mask), unmasked(value, mask)
+        told["mask"] = jnp.broadcast_to((mask != 0)[:, None, None, :], (len(mask), 1, query.shape[2], key.shape[2]))
     tokens_first = (x.swapaxes(1, 2) for x in (query, key, value))
-    return jax.nn.dot_product_attention(*tokens_first, implementation="cudnn").swapaxes(1, 2)
+    return jax.nn.dot_product_attention(*tokens_first, implementation="cudnn", **told).swapaxes(1, 2)
 
 
 @with_all_derivatives
-def flash_attention(query: Array, key: Array, value: Array) -> Array:
+def flash_attention(query: Array, key: Array, value: Array, mask: Array | None = None) -> Array:
     """By the Pallas kernel that comes with JAX, on one TPU. Its logits are float32.
 
     Args:
       query, key, value: ``(batch, heads, tokens, depth)``; tokens a multiple of 128, depth one or at most 128.
+      mask: ``(batch, keys)``, 0 for the keys left out; the kernel has it as two segments, of which one is attended to.
 
     Raises:
       ValueError, NotImplementedError: JAX's own, for other shapes.
@@ -143,4 +150,10 @@ def flash_attention(query: Array, key: Array, value: Array) -> Array:
         block_k_major_dq=columns,
         block_k_dq=columns,
     )
-    return tpu.flash_attention(query, key, value, sm_scale=query.shape[-1] ** -0.5, block_sizes=sizes)
+    segments = None
+    if mask is not None:
+        key, value = unmasked(key, mask), unmasked(value, mask)
+        segments = tpu.SegmentIds(jnp.ones((len(query), query.shape[2]), jnp.int32), (mask != 0).astype(jnp.int32))
+    return tpu.flash_attention(
+        query, key, value, segment_ids=segments, sm_scale=query.shape[-1] ** -0.5, block_sizes=sizes
+    )

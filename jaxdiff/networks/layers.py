@@ -78,13 +78,13 @@ class Linear(nnx.Module):
     Args:
       inputs: length of the last axis.
       outputs: of the result's.
+      bias: whether there is one; it starts at zero.
       dtype: what it computes in and returns.
-      init: of the kernel ``(inputs, outputs)``; the bias starts at zero.
-      bias: whether there is one; without, the map is linear.
+      init: of the kernel ``(inputs, outputs)``.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, *, dtype: DType = "float32", init: Init = fan_average, bias: bool = True
+        self, inputs: int, outputs: int, *, bias: bool = True, dtype: DType = "float32", init: Init = fan_average
     ):
         self.dtype = dtype
         self.kernel = init((inputs, outputs))
