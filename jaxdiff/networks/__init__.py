@@ -8,11 +8,13 @@
 """
 
 from jaxdiff.networks.caching import DeepCache, FirstBlock, TaylorSeer
-from jaxdiff.networks.conditions import Image, Vector
-from jaxdiff.networks.dit import DiT, dit
+from jaxdiff.networks.conditions import Image, Level, Map, Text, Tokens, Vector
+from jaxdiff.networks.dit import DiT, dit, pixart_sigma
 from jaxdiff.networks.functional import Functional, Networks, Params, functional
 from jaxdiff.networks.mlp import MLP
+from jaxdiff.networks.mmdit import MMDiT, flux, sd3
 from jaxdiff.networks.unet import UNet, adm, ddpm_256, ddpm_cifar10, iddpm_cifar10
+from jaxdiff.networks.uvit import UViT, u_vit
 
 __all__ = [
     "MLP",
@@ -21,15 +23,25 @@ __all__ = [
     "FirstBlock",
     "Functional",
     "Image",
+    "Level",
+    "MMDiT",
+    "Map",
     "Networks",
     "Params",
     "TaylorSeer",
+    "Text",
+    "Tokens",
     "UNet",
+    "UViT",
     "Vector",
     "adm",
     "ddpm_256",
     "ddpm_cifar10",
     "dit",
+    "flux",
     "functional",
     "iddpm_cifar10",
+    "pixart_sigma",
+    "sd3",
+    "u_vit",
 ]

@@ -38,14 +38,14 @@ from jax.typing import ArrayLike
 
 from jaxdiff.networks.attention import CrossAttention, SelfAttention
 from jaxdiff.networks.conditions import (
-    ConditionEmbeddings,
     NetCondition,
     Tokens,
     cond_specs,
-    has_tokens,
     image_channels,
+    token_width,
     with_images,
 )
+from jaxdiff.networks.embedded import ConditionEmbeddings
 from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, position_embedding
 from jaxdiff.networks.layers import DType, Linear, check_images, draw, dropout, layer_norm, normal, zeros
 from jaxdiff.networks.modulation import gated, modulate, parted, stacked, through, to_pixels, to_tokens
@@ -136,6 +136,11 @@ class DiT:
         """What the network takes beside x and t."""
         return cond_specs(self.num_classes, self.null_class, self.conditions)
 
+    @property
+    def attends(self) -> bool:
+        """Whether it has tokens to attend to."""
+        return token_width(self.conditions, self.width) is not None
+
     def __call__(self, rngs: nnx.Rngs) -> DiTModule:
         """The module, with fresh parameters."""
         return draw(DiTModule(self), rngs.params())
@@ -164,7 +169,7 @@ class DiTBlock(nnx.Module):
         hidden = int(config.width * config.mlp_ratio)
         self.config = config
         self.attention = SelfAttention(config.width, config.heads, dtype=config.dtype)
-        if has_tokens(config.conditions):
+        if config.attends:
             self.cross_attention = CrossAttention(
                 config.width, config.width, config.heads, dtype=config.dtype, init=zeros
             )
@@ -218,8 +223,8 @@ class DiTModule(nnx.Module):
         self.time = TimeEmbedding(config.frequencies, width, shift=config.time_shift, init=small)
         classes = config.num_classes
         self.label = LabelEmbedding(classes, width, null=config.null_class, init=small) if classes is not None else None
-        self.told = ConditionEmbeddings(config.conditions, width, init=small)
-        if has_tokens(config.conditions):
+        self.told = ConditionEmbeddings(config.conditions, width, tokens=width if config.attends else None, init=small)
+        if config.attends:
             self.text = Linear(width, width, dtype=config.dtype, init=small)
         self.blocks = stacked(lambda: DiTBlock(config), config.depth)
         if config.modulation == "block":

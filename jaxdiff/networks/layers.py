@@ -222,37 +222,40 @@ def layer_norm(x: Array, eps: float) -> Array:
 
 
 class LayerNorm(nnx.Module):
-    """`layer_norm` with learned gain and bias, in float32."""
+    """`layer_norm` with a learned gain and bias (Ba et al. 2016, https://arxiv.org/abs/1607.06450).
 
-    def __init__(self, width: int, eps: float):
+    Args:
+      width: of the last axis.
+      eps: added to the variance.
+    """
+
+    def __init__(self, width: int, *, eps: float = 1e-5):
         self.eps = eps
         self.scale = nnx.Param(jnp.ones(width))
-        self.bias = zeros((width,))
+        self.bias = nnx.Param(jnp.zeros(width))
 
     def __call__(self, x: Array) -> Array:
-        """``(..., width)`` -> the same.
+        """``(..., width)`` -> the same, in ``x``'s dtype.
 
-        >>> LayerNorm(2, 0.0)(jnp.array([[[1.0, 3.0]]])).tolist()
-        [[[-1.0, 1.0]]]
+        >>> LayerNorm(2, eps=0.0)(jnp.array([[1.0, 3.0]])).tolist()
+        [[-1.0, 1.0]]
         """
-        gain, bias = (
-            weight[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,)) for weight in (self.scale, self.bias)
-        )
-        return layer_norm(x, self.eps) * gain + bias
+        gain, bias = (each[...].reshape((1,) * (x.ndim - 1) + (-1,)) for each in (self.scale, self.bias))
+        return (layer_norm(x, self.eps) * gain + bias).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
     """``x / sqrt(mean(x^2) + eps)`` over the last axis with a learned gain, in float32 (Zhang & Sennrich 2019,
     https://arxiv.org/abs/1910.07467)."""
 
-    def __init__(self, width: int, eps: float):
+    def __init__(self, width: int, *, eps: float):
         self.eps = eps
         self.scale = nnx.Param(jnp.ones(width))
 
     def __call__(self, x: Array) -> Array:
         """``(..., width)`` -> the same.
 
-        >>> RMSNorm(2, 0.0)(jnp.array([[[3.0, 3.0]]])).tolist()
+        >>> RMSNorm(2, eps=0.0)(jnp.array([[[3.0, 3.0]]])).tolist()
         [[[1.0, 1.0]]]
         """
         x = x.astype(jnp.float32)

@@ -12,10 +12,11 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxdiff.networks.conditions import Vector, VectorEmbeddings, cond_specs
+from jaxdiff.networks.conditions import Vector, cond_specs
+from jaxdiff.networks.embedded import ConditionEmbeddings
 from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding
 from jaxdiff.networks.layers import Linear, draw, normal, zeros
-from jaxdiff.spec import Spec
+from jaxdiff.spec import Condition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ class MLP:
         cond_specs(self.num_classes, self.null_class, self.conditions)
 
     @property
-    def cond(self) -> dict[str, Spec]:
+    def cond(self) -> dict[str, Condition]:
         """What the network takes beside x and t."""
         return cond_specs(self.num_classes, self.null_class, self.conditions)
 
@@ -83,7 +84,7 @@ class Perceptron(nnx.Module):
         self.time = TimeEmbedding(recipe.frequencies, width)
         if recipe.num_classes is not None:
             self.label = LabelEmbedding(recipe.num_classes, width, null=recipe.null_class)
-        self.told = VectorEmbeddings(recipe.conditions, width)
+        self.told = ConditionEmbeddings(recipe.conditions, width)
         if recipe.fourier:
             self.fourier = normal(recipe.fourier_scale)((recipe.in_channels, recipe.fourier))
         self.input = Linear(recipe.in_channels + 2 * recipe.fourier, width)
@@ -103,7 +104,7 @@ class Perceptron(nnx.Module):
         embedding = self.time(t, len(x))
         if self.recipe.num_classes is not None:
             embedding = embedding + self.label(cond["label"])
-        embedding = jax.nn.silu(embedding + self.told(cond))
+        embedding = jax.nn.silu(embedding + self.told(cond).vector)
         features = x.astype(jnp.float32)
         if self.recipe.fourier:
             phase = 2.0 * math.pi * (features @ self.fourier[...])

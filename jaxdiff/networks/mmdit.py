@@ -42,15 +42,15 @@ from jax.typing import ArrayLike
 
 from jaxdiff.networks.attention import QueryKeyValue, attention
 from jaxdiff.networks.conditions import (
-    ConditionEmbeddings,
     Level,
     NetCondition,
     Tokens,
     cond_specs,
-    has_tokens,
     image_channels,
+    token_width,
     with_images,
 )
+from jaxdiff.networks.embedded import ConditionEmbeddings
 from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, position_embedding, rotary_angles, rotated
 from jaxdiff.networks.layers import DType, Linear, RMSNorm, check_images, draw, layer_norm, normal, zeros
 from jaxdiff.networks.modulation import Perceptron, gated, modulate, parted, stacked, through, to_pixels, to_tokens
@@ -135,11 +135,13 @@ class MMDiT:
             raise ValueError(f"dual={self.dual} must be 0 to {self.whole_blocks}, the blocks that end on both streams")
         head = self.width // self.heads
         if self.rope is not None and (len(self.rope) < 2 or sum(self.rope) != head or any(n % 2 for n in self.rope)):
-            raise ValueError(f"rope={self.rope} must be even widths, the last two of row and column, that add up to the "
-                             f"{head} of a head")
+            raise ValueError(
+                f"rope={self.rope} must be even widths, the last two of row and column, that add up to the "
+                f"{head} of a head"
+            )
         check_remat(self.remat)
         cond_specs(self.num_classes, self.null_class, self.conditions)
-        if not has_tokens(self.conditions):
+        if token_width(self.conditions, self.width) is None:
             raise ValueError("an MMDiT needs a condition of tokens, Text or Tokens, for its second stream: use a DiT")
 
     @property
@@ -183,7 +185,7 @@ class Heads(nnx.Module):
         self.qkv = QueryKeyValue(config.width, dtype=config.dtype)
         if config.qk_norm:
             depth = config.width // config.heads
-            self.query_norm, self.key_norm = (RMSNorm(depth, config.norm_eps) for _ in range(2))
+            self.query_norm, self.key_norm = (RMSNorm(depth, eps=config.norm_eps) for _ in range(2))
         if out:
             self.out = Linear(config.width, config.width, bias=bias, dtype=config.dtype)
 
@@ -243,9 +245,7 @@ class DoubleBlock(nnx.Module):
         self.image = Stream(config, dual=dual)
         self.text = Stream(config, last=last)
 
-    def __call__(
-        self, tokens: tuple[Array, Array], told: Told, angles: np.ndarray | None
-    ) -> tuple[Array, Array]:
+    def __call__(self, tokens: tuple[Array, Array], told: Told, angles: np.ndarray | None) -> tuple[Array, Array]:
         """Image ``(B, N, C)`` and text ``(B, L, C)`` -> the same; angles: of the image's positions."""
         eps = self.config.norm_eps
         streams = self.image, self.text
@@ -303,7 +303,7 @@ class MMDiTModule(nnx.Module):
         self.time = TimeEmbedding(config.frequencies, width, init=small)
         classes = config.num_classes
         self.label = LabelEmbedding(classes, width, null=config.null_class, init=small) if classes is not None else None
-        self.told = ConditionEmbeddings(config.conditions, width, init=small)
+        self.told = ConditionEmbeddings(config.conditions, width, tokens=width, init=small)
         plain = config.whole_blocks - config.dual
         if config.dual:
             self.dual = stacked(lambda: DoubleBlock(config, dual=True), config.dual)
@@ -415,5 +415,5 @@ def flux(kind: Literal["dev", "schnell"] = "dev", **changes: Any) -> MMDiT:
         raise ValueError(f"FLUX.1 is dev or schnell, got {kind!r}: configure `MMDiT` itself")
     text: tuple[NetCondition, ...] = (Tokens("text", 4096, pooled=768),)
     fields: dict[str, Any] = {"width": 3072, "heads": 24, "depth": 19, "single_blocks": 38, "qk_norm": True}
-    fields |= {"rope": (16, 56, 56), "conditions": (*text, Level("guidance")) if kind == "dev" else text}
+    fields |= {"rope": (16, 56, 56), "conditions": (*text, Level("guidance", high=None)) if kind == "dev" else text}
     return MMDiT(**{**fields, **changes})

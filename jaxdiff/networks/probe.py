@@ -64,7 +64,9 @@ def works(
     return not why
 
 
-def _error(kernel: Attend, reference: Attend, device: jax.Device, depth: int, dtype: Any, masked: bool) -> float:
+def _error(
+    kernel: Attend, reference: Attend, device: jax.Device, depth: int, dtype: Any, masked: bool = False
+) -> float:
     """The largest relative error of the output and the three gradients."""
     random = np.random.default_rng(0)
     drawn = [random.standard_normal((1 + masked, 2, TOKENS, depth)).astype(dtype) for _ in range(4)]

@@ -30,7 +30,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.networks.attention import SelfAttention
-from jaxdiff.networks.conditions import NetCondition, VectorEmbeddings, cond_specs, image_channels, with_images
+from jaxdiff.networks.conditions import NetCondition, cond_specs, image_channels, with_images
+from jaxdiff.networks.embedded import ConditionEmbeddings
 from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, TimeOrder
 from jaxdiff.networks.layers import (
     Conv3x3,
@@ -47,7 +48,7 @@ from jaxdiff.networks.layers import (
 )
 from jaxdiff.networks.placement import by_sample
 from jaxdiff.networks.remat import Remat, check_remat, convolved, recomputed
-from jaxdiff.spec import Spec
+from jaxdiff.spec import Condition
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class UNet:
         cond_specs(self.num_classes, self.null_class, self.conditions)
 
     @property
-    def cond(self) -> dict[str, Spec]:
+    def cond(self) -> dict[str, Condition]:
         """What the network takes beside x and t."""
         return cond_specs(self.num_classes, self.null_class, self.conditions)
 
@@ -253,7 +254,7 @@ class UNetModule(nnx.Module):
         self.time = TimeEmbedding(config.width, 4 * config.width, order=config.time_order, shift=config.time_shift)
         classes = config.num_classes
         self.label = LabelEmbedding(classes, 4 * config.width, null=config.null_class) if classes is not None else None
-        self.told = VectorEmbeddings(config.conditions, 4 * config.width)
+        self.told = ConditionEmbeddings(config.conditions, 4 * config.width)
         now = config.channels(0)
         self.conv_in = Conv3x3(config.in_channels + image_channels(config.conditions), now, dtype=config.dtype)
         skips = [now]
@@ -316,7 +317,7 @@ class UNetModule(nnx.Module):
         embedding = self.time(t, x.shape[0])
         if self.label is not None:
             embedding = embedding + self.label(cond["label"])
-        return jax.nn.silu(embedding + self.told(cond))
+        return jax.nn.silu(embedding + self.told(cond).vector)
 
     def enter(self, x: Array, cond: Mapping[str, Array]) -> Array:
         """The features ``(B, H, W, width)`` of x, images of the condition beside it."""

@@ -26,14 +26,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.networks.attention import SelfAttention
-from jaxdiff.networks.conditions import (
-    ConditionEmbeddings,
-    NetCondition,
-    cond_specs,
-    image_channels,
-    token_length,
-    with_images,
-)
+from jaxdiff.networks.conditions import NetCondition, Text, Tokens, Vector, cond_specs, image_channels, with_images
+from jaxdiff.networks.embedded import ConditionEmbeddings
 from jaxdiff.networks.embeddings import LabelEmbedding, times_of, timestep_embedding
 from jaxdiff.networks.layers import Conv3x3, DType, LayerNorm, Linear, check_images, draw, normal
 from jaxdiff.networks.modulation import Perceptron, stacked, through, to_pixels, to_tokens
@@ -101,21 +95,45 @@ class UViT:
         if self.width % self.heads or self.width % 2:
             raise ValueError(f"width={self.width} must be even and divisible by heads={self.heads}")
         if self.depth < 3 or self.depth % 2 == 0:
-            raise ValueError(f"depth={self.depth} must be odd and at least 3: as many blocks before the middle as after")
+            raise ValueError(
+                f"depth={self.depth} must be odd and at least 3: as many blocks before the middle as after"
+            )
         if self.patch < 1 or self.size[0] % self.patch or self.size[1] % self.patch:
             raise ValueError(f"size={self.size} must be divisible by patch={self.patch}")
         check_remat(self.remat)
         cond_specs(self.num_classes, self.null_class, self.conditions)
-        token_length(self.conditions)
+        self.length
 
     @property
     def cond(self) -> Specs:
         """What the network takes beside x and t."""
         return cond_specs(self.num_classes, self.null_class, self.conditions)
 
+    @property
+    def length(self) -> int:
+        """Tokens of the row: patches, time, class, conditions."""
+        patches = self.size[0] * self.size[1] // self.patch**2
+        return patches + 1 + (self.num_classes is not None) + sum(map(token_length, self.conditions))
+
     def __call__(self, rngs: nnx.Rngs) -> UViTModule:
         """The module, with fresh parameters."""
         return draw(UViTModule(self), rngs.params())
+
+
+def token_length(condition: NetCondition) -> int:
+    """How many tokens a condition gives.
+
+    Raises:
+      ValueError: its number varies.
+
+    >>> token_length(Tokens("text", 8, length=5)), token_length(Vector("style", 2))
+    (5, 0)
+    """
+    if isinstance(condition, Text | Tokens):
+        if condition.length is None:
+            raise ValueError(f"{condition.name}: a UViT learns positions, so its tokens need a length")
+        return condition.length
+    return int(isinstance(condition, Vector) and condition.into == "tokens")
 
 
 class UViTBlock(nnx.Module):
@@ -148,9 +166,8 @@ class UViTModule(nnx.Module):
         self.patches = Linear(inputs * pixels, width, dtype=config.dtype, init=small)
         classes = config.num_classes
         self.label = LabelEmbedding(classes, width, null=config.null_class) if classes is not None else None
-        self.told = ConditionEmbeddings(config.conditions, width, init=small)
-        length = config.size[0] * config.size[1] // pixels + 1 + (classes is not None) + token_length(config.conditions)
-        self.position = small((length, width))
+        self.told = ConditionEmbeddings(config.conditions, width, tokens=width, init=small)
+        self.position = small((config.length, width))
         self.first = stacked(lambda: UViTBlock(config), half)
         self.middle = stacked(lambda: UViTBlock(config), 1)
         self.second = stacked(lambda: UViTBlock(config, skip=config.skips), half)

@@ -201,7 +201,7 @@ def test_text_enters_as_in_pixart(kind):
         e = affine(wide["time"]["out"], silu(affine(wide["time"]["hidden"], np.r_[np.cos(angle), np.sin(angle)])))
         e = e + wide["label"]["embedding"][label[sample]]
         real = TEXT["tokens"][sample][TEXT["mask"][sample] != 0]
-        y = affine(wide["text"], gelu(affine(wide["told"]["tokens"]["text"], real)))
+        y = affine(wide["text"], gelu(affine(wide["told"]["by_name"]["text"]["map"], real)))
         x = np.asarray(X[sample], np.float64)
         h = np.stack([x[r : r + 2, s : s + 2].ravel() for r in (0, 2) for s in (0, 2, 4)])
         places = np.array([[r * 4 / 2, s * 4 / 3] for r in range(2) for s in range(3)])  # span 4 over 2 rows, 3 columns

@@ -149,11 +149,11 @@ def single_block(p: Any, z: np.ndarray, c: np.ndarray, keep: np.ndarray, turn: A
 def transcribed(config: MMDiT, params: Any, sample: int) -> np.ndarray:
     x, y = X[sample].astype(np.float64), GIVEN["tokens"][sample].astype(np.float64)
     keep = GIVEN["mask"][sample] != 0
-    told = params["told"]
-    pooled = told["pooled"]["text"]
+    told = params["told"]["by_name"]["text"]
+    pooled = told["pooled"]
     e = told_times(params["time"], T[sample])
     e = e + affine(pooled["out"], silu(affine(pooled["hidden"], GIVEN["pooled"][sample].astype(np.float64))))
-    c, y = silu(e), affine(told["tokens"]["text"], y)
+    c, y = silu(e), affine(told["map"], y)
     patches = np.stack([x[r : r + 2, s : s + 2].ravel() for r in (0, 2) for s in (0, 2, 4)])
     x, turn = affine(params["patches"], patches), None
     if config.rope is None:  # the whole table, then its middle
@@ -234,7 +234,9 @@ def test_it_starts_at_zero_and_each_block_as_the_identity(name):
     blocks = {"dual", "double", "single", "last"} & set(fresh)
     others = jax.jit(net.init)(jax.random.key(1))
     seen = {**fresh, "out": jax.tree.map(jnp.ones_like, fresh["out"])}
-    outputs = [net.apply({**seen, **{part: p[part] for part in blocks}}, X, T, {"text": GIVEN}) for p in (fresh, others)]
+    outputs = [
+        net.apply({**seen, **{part: p[part] for part in blocks}}, X, T, {"text": GIVEN}) for p in (fresh, others)
+    ]
     assert np.abs(outputs[0]).max() > 0.5
     np.testing.assert_array_equal(*outputs)
 
@@ -248,7 +250,9 @@ def test_text_time_and_every_weight_count(name):
     others = [{**GIVEN, "tokens": GIVEN["tokens"][:, ::-1] * 2}, {**GIVEN, "pooled": -GIVEN["pooled"]}]
     for given in others:
         assert float(jnp.abs(apply(params, X, T, {"text": given}) - whole).max()) > 1e-3
-    np.testing.assert_array_equal(apply(params, X, T), apply(params, X, T, {"text": jax.tree.map(np.zeros_like, GIVEN)}))
+    np.testing.assert_array_equal(
+        apply(params, X, T), apply(params, X, T, {"text": jax.tree.map(np.zeros_like, GIVEN)})
+    )
 
     gradient = jax.jit(jax.grad(lambda p: (net.apply(p, X, T, {"text": GIVEN}) ** 2).sum()))(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
@@ -285,14 +289,18 @@ def test_no_sample_sees_another():
     net, params = functional(NETS["flux"]), disturbed(NETS["flux"])
     both = net.apply(params, X, T, {"text": GIVEN})
     for i in range(2):
-        alone = net.apply(params, X[i : i + 1], T[i : i + 1], {"text": jax.tree.map(lambda a, i=i: a[i : i + 1], GIVEN)})
+        alone = net.apply(
+            params, X[i : i + 1], T[i : i + 1], {"text": jax.tree.map(lambda a, i=i: a[i : i + 1], GIVEN)}
+        )
         np.testing.assert_allclose(alone[0], both[i], atol=1e-4, rtol=1e-4)
 
 
 def test_positions_tell_places_apart():
     for name in ("sd3", "flux"):
         net, params = functional(NETS[name]), disturbed(NETS[name])
-        turned = net.apply(params, X[:, ::-1, :, :].reshape(2, 2, 2, 6, 2)[:, :, ::-1].reshape(X.shape), T, {"text": GIVEN})
+        turned = net.apply(
+            params, X[:, ::-1, :, :].reshape(2, 2, 2, 6, 2)[:, :, ::-1].reshape(X.shape), T, {"text": GIVEN}
+        )
         back = np.asarray(turned).reshape(2, 2, 2, 6, 2)[:, ::-1].reshape(X.shape)
         assert np.abs(back - net.apply(params, X, T, {"text": GIVEN})).max() > 1e-3
 
@@ -320,10 +328,10 @@ def test_the_program_does_not_grow_with_depth():
 
 
 def test_guidance_is_told_like_the_time():
-    config = dataclasses.replace(NETS["flux"], conditions=(TEXT, Level("guidance")))
+    config = dataclasses.replace(NETS["flux"], conditions=(TEXT, Level("guidance", high=None)))
     net, params = functional(config), disturbed(NETS["flux"])
     told = disturbed(config)
-    outputs = [net.apply(told, X, T, {"text": GIVEN, "guidance": np.full(2, g, np.float32)}) for g in (0.2, 0.9)]
+    outputs = [net.apply(told, X, T, {"text": GIVEN, "guidance": np.full(2, g, np.float32)}) for g in (1.0, 3.5)]
     assert float(jnp.abs(outputs[0] - outputs[1]).max()) > 1e-3
     assert count(told) - count(params) > 24 * 24
 

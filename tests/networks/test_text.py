@@ -361,9 +361,7 @@ def test_a_split_encoder_gives_the_same_states(run_python: Any) -> None:
 # --- names and refusals
 
 
-@pytest.mark.parametrize(
-    ("config", "names"), [(CLIP, CLIP_PROJECTION_NAMES), (T5_TINY, T5_NAMES)], ids=["CLIP", "T5"]
-)
+@pytest.mark.parametrize(("config", "names"), [(CLIP, CLIP_PROJECTION_NAMES), (T5_TINY, T5_NAMES)], ids=["CLIP", "T5"])
 def test_published_names_make_all_parameters(config: Any, names: Any) -> None:
     """Tensors of `transformers`' shapes, taken out of our parameters by hand, and back."""
     params, tensors = WEIGHTS[config], {}

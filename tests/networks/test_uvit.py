@@ -86,7 +86,7 @@ def transcribed(params: Any, skips: bool, sample: int) -> np.ndarray:
     patches = np.stack([x[r : r + 2, s : s + 2].ravel() for r in (0, 2) for s in (0, 2, 4)])
     angle = float(T[sample]) * 10_000.0 ** (-np.arange(8) / 8)
     time = np.concatenate([np.cos(angle), np.sin(angle)])
-    text = affine(p["told"]["tokens"]["text"], TEXT["tokens"][sample].astype(np.float64))
+    text = affine(p["told"]["by_name"]["text"]["map"], TEXT["tokens"][sample].astype(np.float64))
     rows = affine(p["patches"], patches), time[None], p["label"]["embedding"][LABEL[sample]][None], text
     h = np.concatenate(rows) + p["position"]
     keep = np.concatenate([np.ones(8, bool), TEXT["mask"][sample] != 0])
