@@ -45,7 +45,7 @@ from jaxdiff.networks.conditions import (
     token_width,
     with_images,
 )
-from jaxdiff.networks.embedded import ConditionEmbeddings
+from jaxdiff.networks.embedded import ConditionEmbeddings, filled_up
 from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, position_embedding
 from jaxdiff.networks.layers import DType, Linear, check_images, draw, dropout, layer_norm, normal, zeros
 from jaxdiff.networks.modulation import gated, modulate, parted, stacked, through, to_pixels, to_tokens
@@ -243,7 +243,7 @@ class DiTModule(nnx.Module):
         """The tokens ``(B, L, width)`` that the first block takes, and what all are told."""
         config = self.config
         check_images(x, config.in_channels, config.patch, "DiT")
-        embedded = self.told(cond)
+        embedded = self.told(filled_up(cond, config.conditions, config.width))
         e = self.time(t, x.shape[0])
         if self.label is not None:
             e = e + self.label(cond["label"])

@@ -50,7 +50,7 @@ from jaxdiff.networks.conditions import (
     token_width,
     with_images,
 )
-from jaxdiff.networks.embedded import ConditionEmbeddings
+from jaxdiff.networks.embedded import ConditionEmbeddings, filled_up
 from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, position_embedding, rotary_angles, rotated
 from jaxdiff.networks.layers import DType, Linear, RMSNorm, check_images, draw, layer_norm, normal, zeros
 from jaxdiff.networks.modulation import Perceptron, gated, modulate, parted, stacked, through, to_pixels, to_tokens
@@ -320,7 +320,7 @@ class MMDiTModule(nnx.Module):
         config = self.config
         check_images(x, config.in_channels, config.patch, "MMDiT")
         rows, columns = x.shape[1] // config.patch, x.shape[2] // config.patch
-        embedded = self.told(cond)
+        embedded = self.told(filled_up(cond, config.conditions, config.width))
         e = self.time(t, x.shape[0])
         if self.label is not None:
             e = e + self.label(cond["label"])

@@ -102,7 +102,8 @@ class UViT:
             raise ValueError(f"size={self.size} must be divisible by patch={self.patch}")
         check_remat(self.remat)
         cond_specs(self.num_classes, self.null_class, self.conditions)
-        self.length
+        for condition in self.conditions:
+            token_length(condition)
 
     @property
     def cond(self) -> Specs:
