@@ -192,10 +192,10 @@ class DiTBlock(nnx.Module):
 
         attended = self.attention(modulate(layer_norm(x, eps), shift1, scale1).astype(x.dtype))
         x = gated(x, gate1, dropout(attended, rate, keys[0]))
-        crossed = ()
+        crossed: tuple[Array, ...] = ()
         if told.text is not None:
             crossed = (self.cross_attention(x, told.text, told.mask),)
-            x = x + crossed[0]
+            x = sum(crossed, start=x)
         h = self.expand(modulate(layer_norm(x, eps), shift2, scale2).astype(x.dtype))
         h = self.contract(jax.nn.gelu(h, approximate=True))
         return gated(x, gate2, dropout(h, rate, keys[1])), (attended, *crossed, h)
@@ -257,8 +257,8 @@ class DiTModule(nnx.Module):
 
         rows, columns = x.shape[1] // config.patch, x.shape[2] // config.patch
         tokens = self.patches(to_tokens(with_images(x, cond, config.conditions), config.patch))
-        places = (n if config.span is None else np.arange(n) * (config.span / n) for n in (rows, columns))
-        return tokens + jnp.asarray(position_embedding(*places, config.width), tokens.dtype)[None], told
+        row, column = (np.arange(n) * (1 if config.span is None else config.span / n) for n in (rows, columns))
+        return tokens + jnp.asarray(position_embedding(row, column, config.width), tokens.dtype)[None], told
 
     def leave(self, tokens: Array, told: Told, x: Array) -> Array:
         """The output, shaped by the input x, of the last block's tokens."""

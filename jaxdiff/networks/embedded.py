@@ -122,7 +122,8 @@ def filled_up(cond: Mapping[str, Any], conditions: Sequence[NetCondition], width
     for each in conditions:
         if isinstance(each, Tokens):
             tokens, mask = (cond[each.name][name] for name in ("tokens", "mask"))
-            fill = (0, 0), (0, filled_tokens(present_machine(), *mask.shape, width) - mask.shape[1])
+            batch, length = mask.shape
+            fill = (0, 0), (0, filled_tokens(present_machine(), batch, length, width) - length)
             filled[each.name] = {
                 **cond[each.name],
                 "tokens": jnp.pad(tokens, (*fill, (0, 0))),

@@ -329,6 +329,7 @@ class MMDiTModule(nnx.Module):
         image = self.patches(to_tokens(with_images(x, cond, config.conditions), config.patch))
         if config.rope is None:
             image = image + jnp.asarray(self._added(rows, columns), image.dtype)[None]
+        assert embedded.tokens is not None
         image = self._blocks(image, embedded.tokens.astype(image.dtype), told, self._angles(rows, columns))
         shift, scale = parted(self.modulation, told.vector, 2)
         image = self.out(modulate(layer_norm(image, config.norm_eps), shift, scale))
@@ -338,8 +339,8 @@ class MMDiTModule(nnx.Module):
         grid, step = self.config.grid, self.config.span / self.config.grid
         if max(rows, columns) > grid:
             raise ValueError(f"an image of {rows}x{columns} tokens is beyond the positions of grid={grid}: raise grid")
-        places = (step * ((grid - n) // 2 + np.arange(n)) for n in (rows, columns))
-        return position_embedding(*places, self.config.width)
+        row, column = (step * ((grid - n) // 2 + np.arange(n)) for n in (rows, columns))
+        return position_embedding(row, column, self.config.width)
 
     def _angles(self, rows: int, columns: int) -> np.ndarray | None:
         if self.config.rope is None:

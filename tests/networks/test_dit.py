@@ -280,6 +280,7 @@ def test_caches_hold_with_text(kind, cache):
     assert int(memory.full) < 4
 
 
+@pytest.mark.nightly
 def test_remat_with_text_changes_no_gradient():
     def gradient(remat):
         net = functional(dataclasses.replace(TOLD["single"], remat=remat))

@@ -133,6 +133,7 @@ def test_conditions_reach_the_output_and_padding_does_not():
         assert np.isfinite(leaf).all() and leaf.any(), jax.tree_util.keystr(path)
 
 
+@pytest.mark.nightly
 def test_recomputation_changes_no_gradient():
     def gradient(remat: Any) -> Any:
         net = functional(dataclasses.replace(CONFIG, remat=remat))
