@@ -12,7 +12,8 @@ from jaxdiff.networks.conditions import Image, Level, Map, Text, Tokens, Vector
 from jaxdiff.networks.dit import DiT, dit, pixart_sigma
 from jaxdiff.networks.functional import Functional, Networks, Params, functional
 from jaxdiff.networks.mlp import MLP
-from jaxdiff.networks.mmdit import MMDiT, flux, sd3
+from jaxdiff.networks.mmdit import MMDiT
+from jaxdiff.networks.published_transformers import flux, sd3
 from jaxdiff.networks.unet import UNet, adm, ddpm_256, ddpm_cifar10, iddpm_cifar10
 from jaxdiff.networks.uvit import UViT, u_vit
 
