@@ -16,7 +16,7 @@ from jaxdiff import VE, Eps
 from jaxdiff.config import LossConfig
 from jaxdiff.config.build import OBJECTIVES
 from jaxdiff.loss import SNR
-from jaxdiff.networks import MLP, DiT, Image, UNet, Vector, functional
+from jaxdiff.networks import MLP, DiT, Image, Level, Map, Text, Tokens, UNet, Vector, functional
 from jaxdiff.score_matching import LearnedHessian
 from jaxdiff.spec import Condition, Spec, null_of
 from jaxdiff.times import Uniform
@@ -24,14 +24,16 @@ from tests.covers import cover, pairs
 
 STYLE, LOW, LABELS = Vector("style", 2), Image("low", (4, 4), 1, null=True), 3
 LABEL = Spec((), "int32", 0, LABELS - 1, null=LABELS)
-TEXT = {"tokens": Spec((None,), "int32", 0, 9, null=0), "mask": Spec((None,), "float32", null=0)}
+PARTS, NOISED = Map("parts", (4, 4), 3), Level("low_level", null=True)
+READ, WORDS = Tokens("read", 4, pooled=3), Text("words", 4, 3, width=8, depth=1, heads=1)
+OWN = (STYLE, LOW, PARTS, NOISED, READ, WORDS)
 CONDITIONS: dict[str, dict[str, Condition]] = {
     "none": {},
     "label": {"label": LABEL},
     "vector": {"style": STYLE.spec},
-    "image": {"low": LOW.spec},
+    "image": {each.name: each.spec for each in (LOW, PARTS, NOISED)},
     "label and vector": {"label": LABEL, "style": STYLE.spec},
-    "text": {"text": TEXT},
+    "text": {each.name: each.spec for each in (READ, WORDS)},
 }
 PROCESS = VE(sigma_min=0.1, sigma_max=3.0)
 
@@ -41,8 +43,8 @@ def told(cond: Any, size: int) -> Any:
     total: Any = 0.0
     waves = jnp.arange(1.0, size + 1)[None]
     for name, value in sorted(cond.items()):
-        if name == "text":
-            value = (value["tokens"] * value["mask"]).sum(axis=1, keepdims=True)
+        if name == "read":
+            value = (value["tokens"] * value["mask"][..., None]).sum(axis=1) + value["pooled"].sum(axis=1)[:, None]
         flat = jnp.reshape(jnp.asarray(value, jnp.float32), (len(jax.tree.leaves(value)[0]), -1)).clip(-9, 9)
         total = total + jnp.sin(flat.mean(axis=1, keepdims=True) * waves)
     return total
@@ -62,7 +64,7 @@ class Own:
 
     @property
     def cond(self) -> Any:
-        return {name: {**CONDITIONS["label and vector"], "low": LOW.spec, "text": TEXT}[name] for name in self.names}
+        return {name: {"label": LABEL, **{each.name: each.spec for each in OWN}}[name] for name in self.names}
 
     def __call__(self, rngs: nnx.Rngs) -> OwnModule:
         return OwnModule(2, rngs)
@@ -82,7 +84,7 @@ class OwnLinen(linen.Module):
 
 def network(name: str, condition: str) -> Any:
     specs = CONDITIONS[condition]
-    own = tuple(each for each in (STYLE, LOW) if each.name in specs)
+    own = tuple(each for each in OWN if each.name in specs)
     options: dict[str, Any] = {"num_classes": LABELS if "label" in specs else None, "conditions": own}
     small: dict[str, Any] = {"width": 8, "frequencies": 8}
     if name == "unet":
@@ -97,7 +99,7 @@ def network(name: str, condition: str) -> Any:
             attention_resolutions=(),
             **options,
         )
-        return functional(dataclasses.replace(unet, attention_resolutions=()))
+        return functional(dataclasses.replace(unet, transformer_layers=(1,) if condition == "text" else ()))
     if name == "dit":
         return functional(DiT(in_channels=1, out_channels=3, patch=4, heads=1, depth=1, **small, **options))
     if name == "mlp":
@@ -107,7 +109,7 @@ def network(name: str, condition: str) -> Any:
 
 def fits(row: tuple[str, str, str]) -> bool:
     name, condition, _ = row
-    return condition not in {"mlp": ("image", "text"), "unet": ("text",), "dit": ("text",)}.get(name, ())
+    return condition not in {"mlp": ("image", "text"), "dit": ("text",)}.get(name, ())
 
 
 NETWORKS = ("nnx", "linen", "mlp", "dit", "unet")  # what compiles soonest first: a cover takes the first of equals

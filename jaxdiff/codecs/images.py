@@ -4,7 +4,15 @@
     decode:  u  = round(127.5 (x0 + 1)),  clipped to [0, 255]
 
 With `low_resolution` the record's own small copy is a condition (super-resolution, Saharia et al. 2021,
-arXiv:2104.07636): the mean of x0 over each of n x n equal rectangles, after mirroring.
+arXiv:2104.07636): the mean of x0 over each of n x n equal rectangles, after mirroring. With `augment` it is noised in
+training, so that a network trained on small copies of data also takes samples of another network (Gaussian conditioning
+augmentation: Ho et al. 2021, "Cascaded Diffusion Models", arXiv:2106.15282, section 4; their forward process, with s
+for the noise level):
+
+    c' = sqrt(1 - s^2) c + s eps,     s from U(0, s_max) and eps from N(0, 1), by the sample's key
+
+and s is a condition too, ``"low_level"``, which `jaxdiff.networks.Level` tells a network. Without a key s is 0. A
+cascade noises what it passes on by the same rule, with an s of its choice.
 """
 
 from __future__ import annotations
@@ -22,10 +30,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from jaxdiff.broadcast import expand
 from jaxdiff.codecs.base import Stored, passed_on, save_npz, save_png, saved_as
-from jaxdiff.noise import sample_keys
+from jaxdiff.noise import salted_keys, sample_keys, white_noise
 from jaxdiff.record import field, record
 from jaxdiff.spec import Spec, Specs
 
+AUGMENT = 0x61756720  # "aug "
 SHOWN_SIZE = 48  # smaller images are enlarged to about this many pixels, or an 8x8 digit is a speck on a screen
 
 
@@ -38,9 +47,11 @@ class Images:
       flip: mirror half of the samples left to right, where `encode` is given a key; conditions ``(B, H', W', C')``,
         which are images too, are mirrored with them.
       low_resolution: n, side in pixels of a small copy, which becomes the condition ``"low"``; None: no such condition.
+      augment: s_max, from 0 to 1: largest noise level of the small copy; 0: it is not noised, and there is no
+        ``"low_level"``.
 
     Raises:
-      ValueError: a shape that is no image's, or a small copy that is not smaller.
+      ValueError: a shape that is no image's, a small copy that is not smaller, or a noise level that is none.
 
     >>> codec = Images((2, 2, 1), low_resolution=1)
     >>> batch = codec.encode({"x": np.uint8([[[[0], [255]], [[0], [255]]]]), "label": np.array([3])})
@@ -53,6 +64,7 @@ class Images:
     shape: tuple[int, int, int] = field(pytree_node=False)
     flip: bool = field(default=False, pytree_node=False)
     low_resolution: int | None = field(default=None, pytree_node=False)
+    augment: float = field(default=0.0, pytree_node=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -61,6 +73,10 @@ class Images:
         n = self.low_resolution
         if n is not None and not 1 <= n < min(self.shape[:2]):
             raise ValueError(f"low_resolution is at least 1 and below the image's {min(self.shape[:2])}, got {n}")
+        if not 0 <= self.augment <= 1:
+            raise ValueError(f"augment is a noise level from 0 to 1, got {self.augment}")
+        if self.augment and n is None:
+            raise ValueError(f"augment={self.augment} noises the small copy: set low_resolution too")
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -69,10 +85,14 @@ class Images:
 
     @property
     def spec(self) -> Specs:
-        """``"x"`` in [-1, 1], and ``"low"`` where it is made."""
+        """``"x"`` in [-1, 1]; ``"low"`` and ``"low_level"`` where they are made."""
         x = Spec(self.shape, "float32", -1, 1)
         n = self.low_resolution
-        return {"x": x} if n is None else {"x": x, "low": Spec((n, n, self.shape[2]), "float32", -1, 1)}
+        if n is None:
+            return {"x": x}
+        if self.augment:
+            return {"x": x, "low": Spec((n, n, self.shape[2])), "low_level": Spec((), "float32", 0, 1)}
+        return {"x": x, "low": Spec((n, n, self.shape[2]), "float32", -1, 1)}
 
     def encode(self, record: Mapping[str, Any], key: Array | None = None) -> dict[str, Any]:
         """Records ``{"x": uint8 (B, H, W, C), ...}`` as ``{"x": float32 in [-1, 1], ...}``."""
@@ -89,7 +109,19 @@ class Images:
                     batch[name] = jnp.where(expand(mirrored, value), value[:, :, ::-1], value)
         if self.low_resolution is not None:
             batch["low"] = area_mean(batch["x"], self.low_resolution)
+        if self.augment:
+            batch["low"], batch["low_level"] = self._augmented(batch["low"], key)
         return batch
+
+    def _augmented(self, low: Array, key: Array | None) -> tuple[Array, Array]:
+        """c' and s."""
+        if key is None:
+            return low, jnp.zeros(len(low))
+        keys = salted_keys(sample_keys(key, 0, len(low)), AUGMENT)
+        level_keys, noise_keys = salted_keys(keys, 0), salted_keys(keys, 1)
+        s = self.augment * jax.vmap(jax.random.uniform)(level_keys)
+        wide = expand(s, low)
+        return jnp.sqrt(1 - jnp.square(wide)) * low + wide * white_noise(noise_keys, low.shape[1:]), s
 
     def decode(self, x0: Array, cond: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Bytes of samples ``(B, H, W, C)``. What is not finite is no byte: look at x0 first."""

@@ -14,7 +14,8 @@ from jaxdiff.networks.functional import Functional, Networks, Params, functional
 from jaxdiff.networks.mlp import MLP
 from jaxdiff.networks.mmdit import MMDiT
 from jaxdiff.networks.published_transformers import flux, sd3
-from jaxdiff.networks.unet import UNet, adm, ddpm_256, ddpm_cifar10, iddpm_cifar10
+from jaxdiff.networks.published_unets import adm, ddpm_256, ddpm_cifar10, iddpm_cifar10, sd15, sd21, sdxl, sdxl_refiner
+from jaxdiff.networks.unet import UNet
 from jaxdiff.networks.uvit import UViT, u_vit
 
 __all__ = [
@@ -44,5 +45,9 @@ __all__ = [
     "iddpm_cifar10",
     "pixart_sigma",
     "sd3",
+    "sd15",
+    "sd21",
+    "sdxl",
+    "sdxl_refiner",
     "u_vit",
 ]

@@ -14,10 +14,18 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
 
-from jaxdiff.networks.backend import AttentionForm, Call, choose_attention, filled, present_device, present_machine
+from jaxdiff.networks.backend import (
+    AttentionForm,
+    Call,
+    choose_attention,
+    filled,
+    present_device,
+    present_machine,
+    steady,
+)
 from jaxdiff.networks.chunked import chunked_attention, unmasked
 from jaxdiff.networks.kernels import cudnn_attention, flash_attention
-from jaxdiff.networks.layers import DType, Init, Linear, by_rows, fan_average, zeros
+from jaxdiff.networks.layers import DType, Init, Linear, by_rows, each_token, fan_average, zeros
 from jaxdiff.networks.probe import works
 
 
@@ -67,25 +75,26 @@ def plain_attention(query: Array, key: Array, value: Array, mask: Array | None =
     over twice as fast as the (batch, tokens, heads, depth) order of `jax.nn.dot_product_attention`. The softmax's sum
     divides the mixture of values, which is smaller than the logits where heads are narrower than rows are long.
 
-    With a mask the sum is one more column of the product with the values: XLA adds a row of numbers in an order that
-    depends on its length, and a product of matrices in order.
+    With a mask, on a CPU, the sum is one more column of the product with the values: XLA adds a row of numbers in an
+    order that depends on its length, and a product of matrices in order.
     """
     wide = jnp.promote_types(query.dtype, jnp.float32)
+    column = mask is not None and steady(present_machine())
     if mask is not None:
-        fill = filled(present_machine(), Call.of(query, key, value)) - key.shape[2]
-        mask = jnp.pad(mask, ((0, 0), (0, fill)))
-        key, value = (unmasked(jnp.pad(x, ((0, 0), (0, 0), (0, fill), (0, 0))), mask) for x in (key, value))
-        value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
+        key, value = unmasked(key, mask), unmasked(value, mask)
+        if column:
+            fill = filled(Call.of(query, key, value)) - key.shape[2]
+            mask = jnp.pad(mask, ((0, 0), (0, fill)))
+            value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
+            key, value = (jnp.pad(x, ((0, 0), (0, 0), (0, fill), (0, 0))) for x in (key, value))
     logits = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=wide) * query.shape[-1] ** -0.5
     if mask is not None:
         logits = jnp.where(mask[:, None, None, :] != 0, logits, -jnp.inf)
     top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
     weights = jnp.exp(logits - (top if mask is None else jnp.where(top == -jnp.inf, 0.0, top)))
     mixed = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value, preferred_element_type=wide)
-    if mask is None:
-        return (mixed / weights.sum(-1, keepdims=True)).astype(value.dtype)
-    mixed, total = mixed[..., :-1], mixed[..., -1:]
-    return (mixed / jnp.where(total == 0, 1.0, total)).astype(value.dtype)
+    mixed, total = (mixed[..., :-1], mixed[..., -1:]) if column else (mixed, weights.sum(-1, keepdims=True))
+    return (mixed / (total if mask is None else jnp.where(total == 0, 1.0, total))).astype(value.dtype)
 
 
 FORMS: dict[AttentionForm, Callable[..., Array]] = {
@@ -204,7 +213,8 @@ class CrossAttention(nnx.Module):
         >>> CrossAttention(8, 6, heads=2)(jnp.ones((2, 5, 8)), jnp.ones((2, 3, 6))).shape
         (2, 5, 8)
         """
-        return self.out(by_heads(self.query(x), self.key(context), self.value(context), self.heads, mask))
+        key, value = (each_token(map, context) for map in (self.key, self.value))
+        return self.out(by_heads(self.query(x), key, value, self.heads, mask))
 
 
 def by_heads(query: Array, key: Array, value: Array, heads: int, mask: Array | None = None) -> Array:
@@ -213,7 +223,9 @@ def by_heads(query: Array, key: Array, value: Array, heads: int, mask: Array | N
     >>> by_heads(jnp.ones((2, 5, 8)), jnp.ones((2, 3, 8)), jnp.ones((2, 3, 8)), 4).shape
     (2, 5, 8)
     """
-    cut = (
-        y.reshape(*y.shape[:2], heads, -1).transpose(0, 2, 1, 3) for y in (query, key, value)
-    )  # (B, heads, L, depth)
-    return attention(*cut, mask).transpose(0, 2, 1, 3).reshape(*query.shape[:2], -1)
+
+    def cut(x: Array) -> Array:
+        return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)  # (B, heads, L, depth)
+
+    mixed = attention(cut(query), cut(key), cut(value), mask)
+    return mixed.transpose(0, 2, 1, 3).reshape(*query.shape[:2], -1)

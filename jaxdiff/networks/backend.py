@@ -37,7 +37,7 @@ FLASH_KEYS = 1024
 FILLED_KEYS, FILLED_LOGITS = 64, 4096
 """To multiples of how many keys, and to how many logits at least, masked attention is filled on a CPU. XLA chooses the
 order of a sum by the shapes: from here on its products and exponentials keep to one order (tests/networks/test_masks.py
-tries it), so that more padding changes no bit."""
+tries it), so that more padding changes no bit. A product of tokens with a weight has as many rows at least."""
 
 FILLED_ROWS, FILLED_NUMBERS = 64, 4096
 """Likewise, from how many rows, and numbers in them, on the products and normalisations of a text's tokens do."""
@@ -209,14 +209,23 @@ def in_order(machine: Machine) -> bool:
     return _on_cpu(machine)
 
 
-def filled(machine: Machine, call: Call) -> int:
-    """How many keys the plain form's masked attention has on this machine, its padding included.
+def steady(machine: Machine) -> bool:
+    """Whether sums over the tokens that come with a mask are to have one order, however many tokens there are.
+
+    >>> steady(Machine("cpu")), steady(Machine("cuda"))
+    (True, False)
+    """
+    return _on_cpu(machine)
+
+
+def filled(call: Call) -> int:
+    """How many keys masked attention has where sums are `steady`, its padding included.
 
     >>> query, keys = (jax.ShapeDtypeStruct((2, 4, tokens, 16), jnp.float32) for tokens in (64, 77))
-    >>> filled(Machine("cpu"), Call.of(query, keys, keys)), filled(Machine("cuda"), Call.of(query, keys, keys))
-    (128, 77)
+    >>> filled(Call.of(query, keys, keys))
+    128
     """
-    if not _on_cpu(machine) or not isinstance(call.keys, int):
+    if not isinstance(call.keys, int):
         return call.keys
     rows = math.prod(size for size in call[:3] if isinstance(size, int))
     least = max(call.keys, -(-FILLED_LOGITS // rows))

@@ -30,7 +30,7 @@ from jaxdiff.networks.attention import SelfAttention
 from jaxdiff.networks.backend import filled_tokens, present_machine
 from jaxdiff.networks.conditions import ABSENT, NO_LEVEL, Level, NetCondition, Text, Tokens, Vector, without_tokens
 from jaxdiff.networks.embeddings import TimeEmbedding, standard_normal, timestep_embedding
-from jaxdiff.networks.layers import Init, LayerNorm, Linear, fan_average, normal
+from jaxdiff.networks.layers import Init, LayerNorm, Linear, each_token, fan_average, normal
 
 LEVEL_FREQUENCIES = 256
 
@@ -99,7 +99,8 @@ class ConditionEmbeddings(nnx.Module):
 
     def __call__(self, cond: Mapping[str, Any]) -> Embedded:
         """Values by name, complete, the batch first."""
-        parts = [embed(cond[name]) for name, embed in self.by_name.items()]
+        names = [each.name for each in self.conditions if each.name in self.by_name]
+        parts = [self.by_name[name](cond[name]) for name in names]
         vector: Array | float = sum((part.vector for part in parts if part.vector is not None), start=0.0)
         if self.together is not None:
             vector = vector + self.together(jnp.concatenate([p.features for p in parts if p.features is not None], 1))
@@ -220,7 +221,7 @@ class TokensEmbedding(nnx.Module):
         if self.shown:
             mask = value["mask"] != 0
             tokens = jnp.where(mask[..., None], value["tokens"], 0.0)  # whatever stands in the padding
-            told |= {"tokens": tokens if self.map is None else self.map(tokens), "mask": mask}
+            told |= {"tokens": tokens if self.map is None else each_token(self.map, tokens), "mask": mask}
         return Part(**told)
 
 

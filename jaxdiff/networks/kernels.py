@@ -47,13 +47,15 @@ def with_all_derivatives(kernel: Attend, reference: Attend = chunked_attention) 
 
     @jax.custom_jvp
     def recorded(*inputs: Array) -> tuple[Array, Any]:
-        return jax.vjp(kernel, *inputs)  # the pullback is a tree of arrays: what the reverse pass needs
+        moving, mask = inputs[:3], inputs[3:]
+        # The pullback is a tree of arrays: what the reverse pass needs. A mask is fixed.
+        return jax.vjp(lambda *moving: kernel(*moving, *mask), *moving)
 
     @recorded.defjvp
     def _(primals: Any, tangents: Any) -> Any:
         output, pullback = recorded(*primals)
         still = jax.tree.map(_no_tangent, pullback)  # it only solves (3), and the solution's derivative is the matrix's
-        return (output, pullback), (solved(primals, output, pullback, tangents), still)
+        return (output, pullback), (solved(primals, output, pullback, tangents[:3]), still)
 
     @jax.custom_jvp
     @functools.wraps(kernel)
@@ -63,12 +65,12 @@ def with_all_derivatives(kernel: Attend, reference: Attend = chunked_attention) 
     @attend.defjvp
     def _(primals: Any, tangents: Any) -> Any:
         output, pullback = recorded(*primals)
-        return output, solved(primals, output, pullback, tangents)
+        return output, solved(primals, output, pullback, tangents[:3])
 
     def solved(primals: Any, output: Array, pullback: Any, tangents: Any) -> Array:
         @jax.checkpoint  # or JAX would compute what the transpose of (1) needs, where (2) runs in its place
         def differential(primals: Any, d: Any) -> Array:
-            return jax.jvp(reference, primals, d)[1]  # (1)
+            return jax.jvp(lambda *moving: reference(*moving, *primals[3:]), primals[:3], d)[1]  # (1)
 
         push = functools.partial(differential, primals)
 

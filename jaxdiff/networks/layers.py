@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxdiff.networks.backend import in_order, present_machine
+from jaxdiff.networks.backend import FILLED_KEYS, in_order, present_machine, steady
 from jaxdiff.networks.convolution import EDGES, by_winograd, convolve, winograd
 from jaxdiff.networks.initial_noise import Kind, initial_noise
 
@@ -99,6 +99,20 @@ class Linear(nnx.Module):
         kernel = self.kernel[...].astype(self.dtype)
         y = jnp.dot(by_rows(x).astype(self.dtype), kernel).reshape(*x.shape[:-1], kernel.shape[1])
         return y if self.bias is None else y + self.bias[...].astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def each_token(linear: Linear, x: Array) -> Array:
+    """``linear(x)`` of tokens ``(B, L, C)`` that come with a mask: on a CPU a token's bits do not depend on how many
+    there are (`jaxdiff.networks.backend.steady`).
+
+    >>> each_token(Linear(4, 6), jnp.ones((2, 3, 4))).shape
+    (2, 3, 6)
+    """
+    rows = x.shape[0] * x.shape[1]
+    if not isinstance(rows, int) or rows >= FILLED_KEYS or not steady(present_machine()):
+        return linear(x)
+    filled = jnp.pad(by_rows(x), ((0, FILLED_KEYS - rows), (0, 0)))
+    return linear(filled)[:rows].reshape(*x.shape[:2], -1)
 
 
 def by_rows(x: Array) -> Array:

@@ -1,9 +1,12 @@
-"""The U-Net of DDPM and of ADM, one network with options.
+"""The U-Net of DDPM, of ADM and of latent diffusion, one network with options. `jaxdiff.networks.published_unets` has
+the published ones by name.
 
 - DDPM: Ho et al. 2020, "Denoising Diffusion Probabilistic Models", https://arxiv.org/abs/2006.11239, appendix B.
 - iDDPM: Nichol & Dhariwal 2021, https://arxiv.org/abs/2102.09672: scale-shift normalisation, several heads.
 - ADM: Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", https://arxiv.org/abs/2105.05233,
   section 3: residual up- and down-sampling, more attention.
+- LDM: Rombach et al. 2022, https://arxiv.org/abs/2112.10752: transformer blocks with cross-attention
+  (`jaxdiff.networks.unet_transformer`).
 
 A residual block, with e the embedding of time and class:
 
@@ -30,8 +33,15 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.networks.attention import SelfAttention
-from jaxdiff.networks.conditions import NetCondition, cond_specs, image_channels, with_images
-from jaxdiff.networks.embedded import ConditionEmbeddings
+from jaxdiff.networks.conditions import (
+    NetCondition,
+    cond_specs,
+    image_channels,
+    token_width,
+    with_images,
+    without_tokens,
+)
+from jaxdiff.networks.embedded import ConditionEmbeddings, Embedded
 from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, TimeOrder
 from jaxdiff.networks.layers import (
     Conv3x3,
@@ -48,6 +58,7 @@ from jaxdiff.networks.layers import (
 )
 from jaxdiff.networks.placement import by_sample
 from jaxdiff.networks.remat import Remat, check_remat, convolved, recomputed
+from jaxdiff.networks.unet_transformer import Transformer
 from jaxdiff.spec import Condition
 
 
@@ -64,6 +75,8 @@ class UNet:
       multipliers: channels of each level over ``width``; each further level has half the resolution.
       blocks: residual blocks a level on the way down; one more on the way up.
       attention_resolutions: the resolutions whose blocks are followed by self-attention (the middle always is).
+      transformer_layers: for each level, layers of the transformer that follows its blocks; 0: none. The middle has as
+        many as the last level that has any. Empty: plain attention, and that alone.
       heads: of attention.
       head_width: if given, attention has ``channels / head_width`` heads instead.
       num_classes: for a network conditioned on ``cond["label"]``; None for one that is not.
@@ -79,7 +92,8 @@ class UNet:
       dtype: what convolutions and matrix products compute in; parameters and output are float32.
       remat: what the backward pass computes again to save memory: nothing, a whole block at a time ("full"), or all but
         the results of convolutions and of matrix products with weights ("dots").
-      conditions: what else the network takes: `jaxdiff.networks.Vector`, `jaxdiff.networks.Image`.
+      conditions: what else the network takes (`jaxdiff.networks.conditions`); tokens need transformers.
+      joined_conditions: one perceptron for all vectors and pooled texts, as in SDXL, rather than one each.
 
     Raises:
       ValueError: values that do not fit each other.
@@ -99,6 +113,7 @@ class UNet:
     multipliers: tuple[float, ...] = (1, 2, 2, 2)
     blocks: int = 2
     attention_resolutions: tuple[int, ...] = (16,)
+    transformer_layers: tuple[int, ...] = ()
     heads: int = 1
     head_width: int | None = None
     num_classes: int | None = None
@@ -114,6 +129,7 @@ class UNet:
     dtype: DType = "float32"
     remat: Remat = "none"
     conditions: tuple[NetCondition, ...] = ()
+    joined_conditions: bool = False
 
     def __post_init__(self) -> None:
         levels = [self.image_size // 2**level for level in range(len(self.multipliers))]
@@ -126,7 +142,18 @@ class UNet:
             raise ValueError(
                 f"width={self.width} must be even and at least 4; each level's must be whole, got {widths}"
             )
-        attending = {self.channels(level) for level, size in enumerate(levels) if size in self.attention_resolutions}
+        layers = self.transformer_layers
+        if layers and (len(layers) != len(levels) or min(layers) < 0 or not any(layers)):
+            raise ValueError(
+                f"transformer_layers={layers} must have one number a level, {len(levels)}, not all of them 0"
+            )
+        if not layers and (tokens := without_tokens(self.conditions)):
+            raise ValueError(f"conditions {tokens} are tokens, which transformers attend to: set transformer_layers")
+        attending = {
+            self.channels(level)
+            for level, size in enumerate(levels)
+            if size in self.attention_resolutions or self.layers(level)
+        }
         for channels in sorted(attending | {self.channels(len(levels) - 1)}):
             if channels % (self.head_width or self.heads):
                 heads = f"head_width={self.head_width}" if self.head_width else f"heads={self.heads}"
@@ -144,6 +171,21 @@ class UNet:
     def channels(self, level: int) -> int:
         """Channels of a level, 0 being the full resolution."""
         return int(self.width * self.multipliers[level])
+
+    def layers(self, level: int | None) -> int:
+        """Layers of a level's transformers, 0 for none; of the middle's for None."""
+        if level is None:
+            return next((layers for layers in reversed(self.transformer_layers) if layers), 0)
+        return self.transformer_layers[level] if self.transformer_layers else 0
+
+    def heads_of(self, channels: int) -> int:
+        """How many heads attention over so many channels has."""
+        return channels // self.head_width if self.head_width else self.heads
+
+    @property
+    def context(self) -> int | None:
+        """Width of the tokens that the transformers attend to; None where there are none."""
+        return token_width(self.conditions, 4 * self.width) if self.transformer_layers else None
 
     def __call__(self, rngs: nnx.Rngs) -> UNetModule:
         """The module, with fresh parameters."""
@@ -170,7 +212,7 @@ class ResidualBlock(nnx.Module):
         self.conv2 = Conv3x3(outputs, outputs, dtype=config.dtype, init=zeros)
         self.skip = None if inputs == outputs else Linear(inputs, outputs, dtype=config.dtype)
 
-    def __call__(self, x: Array, embedding: Array, key: Array | None) -> Array:
+    def __call__(self, x: Array, told: Embedded, key: Array | None) -> Array:
         h = jax.nn.silu(self.norm1(x))
         if self.resample == "up":
             h, x = self.conv1(upsample(h)), upsample(x)
@@ -179,11 +221,11 @@ class ResidualBlock(nnx.Module):
         else:
             h = self.conv1(h)
         h = by_sample(convolved(h))
-        told = self.embed(embedding)  # (B, outputs) or (B, 2 outputs)
+        embedding = self.embed(told.vector)  # (B, outputs) or (B, 2 outputs)
         if self.scale_shift:
-            h = self.norm2(h, *jnp.split(told, 2, axis=1))
+            h = self.norm2(h, *jnp.split(embedding, 2, axis=1))
         else:
-            h = self.norm2(h + told[:, None, None, :].astype(h.dtype))
+            h = self.norm2(h + embedding[:, None, None, :].astype(h.dtype))
         h = dropout(jax.nn.silu(h), self.rate, None if key is None else jax.random.fold_in(key, self.site))
         return convolved(self.conv2(h) + (x if self.skip is None else self.skip(x)))
 
@@ -192,26 +234,32 @@ class AttentionBlock(nnx.Module):
     """``x + attention(norm(x))`` over the pixels."""
 
     def __init__(self, config: UNet, channels: int):
-        heads = channels // config.head_width if config.head_width else config.heads
         self.norm = GroupNorm(channels, groups=config.groups, eps=config.norm_eps)
-        self.attention = SelfAttention(channels, heads, dtype=config.dtype, init=zeros)
+        self.attention = SelfAttention(channels, config.heads_of(channels), dtype=config.dtype, init=zeros)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, told: Embedded) -> Array:
         batch, height, width, channels = x.shape
         tokens = self.norm(x).reshape(batch, height * width, channels)
         return x + self.attention(tokens).reshape(x.shape)
 
 
 class Stage(nnx.Module):
-    """A residual block and, where the level has it, attention."""
+    """A residual block and, where the level has it, a transformer or attention."""
 
-    def __init__(self, config: UNet, inputs: int, outputs: int, attends: bool, site: int):
+    def __init__(self, config: UNet, inputs: int, outputs: int, level: int | None, site: int):
         self.block = ResidualBlock(config, inputs, outputs, site)
-        self.attention = AttentionBlock(config, outputs) if attends else None
+        layers = config.layers(level)
+        if layers:
+            options: dict[str, Any] = {"groups": config.groups, "dtype": config.dtype}
+            self.attention = Transformer(outputs, config.heads_of(outputs), layers, config.context, **options)
+        elif level is None or config.image_size // 2**level in config.attention_resolutions:
+            self.attention = AttentionBlock(config, outputs)
+        else:
+            self.attention = None
 
-    def __call__(self, x: Array, embedding: Array, key: Array | None) -> Array:
-        x = self.block(x, embedding, key)
-        return x if self.attention is None else self.attention(x)
+    def __call__(self, x: Array, told: Embedded, key: Array | None) -> Array:
+        x = self.block(x, told, key)
+        return x if self.attention is None else self.attention(x, told)
 
 
 class Resample(nnx.Module):
@@ -224,7 +272,7 @@ class Resample(nnx.Module):
         else:
             self.conv = Conv3x3(channels, channels, dtype=config.dtype)
 
-    def __call__(self, x: Array, embedding: Array, key: Array | None) -> Array:
+    def __call__(self, x: Array, told: Embedded, key: Array | None) -> Array:
         return self.conv(upsample(x) if self.direction == "up" else x)
 
 
@@ -242,7 +290,6 @@ class UNetModule(nnx.Module):
     def __init__(self, config: UNet):
         self.config = config
         levels = range(len(config.multipliers))
-        attends = [config.image_size // 2**level in config.attention_resolutions for level in levels]
         sites = itertools.count()
 
         def resample(level: int, direction: Literal["up", "down"]) -> ResidualBlock | Resample:
@@ -254,7 +301,9 @@ class UNetModule(nnx.Module):
         self.time = TimeEmbedding(config.width, 4 * config.width, order=config.time_order, shift=config.time_shift)
         classes = config.num_classes
         self.label = LabelEmbedding(classes, 4 * config.width, null=config.null_class) if classes is not None else None
-        self.told = ConditionEmbeddings(config.conditions, 4 * config.width)
+        self.told = ConditionEmbeddings(
+            config.conditions, 4 * config.width, tokens=config.context, joined=config.joined_conditions
+        )
         now = config.channels(0)
         self.conv_in = Conv3x3(config.in_channels + image_channels(config.conditions), now, dtype=config.dtype)
         skips = [now]
@@ -262,21 +311,21 @@ class UNetModule(nnx.Module):
         for level in levels:
             stages = []
             for _ in range(config.blocks):
-                stages.append(Stage(config, now, config.channels(level), attends[level], next(sites)))
+                stages.append(Stage(config, now, config.channels(level), level, next(sites)))
                 now = config.channels(level)
                 skips.append(now)
             last = level == levels[-1]
             down.append(Level(stages, None if last else resample(level, "down")))
             skips += [] if last else [now]
         self.down = nnx.List(down)
-        self.middle_in = Stage(config, now, now, True, next(sites))
+        self.middle_in = Stage(config, now, now, None, next(sites))
         self.middle_out = ResidualBlock(config, now, now, next(sites))
         up = []
         for level in reversed(levels):
             stages = []
             for _ in range(config.blocks + 1):
                 now += skips.pop()
-                stages.append(Stage(config, now, config.channels(level), attends[level], next(sites)))
+                stages.append(Stage(config, now, config.channels(level), level, next(sites)))
                 now = config.channels(level)
             up.append(Level(stages, resample(level, "up") if level else None))
         self.up = nnx.List(up)
@@ -284,13 +333,13 @@ class UNetModule(nnx.Module):
         self.conv_out = Conv3x3(now, config.out_channels or config.in_channels, init=zeros)
 
     def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Array], key: Array | None) -> Array:
-        embedding = by_sample(self.embed(x, t, cond))
+        told = jax.tree.map(by_sample, self.embed(x, t, cond))
 
         def run(block: Stage | ResidualBlock | Resample, *inputs: Array) -> Array:
             # The inputs are joined within, so that the backward pass keeps the skips, not copies of them.
             def call(*inputs: Array) -> Array:
                 joined = inputs[0] if len(inputs) == 1 else jnp.concatenate(inputs, axis=-1)
-                return block(joined, embedding, key)
+                return block(joined, told, key)
 
             return by_sample(recomputed(call, self.config.remat)(*inputs))
 
@@ -311,13 +360,15 @@ class UNetModule(nnx.Module):
                 h = run(level.resample, h)
         return self.leave(h)
 
-    def embed(self, x: Array, t: ArrayLike, cond: Mapping[str, Array]) -> Array:
-        """The embedding of time, class and vectors ``(B, 4 width)``, as each block's linear map takes it."""
+    def embed(self, x: Array, t: ArrayLike, cond: Mapping[str, Array]) -> Embedded:
+        """The embedding of time, class and vectors ``(B, 4 width)``, as each block's linear map takes it, and the
+        tokens that transformers attend to."""
         check_images(x, self.config.in_channels, 2 ** (len(self.config.multipliers) - 1), "UNet")
         embedding = self.time(t, x.shape[0])
         if self.label is not None:
             embedding = embedding + self.label(cond["label"])
-        return jax.nn.silu(embedding + self.told(cond).vector)
+        told = self.told(cond)
+        return told._replace(vector=jax.nn.silu(embedding + told.vector))
 
     def enter(self, x: Array, cond: Mapping[str, Array]) -> Array:
         """The features ``(B, H, W, width)`` of x, images of the condition beside it."""
@@ -326,75 +377,3 @@ class UNetModule(nnx.Module):
     def leave(self, h: Array) -> Array:
         """The output of the last stage's features."""
         return self.conv_out(jax.nn.silu(self.norm_out(h.astype(jnp.float32))))
-
-
-def ddpm_cifar10(**changes: Any) -> UNet:
-    """The CIFAR-10 network of Ho et al. 2020: 35,746,307 parameters. ``changes`` replace fields.
-
-    >>> ddpm_cifar10().width
-    128
-    """
-    return UNet(**{"dropout": 0.1, **changes})
-
-
-def ddpm_256(**changes: Any) -> UNet:
-    """The 256x256 network of Ho et al. 2020 (LSUN, CelebA-HQ): 113,673,219 parameters. ``changes`` replace fields.
-
-    >>> ddpm_256().multipliers
-    (1, 1, 2, 2, 4, 4)
-    """
-    return UNet(**{"image_size": 256, "multipliers": (1, 1, 2, 2, 4, 4), **changes})
-
-
-_ADM: dict[str, Any] = {
-    "scale_shift": True,
-    "downsample_padding": "symmetric",
-    "time_order": "cos_sin",
-    "time_shift": 0.0,
-    "norm_eps": 1e-5,
-    "out_channels": 6,
-}
-
-
-def iddpm_cifar10(**changes: Any) -> UNet:
-    """The CIFAR-10 network of Nichol & Dhariwal 2021: 52,546,438 parameters. ``changes`` replace fields.
-
-    >>> iddpm_cifar10().out_channels
-    6
-    """
-    fields: dict[str, Any] = {"blocks": 3, "attention_resolutions": (16, 8), "heads": 4, "dropout": 0.3}
-    return UNet(**{**_ADM, **fields, **changes})
-
-
-def adm(image_size: Literal[64, 128, 256, 512], **changes: Any) -> UNet:
-    """The class-conditional ImageNet networks of Dhariwal & Nichol 2021, with learned variance, as published.
-
-    They have 295,904,454 / 421,529,606 / 553,838,086 / 558,997,638 parameters at 64 / 128 / 256 / 512 pixels, and no
-    null class: to train for classifier-free guidance, ask for ``null_class=True``.
-
-    Args:
-      image_size: 64, 128, 256 or 512.
-      changes: fields of `UNet` to replace.
-
-    Raises:
-      ValueError: another size.
-
-    >>> adm(64, null_class=True).attention_resolutions
-    (32, 16, 8)
-    """
-    sizes: dict[int, dict[str, Any]] = {
-        64: {"width": 192, "multipliers": (1, 2, 3, 4), "blocks": 3, "head_width": 64, "dropout": 0.1},
-        128: {"width": 256, "multipliers": (1, 1, 2, 3, 4), "heads": 4},
-        256: {"width": 256, "multipliers": (1, 1, 2, 2, 4, 4), "head_width": 64},
-        512: {"width": 256, "multipliers": (0.5, 1, 1, 2, 2, 4, 4), "head_width": 64},
-    }
-    if image_size not in sizes:
-        raise ValueError(f"ADM was published at {', '.join(map(str, sizes))} pixels, got {image_size}: use `UNet`")
-    fields: dict[str, Any] = {
-        "image_size": image_size,
-        "attention_resolutions": (32, 16, 8),
-        "residual_resampling": True,
-        "num_classes": 1000,
-        "null_class": False,
-    }
-    return UNet(**{**_ADM, **fields, **sizes[image_size], **changes})

@@ -38,9 +38,11 @@ Axes = tuple[str | None, ...]
 TENSOR: tuple[tuple[str, Axes], ...] = (  # pattern in a parameter's path -> its last axes
     (r"attention/qkv/kernel", (None, None, "tensor")),  # (width, 3, heads x depth): whole heads
     (r"attention/qkv/bias", (None, "tensor")),
+    (r"attention/(query|key|value)/kernel", (None, "tensor")),
+    (r"attention/(query|key|value)/bias", ("tensor",)),
     (r"attention/out/kernel", ("tensor", None)),
     (r"/(expand|gate)/kernel", (None, "tensor")),
-    (r"/expand/bias", ("tensor",)),
+    (r"/expand/bias", ("tensor",)),  # of a gated layer (2, hidden): the last axis too
     (r"/contract/kernel", ("tensor", None)),
 )
 

@@ -90,9 +90,28 @@ def test_low_resolution_is_the_area_mean_after_mirroring() -> None:
     np.testing.assert_allclose(area_mean(jnp.ones((1, 8, 10, 3)), 3), 1.0, rtol=1e-6)
 
 
+def test_the_small_copy_is_noised_by_the_samples_key_and_its_level_told() -> None:
+    x = np.repeat(IMAGES[:1], 2000, axis=0)
+    codec: Any = Images((8, 10, 3), low_resolution=2, augment=0.4)
+    plain = codec.encode({"x": x})
+    assert (plain["low_level"] == 0).all() and (plain["low"] == plain["low"][:1]).all()
+    batch = jax.jit(codec.encode)({"x": x}, jax.random.key(3))
+    s = np.asarray(batch["low_level"], np.float64)
+    assert 0 <= s.min() < 0.01 and 0.39 < s.max() <= 0.4 and abs(s.mean() - 0.2) < 4 * 0.4 / 12**0.5 / 2000**0.5
+    wide = s[:, None, None, None]
+    eps = (np.asarray(batch["low"], np.float64) - np.sqrt(1 - wide**2) * np.asarray(plain["low"])) / wide
+    eps = eps[s > 0.05].ravel()
+    assert abs(eps.mean()) < 4 / eps.size**0.5 and abs(eps.var() - 1) < 4 * (2 / eps.size) ** 0.5
+    part = codec.encode({"x": x[:7]}, jax.random.key(3))
+    np.testing.assert_allclose(part["low"], batch["low"][:7], atol=1e-6)
+    assert set(codec.spec) == {"x", "low", "low_level"} and codec.spec["low"].clip is None
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: Images((8, 8, 1), low_resolution=4, augment=1.5), "from 0 to 1, got 1.5"),
+        (lambda: Images((8, 8, 1), augment=0.5), "set low_resolution too"),
         (lambda: Images((8, 8)), r"an image is \(H, W, C\), got \(8, 8\)"),  # type: ignore[arg-type]
         (lambda: Images((8, 8, 1), low_resolution=8), "below the image's 8, got 8"),
         (

@@ -11,11 +11,28 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxdiff.networks import DiT, UNet, adm, ddpm_256, ddpm_cifar10, functional, iddpm_cifar10
+from jaxdiff.networks import (
+    DiT,
+    Image,
+    UNet,
+    adm,
+    ddpm_256,
+    ddpm_cifar10,
+    functional,
+    iddpm_cifar10,
+    sd15,
+    sd21,
+    sdxl,
+    sdxl_refiner,
+)
+from jaxdiff.networks.embedded import Embedded
 from jaxdiff.networks.layers import draw
 from jaxdiff.networks.unet import Resample, ResidualBlock
 
 RANDOM = np.random.default_rng(0)
+
+
+MASK, LEFT = Image("mask", (64, 64), 1, low=0.0), Image("left", (64, 64), 4, low=None, high=None)
 
 
 def size(config):
@@ -33,8 +50,16 @@ def size(config):
         (adm(256), 553_838_086),
         (adm(512), 558_997_638),
         (adm(64, null_class=True), 295_904_454 + 4 * 192),
+        (sd15(), 859_520_964),
+        (sd15(conditions=(*sd15().conditions, MASK, LEFT)), 859_520_964 + 5 * 9 * 320),  # inpainting: 9 channels
+        (sd21(), 865_910_724),
+        (sdxl(), 2_567_463_684),
+        (sdxl_refiner(), 2_259_526_660),  # as diffusers 0.42.1 builds it
     ],
-    ids=["ddpm-cifar10", "ddpm-256", "iddpm-cifar10", "adm-64", "adm-128", "adm-256", "adm-512", "adm-64-null"],
+    ids=[
+        *("ddpm-cifar10", "ddpm-256", "iddpm-cifar10", "adm-64", "adm-128", "adm-256", "adm-512", "adm-64-null"),
+        *("sd15", "sd15-inpainting", "sd21", "sdxl", "sdxl-refiner"),
+    ],
 )
 def test_published_sizes(config, parameters):
     assert size(config) == parameters
@@ -45,9 +70,10 @@ def test_published_options():
     assert (ddpm.downsample_padding, ddpm.time_order, ddpm.time_shift, ddpm.norm_eps) == (
         "bottom_right", "sin_cos", 1.0, 1e-6,
     )  # fmt: skip
-    assert (ours.downsample_padding, ours.time_order, ours.time_shift, ours.norm_eps) == (
-        "symmetric", "cos_sin", 0.0, 1e-5,
-    )  # fmt: skip
+    for each in (ours, sd15(), sd21(), sdxl()):
+        assert (each.downsample_padding, each.time_order, each.time_shift, each.norm_eps) == (
+            "symmetric", "cos_sin", 0.0, 1e-5,
+        )  # fmt: skip
 
 
 SMALL: dict[str, Any] = {"image_size": 8, "in_channels": 2, "width": 8, "multipliers": (1, 2), "blocks": 1}
@@ -229,7 +255,7 @@ def test_a_residual_block_is_its_equations(name, resample):
     else:
         h = norm(params["norm2"], h + told)
     h = conv(params["conv2"], silu(h)) + change(x) @ params["skip"]["kernel"] + params["skip"]["bias"]
-    result = block(jnp.asarray(x, jnp.float32), jnp.asarray(embedding, jnp.float32), None)
+    result = block(jnp.asarray(x, jnp.float32), Embedded(jnp.asarray(embedding, jnp.float32)), None)
     np.testing.assert_allclose(result, h, atol=2e-4, rtol=1e-4)
 
 
@@ -240,9 +266,11 @@ def test_padding_is_an_option_of_the_strided_convolutions():
         module = Resample(UNet(**SMALL, attention_resolutions=(), downsample_padding=padding), 2, "down")
         params = params or nnx.state(module)  # the same weights for both
         nnx.update(module, params)
-        outputs[padding] = np.asarray(module(X, X, None))
+        outputs[padding] = np.asarray(module(X, Embedded(0.0), None))
     assert outputs["bottom_right"].shape == outputs["symmetric"].shape == (3, 4, 4, 2)
-    shifted = np.asarray(module(jnp.roll(X, -1, axis=(1, 2)), X, None))  # symmetric, reading one pixel down and right
+    shifted = np.asarray(
+        module(jnp.roll(X, -1, axis=(1, 2)), Embedded(0.0), None)
+    )  # symmetric, reading one pixel down and right
     np.testing.assert_allclose(outputs["bottom_right"][:, 1:-1, 1:-1], shifted[:, 1:-1, 1:-1], atol=1e-5)
     assert abs(outputs["bottom_right"] - outputs["symmetric"]).max() > 0.1
 

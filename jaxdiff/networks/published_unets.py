@@ -1,0 +1,169 @@
+"""The U-Nets that papers have published, by name, with their exact numbers of parameters.
+
+Stable Diffusion's see latents of 1/8 of the image's side, and a text through `jaxdiff.networks.Tokens` of the name
+``"text"``. Their time is told as an index from 0 to 999, their residual blocks' eps is 1e-5.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from jaxdiff.networks.conditions import Tokens, Vector
+from jaxdiff.networks.unet import UNet
+
+
+def ddpm_cifar10(**changes: Any) -> UNet:
+    """The CIFAR-10 network of Ho et al. 2020: 35,746,307 parameters. ``changes`` replace fields.
+
+    >>> ddpm_cifar10().width
+    128
+    """
+    return UNet(**{"dropout": 0.1, **changes})
+
+
+def ddpm_256(**changes: Any) -> UNet:
+    """The 256x256 network of Ho et al. 2020 (LSUN, CelebA-HQ): 113,673,219 parameters. ``changes`` replace fields.
+
+    >>> ddpm_256().multipliers
+    (1, 1, 2, 2, 4, 4)
+    """
+    return UNet(**{"image_size": 256, "multipliers": (1, 1, 2, 2, 4, 4), **changes})
+
+
+_ADM: dict[str, Any] = {
+    "scale_shift": True,
+    "downsample_padding": "symmetric",
+    "time_order": "cos_sin",
+    "time_shift": 0.0,
+    "norm_eps": 1e-5,
+    "out_channels": 6,
+}
+
+
+def iddpm_cifar10(**changes: Any) -> UNet:
+    """The CIFAR-10 network of Nichol & Dhariwal 2021: 52,546,438 parameters. ``changes`` replace fields.
+
+    >>> iddpm_cifar10().out_channels
+    6
+    """
+    fields: dict[str, Any] = {"blocks": 3, "attention_resolutions": (16, 8), "heads": 4, "dropout": 0.3}
+    return UNet(**{**_ADM, **fields, **changes})
+
+
+def adm(image_size: Literal[64, 128, 256, 512], **changes: Any) -> UNet:
+    """The class-conditional ImageNet networks of Dhariwal & Nichol 2021, with learned variance, as published.
+
+    They have 295,904,454 / 421,529,606 / 553,838,086 / 558,997,638 parameters at 64 / 128 / 256 / 512 pixels, and no
+    null class: to train for classifier-free guidance, ask for ``null_class=True``.
+
+    Args:
+      image_size: 64, 128, 256 or 512.
+      changes: fields of `UNet` to replace.
+
+    Raises:
+      ValueError: another size.
+
+    >>> adm(64, null_class=True).attention_resolutions
+    (32, 16, 8)
+    """
+    sizes: dict[int, dict[str, Any]] = {
+        64: {"width": 192, "multipliers": (1, 2, 3, 4), "blocks": 3, "head_width": 64, "dropout": 0.1},
+        128: {"width": 256, "multipliers": (1, 1, 2, 3, 4), "heads": 4},
+        256: {"width": 256, "multipliers": (1, 1, 2, 2, 4, 4), "head_width": 64},
+        512: {"width": 256, "multipliers": (0.5, 1, 1, 2, 2, 4, 4), "head_width": 64},
+    }
+    if image_size not in sizes:
+        raise ValueError(f"ADM was published at {', '.join(map(str, sizes))} pixels, got {image_size}: use `UNet`")
+    fields: dict[str, Any] = {
+        "image_size": image_size,
+        "attention_resolutions": (32, 16, 8),
+        "residual_resampling": True,
+        "num_classes": 1000,
+        "null_class": False,
+    }
+    return UNet(**{**_ADM, **fields, **sizes[image_size], **changes})
+
+
+_LDM: dict[str, Any] = {
+    "in_channels": 4,
+    "width": 320,
+    "attention_resolutions": (),
+    "downsample_padding": "symmetric",
+    "time_order": "cos_sin",
+    "time_shift": 0.0,
+    "norm_eps": 1e-5,
+}
+
+
+def sd15(**changes: Any) -> UNet:
+    """Stable Diffusion 1.1 to 1.5 (Rombach et al. 2022): 859,520,964 parameters, told of CLIP-L's 768 numbers a token.
+
+    The inpainting network, of nine channels, has the image conditions of a mask and the four channels that it leaves.
+
+    Args:
+      changes: fields of `UNet` to replace.
+
+    >>> sd15().transformer_layers, sd15().heads
+    ((1, 1, 1, 0), 8)
+    """
+    fields: dict[str, Any] = {
+        "image_size": 64,
+        "multipliers": (1, 2, 4, 4),
+        "transformer_layers": (1, 1, 1, 0),
+        "heads": 8,
+        "conditions": (Tokens("text", 768),),
+    }
+    return UNet(**{**_LDM, **fields, **changes})
+
+
+def sd21(**changes: Any) -> UNet:
+    """Stable Diffusion 2.0 and 2.1: 865,910,724 parameters, heads of 64, told of OpenCLIP-H's 1,024 numbers a token.
+
+    At 768 pixels (latents of 96) it was trained to predict v, at 512 eps.
+
+    Args:
+      changes: fields of `UNet` to replace.
+
+    >>> sd21().head_width
+    64
+    """
+    return sd15(**{"image_size": 96, "head_width": 64, "conditions": (Tokens("text", 1024),), **changes})
+
+
+def sdxl(**changes: Any) -> UNet:
+    """Stable Diffusion XL (Podell et al. 2023, https://arxiv.org/abs/2307.01952): 2,567,463,684 parameters.
+
+    Beside the tokens of two encoders, side by side, it is told the second one's pooled vector and ``"time_ids"``:
+    height and width of the original, top and left of the crop, height and width asked for, in pixels.
+
+    Args:
+      changes: fields of `UNet` to replace.
+
+    >>> list(sdxl().cond), sdxl().transformer_layers
+    (['text', 'time_ids'], (0, 2, 10))
+    """
+    fields: dict[str, Any] = {
+        "image_size": 128,
+        "multipliers": (1, 2, 4),
+        "transformer_layers": (0, 2, 10),
+        "head_width": 64,
+        "conditions": (Tokens("text", 2048, pooled=1280), Vector("time_ids", 6, fourier=256, null=False)),
+        "joined_conditions": True,
+    }
+    return UNet(**{**_LDM, **fields, **changes})
+
+
+def sdxl_refiner(**changes: Any) -> UNet:
+    """The refiner of Stable Diffusion XL: told of the second encoder alone, with five ``"time_ids"``, height and width
+    of the original, top and left of the crop, and the aesthetic score. ``changes`` replace fields.
+
+    >>> sdxl_refiner().width
+    384
+    """
+    fields: dict[str, Any] = {
+        "width": 384,
+        "multipliers": (1, 2, 4, 4),
+        "transformer_layers": (0, 4, 4, 0),
+        "conditions": (Tokens("text", 1280, pooled=1280), Vector("time_ids", 5, fourier=256, null=False)),
+    }
+    return sdxl(**{**fields, **changes})
