@@ -11,11 +11,14 @@ from jaxdiff.networks.autoencoder import Autoencoder, KLAutoencoder, VQAutoencod
 from jaxdiff.networks.caching import DeepCache, FirstBlock, TaylorSeer
 from jaxdiff.networks.conditions import Image, Level, Map, Text, Tokens, Vector
 from jaxdiff.networks.critic import PatchCritic
-from jaxdiff.networks.dit import DiT, dit
+from jaxdiff.networks.dit import DiT, dit, pixart_sigma
 from jaxdiff.networks.functional import Functional, Networks, Params, functional
 from jaxdiff.networks.mlp import MLP
+from jaxdiff.networks.mmdit import MMDiT
+from jaxdiff.networks.published_transformers import flux, sd3
 from jaxdiff.networks.published_unets import adm, ddpm_256, ddpm_cifar10, iddpm_cifar10, sd15, sd21, sdxl, sdxl_refiner
 from jaxdiff.networks.unet import UNet
+from jaxdiff.networks.uvit import UViT, u_vit
 
 __all__ = [
     "MLP",
@@ -27,6 +30,7 @@ __all__ = [
     "Image",
     "KLAutoencoder",
     "Level",
+    "MMDiT",
     "Map",
     "Networks",
     "Params",
@@ -35,18 +39,23 @@ __all__ = [
     "Text",
     "Tokens",
     "UNet",
+    "UViT",
     "VQAutoencoder",
     "Vector",
     "adm",
     "ddpm_256",
     "ddpm_cifar10",
     "dit",
+    "flux",
     "functional",
     "iddpm_cifar10",
     "ldm_kl",
     "ldm_vq",
+    "pixart_sigma",
+    "sd3",
     "sd15",
     "sd21",
     "sdxl",
     "sdxl_refiner",
+    "u_vit",
 ]

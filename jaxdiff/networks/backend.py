@@ -39,6 +39,9 @@ FILLED_KEYS, FILLED_LOGITS = 64, 4096
 order of a sum by the shapes: from here on its products and exponentials keep to one order (tests/networks/test_masks.py
 tries it), so that more padding changes no bit. A product of tokens with a weight has as many rows at least."""
 
+FILLED_ROWS, FILLED_NUMBERS = 64, 4096
+"""Likewise, from how many rows, and numbers in them, on the products and normalisations of a text's tokens do."""
+
 UNROLLED = 12
 """Most like blocks that stand one by one in a program for a CPU."""
 
@@ -227,6 +230,19 @@ def filled(call: Call) -> int:
     rows = math.prod(size for size in call[:3] if isinstance(size, int))
     least = max(call.keys, -(-FILLED_LOGITS // rows))
     return -(-least // FILLED_KEYS) * FILLED_KEYS
+
+
+def filled_tokens(machine: Machine, batch: Any, length: Any, width: int) -> Any:
+    """How many tokens a masked text has on this machine, more padding included.
+
+    >>> filled_tokens(Machine("cpu"), 4, 5, 64), filled_tokens(Machine("cpu"), 4, 77, 64)
+    (16, 77)
+    >>> filled_tokens(Machine("cuda"), 4, 5, 64)
+    5
+    """
+    if not _on_cpu(machine) or not isinstance(batch, int) or not isinstance(length, int):
+        return length
+    return max(length, -(-max(FILLED_ROWS, -(-FILLED_NUMBERS // width)) // batch))
 
 
 def unrolled(machine: Machine, depth: int) -> bool:

@@ -54,7 +54,7 @@ from jax.typing import ArrayLike
 
 from jaxdiff.broadcast import expand, mean_features
 from jaxdiff.denoiser import Cond, Memory
-from jaxdiff.networks.dit import DiTModule
+from jaxdiff.networks.dit import DiTModule, Told
 from jaxdiff.networks.functional import Functional, Params
 from jaxdiff.networks.unet import UNetModule
 from jaxdiff.record import field, record
@@ -221,7 +221,7 @@ def _blocks(module: DiTModule) -> tuple[Any, Any]:
     return nnx.split(module.blocks)
 
 
-def _through(module: DiTModule, tokens: Array, c: Array, begin: int, end: int) -> Array:
+def _through(module: DiTModule, tokens: Array, c: Told, begin: int, end: int) -> Array:
     """The tokens after the blocks ``begin`` to ``end - 1``."""
     graph, stacked = _blocks(module)
 
@@ -326,7 +326,7 @@ class TaylorSeer(FeatureCache):
         last, features = self._all_blocks(module, tokens, c)
         return module.leave(last, c, x), features
 
-    def _all_blocks(self, module: DiTModule, tokens: Array, c: Array) -> tuple[Array, Any]:
+    def _all_blocks(self, module: DiTModule, tokens: Array, c: Told) -> tuple[Array, Any]:
         graph, stacked = _blocks(module)
 
         def block(tokens: Array, params: Any) -> tuple[Array, Any]:

@@ -92,11 +92,13 @@ class Vector:
 
 @dataclass(frozen=True)
 class Level:
-    """The noise level of another condition, from 0 (clean) to 1; equation (1).
+    """The noise level of another condition, from 0 (clean) to 1, or another number at least 0, such as the strength of
+    guidance that a distilled network is told; equation (1).
 
     Args:
       name: its name in ``cond``; ``"low_level"`` is what `jaxdiff.codecs.Images` makes.
       null: whether it can be left out and dropped.
+      high: the largest; None: no bound.
 
     >>> Level("low_level").spec
     Spec(shape=(), dtype='float32', low=0.0, high=1.0, null=None)
@@ -104,11 +106,12 @@ class Level:
 
     name: str
     null: bool = False
+    high: float | None = 1.0
 
     @property
     def spec(self) -> Spec:
         """What the network takes."""
-        return Spec((), "float32", 0.0, 1.0, NO_LEVEL if self.null else None)
+        return Spec((), "float32", 0.0, self.high, NO_LEVEL if self.null else None)
 
 
 @dataclass(frozen=True)

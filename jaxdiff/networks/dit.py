@@ -1,7 +1,7 @@
-"""Diffusion transformers with adaLN-Zero.
+"""Diffusion transformers with adaLN-Zero, and with cross-attention to text.
 
 Peebles & Xie 2023, "Scalable Diffusion Models with Transformers", https://arxiv.org/abs/2212.09748, section 3. The
-image is cut into patches, one token each. With c = silu(embedding of time + embedding of class), a block is
+image is cut into patches, one token each. With c = silu(e), e = embedding of time + embedding of class, a block is
 
     shift1, scale1, gate1, shift2, scale2, gate2 = W c + b                  (1)
     x = x + gate1 attention(norm(x) (1 + scale1) + shift1)                  (2)
@@ -10,32 +10,50 @@ image is cut into patches, one token each. With c = silu(embedding of time + emb
 where W, b and the last projection start at zero, so that every block starts as the identity and the whole network as
 zero.
 
-All blocks are alike: their parameters are stacked along a first axis, and depth is one `jax.lax.scan`, so that the time
-to compile does not grow with it. On a CPU the scan of a few blocks is unrolled (`jaxdiff.networks.backend.unrolled`).
+Where a condition is a row of tokens y (a text), every block attends to them after it has attended to itself; between
+(2) and (3), with K the tokens that the mask leaves (Chen et al. 2023, "PixArt-alpha", https://arxiv.org/abs/2310.00426,
+section 2.3, and its published code),
+
+    x = x + attention(queries x, keys and values W2 gelu(W1 y) of K)        (4)
+
+whose last projection starts at zero too. PixArt's adaLN-single has one W for all blocks, and a table S of each block:
+
+    shift1, ..., gate2 = W c + b + S,   and at the end   shift, scale = e + S'        (5)
+
+The blocks are one row (`jaxdiff.networks.modulation.through`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxdiff.networks.attention import SelfAttention
-from jaxdiff.networks.backend import present_machine, unrolled
-from jaxdiff.networks.conditions import NetCondition, cond_specs, image_channels, with_images
-from jaxdiff.networks.embedded import ConditionEmbeddings
+from jaxdiff.networks.attention import CrossAttention, SelfAttention
+from jaxdiff.networks.conditions import (
+    NetCondition,
+    Tokens,
+    cond_specs,
+    image_channels,
+    token_width,
+    with_images,
+)
+from jaxdiff.networks.embedded import ConditionEmbeddings, filled_up
 from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, position_embedding
 from jaxdiff.networks.layers import DType, Linear, check_images, draw, dropout, layer_norm, normal, zeros
-from jaxdiff.networks.placement import by_feature, by_sample
-from jaxdiff.networks.remat import Remat, check_remat, recomputed
-from jaxdiff.spec import Condition
+from jaxdiff.networks.modulation import gated, modulate, parted, stacked, through, to_pixels, to_tokens
+from jaxdiff.networks.placement import by_feature
+from jaxdiff.networks.remat import Remat, check_remat
+from jaxdiff.spec import Specs
 
+Modulation = Literal["block", "single"]
 small = normal(0.02)
 
 
@@ -63,7 +81,10 @@ class DiT:
       remat: what the backward pass computes again to save memory: nothing, a whole block at a time ("full"), or all but
         the results of matrix products with weights ("dots").
       dtype: what matrix products compute in; parameters and output are float32.
-      conditions: what else the network takes: `jaxdiff.networks.Vector`, `jaxdiff.networks.Image`.
+      conditions: what else the network takes (`jaxdiff.networks.conditions`). Of rows of tokens every block has a
+        cross-attention.
+      modulation: whether each block has a W of its own, equation (1), or all share one, equation (5).
+      span: what positions run up to, whatever the number of tokens: row r of R stands at ``r span / R``; None: at r.
 
     Raises:
       ValueError: values that do not fit each other.
@@ -93,6 +114,8 @@ class DiT:
     remat: Remat = "none"
     dtype: DType = "float32"
     conditions: tuple[NetCondition, ...] = ()
+    modulation: Modulation = "block"
+    span: float | None = None
 
     def __post_init__(self) -> None:
         if self.width % self.heads or self.width % 4:
@@ -101,60 +124,92 @@ class DiT:
             raise ValueError(f"depth={self.depth} and patch={self.patch} must be at least 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be in [0, 1)")
+        if self.modulation not in get_args(Modulation):
+            raise ValueError(f"modulation={self.modulation!r} must be one of {', '.join(get_args(Modulation))}")
+        if self.span is not None and not self.span > 0:
+            raise ValueError(f"span={self.span} must be positive")
         check_remat(self.remat)
         cond_specs(self.num_classes, self.null_class, self.conditions)
 
     @property
-    def cond(self) -> dict[str, Condition]:
+    def cond(self) -> Specs:
         """What the network takes beside x and t."""
         return cond_specs(self.num_classes, self.null_class, self.conditions)
+
+    @property
+    def attends(self) -> bool:
+        """Whether it has tokens to attend to."""
+        return token_width(self.conditions, self.width) is not None
 
     def __call__(self, rngs: nnx.Rngs) -> DiTModule:
         """The module, with fresh parameters."""
         return draw(DiTModule(self), rngs.params())
 
 
-def modulate(x: Array, shift: Array, scale: Array) -> Array:
-    """``x (1 + scale) + shift``: ``(B, L, C)`` tokens by one ``(B, C)`` vector a sample."""
-    return x * (1 + scale[:, None, :]) + shift[:, None, :]
+class Told(NamedTuple):
+    """What every block is told, the samples first.
+
+    Attributes:
+      vector: c of equation (1), ``(B, width)``; with one modulation for all, e.
+      shared: W c + b of equation (5), ``(B, 6 width)``.
+      text: keys and values of equation (4), ``(B, L, width)``.
+      mask: which of them are attended, ``(B, L)``; None: all.
+    """
+
+    vector: Array
+    shared: Array | None = None
+    text: Array | None = None
+    mask: Array | None = None
 
 
 class DiTBlock(nnx.Module):
-    """Equations (1) to (3)."""
+    """Equations (1) to (5)."""
 
     def __init__(self, config: DiT):
         hidden = int(config.width * config.mlp_ratio)
         self.config = config
         self.attention = SelfAttention(config.width, config.heads, dtype=config.dtype)
+        if config.attends:
+            self.cross_attention = CrossAttention(
+                config.width, config.width, config.heads, dtype=config.dtype, init=zeros
+            )
         self.expand = Linear(config.width, hidden, dtype=config.dtype)
         self.contract = Linear(hidden, config.width, dtype=config.dtype)
-        self.modulation = Linear(config.width, 6 * config.width, init=zeros)
+        if config.modulation == "block":
+            self.modulation = Linear(config.width, 6 * config.width, init=zeros)
+        else:
+            self.table = normal(config.width**-0.5)((6, config.width))
 
-    def __call__(self, x: Array, c: Array, key: Array | None) -> Array:
-        """``(B, L, C)`` tokens and ``(B, C)`` conditioning -> ``(B, L, C)``."""
-        return self.traced(x, c, key)[0]
+    def __call__(self, x: Array, told: Told, key: Array | None) -> Array:
+        """``(B, L, C)`` tokens -> ``(B, L, C)``."""
+        return self.traced(x, told, key)[0]
 
-    def traced(self, x: Array, c: Array, key: Array | None) -> tuple[Array, tuple[Array, Array]]:
-        """Also what attention and perceptron gave, before the gates."""
+    def traced(self, x: Array, told: Told, key: Array | None) -> tuple[Array, tuple[Array, ...]]:
+        """Also what attention, cross-attention and perceptron gave, before the gates."""
         keys = (None, None) if key is None else jax.random.split(key)
         eps, rate = self.config.norm_eps, self.config.dropout
-        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(c)  # (B, C) each
+        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(told)  # (B, C) each
 
         attended = self.attention(modulate(layer_norm(x, eps), shift1, scale1).astype(x.dtype))
-        x = x + gate1[:, None, :].astype(x.dtype) * dropout(attended, rate, keys[0])
+        x = gated(x, gate1, dropout(attended, rate, keys[0]))
+        crossed: tuple[Array, ...] = ()
+        if told.text is not None:
+            crossed = (self.cross_attention(x, told.text, told.mask),)
+            x = sum(crossed, start=x)
         h = self.expand(modulate(layer_norm(x, eps), shift2, scale2).astype(x.dtype))
         h = self.contract(jax.nn.gelu(h, approximate=True))
-        return x + gate2[:, None, :].astype(x.dtype) * dropout(h, rate, keys[1]), (attended, h)
+        return gated(x, gate2, dropout(h, rate, keys[1])), (attended, *crossed, h)
 
-    def joined(self, x: Array, c: Array, given: tuple[Array, Array]) -> Array:
-        """The block with what attention and perceptron give given: of equations (1) to (3) the gates and the sums."""
-        _, _, gate1, _, _, gate2 = self._modulation(c)
-        for gate, part in zip((gate1, gate2), given, strict=True):
-            x = x + gate[:, None, :].astype(x.dtype) * part
-        return x
+    def joined(self, x: Array, told: Told, given: tuple[Array, ...]) -> Array:
+        """The block with what its parts give given: of equations (1) to (5) the gates and the sums."""
+        _, _, gate1, _, _, gate2 = self._modulation(told)
+        attended, *crossed, h = given
+        return gated(sum(crossed, start=gated(x, gate1, attended)), gate2, h)
 
-    def _modulation(self, c: Array) -> list[Array]:
-        return jnp.split(by_feature(self.modulation(c), self.config.width), 6, axis=-1)
+    def _modulation(self, told: Told) -> list[Array]:
+        if told.shared is None:
+            return parted(self.modulation, told.vector, 6)
+        return jnp.split(told.shared + self.table[...].reshape(1, -1), 6, axis=-1)
 
 
 class DiTModule(nnx.Module):
@@ -162,62 +217,66 @@ class DiTModule(nnx.Module):
 
     def __init__(self, config: DiT):
         self.config = config
-        pixels = config.patch**2
+        width, pixels = config.width, config.patch**2
         inputs = config.in_channels + image_channels(config.conditions)
-        self.patches = Linear(inputs * pixels, config.width, dtype=config.dtype)
-        self.time = TimeEmbedding(config.frequencies, config.width, shift=config.time_shift, init=small)
+        self.patches = Linear(inputs * pixels, width, dtype=config.dtype)
+        self.time = TimeEmbedding(config.frequencies, width, shift=config.time_shift, init=small)
         classes = config.num_classes
-        self.label = (
-            LabelEmbedding(classes, config.width, null=config.null_class, init=small) if classes is not None else None
-        )
-        self.told = ConditionEmbeddings(config.conditions, config.width, init=small)
-        self.blocks = jax.vmap(lambda _: DiTBlock(config))(jnp.arange(config.depth))  # every weight (depth, ...)
-        self.modulation = Linear(config.width, 2 * config.width, init=zeros)
+        self.label = LabelEmbedding(classes, width, null=config.null_class, init=small) if classes is not None else None
+        self.told = ConditionEmbeddings(config.conditions, width, tokens=width if config.attends else None, init=small)
+        if config.attends:
+            self.text = Linear(width, width, dtype=config.dtype, init=small)
+        self.blocks = stacked(lambda: DiTBlock(config), config.depth)
+        if config.modulation == "block":
+            self.modulation = Linear(width, 2 * width, init=zeros)
+        else:
+            self.modulation = Linear(width, 6 * width, init=small)
+            self.table = normal(width**-0.5)((2, width))
         outputs = (config.out_channels or config.in_channels) * pixels
-        self.out = Linear(config.width, outputs, init=zeros)
+        self.out = Linear(width, outputs, init=zeros)
 
-    def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Array], key: Array | None) -> Array:
-        tokens, c = self.enter(x, t, cond)
-        return self.leave(self._blocks(tokens, c, key), c, x)
+    def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Any], key: Array | None) -> Array:
+        tokens, told = self.enter(x, t, cond)
+        return self.leave(self._blocks(tokens, told, key), told, x)
 
-    def enter(self, x: Array, t: ArrayLike, cond: Mapping[str, Array]) -> tuple[Array, Array]:
-        """The tokens ``(B, L, width)`` and the conditioning ``(B, width)`` that the first block takes."""
-        patch = self.config.patch
-        check_images(x, self.config.in_channels, patch, "DiT")
-        batch, height, width, _ = x.shape
-        rows, columns = height // patch, width // patch
-
-        c = self.time(t, batch)
+    def enter(self, x: Array, t: ArrayLike, cond: Mapping[str, Any]) -> tuple[Array, Told]:
+        """The tokens ``(B, L, width)`` that the first block takes, and what all are told."""
+        config = self.config
+        check_images(x, config.in_channels, config.patch, "DiT")
+        embedded = self.told(filled_up(cond, config.conditions, config.width))
+        e = self.time(t, x.shape[0])
         if self.label is not None:
-            c = c + self.label(cond["label"])
-        c = jax.nn.silu(c + self.told(cond).vector)
+            e = e + self.label(cond["label"])
+        e = e + embedded.vector
+        told = Told(jax.nn.silu(e))
+        if config.modulation == "single":
+            told = Told(e, by_feature(self.modulation(told.vector), config.width))
+        if embedded.tokens is not None:
+            text = self.text(jax.nn.gelu(embedded.tokens, approximate=True))
+            told = told._replace(text=text, mask=embedded.mask)
 
-        x = with_images(x, cond, self.config.conditions)
-        tokens = x.reshape(batch, rows, patch, columns, patch, -1).transpose(0, 1, 3, 2, 4, 5)
-        tokens = self.patches(tokens.reshape(batch, rows * columns, -1))
-        return tokens + jnp.asarray(position_embedding(rows, columns, self.config.width), tokens.dtype)[None], c
+        rows, columns = x.shape[1] // config.patch, x.shape[2] // config.patch
+        tokens = self.patches(to_tokens(with_images(x, cond, config.conditions), config.patch))
+        row, column = (np.arange(n) * (1 if config.span is None else config.span / n) for n in (rows, columns))
+        return tokens + jnp.asarray(position_embedding(row, column, config.width), tokens.dtype)[None], told
 
-    def leave(self, tokens: Array, c: Array, x: Array) -> Array:
+    def leave(self, tokens: Array, told: Told, x: Array) -> Array:
         """The output, shaped by the input x, of the last block's tokens."""
-        patch = self.config.patch
-        batch, height, width, _ = x.shape
-        rows, columns = height // patch, width // patch
-        shift, scale = jnp.split(by_feature(self.modulation(c), self.config.width), 2, axis=-1)
+        if self.config.modulation == "block":
+            shift, scale = parted(self.modulation, told.vector, 2)
+        else:
+            shift, scale = (row[None] + told.vector for row in self.table[...])
         tokens = self.out(modulate(layer_norm(tokens, self.config.norm_eps), shift, scale))
-        tokens = tokens.reshape(batch, rows, columns, patch, patch, -1).transpose(0, 1, 3, 2, 4, 5)
-        return tokens.reshape(batch, height, width, -1)
+        return to_pixels(tokens, (x.shape[1], x.shape[2]), self.config.patch)
 
-    def _blocks(self, tokens: Array, c: Array, key: Array | None) -> Array:
-        graphdef, stacked = nnx.split(self.blocks)
-        keys = None if key is None else jax.random.split(key, self.config.depth)
+    def _blocks(self, tokens: Array, told: Told, key: Array | None) -> Array:
+        depth, remat = self.config.depth, self.config.remat
+        keys = None if key is None else jax.random.split(key, depth)
 
-        def block(tokens: Array, layer: tuple[Any, Array | None]) -> tuple[Array, None]:
-            params, key = layer
-            return by_sample(nnx.merge(graphdef, params)(by_sample(tokens), by_sample(c), key)), None
+        def call(block: DiTBlock, tokens: Array, told: Told, key: Array | None) -> tuple[Array, None]:
+            return block(tokens, told, key), None
 
-        loop = self.config.remat != "none" or not unrolled(present_machine(), self.config.depth)
-        block = recomputed(block, self.config.remat, scanned=True)  # which holds in a loop only
-        return jax.lax.scan(block, tokens, (stacked, keys), unroll=not loop)[0]
+        return through(self.blocks, tokens, told, keys, call=call, depth=depth, remat=remat)[0]
 
 
 def dit(size: Literal["S", "B", "L", "XL"], patch: int = 2, **changes: Any) -> DiT:
@@ -246,3 +305,18 @@ def dit(size: Literal["S", "B", "L", "XL"], patch: int = 2, **changes: Any) -> D
         raise ValueError(f"DiT sizes are {', '.join(sizes)}, got {size!r}: configure `DiT` itself")
     fields: dict[str, Any] = {"out_channels": 8, "num_classes": 1000, "patch": patch}
     return DiT(**{**fields, **sizes[size], **changes})
+
+
+def pixart_sigma(**changes: Any) -> DiT:
+    """PixArt-Sigma for images of 1024 pixels (Chen et al. 2024, https://arxiv.org/abs/2403.04692): 611 million
+    parameters, 300 tokens of T5-XXL with their mask, 4-channel latents, a learned variance.
+
+    Args:
+      changes: fields of `DiT` to replace. For 512 pixels ``span`` is 32 too.
+
+    >>> pixart_sigma().modulation
+    'single'
+    """
+    fields: dict[str, Any] = {"in_channels": 4, "out_channels": 8, "patch": 2, "width": 1152, "depth": 28, "heads": 16}
+    fields |= {"modulation": "single", "span": 32.0, "conditions": (Tokens("text", 4096),)}
+    return DiT(**{**fields, **changes})

@@ -27,6 +27,7 @@ from flax import nnx
 from jax import Array
 
 from jaxdiff.networks.attention import SelfAttention
+from jaxdiff.networks.backend import filled_tokens, present_machine
 from jaxdiff.networks.conditions import ABSENT, NO_LEVEL, Level, NetCondition, Text, Tokens, Vector, without_tokens
 from jaxdiff.networks.embeddings import TimeEmbedding, standard_normal, timestep_embedding
 from jaxdiff.networks.layers import Init, LayerNorm, Linear, each_token, fan_average, normal
@@ -108,6 +109,28 @@ class ConditionEmbeddings(nnx.Module):
             return Embedded(vector)
         tokens, masks = zip(*shown, strict=True)
         return Embedded(vector, jnp.concatenate(tokens, axis=1), jnp.concatenate(masks, axis=1))
+
+
+def filled_up(cond: Mapping[str, Any], conditions: Sequence[NetCondition], width: int) -> Mapping[str, Any]:
+    """Every `Tokens` with as much padding as the machine's sums keep to one order with, in a network of this width
+    (`jaxdiff.networks.backend.filled_tokens`), so that more padding changes no bit of what it makes of them.
+
+    >>> text = {"tokens": jnp.ones((4, 5, 6)), "mask": jnp.ones((4, 5))}
+    >>> filled_up({"text": text}, (Tokens("text", 6),), 64)["text"]["mask"].sum(axis=1).tolist()
+    [5.0, 5.0, 5.0, 5.0]
+    """
+    filled = dict(cond)
+    for each in conditions:
+        if isinstance(each, Tokens):
+            tokens, mask = (cond[each.name][name] for name in ("tokens", "mask"))
+            batch, length = mask.shape
+            fill = (0, 0), (0, filled_tokens(present_machine(), batch, length, width) - length)
+            filled[each.name] = {
+                **cond[each.name],
+                "tokens": jnp.pad(tokens, (*fill, (0, 0))),
+                "mask": jnp.pad(mask, fill),
+            }
+    return filled
 
 
 class Part(NamedTuple):

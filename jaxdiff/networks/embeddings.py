@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -47,6 +48,21 @@ def timestep_embedding(
     return jnp.concatenate([sin, cos] if order == "sin_cos" else [cos, sin], axis=1)
 
 
+def times_of(t: ArrayLike, batch: int) -> Float[Array, " batch"]:
+    """A time for each sample: ``()`` or ``(batch,)`` -> ``(batch,)`` float32.
+
+    Raises:
+      ValueError: another shape.
+
+    >>> times_of(0.5, 2).tolist()
+    [0.5, 0.5]
+    """
+    t = jnp.asarray(t, jnp.float32)
+    if t.shape not in ((), (batch,)):
+        raise ValueError(f"a time is a scalar or one a sample, ({batch},); got shape {t.shape}")
+    return jnp.broadcast_to(t, (batch,))
+
+
 class TimeEmbedding(nnx.Module):
     """`timestep_embedding`, then a two-layer perceptron with SiLU between.
 
@@ -80,12 +96,7 @@ class TimeEmbedding(nnx.Module):
         >>> TimeEmbedding(8, 16)(0.5, 2).shape
         (2, 16)
         """
-        t = jnp.asarray(t, jnp.float32)
-        if t.shape not in ((), (batch,)):
-            raise ValueError(f"a time is a scalar or one a sample, ({batch},); got shape {t.shape}")
-        embedding = timestep_embedding(
-            jnp.broadcast_to(t, (batch,)), self.frequencies, order=self.order, shift=self.shift
-        )
+        embedding = timestep_embedding(times_of(t, batch), self.frequencies, order=self.order, shift=self.shift)
         return self.out(jax.nn.silu(self.hidden(embedding)))
 
 
@@ -116,15 +127,15 @@ class LabelEmbedding(nnx.Module):
         return jnp.take(self.embedding[...], known, axis=0, mode="fill", fill_value=jnp.nan)
 
 
-def position_embedding(rows: int, columns: int, width: int) -> np.ndarray:
+def position_embedding(rows: int | np.ndarray, columns: int | np.ndarray, width: int) -> np.ndarray:
     """Fixed sines and cosines of where a token stands (MAE's and DiT's 2-D table).
 
     With ``omega_i = 10000^(-i / (width/4))``, the token at row r and column c has
     ``[sin(omega c), cos(omega c), sin(omega r), cos(omega r)]``.
 
     Args:
-      rows: of tokens.
-      columns: of tokens.
+      rows: of tokens: how many, for r = 0, 1, ...; or where they stand.
+      columns: of tokens, likewise.
       width: divisible by 4.
 
     Returns:
@@ -134,6 +145,50 @@ def position_embedding(rows: int, columns: int, width: int) -> np.ndarray:
     (6, 8)
     """
     omega = 10_000.0 ** (-np.arange(width // 4, dtype=np.float64) / (width // 4))
-    row, column = np.indices((rows, columns)).reshape(2, -1, 1)  # (rows * columns, 1) each
+    places = (np.arange(each) if isinstance(each, int) else each for each in (rows, columns))
+    row, column = (each.reshape(-1, 1) for each in np.meshgrid(*places, indexing="ij"))  # (rows * columns, 1) each
     angles = (column * omega[None], row * omega[None])
     return np.concatenate([wave(angle) for angle in angles for wave in (np.sin, np.cos)], axis=1).astype(np.float32)
+
+
+def rotary_angles(positions: np.ndarray, widths: Sequence[int], period: float = 10_000.0) -> np.ndarray:
+    """The angles of rotary positions along several axes (Su et al. 2021, "RoFormer", https://arxiv.org/abs/2104.09864,
+    equation (15); several axes side by side as in FLUX.1).
+
+    Axis a of width d_a has d_a/2 angles, ``positions_a period^(-2 i / d_a)`` for ``i = 0 .. d_a/2 - 1``.
+
+    Args:
+      positions: ``(L, axes)``.
+      widths: of the axes, even; together the width of a head.
+      period: the longest wavelength over 2 pi.
+
+    Returns:
+      ``(L, sum(widths) / 2)`` float64.
+
+    >>> rotary_angles(np.array([[0, 2]]), (2, 4)).tolist()
+    [[0.0, 2.0, 0.02]]
+    """
+    rates = [period ** (-np.arange(0, width, 2, dtype=np.float64) / width) for width in widths]
+    return np.concatenate([positions[:, a, None] * rate[None] for a, rate in enumerate(rates)], axis=1)
+
+
+def rotated(x: Float[Array, "... tokens depth"], angles: np.ndarray) -> Float[Array, "... tokens depth"]:
+    """Queries or keys turned by their positions: each pair ``(x_2i, x_2i+1)`` by its angle, as a complex number. So the
+    product of a query and a key depends on the difference of their positions alone.
+
+    Args:
+      x: ``(..., L, depth)``.
+      angles: ``(L, depth / 2)``, from `rotary_angles`.
+
+    Returns:
+      ``(..., L, depth)`` in ``x``'s dtype, computed in float32.
+
+    >>> rotated(jnp.array([[1.0, 0.0]]), np.array([[np.pi / 2]])).round(3).tolist()
+    [[0.0, 1.0]]
+    """
+    shape = (1,) * (x.ndim - 2) + angles.shape
+    cos, sin = (jnp.asarray(wave(angles), jnp.float32).reshape(shape) for wave in (np.cos, np.sin))
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    even, odd = pairs[..., 0], pairs[..., 1]
+    turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)

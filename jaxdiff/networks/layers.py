@@ -262,14 +262,14 @@ class RMSNorm(nnx.Module):
     """``x / sqrt(mean(x^2) + eps)`` over the last axis with a learned gain, in float32 (Zhang & Sennrich 2019,
     https://arxiv.org/abs/1910.07467)."""
 
-    def __init__(self, width: int, eps: float):
+    def __init__(self, width: int, *, eps: float):
         self.eps = eps
         self.scale = nnx.Param(jnp.ones(width))
 
     def __call__(self, x: Array) -> Array:
         """``(..., width)`` -> the same.
 
-        >>> RMSNorm(2, 0.0)(jnp.array([[[3.0, 3.0]]])).tolist()
+        >>> RMSNorm(2, eps=0.0)(jnp.array([[[3.0, 3.0]]])).tolist()
         [[[1.0, 1.0]]]
         """
         x = x.astype(jnp.float32)

@@ -131,7 +131,7 @@ class CLIPBlock(nnx.Module):
         width, depth = config.width, config.width // config.heads
         inner = normal((2 * config.depth * width) ** -0.5)
         self.activation = ACTIVATIONS[config.activation]
-        self.norm1, self.norm2 = LayerNorm(width, config.eps), LayerNorm(width, config.eps)
+        self.norm1, self.norm2 = (LayerNorm(width, eps=config.eps) for _ in range(2))
         self.attention = BiasedSelfAttention(
             width,
             config.heads,
@@ -159,7 +159,7 @@ class CLIPTextModule(nnx.Module):
         self.tokens = LabelEmbedding(config.vocabulary, config.width, null=False, init=small)
         self.positions = small((config.length, config.width))
         self.blocks = stacked(lambda: CLIPBlock(config), config.depth)
-        self.norm = LayerNorm(config.width, config.eps)
+        self.norm = LayerNorm(config.width, eps=config.eps)
         if config.projection is not None:
             self.projection = Linear(
                 config.width, config.projection, dtype=config.dtype, init=normal(config.width**-0.5), bias=False

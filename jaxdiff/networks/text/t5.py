@@ -124,7 +124,7 @@ class T5Block(nnx.Module):
             deviation = jnp.full(shape, width**-0.5)
             return Normal(deviation.at[:, :inner].multiply(depth**-0.5))
 
-        self.norm1, self.norm2 = RMSNorm(width, config.eps), RMSNorm(width, config.eps)
+        self.norm1, self.norm2 = (RMSNorm(width, eps=config.eps) for _ in range(2))
         self.attention = BiasedSelfAttention(
             width,
             config.heads,
@@ -154,7 +154,7 @@ class T5Module(nnx.Module):
         self.tokens = LabelEmbedding(config.vocabulary, config.width, null=False, init=standard_normal)
         self.distances = normal(config.width**-0.5)((config.buckets, config.heads))
         self.blocks = stacked(lambda: T5Block(config), config.depth)
-        self.norm = RMSNorm(config.width, config.eps)
+        self.norm = RMSNorm(config.width, eps=config.eps)
 
     def __call__(self, ids: Array, mask: Array | None) -> dict[str, Array]:
         x = self.tokens(ids).astype(jnp.float32)
