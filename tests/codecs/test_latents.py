@@ -36,6 +36,7 @@ from jaxdiff.networks.autoencoder import Autoencoder
 from jaxdiff.noise import salted_keys, sample_keys
 from jaxdiff.train import CheckpointError, Ema, create_state
 from jaxdiff.train.step import Given, train_step
+from tests.test_readme import blocks, run_block
 from tests.tiny_autoencoder import network, write_autoencoder, write_statistics
 
 SHAPE, LATENT = (8, 8, 1), (4, 4, 2)
@@ -383,3 +384,13 @@ def test_a_changed_autoencoder_is_refused_by_a_run_and_encodes_anew_for_another(
     moved = at(place / "runs" / "autoencoder")  # the same weights elsewhere: the run goes on
     again = dataclasses.replace(first, codec=moved, train=dataclasses.replace(first.train, steps=3))
     assert jaxdiff.fit(again).step == 3
+
+
+@pytest.mark.nightly
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (page,) = blocks(Path(__file__).resolve().parents[2] / "docs" / "latents.md", "python")
+    run_block(page, "latents")
+    assert (tmp_path / "digits.png").stat().st_size > 500
+    assert len(list((tmp_path / "cache" / "jaxdiff" / "latents").glob("digits-*/*.npy"))) == 1
