@@ -9,6 +9,7 @@ compressed one (`np.savez_compressed`) is held in memory. Captions are an array 
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from jaxdiff.data.files import find_split, given_path
 from jaxdiff.data.labels import check_labels, label_spec
 from jaxdiff.data.npz import header_of, keys_of, read_array
-from jaxdiff.data.readers import ANYTHING, Expected
+from jaxdiff.data.readers import ANYTHING, Expected, digested
 from jaxdiff.data.sources import DataError, Records, digest, fitting, spread, texts_fitting
 from jaxdiff.data.transforms import center_crop_resize
 from jaxdiff.spec import Spec, as_array
@@ -28,7 +29,6 @@ _DIGITS = Path(__file__).with_name("digits.npz")
 _DATA_KEYS = ("images", "image", "x", "points", "data", "arr_0")
 _LABEL_KEYS = ("labels", "label", "y", "targets", "arr_1")
 _CLASS_KEYS = ("classes", "class_names")
-_CAPTIONS = 256  # that a fingerprint reads, as those of images do
 
 
 class ArraySource:
@@ -98,7 +98,7 @@ class ArraySource:
         numbers = [key for key in sorted(self._arrays) if key not in ("x", "label") and not self.spec[key].is_text]
         others = [self._arrays[key][some] for key in numbers]
         if "text" in self.spec and self.spec["text"].is_text:
-            every = spread(len(x), _CAPTIONS)
+            every = digested(len(x))
             chosen = self._arrays["text"][every] if expected.skip_bad else self.texts(every)
             others.append(np.frombuffer(repr(chosen.tolist()).encode(), "u1"))
         labels = [self._arrays["label"].astype(np.int64)] if "label" in arrays else []
@@ -237,7 +237,9 @@ def from_arrays(
 
 def _as_captions(value: Any) -> NDArray[Any]:
     """Texts, or lists of texts, one a record, as objects; what begins with a number is tokens."""
-    rows = value.tolist() if hasattr(value, "tolist") else list(value)
+    rows = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(rows, list | tuple):
+        raise ValueError(f"text is {reprlib.repr(value)}, expected a list of captions, one a record")
     first = rows[0] if rows else 0
     while isinstance(first, list | tuple) and first:
         first = first[0]

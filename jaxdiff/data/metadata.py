@@ -97,7 +97,7 @@ class FolderCaptions:
             return self._told.get(os.path.normpath(path))
         path = path.with_suffix(".txt")
         try:
-            return as_text(path.read_bytes(), str(path)).removeprefix("\ufeff").strip()
+            return caption_file(path.read_bytes(), str(path))
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -129,6 +129,15 @@ def _entries(table: Path, expected: Expected, lost: list[str]) -> Iterator[tuple
             lost.append(str(error))
         else:
             yield os.path.normpath(table.parent / file), row[name], place
+
+
+def caption_file(content: bytes, where: str) -> str:
+    """The caption that a `.txt` holds: the whole, without the blanks around it.
+
+    >>> caption_file(b" a cat\\r\\n", "1.txt")
+    'a cat'
+    """
+    return as_text(content, where).removeprefix("\ufeff").strip()
 
 
 _Row = Callable[[str], dict[str, Any]]  # by its place, for messages

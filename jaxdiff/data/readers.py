@@ -28,7 +28,7 @@ from jaxdiff.data.sources import DataError, Records, as_caption, spread
 from jaxdiff.data.transforms import center_crop_resize
 from jaxdiff.spec import Spec, whole
 
-_CAPTIONS = 256  # of a set, spread over all, that its fingerprint reads
+_SMALL, _CAPTIONS = 10_000, 256  # records of a set that is small; captions that the fingerprint of a larger one reads
 _PROBED = 8  # records decoded when a source is opened: the first ones, and as many spread over all
 Pixels = NDArray[np.uint8]
 
@@ -171,7 +171,7 @@ class ImageSource:
         identity = repr((len(reader), self._shape, classes, reader.identity))
         if reader.captions is not None:
             self.spec["text"] = reader.captions
-            identity += repr((reader.captions, [self._digested(index) for index in spread(len(self), _CAPTIONS)]))
+            identity += repr((reader.captions, [self._digested(index) for index in digested(len(self))]))
         self.fingerprint = hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()
         for index in range(0 if expected.skip_bad else min(_PROBED, len(self))):
             self._fit(probed[index], index)
@@ -301,6 +301,15 @@ class ImageSource:
         if label is None or not 0 <= label < count:
             raise DataError(f"{self._reader.where(index)}: label {label}, expected 0..{count - 1}")
         return label
+
+
+def digested(records: int) -> NDArray[np.int64]:
+    """The records whose captions a fingerprint reads: all of a small set, else some, spread over all.
+
+    >>> len(digested(5000)), len(digested(10**6))
+    (5000, 256)
+    """
+    return spread(records, records if records <= _SMALL else _CAPTIONS)
 
 
 _COLOURS = {1: 1, 2: 1, 3: 3, 4: 3}  # channels -> those without transparency

@@ -29,9 +29,9 @@ from jaxdiff.data.decoded import cache_folder, locked, remove
 from jaxdiff.data.decoding import decode
 from jaxdiff.data.files import IMAGES, find_split, given_path, missing_parts, natural, split_of
 from jaxdiff.data.labels import check_labels
-from jaxdiff.data.metadata import json_object
+from jaxdiff.data.metadata import caption_file, json_object
 from jaxdiff.data.readers import Expected, ImageSource
-from jaxdiff.data.sources import DataError, Say, as_text, digest, one_line, spread, to_stderr
+from jaxdiff.data.sources import DataError, Say, digest, one_line, spread, to_stderr
 from jaxdiff.spec import Spec
 
 _VERSION = 1  # of the index
@@ -142,7 +142,7 @@ class TarReader:
     def text(self, index: int, /) -> Any:
         row, asked = self._rows[index], self._expected.text is not None
         if row["txt"]["size"] >= 0 and not (asked and row["json"]["size"] >= 0):
-            return as_text(self._bytes(index, "txt"), f"{self.where(index)}: txt").removeprefix("\ufeff").strip()
+            return caption_file(self._bytes(index, "txt"), f"{self.where(index)}: txt")
         if row["json"]["size"] < 0:
             return None
         where = f"{self.where(index)}: json"
@@ -163,7 +163,8 @@ class TarReader:
         row = self._rows[index]
         (start, size), shard = row[part].tolist(), int(row["shard"])
         try:
-            found = os.pread(_opened(self.files[shard], self._states[shard]).number, size, start)
+            handle = _opened(self.files[shard], self._states[shard])  # held: who else reads may drop it meanwhile
+            found = os.pread(handle.number, size, start)
         except OSError as error:
             raise DataError(f"{self.where(index)}: cannot be read ({one_line(error)})") from error
         if len(found) != size:

@@ -42,12 +42,21 @@ def test_tar_files_that_are_wrong(tmp_path: Path) -> None:
     assert (set(source.spec), num_classes(source)) == ({"x", "label"}, 3)
     whole = tar(tmp_path / "set.tar", {"a.png": a, "a.txt": b"a", "b.png": b, "b.txt": b"b" * 2000}).read_bytes()
     for content, message in (
-        (whole[: whole.index(b"b" * 2000) + 100], "set.tar"),
+        (whole[: whole.index(b"b" * 2000) + 100], "set.tar key b: .txt is cut off; fetch the tar file again"),
+        (whole[: whole.index(b"b" * 2000) - 600], "set.tar: is damaged, or no tar file without compression ("),
         (gzip.compress(whole), "set.tar: is damaged, or no tar file without compression ("),
         (b"", "set.tar: is damaged, or no tar file without compression (empty file)"),
     ):
         (tmp_path / "set.tar").write_bytes(content)
         assert message in one_line_error(lambda: open_webdataset(tmp_path))
+
+
+def test_a_txt_is_the_caption_until_a_field_is_named(tmp_path: Path) -> None:
+    both = {"a.png": ENCODED[0], "a.txt": b"short", "a.json": b'{"text": "long", "lines": ["1", "2"]}'}
+    tar(tmp_path / "set.tar", {**both, "b.png": ENCODED[1], "b.txt": b" alone\r\n"})
+    assert list(captions(open_webdataset(tmp_path))) == ["short", "alone"]
+    assert list(captions(open_webdataset(tmp_path, text="text"))) == ["long", "alone"]
+    assert list(captions(open_webdataset(tmp_path, text="lines"))) == ["1", "2", "alone"]
 
 
 def test_tar_files_of_splits(tmp_path: Path) -> None:
@@ -89,6 +98,12 @@ def test_an_index_is_made_once_and_anew_when_a_file_changes(tmp_path: Path, monk
     assert "0001.tar: has changed since this run began to read it" in one_line_error(lambda: take(first, [2]))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "set" / "0001.tar"))  # where nothing can be kept
     assert list(captions(open_webdataset(tmp_path / "set"))) == ["one", "two", "another"]
+
+
+def test_a_tar_file_that_another_thread_drops_is_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs(tmp_path, ["one", "two", "three", "four"])
+    monkeypatch.setattr(webdataset, "_opened", webdataset._opened.__wrapped__)  # nobody but the reader holds the file
+    assert take(open_webdataset(tmp_path), [3, 0])["text"].tolist() == ["four", "one"]
 
 
 def test_more_tar_files_than_are_held_open(tmp_path: Path) -> None:
