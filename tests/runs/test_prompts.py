@@ -158,6 +158,16 @@ def test_a_prompt_is_its_ids(run: jaxdiff.Run) -> None:
     assert none["text"].tolist() == [""] * 3
 
 
+def test_samples_with_their_prompts_are_inverted(run: jaxdiff.Run) -> None:
+    """A record holds captions, and goes back with them: the x that it is drawn from again."""
+    texts = {"text": ["a point on the left", "right"]}
+    options: Any = {"sampler": "heun:t", "ts": np.linspace(0.9, 0.01, 60), "guide": ()}
+    drawn = run.sample(0, 2, texts, **options)
+    x = run.invert(drawn, sampler="heun:t", ts=options["ts"])
+    np.testing.assert_allclose(run.sample(0, 2, texts, x=x, **options)["x"], drawn["x"], atol=2e-2)
+    assert np.abs(x - run.invert({"x": drawn["x"], "text": ["", ""]}, sampler="heun:t", ts=options["ts"])).max() > 1e-2
+
+
 def test_guidance_leads_away_from_a_negative(run: jaxdiff.Run) -> None:
     options: Any = {"guide": "cfg:3"}
     left, right = "a point on the left", "a point on the right"
