@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jaxdiff.codecs.base import Codec, encoded_specs, grey_levels
     from jaxdiff.codecs.default import default_codec
     from jaxdiff.codecs.images import Images, grid, save_png, to_model_range, to_uint8
-    from jaxdiff.codecs.latents import Autoencoder, LatentImages, Latents
+    from jaxdiff.codecs.latents import LatentImages, Latents
     from jaxdiff.codecs.points import Points, scatter
     from jaxdiff.codecs.strokes import Strokes
     from jaxdiff.codecs.text import TextAndData, WithText
@@ -25,7 +25,7 @@ __getattr__ = lazily(
         **dict.fromkeys(("Codec", "encoded_specs", "grey_levels"), "base"),
         "default_codec": "default",
         **dict.fromkeys(("Images", "grid", "save_png", "to_model_range", "to_uint8"), "images"),
-        **dict.fromkeys(("Autoencoder", "LatentImages", "Latents"), "latents"),
+        **dict.fromkeys(("LatentImages", "Latents"), "latents"),
         **dict.fromkeys(("Points", "scatter"), "points"),
         "Strokes": "strokes",
         **dict.fromkeys(("TextAndData", "WithText"), "text"),
@@ -34,7 +34,6 @@ __getattr__ = lazily(
 
 __all__ = [
     "Arrays",
-    "Autoencoder",
     "Codec",
     "Images",
     "LatentImages",

@@ -30,7 +30,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,7 @@ from jaxdiff.codecs.default import default_codec
 from jaxdiff.codecs.images import Images, mirrors
 from jaxdiff.codecs.recipe import Find, Read
 from jaxdiff.data.sources import Source, name_of
+from jaxdiff.networks.autoencoder import Autoencoder
 from jaxdiff.noise import salted_keys, sample_keys
 from jaxdiff.record import field, record
 from jaxdiff.spec import Spec, Specs
@@ -53,29 +54,6 @@ STATISTICS = "latents.json"
 """What the training of an autoencoder writes of its latents, into its folder."""
 POSTERIOR = 0x7A647261  # "zdra": the salt of eps in (1), apart from the flips
 OVERLAP = 4  # tiles share one part in so many
-
-
-class Autoencoder(Protocol):
-    """The pure functions of an autoencoder; hashable. `jaxdiff.networks` has some.
-
-    Attributes:
-      factor: pixels along one side of a latent.
-      channels: of the latents.
-    """
-
-    @property
-    def factor(self) -> int: ...
-
-    @property
-    def channels(self) -> int: ...
-
-    def moments(self, params: Any, x: Array) -> tuple[Array, Array | None]:
-        """mu and log s^2 ``(B, h, w, c)`` of images ``(B, H, W, C)`` in [-1, 1]; None where z is mu itself."""
-        ...
-
-    def decode(self, params: Any, z: Array) -> Array:
-        """Images in [-1, 1] of latents."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -288,9 +266,10 @@ class LatentImages:
         Raises:
           ValueError: with flips, another condition that is an image, which is mirrored in the step.
         """
-        if stored["x"].dtype != "uint8":
+        specs = {name: each for name, each in stored.items() if isinstance(each, Spec)}
+        if specs.pop("x").dtype != "uint8":
             return {}
-        if self.images.flip and (other := [n for n, each in stored.items() if n != "x" and len(each.shape) == 3]):
+        if self.images.flip and (other := [name for name, each in specs.items() if len(each.shape) == 3]):
             raise ValueError(
                 f"data.flip: {other[0]} is an image too, which is mirrored in each step with x: set data.cache_latents "
                 "off, or data.flip"
@@ -343,20 +322,14 @@ def tiled(decode: Any, z: Array, tile: int, factor: int) -> Array:
     >>> bool(jnp.allclose(tiled(lambda part: part, z, 8, 1), z))
     True
     """
-    sizes = [min(tile, size) for size in z.shape[1:3]]
-    starts = [_starts(size, n, tile // OVERLAP) for size, n in zip(z.shape[1:3], sizes, strict=True)]
-    corners = [(a, b) for a in starts[0] for b in starts[1]]
-    weights = np.stack(
-        [
-            np.multiply.outer(
-                *(
-                    _ramp(a, n, size, tile // OVERLAP, factor)
-                    for a, n, size in zip(corner, sizes, z.shape[1:3], strict=True)
-                )
-            )
-            for corner in corners
-        ]
-    )
+    overlap, sizes = tile // OVERLAP, [min(tile, size) for size in z.shape[1:3]]
+    starts = [_starts(size, n, overlap) for size, n in zip(z.shape[1:3], sizes, strict=True)]
+    ramps = [
+        [_ramp(start, n, size, overlap, factor) for start in along]
+        for along, n, size in zip(starts, sizes, z.shape[1:3], strict=True)
+    ]
+    corners = [(down, across) for down in starts[0] for across in starts[1]]
+    weights = np.stack([np.outer(down, across) for down in ramps[0] for across in ramps[1]])  # w_k of (4)
 
     def one(corner: Array) -> Array:
         part = jax.lax.dynamic_slice(z, (0, corner[0], corner[1], 0), (z.shape[0], *sizes, z.shape[3]))

@@ -31,11 +31,13 @@ from jaxdiff.config import (
     build_network,
 )
 from jaxdiff.data import DataError, from_arrays, open_digits
-from jaxdiff.networks import DiT
+from jaxdiff.networks import DiT, VQAutoencoder
 from jaxdiff.networks.autoencoder import Autoencoder
 from jaxdiff.noise import salted_keys, sample_keys
+from jaxdiff.spec import Spec
 from jaxdiff.train import CheckpointError, Ema, create_state
 from jaxdiff.train.step import Given, train_step
+from tests.test_readme import blocks, run_block
 from tests.tiny_autoencoder import network, write_autoencoder, write_statistics
 
 SHAPE, LATENT = (8, 8, 1), (4, 4, 2)
@@ -107,6 +109,20 @@ def test_the_cache_gives_what_the_fly_gives_up_to_float16(codec: LatentImages, p
     assert float(np.abs(half - fly).max()) > 3e-5  # rounding there is
     still = jax.jit(lambda x: codec.encode({"x": x})["x"])  # without a key nothing is drawn
     np.testing.assert_allclose(still(kept), still(pixels), atol=2e-5)
+
+
+def test_of_a_codebook_nothing_is_drawn(pixels: np.ndarray) -> None:
+    options: dict[str, Any] = {"in_channels": 1, "width": 4, "multipliers": (1, 2), "blocks": 1, "groups": 2}
+    net = Autoencoder(VQAutoencoder(**options, channels=2, middle_attention=False, entries=4))
+    params = jax.jit(net.init)(jax.random.key(0))
+    codec = LatentImages(params, np.zeros(2, np.float32), np.ones(2, np.float32), Images(SHAPE), net=net, shape=LATENT)
+    assert codec.cached_spec(open_digits().spec) == {"x": Spec(LATENT, "float16")}
+    kept = np.asarray(jax.jit(codec.precompute)({"x": pixels})["x"])
+    drawn = jax.jit(lambda x: codec.encode({"x": x}, KEY)["x"])
+    np.testing.assert_allclose(
+        drawn(pixels), net.moments(params, jnp.asarray(pixels / 127.5 - 1, jnp.float32))[0], atol=1e-5
+    )
+    np.testing.assert_array_equal(drawn(kept), kept)
 
 
 def test_ready_latents_are_standardised(codec: LatentImages) -> None:
@@ -383,3 +399,13 @@ def test_a_changed_autoencoder_is_refused_by_a_run_and_encodes_anew_for_another(
     moved = at(place / "runs" / "autoencoder")  # the same weights elsewhere: the run goes on
     again = dataclasses.replace(first, codec=moved, train=dataclasses.replace(first.train, steps=3))
     assert jaxdiff.fit(again).step == 3
+
+
+@pytest.mark.nightly
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (page,) = blocks(Path(__file__).resolve().parents[2] / "docs" / "latents.md", "python")
+    run_block(page, "latents")
+    assert (tmp_path / "digits.png").stat().st_size > 500
+    assert len(list((tmp_path / "cache" / "jaxdiff" / "latents").glob("digits-*/*.npy"))) == 1

@@ -118,7 +118,8 @@ def test_config_is_good_and_fits_by_shapes(file: Path, tmp_path: Path) -> None:
     x = Spec((size, size, channels), "uint8", 0, 255)
     if config.data.name.startswith("points:"):
         x = Spec((channels,), "float32")
-    find, read = None, None
+    find: Any = None
+    read: Any = None
     if recipe.is_recipe(config.codec):  # latents, whose images these are
         size = {"mnist": 28, "cifar10": 32}.get(config.data.name) or config.data.image_size
         x = Spec((size, size, 1 if config.data.name == "mnist" else 3), "uint8", 0, 255)

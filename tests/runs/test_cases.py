@@ -178,7 +178,7 @@ def test_latents_train_and_come_back_on_their_scale(latents: Path, tmp_path: Pat
 
 
 def test_imagenet_of_images_trains_in_the_latents_of_an_autoencoder(tmp_path: Path) -> None:
-    """The shipped configuration on a small stand-in: images in class folders, an autoencoder, a DiT of its 4 channels."""
+    """The shipped configuration on a small stand-in: images in class folders, an autoencoder, a DiT of 4 channels."""
     images = pictures(12, (20, 16, 3))
     write_folder(tmp_path / "data" / "train", images, [f"class {number % 3}" for number in range(12)])
     write_autoencoder(tmp_path / "autoencoder", network(4, in_channels=3), shape=(16, 16, 3))
