@@ -279,7 +279,8 @@ class Model:
             raise ValueError(f"a record is a dict with 'x', as sample gives it, got {type(record).__name__}")
         one = jax.eval_shape(self.codec.decode, jax.ShapeDtypeStruct((1, *self.shape), jnp.float32))["x"]
         known = {**record, "x": finite("x", record["x"], (None, *one.shape[1:]), "records, the batch first")}
-        encoded = self.codec.encode({name: jnp.asarray(value) for name, value in known.items()})
+        known |= {name: encoder(known[name]) for name, encoder in self.encoders.items() if name in known}
+        encoded = self.codec.encode(jax.tree.map(jnp.asarray, known))
         x0 = encoded["x"]
         made = {name: value for name, value in encoded.items() if name in self.conditions}
         made |= _by_name(cond)

@@ -144,6 +144,27 @@ def shapes(specs: Specs, batch: int) -> dict[str, Any]:
     return {name: _map(one, condition) for name, condition in specs.items()}
 
 
+def fits(given: Condition, taken: Condition) -> bool:
+    """Whether arrays of one condition have the shapes of another, in which None is any size.
+
+    >>> fits(Spec((8, 4)), Spec((None, 4))), fits({"tokens": Spec((8, 4))}, Spec((8, 4)))
+    (True, False)
+    """
+    if isinstance(given, Spec) and isinstance(taken, Spec):
+        sizes = zip(given.shape, taken.shape, strict=False)
+        return len(given.shape) == len(taken.shape) and all(want in (None, size) for size, want in sizes)
+    if isinstance(given, Spec) or isinstance(taken, Spec) or set(given) != set(taken):
+        return False
+    return all(fits(given[name], taken[name]) for name in given)
+
+
+def shape_of(condition: Condition) -> str:
+    """A condition's shape, for messages; of several arrays each by its name."""
+    if isinstance(condition, Spec):
+        return str(condition.shape)
+    return ", ".join(f"{name} {spec.shape}" for name, spec in condition.items())
+
+
 def drop(specs: Specs, cond: Mapping[str, Any], dropped: Mapping[str, Array]) -> dict[str, Any]:
     """Equation (1) for each condition by itself.
 

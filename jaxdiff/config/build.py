@@ -32,7 +32,7 @@ from jaxdiff.networks import functional
 from jaxdiff.networks.encoder_decoder import Layout
 from jaxdiff.process import Process
 from jaxdiff.score_matching import FiniteDifference, FokkerPlanck, HighOrder, Implicit, SecondOrder, Sliced
-from jaxdiff.spec import Condition, Spec, Specs, droppable, shapes
+from jaxdiff.spec import Spec, Specs, droppable, fits, shape_of, shapes
 from jaxdiff.times import GeometricLevels, LikelihoodTime
 
 Row = TypeVar("Row")
@@ -299,9 +299,9 @@ def resolve(config: Kind, source: Source, find: Find | None = None) -> Kind:
     made = encoded_specs(codec, source.spec)
     for name, condition in whole.cond.items():
         got = made.get(name)
-        if got is not None and not _fits(got, condition):
+        if got is not None and not fits(got, condition):
             raise ConfigError(
-                f"network: it takes {name} of shape {_shape(condition)}, and the data has it of shape {_shape(got)}"
+                f"network: it takes {name} of shape {shape_of(condition)}, and the data has it of shape {shape_of(got)}"
             )
         if isinstance(condition, Spec) and isinstance(got, Spec) and not _within(got, condition):
             raise DataError(
@@ -309,22 +309,6 @@ def resolve(config: Kind, source: Source, find: Find | None = None) -> Kind:
                 f"{condition.low:g} to {condition.high:g}; for labels set its num_classes to the largest label + 1"
             )
     return whole
-
-
-def _fits(got: Condition, condition: Condition) -> bool:
-    """Whether arrays of one condition have the shapes of another; None is any size."""
-    if isinstance(got, Spec) and isinstance(condition, Spec):
-        sizes = zip(got.shape, condition.shape, strict=False)
-        return len(got.shape) == len(condition.shape) and all(want in (None, size) for size, want in sizes)
-    if isinstance(got, Spec) or isinstance(condition, Spec) or set(got) != set(condition):
-        return False
-    return all(_fits(got[name], condition[name]) for name in got)
-
-
-def _shape(condition: Condition) -> str:
-    if isinstance(condition, Spec):
-        return str(condition.shape)
-    return ", ".join(f"{name} {spec.shape}" for name, spec in condition.items())
 
 
 def _refuse_other_shape(codec: Any, config: RunConfig) -> None:

@@ -9,6 +9,7 @@ compressed one (`np.savez_compressed`) is held in memory. Captions are an array 
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -236,7 +237,9 @@ def from_arrays(
 
 def _as_captions(value: Any) -> NDArray[Any]:
     """Texts, or lists of texts, one a record, as objects; what begins with a number is tokens."""
-    rows = value.tolist() if hasattr(value, "tolist") else list(value)
+    rows = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(rows, list | tuple):
+        raise ValueError(f"text is {reprlib.repr(value)}, expected a list of captions, one a record")
     first = rows[0] if rows else 0
     while isinstance(first, list | tuple) and first:
         first = first[0]

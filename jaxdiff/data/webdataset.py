@@ -163,7 +163,8 @@ class TarReader:
         row = self._rows[index]
         (start, size), shard = row[part].tolist(), int(row["shard"])
         try:
-            found = os.pread(_opened(self.files[shard], self._states[shard]).number, size, start)
+            handle = _opened(self.files[shard], self._states[shard])  # held: who else reads may drop it meanwhile
+            found = os.pread(handle.number, size, start)
         except OSError as error:
             raise DataError(f"{self.where(index)}: cannot be read ({one_line(error)})") from error
         if len(found) != size:

@@ -216,8 +216,8 @@ def fit(
                 if lead:
                     try:
                         save_png(folder / SAMPLES / f"step_{step:08d}.png", picture)
-                        if run.prompts:
-                            write_prompts(folder / SAMPLES, run.prompts)
+                        if prompts := getattr(run, "prompts", []):  # which an autoencoder's run has none of
+                            write_prompts(folder / SAMPLES, prompts)
                     except OSError as error:  # a full disk: training is worth more than a picture of it
                         print(f"WARNING: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
                     metrics.image(step, "samples", picture)

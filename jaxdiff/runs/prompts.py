@@ -1,4 +1,5 @@
-"""Prompts of a run: captions that a person gives, and those of training records that its pictures show."""
+"""Conditions that a person gives a run in words, names of classes and captions; and those of training records that its
+pictures show."""
 
 from __future__ import annotations
 
@@ -11,12 +12,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from jaxdiff.data.sources import spread
 from jaxdiff.data.text import TEXT, count
 from jaxdiff.data.tokenizers import Tokenizer
+from jaxdiff.spec import as_array
 
 PROMPTS = "prompts.txt"
 """Beside the pictures of a training: the captions of their rows."""
@@ -119,3 +122,21 @@ def doubts(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
             f"the run does not know {', '.join(map(repr, list(counts.unknown)[:10]))}: all unknown words are one"
         )
     return said
+
+
+def labels(classes: Sequence[str], value: Any) -> Any:
+    """Labels from names of classes; numbers as they are."""
+    array = as_array("label", value)
+    if array.dtype.kind not in "US":
+        return value
+    unknown = [str(name) for name in array.ravel() if str(name) not in classes]
+    if unknown:
+        raise ValueError(f"label: there is no class {unknown[0]!r}; there are {', '.join(classes[:20])}")
+    return np.array([classes.index(str(name)) for name in array.ravel()], np.int32).reshape(array.shape)
+
+
+def drawn_examples(examples: Mapping[str, NDArray[Any]], keys: Array) -> dict[str, NDArray[Any]]:
+    """For each key the conditions of one example."""
+    count = len(next(iter(examples.values())))
+    which = np.asarray(jax.vmap(lambda key: jax.random.randint(key, (), 0, count))(keys))
+    return {name: value[which] for name, value in examples.items()}

@@ -41,8 +41,8 @@ from jaxdiff.model import Model
 from jaxdiff.plan import Plan, draw
 from jaxdiff.process import Process
 from jaxdiff.runs.compiled import Kept
-from jaxdiff.runs.prompts import Prompt, rows_of_prompts, shown_examples
-from jaxdiff.spec import Condition, Spec, as_array, droppable, whole
+from jaxdiff.runs.prompts import Prompt, drawn_examples, labels, rows_of_prompts, shown_examples
+from jaxdiff.spec import Condition, Spec, droppable, whole
 from jaxdiff.train import Checkpoints, batch_sharding, check_heads, make_mesh, params_template
 from jaxdiff.train.ema import rules_by_name
 from jaxdiff.train.frozen import joined, partition
@@ -100,7 +100,7 @@ class Run:
         cond = {name: _as_trained(name, each, config) for name, each in config.cond.items()}
         encoders: dict[str, Any] = {}
         if config.data.classes is not None:
-            encoders["label"] = functools.partial(_labels, config.data.classes)
+            encoders["label"] = functools.partial(labels, config.data.classes)
         if config.tokenizer is not None:
             encoders[TEXT] = Prompt(config.tokenizer, codec, mesh)
         examples = dict(examples or {})
@@ -113,7 +113,7 @@ class Run:
                 build_defaults(config),
                 cond=cond,
                 encoders=encoders,
-                draw_cond=functools.partial(_drawn, needed) if needed else None,
+                draw_cond=functools.partial(drawn_examples, needed) if needed else None,
                 sharding=batch_sharding(mesh),
             ),
             step,
@@ -352,24 +352,6 @@ def _as_trained(name: str, condition: Condition, config: Config) -> Condition:
     if isinstance(condition, Spec):
         return dataclasses.replace(condition, null=None)
     return {key: dataclasses.replace(spec, null=None) for key, spec in condition.items()}
-
-
-def _labels(classes: Sequence[str], value: Any) -> Any:
-    """Labels from names of classes; numbers as they are."""
-    array = as_array("label", value)
-    if array.dtype.kind not in "US":
-        return value
-    unknown = [str(name) for name in array.ravel() if str(name) not in classes]
-    if unknown:
-        raise ValueError(f"label: there is no class {unknown[0]!r}; there are {', '.join(classes[:20])}")
-    return np.array([classes.index(str(name)) for name in array.ravel()], np.int32).reshape(array.shape)
-
-
-def _drawn(examples: Mapping[str, NDArray[Any]], keys: Array) -> dict[str, NDArray[Any]]:
-    """For each key the conditions of one example."""
-    count = len(next(iter(examples.values())))
-    which = np.asarray(jax.vmap(lambda key: jax.random.randint(key, (), 0, count))(keys))
-    return {name: value[which] for name, value in examples.items()}
 
 
 def _first_keys(n: int) -> Array:

@@ -74,6 +74,13 @@ def test_npz_arrays_that_are_no_captions(tmp_path: Path) -> None:
     assert "array text is of numbers" in one_line_error(lambda: open_npz(tmp_path, text="text"))
     np.savez(tmp_path / "set.npz", x_train=PICTURES, caption_train=["a"] * 4, x_test=PICTURES, caption_test=["b"] * 4)
     assert list(captions(open_npz(tmp_path / "set.npz", split="test"))) == ["b"] * 4
+    wrong: Any
+    for wrong, message in (
+        ("abcd", "arrays: text is 'abcd', expected a list of captions, one a record"),
+        (["a", "b"], "text has shape (2,), expected one row for each of 4 records"),
+        (["a", None, "c", "d"], "arrays row 1: text is missing, expected a text"),
+    ):
+        assert message in one_line_error(lambda wrong=wrong: from_arrays(PICTURES, text=wrong))  # type: ignore[misc]
     tokens = from_arrays(PICTURES, text=np.zeros((4, 7), np.int32))
     assert tokens.spec["text"] == Spec((7,), "int32")
     assert "has no captions; its conditions: text" in one_line_error(lambda: list(captions(tokens)))

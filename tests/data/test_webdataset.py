@@ -100,6 +100,12 @@ def test_an_index_is_made_once_and_anew_when_a_file_changes(tmp_path: Path, monk
     assert list(captions(open_webdataset(tmp_path / "set"))) == ["one", "two", "another"]
 
 
+def test_a_tar_file_that_another_thread_drops_is_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs(tmp_path, ["one", "two", "three", "four"])
+    monkeypatch.setattr(webdataset, "_opened", webdataset._opened.__wrapped__)  # nobody but the reader holds the file
+    assert take(open_webdataset(tmp_path), [3, 0])["text"].tolist() == ["four", "one"]
+
+
 def test_more_tar_files_than_are_held_open(tmp_path: Path) -> None:
     for number in range(webdataset._OPEN + 6):
         tar(tmp_path / f"{number:04}.tar", {"a.png": ENCODED[number % 4], "a.txt": str(number).encode()})

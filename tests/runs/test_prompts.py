@@ -15,7 +15,7 @@ import jaxdiff
 from jaxdiff import load_samples
 from jaxdiff.codecs import Points, WithText
 from jaxdiff.commands import sample
-from jaxdiff.config import Config, ConfigError, build_pipeline, resolve, with_conditions
+from jaxdiff.config import Config, ConfigError, LossConfig, build_pipeline, resolve, with_conditions
 from jaxdiff.data import Words, from_arrays
 from jaxdiff.runs.prompts import rows_of_prompts
 from tests.commands.test_cli import one_line
@@ -134,7 +134,7 @@ def test_a_configuration_that_does_not_fit_is_one_line(changes: dict[str, Any], 
     if "cache_text" in changes:
         changes = {"data": dataclasses.replace(given.data, cache_text=True)}
     if isinstance(changes.get("network"), jaxdiff.networks.MLP):
-        changes = {**changes, "loss": jaxdiff.config.LossConfig()}
+        changes = {**changes, "loss": LossConfig()}
     with pytest.raises(ConfigError) as error:
         jaxdiff.fit(dataclasses.replace(given, **changes), points(8))
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
@@ -156,6 +156,16 @@ def test_a_prompt_is_its_ids(run: jaxdiff.Run) -> None:
     none, empty = run.sample(0, 3), run.sample(0, 3, {"text": ""})
     np.testing.assert_array_equal(none["x"], empty["x"])  # the null is the empty caption
     assert none["text"].tolist() == [""] * 3
+
+
+def test_samples_with_their_prompts_are_inverted(run: jaxdiff.Run) -> None:
+    """A record holds captions, and goes back with them: the x that it is drawn from again."""
+    texts = {"text": ["a point on the left", "right"]}
+    options: Any = {"sampler": "heun:t", "ts": np.linspace(0.9, 0.01, 60), "guide": ()}
+    drawn = run.sample(0, 2, texts, **options)
+    x = run.invert(drawn, sampler="heun:t", ts=options["ts"])
+    np.testing.assert_allclose(run.sample(0, 2, texts, x=x, **options)["x"], drawn["x"], atol=2e-2)
+    assert np.abs(x - run.invert({"x": drawn["x"], "text": ["", ""]}, sampler="heun:t", ts=options["ts"])).max() > 1e-2
 
 
 def test_guidance_leads_away_from_a_negative(run: jaxdiff.Run) -> None:
@@ -181,6 +191,19 @@ def test_a_prompt_that_does_not_fit_is_one_line(run: jaxdiff.Run, cond: dict[str
     with pytest.raises(ConfigError) as error:
         run.sample(0, 3, cond)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_a_run_that_needs_text_draws_captions_of_training_records(tmp_path: Path) -> None:
+    """Where none is given: each sample's by its own key."""
+    given = config(tmp_path / "run", loss=LossConfig())
+    made = jaxdiff.fit(stopped_at(given, 1), points())
+    drawn = made.sample(3, 4)
+    assert set(drawn["text"].tolist()) <= set(CAPTIONS)
+    np.testing.assert_array_equal(drawn["x"], made.sample(3, 4, {"text": drawn["text"]})["x"])
+    again = jaxdiff.load(tmp_path / "run", trusted=TRUST)
+    np.testing.assert_array_equal(again.sample(3, 2, start=2)["x"], drawn["x"][2:])
+    with pytest.raises(ConfigError, match="guidance"):  # that was trained with no caption left out
+        made.sample(3, 1, {"text": "right"}, guide="cfg:2")
 
 
 def test_prompts_have_rows() -> None:
