@@ -145,14 +145,19 @@ def measure(arguments: argparse.Namespace) -> int:
 
 
 def on_mnist(
-    program: str, measure: Callable[[argparse.Namespace], int], description: str, arguments: Sequence[str] | None
+    program: str,
+    measure: Callable[[argparse.Namespace], int],
+    description: str,
+    arguments: Sequence[str] | None,
+    more: Callable[[argparse.ArgumentParser], Any] = lambda parser: None,
 ) -> int:
-    """A benchmark of a run on MNIST, with its command line; the status with which it ends."""
+    """A benchmark of a run on MNIST, with its command line, to which ``more`` adds; the status with which it ends."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxdiff"
     parser = argparse.ArgumentParser(prog=program, description=description)
     add_arguments(parser)
     parser.add_argument("--data", type=Path, required=True, help="folder of MNIST's train.parquet and test.parquet")
     parser.add_argument("--cache", type=Path, default=cache, help="folder where the classifier's weights are kept")
+    more(parser)
     with one_line_errors(program, CheckpointError, DataError):
         return measure(parser.parse_args(arguments))
 

@@ -71,7 +71,8 @@ class Model:
       defaults: how it samples where nothing else is said.
       cond: what it is conditioned on, by name; None: what its network takes. A condition that was never dropped in
         training has no null here, though the network may have one.
-      encoders: for a condition, a function from what a person gives (a word, a picture) to its arrays.
+      encoders: for a condition, a function from what a person gives (a word, a picture) to its arrays. One that has a
+        method ``stored(value, n)`` says what a record of samples holds of it: text stays text.
       support: see `Plan`.
       draw_cond: ``(keys) -> cond``: conditions where none are given, such as sizes; None: the nulls.
       sharding: of a batch, over several devices; None: one device.
@@ -242,6 +243,9 @@ class Model:
                 f"{int((~finite).sum())} of {n} samples are not finite: the sampler or the network diverged; "
                 "decode=False gives them as they are"
             )
+        for name, encoder in self.encoders.items() if decode else ():
+            if hasattr(encoder, "stored") and (kind := encoder.stored((cond or {}).get(name), n)) is not None:
+                given[name] = kind
         return given if keep is None else (given, kept)
 
     def invert(

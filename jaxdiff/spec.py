@@ -36,15 +36,16 @@ class Spec:
 
     Args:
       shape: of one sample; None for an axis whose length varies from batch to batch.
-      dtype: NumPy's name of it.
+      dtype: NumPy's name of it; or ``"str"``: text as a source stores it, one a record (shape ``()``) or several
+        (``(None,)``). Text has no bounds and no null, and stays on the host: tokens are made of it.
       low: least value; None: no bound.
       high: largest value; None: no bound. With both bounds, predictions of the data are clipped to them.
       null: what stands for "no condition": a number, or one number for each entry of the last axis; None: the
         condition cannot be dropped. It may lie outside of the bounds.
 
     Raises:
-      ValueError: an unknown dtype, bounds that are no numbers, an empty range, or a null that does not broadcast to the
-        shape or fit the dtype.
+      ValueError: an unknown dtype, bounds that are no numbers, an empty range, a null that does not broadcast to the
+        shape or fit the dtype, or text with bounds, a null or another shape.
 
     >>> Spec((), "int32", 0, 9, null=10)  # one of ten classes; the eleventh id means "no class"
     Spec(shape=(), dtype='int32', low=0, high=9, null=10)
@@ -62,7 +63,7 @@ class Spec:
             kind = jnp.dtype(self.dtype)
         except TypeError as error:
             raise ValueError(f"dtype: {self.dtype!r} is no type of numbers, for instance 'float32'") from error
-        object.__setattr__(self, "dtype", kind.name)
+        object.__setattr__(self, "dtype", "str" if kind.kind == "U" else kind.name)
         if any(size is not None and size < 0 for size in self.shape):
             raise ValueError(f"shape: {self.shape} has a negative size")
         for name in ("low", "high"):
@@ -71,6 +72,8 @@ class Spec:
                 raise ValueError(f"{name} is to be a number or None, got {reprlib.repr(bound)}")
         if self.low is not None and self.high is not None and not self.low <= self.high:
             raise ValueError(f"low {self.low} is above high {self.high}")
+        if self.is_text and (self.shape not in ((), (None,)) or (self.low, self.high, self.null) != (None, None, None)):
+            raise ValueError("text has the shape () or (None,), no bounds and no null; tokens have them")
         if self.null is None:
             return
         if isinstance(self.null, Sequence):
@@ -85,6 +88,11 @@ class Spec:
     def clip(self) -> tuple[float, float] | None:
         """The bounds, where there are both."""
         return None if self.low is None or self.high is None else (self.low, self.high)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is text, as a source stores it."""
+        return self.dtype == "str"
 
 
 Condition = Spec | Mapping[str, Spec]
@@ -121,6 +129,9 @@ def null_of(condition: Condition, batch: int) -> Any:
 def shapes(specs: Specs, batch: int) -> dict[str, Any]:
     """The arrays of a batch as `jax.ShapeDtypeStruct`, for tracing; axes that vary have length 1.
 
+    Raises:
+      ValueError: text, which cannot be traced.
+
     >>> shapes({"label": Spec((), "int32")}, 4)
     {'label': ShapeDtypeStruct(shape=(4,), dtype=int32)}
     """
@@ -128,6 +139,8 @@ def shapes(specs: Specs, batch: int) -> dict[str, Any]:
     def one(spec: Spec) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch, *(1 if size is None else size for size in spec.shape)), spec.dtype)
 
+    if text := [name for name, each in specs.items() if any(spec.is_text for spec in _arrays(each))]:
+        raise ValueError(f"{text[0]} is text, which no jitted step takes: give a tokenizer that makes numbers of it")
     return {name: _map(one, condition) for name, condition in specs.items()}
 
 

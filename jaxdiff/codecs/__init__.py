@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from jaxdiff.codecs.base import Codec, encoded_specs, grey_levels
     from jaxdiff.codecs.default import default_codec
     from jaxdiff.codecs.images import Images, grid, save_png, to_model_range, to_uint8
+    from jaxdiff.codecs.latents import LatentImages, Latents
     from jaxdiff.codecs.points import Points, scatter
     from jaxdiff.codecs.strokes import Strokes
+    from jaxdiff.codecs.text import TextAndData, WithText
 
 __getattr__ = lazily(
     __name__,
@@ -23,8 +25,10 @@ __getattr__ = lazily(
         **dict.fromkeys(("Codec", "encoded_specs", "grey_levels"), "base"),
         "default_codec": "default",
         **dict.fromkeys(("Images", "grid", "save_png", "to_model_range", "to_uint8"), "images"),
+        **dict.fromkeys(("LatentImages", "Latents"), "latents"),
         **dict.fromkeys(("Points", "scatter"), "points"),
         "Strokes": "strokes",
+        **dict.fromkeys(("TextAndData", "WithText"), "text"),
     },
 )
 
@@ -32,8 +36,12 @@ __all__ = [
     "Arrays",
     "Codec",
     "Images",
+    "LatentImages",
+    "Latents",
     "Points",
     "Strokes",
+    "TextAndData",
+    "WithText",
     "default_codec",
     "encoded_specs",
     "grey_levels",

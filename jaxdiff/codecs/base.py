@@ -100,9 +100,11 @@ def grey_levels(codec: Codec) -> int | None:
     """
     x = codec.spec["x"]
     assert isinstance(x, Spec)
+    if x.clip != (-1.0, 1.0):
+        return None
     x0 = jax.ShapeDtypeStruct((1, *(1 if size is None else size for size in x.shape)), x.dtype)
     stored = jax.eval_shape(codec.decode, x0)["x"]
-    return 256 if stored.dtype == np.uint8 and stored.shape == x0.shape and x.clip == (-1.0, 1.0) else None
+    return 256 if stored.dtype == np.uint8 and stored.shape == x0.shape else None
 
 
 def passed_on(values: Mapping[str, Any] | None, own: Specs) -> dict[str, Any]:

@@ -81,8 +81,7 @@ class Images:
             raise ValueError(f"x is uint8 (B, {', '.join(map(str, self.shape))}), got {x.shape}")
         batch = {"x": x, **passed_on(record, self.spec)}
         if self.flip and key is not None:
-            keys = sample_keys(key, 0, x.shape[0])
-            mirrored = jax.vmap(jax.random.bernoulli)(keys)
+            mirrored = mirrors(key, x.shape[0])
             for name, value in batch.items():
                 if jnp.ndim(value) == 4:
                     value = jnp.asarray(value)
@@ -107,6 +106,11 @@ class Images:
             save_npz(path, stored)
         else:
             save_png(path, self.picture(stored, columns))
+
+
+def mirrors(key: Array, n: int) -> Array:
+    """Which of a batch's n samples `Images` mirrors, ``(n,)`` bool: each with probability 1/2, by its place."""
+    return jax.vmap(jax.random.bernoulli)(sample_keys(key, 0, n))
 
 
 def area_mean(x: Array, n: int) -> Array:

@@ -83,7 +83,7 @@ def evaluate(arguments: Sequence[str]) -> int | None:
     run = load(options.run, step=options.step, trusted=("jaxdiff", *options.trust), mesh=mesh)
     data = dataclasses.replace(run.config.data, split=options.split)
     data = data if options.path is None else dataclasses.replace(data, path=options.path)
-    source = cfg.build_source(dataclasses.replace(run.config, data=data))
+    source = cfg.tokenised(run.config, cfg.build_source(dataclasses.replace(run.config, data=data)))
 
     metrics = asked or [METRICS["reconstruction" if isinstance(run, AutoencoderRun) else "bpd"]]
 

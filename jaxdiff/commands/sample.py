@@ -8,6 +8,7 @@
     jaxdiff sample runs/digits --feature-cache deepcache:3           faster, at a price: features reused
     jaxdiff sample runs/digits --compiled kept                       faster to start from the second time on
     jaxdiff sample runs/styles --cond label=3 style=2.1,0.3          conditions by name
+    jaxdiff sample runs/emoji --prompt "a red heart" --num 20        text; several prompts have a row each
     jaxdiff sample runs/large --mesh.fsdp 8                          weights split over 8 devices, as in training
 
 Samples are saved as their codec does it: images as a grid or arrays, points as a scatter plot or arrays. A folder is
@@ -33,9 +34,11 @@ from numpy.typing import NDArray
 
 from jaxdiff import config as cfg
 from jaxdiff.config import ConfigError
+from jaxdiff.data.text import TEXT
 from jaxdiff.launch.output import check_output, write_output
 from jaxdiff.launch.signals import end_at_signals
 from jaxdiff.methods import parse_cache, parse_grid, parse_guidance, parse_sampler
+from jaxdiff.runs.prompts import captions, doubts, rows_of_prompts
 from jaxdiff.runs.run import Run, rows_of_labels
 from jaxdiff.runs.shards import SHARD_SIZE, Request, claim_samples, read_request, wait_for_shards, write_shards
 from jaxdiff.train import CheckpointError, make_mesh
@@ -48,11 +51,17 @@ class Options(cfg.ProcessOptions):
     run: tyro.conf.Positional[Path | None] = None
     """Folder of the run, such as runs/digits."""
     num: int | None = None
-    """How many samples; by default 10 for each class shown."""
+    """How many samples in all; by default 10 for each class or prompt shown."""
     label: tuple[str, ...] = ()
     """Classes to sample, by number or name; by default all (10 of them, where there are many)."""
     cond: tuple[str, ...] = ()
     """Other conditions, NAME=VALUE: numbers with commas, or a .npy file of one row a sample."""
+    prompt: tuple[str, ...] = ()
+    """Texts to sample, for a run that was trained with captions; each in quotation marks."""
+    prompts: Path | None = None
+    """File of more of them, one a line."""
+    negative: str | None = None
+    """Text that guidance leads away from, in the place of no text."""
     sampler: str | None = None
     """A method and its numbers, such as unipc:order=2 or ddim:eta=1: docs/samplers.md lists all."""
     steps: int | None = None
@@ -108,6 +117,7 @@ def sample(arguments: Sequence[str]) -> None:
         allowed = " or ".join(run.codec.suffixes)
         raise ConfigError(f"--out: {str(out)!r} must end in {allowed}, or be a folder (of shards)")
     cond, num, columns = conditions(run, options)
+    say_doubts(run, cond)
     lead = jax.process_index() == 0
     if lead:
         print(cfg.first_line(kept))
@@ -159,12 +169,46 @@ def conditions(run: Run, options: Options) -> tuple[dict[str, Any] | None, int, 
             raise ConfigError(f"{name} is given twice: give it once, by --label or by --cond")
         given[name] = _value(name, value)
     labels = [_label(run, text) for text in options.label] if "label" not in given else []
-    shown = run.num_classes if "label" not in given else None
+    prompts = prompts_of(run, options)
+    if prompts and TEXT in given:
+        raise ConfigError("text is given twice: give it once, by --prompt or by --cond")
+    shown = run.num_classes if "label" not in given and (labels or not prompts) else None
+    num, columns = options.num, None
     with cfg.as_config_error("--num"):  # more than memory has
-        rows, columns = rows_of_labels(shown, options.num, labels) if run.num_classes or labels else (None, None)
-    num = len(rows["label"]) if rows else options.num or 64
+        if prompts:
+            which, columns = rows_of_prompts(prompts, num)
+            num, given[TEXT] = len(which), np.array(prompts)[which]
+        rows, across = rows_of_labels(shown, num, labels) if run.num_classes or labels else (None, None)
+    num = len(rows["label"]) if rows else num or 64
     cond = {**(rows or {}), **given}
-    return cond or None, num, columns
+    return cond or None, num, columns or across
+
+
+def prompts_of(run: Run, options: Options) -> list[str]:
+    """The prompts that the options ask for.
+
+    Raises:
+      ConfigError: a run that knows no text, or a file that cannot be read.
+    """
+    asked = {"--prompt": options.prompt, "--prompts": options.prompts, "--negative": options.negative}
+    if run.config.tokenizer is None and (names := [name for name, value in asked.items() if value not in ((), None)]):
+        raise ConfigError(f"{names[0]}: this run was trained without text: leave it out")
+    if options.prompts is None:
+        return list(options.prompt)
+    try:
+        lines = options.prompts.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompts: {options.prompts} cannot be read: {error}") from error
+    if not lines:
+        raise ConfigError(f"--prompts: {options.prompts} is empty, expected one prompt a line")
+    return [*options.prompt, *lines]
+
+
+def say_doubts(run: Run, cond: Mapping[str, Any] | None) -> None:
+    """Says on stderr which prompts are cut, and which of their words the run does not know."""
+    for line in doubts(run.config.tokenizer, captions((cond or {}).get(TEXT)) or ()):
+        if jax.process_index() == 0:
+            print(f"WARNING: {line}", file=sys.stderr, flush=True)
 
 
 def _label(run: Run, text: str) -> int:
@@ -206,6 +250,7 @@ def into_folder(options: Options, path: Path, out: Path, kept: Path | None) -> N
     step = options.step if options.step is not None or request is None else request.made_by.get("step")
     run = load(options, path, cfg.as_lead(step), mesh_of(options, apart=True))
     cond, num, _ = conditions(run, options)
+    say_doubts(run, cond)
     request = Request(num, run.shape, made_by(run, options), options.shard_size)
     with cfg.lead_first("samples"):
         claim_samples(out, request, write=lead)
@@ -226,7 +271,8 @@ def into_folder(options: Options, path: Path, out: Path, kept: Path | None) -> N
 
 def made_by(run: Run, options: Options) -> dict[str, Any]:
     """What decides a sample, for a folder's index: beside the weights all options that change the result."""
-    learned = ("seed", "process", "parameterization", "network", "codec", "loss", "optimizer")
+    learned = ["seed", "process", "parameterization", "network", "codec", "loss", "optimizer"]
+    learned += [] if run.config.tokenizer is None else ["tokenizer"]
     text = json.dumps({name: cfg.to_json(getattr(run.config, name)) for name in learned}, sort_keys=True)
     config = hashlib.sha256(text.encode()).hexdigest()[:16]
     usual = run.config.sample
@@ -239,6 +285,8 @@ def made_by(run: Run, options: Options) -> dict[str, Any]:
         "clip": usual.clip,
     }
     chosen |= {name: getattr(options, name) for name in ("feature_cache", "label", "cond", "average", "dtype")}
+    asked = {"prompt": prompts_of(run, options), "negative": options.negative}
+    chosen |= {name: value for name, value in asked.items() if value not in ([], None)}
     return {"run": run.config.name, "config": config, "step": run.step, "seed": options.seed, **chosen}
 
 
@@ -278,6 +326,7 @@ def draw(
         jax.random.key(options.seed),
         num,
         cond,
+        negative=None if options.negative is None else {TEXT: options.negative},
         sampler=options.sampler,
         steps=options.steps,
         grid=options.grid,

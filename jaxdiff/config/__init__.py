@@ -18,7 +18,7 @@ from jaxdiff.config.build import (
     resolve,
     with_conditions,
 )
-from jaxdiff.config.folder import check_folder, claim_folder, read_config, with_saved
+from jaxdiff.config.folder import check_folder, claim_folder, finder, read_config, with_saved
 from jaxdiff.config.schema import (
     CheckpointConfig,
     Config,
@@ -33,6 +33,7 @@ from jaxdiff.config.schema import (
     doubts,
 )
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, to_json
+from jaxdiff.config.text import captions_said, has_captions, tokenised
 from jaxdiff.config.trust import trust_options
 from jaxdiff.launch.distributed import ProcessOptions, as_lead, join, lead_first
 from jaxdiff.launch.errors import ConfigError, as_config_error
@@ -83,6 +84,7 @@ __all__ = [
     "build_network",
     "build_pipeline",
     "build_source",
+    "captions_said",
     "check",
     "check_folder",
     "claim_folder",
@@ -90,8 +92,10 @@ __all__ = [
     "differences",
     "doubts",
     "dumps",
+    "finder",
     "first_line",
     "from_json",
+    "has_captions",
     "join",
     "keep_compiled",
     "lead_first",
@@ -104,6 +108,7 @@ __all__ = [
     "resolve",
     "set_up",
     "to_json",
+    "tokenised",
     "trust_options",
     "with_conditions",
     "with_saved",

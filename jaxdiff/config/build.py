@@ -17,9 +17,13 @@ from jax import Array
 import jaxdiff.data
 from jaxdiff.autoencoding import AutoencoderLoss
 from jaxdiff.codecs import Codec, default_codec, encoded_specs, grey_levels
+from jaxdiff.codecs.recipe import Find, is_recipe, resolved
 from jaxdiff.config.autoencoder import AutoencoderConfig, check_autoencoder
-from jaxdiff.config.schema import Config, LossConfig, RunConfig, check_ranges
+from jaxdiff.config.schema import Config, Kind, LossConfig, RunConfig, check_ranges
+from jaxdiff.config.text import TEXT, check_text, tokenised, with_tokenizer
+from jaxdiff.data.encoded import Encoded
 from jaxdiff.data.sources import DataError, Source, Subset, classes_of, name_of
+from jaxdiff.data.tokenizers import Encoder
 from jaxdiff.launch.errors import ConfigError, as_config_error, suggestion
 from jaxdiff.loss import SNR, DenoisingLoss, Likelihood, Objective
 from jaxdiff.methods import parse_grid, parse_guidance, parse_sampler
@@ -28,11 +32,10 @@ from jaxdiff.networks import functional
 from jaxdiff.networks.encoder_decoder import Layout
 from jaxdiff.process import Process
 from jaxdiff.score_matching import FiniteDifference, FokkerPlanck, HighOrder, Implicit, SecondOrder, Sliced
-from jaxdiff.spec import Spec, Specs, droppable, shapes
+from jaxdiff.spec import Condition, Spec, Specs, droppable, shapes
 from jaxdiff.times import GeometricLevels, LikelihoodTime
 
 Row = TypeVar("Row")
-Kind = TypeVar("Kind", bound=RunConfig)
 
 
 def _opener(name: str) -> Callable[..., Source]:
@@ -46,7 +49,7 @@ def _opener(name: str) -> Callable[..., Source]:
 
 SOURCES: dict[str, Callable[..., Source]] = {
     name: _opener(f"open_{name}")
-    for name in ("digits", "mnist", "cifar10", "parquet", "folder", "npz", "tfds", "points")
+    for name in ("digits", "mnist", "cifar10", "parquet", "folder", "npz", "webdataset", "tfds", "points")
 }
 NAMED_SETS = ("tfds", "points")
 """The sources of many sets, which take a name after a colon."""
@@ -221,7 +224,9 @@ def build_source(config: RunConfig, *, cache: bool = True) -> Source:
             "as in tfds:cifar10"
         )
     opener = look_up(SOURCES, name, "data.name")
-    channels = getattr(config.network, "in_channels", None) if data.channels is None else data.channels
+    channels = data.channels
+    if channels is None and not is_recipe(config.codec):  # whose network takes latents
+        channels = getattr(config.network, "in_channels", None)
     taken = stored_conditions(config)
     source = opener(
         *([dataset] if dataset else []),
@@ -232,15 +237,18 @@ def build_source(config: RunConfig, *, cache: bool = True) -> Source:
         num_classes=config.num_classes,
         resize=data.resize,
         **({"skip_bad": True} if data.skip_bad else {}),  # sources of one's own need not know it
+        **({} if data.text is None else {"text": data.text}),  # nor this
         **({"conditions": taken} if _has_option(opener, "conditions") else {}),
     )
     return with_conditions(jaxdiff.data.without_bad(source, keep=cache) if data.skip_bad else source, config)
 
 
 def stored_conditions(config: RunConfig) -> tuple[str, ...]:
-    """The conditions that the network takes and the codec does not make: the source's part."""
+    """The conditions that the network takes and the codec does not make, or makes of what is stored under that name:
+    the source's part."""
     made = {} if config.codec is None else config.codec.spec
-    return tuple(name for name in config.cond if name not in made)
+    reads = getattr(config.codec, "reads", ())
+    return tuple(name for name in config.cond if name not in made or name in reads)
 
 
 def with_conditions(source: Source, config: RunConfig) -> Source:
@@ -264,29 +272,73 @@ def _has_option(function: Callable[..., Any], name: str) -> bool:
     return any(each.name == name or each.kind is each.VAR_KEYWORD for each in parameters)
 
 
-def resolve(config: Kind, source: Source) -> Kind:
-    """The configuration with what only the data know: the codec with its numbers, and the names of the classes.
+def resolve(config: Kind, source: Source, find: Find | None = None) -> Kind:
+    """The configuration with what only the data know: the codec with its numbers, the tokenizer with its vocabulary,
+    and the names of the classes.
+
+    Args:
+      config: as it is given.
+      source: the data.
+      find: where a codec's frozen weights lie (`jaxdiff.config.finder`); codecs without need none.
 
     Raises:
-      ConfigError: a codec that does not make what the network takes.
+      ConfigError: a codec or a tokenizer that does not make what the network takes.
       DataError: data that no codec is for.
     """
-    codec = default_codec(source, flip=config.data.flip) if config.codec is None else config.codec
+    config = with_tokenizer(config, source)
+    check_text(config, config.cond.get(TEXT))
+    source = tokenised(config, source)
+    if config.codec is None:
+        codec = default_codec(source, flip=config.data.flip)
+    else:
+        with as_config_error("codec"):
+            codec = resolved(config.codec, source, find, flip=config.data.flip)
+    _refuse_other_shape(codec, config)
     classes = classes_of(source) or config.data.classes
-    resolved = dataclasses.replace(config, codec=codec, data=dataclasses.replace(config.data, classes=classes))
+    whole = dataclasses.replace(config, codec=codec, data=dataclasses.replace(config.data, classes=classes))
     made = encoded_specs(codec, source.spec)
-    for name, condition in resolved.cond.items():
+    for name, condition in whole.cond.items():
         got = made.get(name)
-        if isinstance(condition, Spec) and isinstance(got, Spec) and got.shape != condition.shape:
+        if got is not None and not _fits(got, condition):
             raise ConfigError(
-                f"network: it takes {name} of shape {condition.shape}, and the data has it of shape {got.shape}"
+                f"network: it takes {name} of shape {_shape(condition)}, and the data has it of shape {_shape(got)}"
             )
         if isinstance(condition, Spec) and isinstance(got, Spec) and not _within(got, condition):
             raise DataError(
                 f"{name_of(source)}: {name} goes from {got.low:g} to {got.high:g}, and the network takes "
                 f"{condition.low:g} to {condition.high:g}; for labels set its num_classes to the largest label + 1"
             )
-    return resolved
+    return whole
+
+
+def _fits(got: Condition, condition: Condition) -> bool:
+    """Whether arrays of one condition have the shapes of another; None is any size."""
+    if isinstance(got, Spec) and isinstance(condition, Spec):
+        sizes = zip(got.shape, condition.shape, strict=False)
+        return len(got.shape) == len(condition.shape) and all(want in (None, size) for size, want in sizes)
+    if isinstance(got, Spec) or isinstance(condition, Spec) or set(got) != set(condition):
+        return False
+    return all(_fits(got[name], condition[name]) for name in got)
+
+
+def _shape(condition: Condition) -> str:
+    if isinstance(condition, Spec):
+        return str(condition.shape)
+    return ", ".join(f"{name} {spec.shape}" for name, spec in condition.items())
+
+
+def _refuse_other_shape(codec: Any, config: RunConfig) -> None:
+    # Of latents alone: the shape of images is no riddle, and the network itself says it.
+    if not is_recipe(codec):
+        return
+    network, shape = config.network, codec.spec["x"].shape
+    sides = {getattr(network, "image_size", None)} - {None, *shape[:-1]}
+    if getattr(network, "in_channels", shape[-1]) != shape[-1] or sides:
+        takes = "x".join(str(getattr(network, name, "any")) for name in ("image_size", "image_size", "in_channels"))
+        raise ConfigError(
+            f"codec: it makes x of {'x'.join(map(str, shape))}, and the network takes {takes}: set the network's "
+            "image_size and in_channels to those of the latents, or take another autoencoder"
+        )
 
 
 def _within(inner: Spec, outer: Spec) -> bool:
@@ -297,14 +349,20 @@ def _within(inner: Spec, outer: Spec) -> bool:
 
 
 def build_codec(config: RunConfig) -> Codec:
-    """The codec of a resolved configuration."""
+    """The codec of a resolved configuration; one with frozen weights is read by `jaxdiff.train.read_codec`."""
     assert config.codec is not None, "resolve the configuration first"
+    assert not is_recipe(config.codec), "its weights are to be read: jaxdiff.train.read_codec"
     codec: Codec = config.codec
     return codec
 
 
 def build_pipeline(
-    config: RunConfig, source: Source, *, cache: bool = True, part: tuple[int, int] = (0, 1)
+    config: RunConfig,
+    source: Source,
+    *,
+    cache: bool = True,
+    part: tuple[int, int] = (0, 1),
+    text: Encoder | None = None,
 ) -> jaxdiff.data.Pipeline:
     """This process's part of the training batches.
 
@@ -313,9 +371,10 @@ def build_pipeline(
 
     Args:
       config: the configuration.
-      source: from `build_source`.
+      source: from `build_source`; or its cache, `jaxdiff.train.read_cached`.
       cache: False keeps no decoded images, and reads none kept.
       part: (p, P), which of P parts of each batch this process reads (`jaxdiff.train.batch_part`).
+      text: what makes numbers of captions; None: the configuration's tokenizer.
 
     Raises:
       DataError: an image that cannot be decoded, where they are decoded now.
@@ -323,16 +382,21 @@ def build_pipeline(
     whole_pass = config.train.steps * config.train.batch_size >= len(source)
     limit = config.data.decoded_mb * 10**6
     chosen = jaxdiff.data.decode_once(source, limit=limit) if cache and whole_pass else source
+    text = config.tokenizer if text is None else text
     return jaxdiff.data.Pipeline(
         chosen,
         batch_size=config.train.batch_size,
         seed=config.seed,
-        workers=config.data.workers if chosen is source else 0,
+        workers=config.data.workers if chosen is source and not isinstance(source, Encoded) else 0,
         process_index=part[0],
         process_count=part[1],
+        tokenizer=text,
     )
 
 
 def batch_shapes(config: RunConfig, source: Source) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch of stored records over all devices."""
-    return shapes(source.spec, config.train.batch_size)
+    """Shapes of a batch of stored records over all devices, captions as a step is given them."""
+    specs: Specs = tokenised(config, source).spec
+    if config.data.cache_text:
+        specs = {**specs, TEXT: config.codec.spec[TEXT]}
+    return shapes(specs, config.train.batch_size)

@@ -13,9 +13,11 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NamedTuple
 
-from jaxdiff.config.schema import RunConfig
+from jaxdiff.codecs import recipe
+from jaxdiff.codecs.recipe import Find
+from jaxdiff.config.schema import Kind, RunConfig
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, layout, to_json
 from jaxdiff.config.trust import check_names, code_of, import_trusted
 from jaxdiff.config.upgrade import upgraded
@@ -23,8 +25,9 @@ from jaxdiff.launch.distributed import lead_first
 from jaxdiff.launch.errors import ConfigError
 from jaxdiff.launch.lock import locked
 
-Kind = TypeVar("Kind", bound=RunConfig)
 CONFIG, CHECKPOINTS, LAST_SAVED, SAMPLES, LOCK = "config.json", "checkpoints", "checkpoints.json", "samples", "lock"
+NETWORK, WEIGHTS = "network.json", "weights.npz"
+"""Of a folder of frozen weights that no run has trained (`jaxdiff.train.save_network`)."""
 EXAMPLES = "examples.npz"
 """Conditions of some training records, for pictures of a run that cannot do without."""
 
@@ -44,6 +47,12 @@ FREE = (
     "data.classes",
     "data.workers",
     "data.decoded_mb",
+    "data.cache_folder",
+    "codec.path",
+    "codec.tile",
+    "codec.inner.path",
+    "codec.inner.tile",
+    "tokenizer.path",
     "picture",
     "shown",
 )
@@ -74,6 +83,67 @@ def read_config(folder: str | os.PathLike[str], trusted: Sequence[str] = TRUSTED
     return config
 
 
+class FrozenConfig(NamedTuple):
+    """What a folder of frozen weights says, in the place of a run's configuration."""
+
+    network: Any
+    codec: Any = None
+
+
+def read_frozen_config(folder: str | os.PathLike[str]) -> Any:
+    """The configuration of frozen weights: of a run, or the `FrozenConfig` of a folder that holds a network alone.
+
+    Raises:
+      ConfigError: there is none, or it cannot be read.
+    """
+    file = Path(folder).expanduser() / NETWORK
+    if not os.path.isfile(file):
+        return read_config(folder)
+    try:
+        return FrozenConfig(from_json(json.loads(file.read_text(encoding="utf-8"))))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+
+
+def find_run(path: str | os.PathLike[str], near: str | os.PathLike[str] | None = None, *, known: bool = False) -> Path:
+    """The folder of a run that another run names, such as the autoencoder of its latents.
+
+    Args:
+      path: as the other run's configuration has it.
+      near: the other run's folder. ``runs/a`` of the run ``/x/runs/b`` is also looked for as ``/x/runs/b/runs/a``,
+        ``/x/runs/runs/a``, ``/x/runs/a``, ... and beside it by its last name.
+      known: the other run has been trained, and may have been moved together with this one: what is near comes first.
+        Else a path is what a person has just written, from the working folder.
+
+    Raises:
+      ConfigError: it is in none of these places.
+    """
+    path = Path(path).expanduser()
+    here, places = [path], []
+    if near is not None and not path.is_absolute():
+        places = [above / path for above in (Path(near).absolute(), *Path(near).absolute().parents)]
+    if near is not None:
+        places.append(Path(near).absolute().parent / path.name)
+    for place in (*places, *here) if known else (*here, *places):
+        if os.path.isfile(place / CONFIG) or os.path.isfile(place / NETWORK):
+            return place
+    beside = "" if near is None else f", nor from {Path(near).absolute()} upwards"
+    raise ConfigError(
+        f"codec: {str(path)!r} is not the folder of a run or of frozen weights, from the working folder{beside}: bring "
+        "it back, or name the place where it lies now"
+    )
+
+
+def finder(config: RunConfig) -> Find:
+    """How what a configuration's codec names is found: `find_run` near the run's folder, and its configuration."""
+
+    def find(path: str) -> tuple[Any, Path]:
+        folder = find_run(path, config.folder)
+        return read_frozen_config(folder), folder
+
+    return find
+
+
 def first_average(folder: str | os.PathLike[str]) -> str:
     """The name of the average of the weights that the run in a folder is sampled from; nothing of its code is run.
 
@@ -87,8 +157,8 @@ def first_average(folder: str | os.PathLike[str]) -> str:
 def with_saved(config: Kind, trusted: Sequence[str] | None = None) -> Kind:
     """A configuration with what its folder has noted of the data and of frozen weights, where a run lies there.
 
-    A codec that is not given is the one that the run began with: its numbers were estimated then. Frozen weights have
-    the step and the checksum that were noted.
+    A codec that is not given is the one that the run began with: its numbers were estimated then. Frozen weights, those
+    of a codec too, have the step and the checksum that were noted; a tokenizer has the vocabulary that was learned.
     """
     file = Path(config.folder) / CONFIG
     if not os.path.isfile(file):
@@ -102,7 +172,10 @@ def with_saved(config: Kind, trusted: Sequence[str] | None = None) -> Kind:
     frozen = tuple(noted.get((each.name, each.path), each) if each.checksum is None else each for each in config.frozen)
     if not frozen and config.train.freeze == saved.train.freeze:
         frozen = saved.frozen
-    return dataclasses.replace(config, codec=saved.codec if config.codec is None else config.codec, frozen=frozen)
+    codec = saved.codec if config.codec is None else recipe.noted(config.codec, saved.codec)
+    given = config.tokenizer
+    tokenizer = given.noted(saved.tokenizer) if hasattr(given, "noted") else given
+    return dataclasses.replace(config, codec=codec, frozen=frozen, tokenizer=tokenizer)
 
 
 def check_folder(config: RunConfig) -> Path:

@@ -43,7 +43,7 @@ class DataConfig:
     """Where images come from."""
 
     name: str = "digits"
-    """digits, parquet, mnist, cifar10, folder, npz, tfds:NAME, or points:NAME (jaxdiff.data.points)."""
+    """digits, parquet, mnist, cifar10, folder, npz, webdataset, tfds:NAME, or points:NAME (jaxdiff.data.points)."""
     path: str | None = None
     """File or folder of the data; digits need none."""
     split: str = "train"
@@ -58,6 +58,8 @@ class DataConfig:
     """Leave out records that cannot be used, instead of refusing the set: all are read once before the first step."""
     classes: tuple[str, ...] | None = None
     """Names of the classes in order of their labels, found in the data; a run's saved configuration has them."""
+    text: str | None = None
+    """Column, field or array that holds the captions. None: text, or else caption."""
     flip: bool = False
     """Mirror half of the images left to right."""
     workers: int = 0
@@ -65,9 +67,17 @@ class DataConfig:
     decoded_mb: int = 1000
     """Sets of at most so many megabytes of pixels are decoded once, into the user's cache folder, and read without
     workers; 0: none."""
+    cache_text: bool = False
+    """Of a frozen text encoder: keep its states of all captions, in the user's cache folder; else each step runs it."""
+    cache_latents: bool = True
+    """Of a run in latents: encode the set once, into the user's cache folder; else encode each batch in its step."""
+    cache_folder: str | None = None
+    """Folder that latents are cached in; several processes share it. None: jaxdiff/latents in the user's cache
+    folder."""
 
     def __post_init__(self) -> None:
         _as_text(self, "path")
+        _as_text(self, "cache_folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +232,8 @@ class RunConfig:
         (`jaxdiff.networks.UNet`) or a Linen module, `ema` a rule of `jaxdiff.train.ema`, or rules by name.
       codec: between stored records and what the network sees (`jaxdiff.codecs`); None: the one that goes with the data,
         which a run's saved configuration has.
+      tokenizer: what makes ids of captions, such as `jaxdiff.data.Words`; None: the network takes no text. A run's
+        saved configuration has the vocabulary that was learned.
     """
 
     name: str
@@ -233,6 +245,7 @@ class RunConfig:
     data: DataConfig = DataConfig()
     network: Any
     codec: Any = None
+    tokenizer: Any = None
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: Any
     train: TrainConfig
@@ -265,6 +278,10 @@ class RunConfig:
         return isinstance(other, type(self)) and to_json(self) == to_json(other)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+Kind = typing.TypeVar("Kind", bound=RunConfig)
+"""A configuration of either kind."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -352,10 +369,11 @@ def check_ranges(config: RunConfig) -> None:
       ConfigError: the first field of another type or out of its range, in one line.
     """
     _check_types(config)
-    for name in ("network", "codec"):
+    for name in ("network", "codec", "tokenizer"):
         value = getattr(config, name)
         if isinstance(value, type | str):
-            raise ConfigError(f"{name}: expected an object, such as MLP(width=64) or Images((8, 8, 1)), got {value!r}")
+            such = "Words(16, size=1000)" if name == "tokenizer" else "MLP(width=64) or Images((8, 8, 1))"
+            raise ConfigError(f"{name}: expected an object, such as {such}, got {value!r}")
     name = config.name
     if not name or name in (".", "..") or set(name) & set("/\\\0") or len(name.encode()) > 200:
         raise ConfigError(f"name: {reprlib.repr(name)} cannot name a folder; use for instance 'digits'")

@@ -7,7 +7,7 @@ that images are decoded in the first epoch only. What a network sees is made of 
 
 from typing import TYPE_CHECKING
 
-from jaxdiff.data.sources import DataError, Source, Subset, fingerprint, num_classes, take, verify
+from jaxdiff.data.sources import DataError, Source, Subset, captions, fingerprint, num_classes, take
 from jaxdiff.lazy import lazily
 
 if TYPE_CHECKING:
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from jaxdiff.data.parquet import open_cifar10, open_mnist, open_parquet
     from jaxdiff.data.pipeline import Pipeline, batches
     from jaxdiff.data.points import POINTS, PointMixture, open_points, point_mixture
-    from jaxdiff.data.skipping import without_bad
+    from jaxdiff.data.skipping import verify, without_bad
     from jaxdiff.data.tfds import open_tfds
+    from jaxdiff.data.tokenizers import Characters, Tokenizer, TokenizerFile, Words
     from jaxdiff.data.transforms import center_crop_resize
+    from jaxdiff.data.webdataset import open_webdataset
 
 __getattr__ = lazily(
     __name__,
@@ -30,21 +32,28 @@ __getattr__ = lazily(
         **dict.fromkeys(("open_cifar10", "open_mnist", "open_parquet"), "parquet"),
         **dict.fromkeys(("Pipeline", "batches"), "pipeline"),
         **dict.fromkeys(("POINTS", "PointMixture", "open_points", "point_mixture"), "points"),
-        "without_bad": "skipping",
+        **dict.fromkeys(("verify", "without_bad"), "skipping"),
         "open_tfds": "tfds",
+        **dict.fromkeys(("Characters", "Tokenizer", "TokenizerFile", "Words"), "tokenizers"),
         "center_crop_resize": "transforms",
+        "open_webdataset": "webdataset",
     },
 )
 
 __all__ = [
     "POINTS",
     "ArraySource",
+    "Characters",
     "DataError",
     "Pipeline",
     "PointMixture",
     "Source",
     "Subset",
+    "Tokenizer",
+    "TokenizerFile",
+    "Words",
     "batches",
+    "captions",
     "center_crop_resize",
     "decode_once",
     "fingerprint",
@@ -58,6 +67,7 @@ __all__ = [
     "open_parquet",
     "open_points",
     "open_tfds",
+    "open_webdataset",
     "point_mixture",
     "take",
     "verify",

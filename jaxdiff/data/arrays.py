@@ -2,17 +2,14 @@
 
 Arrays are data of any shape, the records first: uint8 is bytes 0..255 (images, and what is stored like them), floats
 are real values. An array stored uncompressed in its `.npz` (`np.savez`) is memory-mapped and read page by page; a
-compressed one (`np.savez_compressed`) is held in memory. Nothing is ever unpickled.
+compressed one (`np.savez_compressed`) is held in memory. Captions are an array of strings (unicode, or bytes in UTF-8),
+(N,), or (N, m) for m captions a record.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import struct
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +17,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxdiff.data.files import find_split, given_path
+from jaxdiff.data.labels import check_labels, label_spec
+from jaxdiff.data.npz import header_of, keys_of, read_array
 from jaxdiff.data.readers import ANYTHING, Expected
-from jaxdiff.data.sources import DataError, Records, check_labels, digest, fitting, label_spec, one_line, spread
+from jaxdiff.data.sources import DataError, Records, digest, fitting, spread, texts_fitting
 from jaxdiff.data.transforms import center_crop_resize
 from jaxdiff.spec import Spec, as_array
 
@@ -29,6 +28,7 @@ _DIGITS = Path(__file__).with_name("digits.npz")
 _DATA_KEYS = ("images", "image", "x", "points", "data", "arr_0")
 _LABEL_KEYS = ("labels", "label", "y", "targets", "arr_1")
 _CLASS_KEYS = ("classes", "class_names")
+_CAPTIONS = 256  # that a fingerprint reads, as those of images do
 
 
 class ArraySource:
@@ -87,12 +87,20 @@ class ArraySource:
                     raise DataError(
                         f"{name}: {key} has shape {array.shape}, expected one row for each of {len(x)} records"
                     )
+                if key == "text" and array.dtype.kind in "USO":
+                    self.spec[key] = self._text_spec(array)
+                    continue
                 self.spec[key] = _spec(name, key, array, None, None)
                 if array.dtype.kind == "f" and array.ndim < 3 and not expected.skip_bad:  # larger ones as they are read
                     fitting(name, key, self.spec[key], array, np.arange(len(array)))
         self.classes = None if classes is None else tuple(str(each) for each in classes)
         some = spread(len(x), 64)
-        others = [self._arrays[key][some] for key in sorted(self._arrays) if key not in ("x", "label")]
+        numbers = [key for key in sorted(self._arrays) if key not in ("x", "label") and not self.spec[key].is_text]
+        others = [self._arrays[key][some] for key in numbers]
+        if "text" in self.spec and self.spec["text"].is_text:
+            every = spread(len(x), _CAPTIONS)
+            chosen = self._arrays["text"][every] if expected.skip_bad else self.texts(every)
+            others.append(np.frombuffer(repr(chosen.tolist()).encode(), "u1"))
         labels = [self._arrays["label"].astype(np.int64)] if "label" in arrays else []
         identity = digest(x[:: max(1, len(x) // 16)], *labels, *others)
         counted = int(self.spec["label"].high or 0) + 1 if labels else None
@@ -116,10 +124,23 @@ class ArraySource:
 
     def take(self, indices: NDArray[np.int64], /) -> Records:
         with np.errstate(over="ignore"):  # `fitting` tells of what is then infinite
-            found = {key: self._arrays[key][indices].astype(spec.dtype, copy=False) for key, spec in self.spec.items()}
+            found = {
+                key: self.texts(indices) if spec.is_text else self._arrays[key][indices].astype(spec.dtype, copy=False)
+                for key, spec in self.spec.items()
+            }
         if self._size is not None:
             found["x"] = np.stack([center_crop_resize(image, self._size) for image in found["x"]])
         return {key: np.ascontiguousarray(array) for key, array in found.items()}
+
+    def texts(self, indices: NDArray[np.int64], /) -> NDArray[Any]:
+        """The captions of several records."""
+        return texts_fitting(self.name, "text", self.spec["text"], self._arrays["text"][indices], indices)
+
+    def _text_spec(self, array: NDArray[Any]) -> Spec:
+        if array.ndim > 2:
+            raise DataError(f"{self.name}: text has shape {array.shape}, expected (N,), or (N, m) for m captions each")
+        several = array.ndim == 2 or (array.dtype == object and any(isinstance(row, list | tuple) for row in array))
+        return Spec((None,) if several else (), "str")
 
     def where(self, index: int) -> str:
         """The place of a record, for messages."""
@@ -194,7 +215,7 @@ def from_arrays(
       num_classes: None: as many as ``classes``, or the largest label + 1.
       classes: names of the classes, in order of their labels.
       name: for messages.
-      conditions: further conditions by name, ``(N, ...)``.
+      conditions: further conditions by name, ``(N, ...)``; ``text`` are captions: N of them, or N lists of them.
 
     Raises:
       DataError: for other shapes or types.
@@ -206,12 +227,25 @@ def from_arrays(
     arrays = {"x": x, **({} if label is None else {"label": label}), **conditions}
     expected = Expected(num_classes=num_classes)
     try:
-        held = {key: as_array(key, array) for key, array in arrays.items()}
+        held = {key: _as_captions(array) if key == "text" else as_array(key, array) for key, array in arrays.items()}
     except ValueError as error:
         raise DataError(f"{name}: {error}") from error
     if classes is not None and label is None:
         raise DataError(f"{name}: classes name the labels, and there are none: give label=..., or leave classes out")
     return ArraySource(held, name=name, expected=expected, low=low, high=high, classes=classes)
+
+
+def _as_captions(value: Any) -> NDArray[Any]:
+    """Texts, or lists of texts, one a record, as objects; what begins with a number is tokens."""
+    rows = value.tolist() if hasattr(value, "tolist") else list(value)
+    first = rows[0] if rows else 0
+    while isinstance(first, list | tuple) and first:
+        first = first[0]
+    if isinstance(first, int | float):
+        return as_array("text", value)
+    held = np.empty(len(rows), object)
+    held[:] = rows
+    return held
 
 
 def open_digits(
@@ -224,6 +258,7 @@ def open_digits(
     resize: bool = False,
     skip_bad: bool = False,
     conditions: Sequence[str] | None = None,
+    text: str | None = None,
 ) -> ArraySource:
     """The 1,797 handwritten digits (8x8, grey, ten classes) that lie in the package: no download.
 
@@ -233,7 +268,7 @@ def open_digits(
     Args:
       path: there is none to give.
       split: "train", "test" or "all".
-      image_size, channels, num_classes, resize, skip_bad, conditions: as in `open_parquet`.
+      image_size, channels, num_classes, resize, skip_bad, conditions, text: as in `open_parquet`.
 
     >>> source = open_digits()
     >>> len(source), source.spec["x"].shape, len(source.classes)
@@ -246,13 +281,15 @@ def open_digits(
         raise DataError(
             f"digits: lie in the package, got path={str(path)!r}; leave the path out, or choose another source"
         )
+    if text is not None:
+        raise DataError(f"digits: have no captions, got text={text!r}; leave it out, or choose another source")
     if split not in ("train", "test", "all"):
         raise DataError(f"digits: no split {split!r}; it has train, test, all")
     with np.load(_DIGITS, allow_pickle=False) as file:
         values, labels, test = file["images"], file["labels"], file["test"]
     chosen = {"train": ~test, "test": test, "all": np.ones_like(test)}[split]
     grey = np.rint(values[chosen] * (255 / 16)).astype(np.uint8)
-    expected = Expected(image_size, channels, num_classes, resize, skip_bad, conditions)
+    expected = Expected(image_size, channels, num_classes, resize, skip_bad, conditions, text)
     arrays = {"x": grey, **({"label": labels[chosen]} if expected.labelled else {})}
     return ArraySource(arrays, name="digits", expected=expected, classes="0123456789" if expected.labelled else None)
 
@@ -267,19 +304,20 @@ def open_npz(
     resize: bool = False,
     skip_bad: bool = False,
     conditions: Sequence[str] | None = None,
+    text: str | None = None,
 ) -> ArraySource:
     """Arrays from an `.npz` file: images, points, latents, signals, and what they are conditioned on.
 
     The data, uint8 or floats ``(N, ...)``, lie under the key images, image, x, points, data or arr_0; integer labels,
     which may be absent, under labels, label, y, targets or arr_1; either with the split before or after it
-    (`train_images`, `x_train`). Every other array of numbers with N rows is a condition of its own name. Text under
-    classes or class_names names the classes.
+    (`train_images`, `x_train`). Captions are strings under text or caption, (N,) or (N, m) for m of each. Every other array
+    of numbers with N rows is a condition of its own name. Text under classes or class_names names the classes.
 
     Args:
       path: the file, or a folder that holds `train.npz`, `test.npz`.
       split: which of them. A file without splits is its own only one: "train", "all", or the name that the file begins
         with.
-      image_size, channels, num_classes, resize, skip_bad, conditions: as in `open_parquet`.
+      image_size, channels, num_classes, resize, skip_bad, conditions, text: as in `open_parquet`.
 
     Raises:
       DataError: the file or split is missing, damaged, or not what was asked for.
@@ -291,7 +329,7 @@ def open_npz(
     ...     len(source), source.spec["x"].shape, source.spec["label"].high
     (4, (8, 8, 1), 2)
     """
-    expected = Expected(image_size, channels, num_classes, resize, skip_bad, conditions)
+    expected = Expected(image_size, channels, num_classes, resize, skip_bad, conditions, text)
     path = given_path(path, "npz", "an .npz file with images (N, H, W, C) uint8 and labels (N,)")
     if path.is_dir():
         files = find_split(path, split, "npz")
@@ -300,7 +338,7 @@ def open_npz(
                 f"{path}: split {split!r} is {len(files)} .npz files, expected one; point the path at one of them"
             )
         path = files[0]
-    keys = _keys(path)
+    keys = keys_of(path)
     image_key, inside = _find(keys, _DATA_KEYS, split), True
     if image_key is None:
         if split_keys := [
@@ -315,15 +353,21 @@ def open_npz(
         )
     found = {"x": image_key}
     label_key = _find(keys, _LABEL_KEYS, split if inside else None)
-    for key in keys:
-        name = "label" if key == label_key else _without(key, split) if inside else key
+    named = {"label" if key == label_key else _without(key, split) if inside else key: key for key in keys}
+    caption = expected.caption_name([str(name) for name in named if name], str(path), "array")
+    if caption is not None and header_of(str(path), named[caption])[1].kind in "USO":
+        named["text"] = named.pop(caption)
+    elif caption is not None and text is not None:
+        raise DataError(f"{path}: array {named[caption]} is of numbers; set text (data.text) to an array of strings")
+    for name, key in named.items():
         other = key in (image_key, *_CLASS_KEYS) or name is None or name in _DATA_KEYS
         if not other and (expected.conditions is None or name in expected.conditions):
             found[str(name)] = key
-    rows = _header(str(path), image_key)[0][:1]
+    rows = header_of(str(path), image_key)[0][:1]
     for name, key in [*found.items()]:
-        shape, kind = _header(str(path), key)
-        if name not in ("x", "label") and (shape[:1] != rows or kind.kind not in "iufb"):
+        shape, kind = header_of(str(path), key)
+        captions = name == "text" and kind.kind in "USO"  # of another number, or objects: refused below
+        if name not in ("x", "label") and not captions and (shape[:1] != rows or kind.kind not in "iufb"):
             del found[name]
     arrays = {name: read_array(str(path), key) for name, key in found.items()}
     names = next((read_array(str(path), key) for key in _CLASS_KEYS if key in keys and "label" in arrays), None)
@@ -342,57 +386,3 @@ def _without(key: str, split: str) -> str | None:
         if name != key:
             return name
     return None
-
-
-def _keys(path: Path) -> list[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(
-            f"{path}: not an .npz file, or damaged ({one_line(error)}); write it again with np.savez"
-        ) from error
-
-
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-
-
-def _header(path: str, key: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an array of an `.npz`."""
-    with _reading(path, key), zipfile.ZipFile(path) as archive, archive.open(key + ".npy") as file:
-        shape, _, kind = _HEADERS[np.lib.format.read_magic(file)](file)
-        return shape, kind
-
-
-def read_array(path: str, key: str) -> NDArray[Any]:
-    """An array of an `.npz`, memory-mapped where it is stored uncompressed."""
-    with _reading(path, key), zipfile.ZipFile(path) as archive:
-        member = archive.getinfo(key + ".npy")
-        with archive.open(member) as file:
-            version = np.lib.format.read_magic(file)
-            if member.compress_type == zipfile.ZIP_STORED and version == (1, 0):
-                shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-                if 0 not in shape and not dtype.hasobject:
-                    start = _data_offset(path, member) + file.tell()
-                    return np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
-        with archive.open(member) as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-
-
-@contextlib.contextmanager
-def _reading(path: str, key: str) -> Iterator[None]:
-    try:
-        yield
-    except (zipfile.BadZipFile, zlib.error, struct.error, OSError, ValueError, EOFError, KeyError) as error:
-        raise DataError(
-            f"{path}: array {key!r} cannot be read ({one_line(error)}); write it again with np.savez, without objects"
-        ) from error
-
-
-def _data_offset(path: str, member: zipfile.ZipInfo) -> int:
-    """Where a stored member's bytes begin: after its local header, whose name and extra field vary in length."""
-    with open(path, "rb") as file:
-        file.seek(member.header_offset)
-        header = file.read(30)
-    name, extra = struct.unpack("<HH", header[26:30])
-    return member.header_offset + 30 + name + extra

@@ -5,7 +5,8 @@ of times. So `decode_once` writes the records of a small set, in their order, to
 
     {x: uint8 (H, W, C), label: int32}     (what the source's spec names)
 
-and reads batches from there in one call. The file is NAME-PLACE-STATE.npy: PLACE is a hash of what was asked for (the
+and reads batches from there in one call. Of captions a record has where they begin and how many bytes they are; the bytes
+stand behind all records, UTF-8, several of a record with NUL between them. The file is NAME-PLACE-STATE.npy: PLACE is a hash of what was asked for (the
 files' paths, the spec), STATE of what the files hold (the source's fingerprint, and each file's size and times). A file
 that changes is thus met under another STATE, and what was kept of that PLACE is removed.
 
@@ -51,6 +52,7 @@ from jaxdiff.data.sources import (
 _VERSION = 2  # of what the file holds; another one is another PLACE
 _CHUNK_BYTES = 2**20  # decoded at a time by each thread
 _SPARE = 100 * 10**6  # bytes that are left free on the disk
+_PLACE = np.dtype([("start", "<i8"), ("size", "<i8")])  # of a record's captions, from the end of all records
 
 
 def cache_folder() -> Path:
@@ -103,15 +105,15 @@ def decode_once(
         place, state = hashes(source)
         name = re.sub(r"\W+", "_", Path(name_of(source)).name)[:50]
         file = folder / f"{name}-{place}-{state}.npy"
-        rows = _mapped(file, kind, len(source))
+        rows = mapped(file, kind, len(source))
         if rows is None:
             folder.mkdir(parents=True, exist_ok=True)
             with open(folder / f"{name}-{place}.lock", "w") as lock:
                 has_lock = locked(lock, source, say)
-                rows = _mapped(file, kind, len(source))  # another process may have written it meanwhile
+                rows = mapped(file, kind, len(source))  # another process may have written it meanwhile
                 if rows is None:
                     _write(file, f"{name}-{place}-", source, kind, has_lock, say)
-                    rows = _mapped(file, kind, len(source))
+                    rows = mapped(file, kind, len(source))
             if rows is None:
                 raise OSError(errno.EIO, "what was written does not read back")
     except OSError as error:
@@ -133,14 +135,15 @@ class Decoded:
     def _hold(self, rows: NDArray[Any]) -> None:
         # As plain bytes, a row a record: NumPy copies these whole, and structured records field by field.
         self._bytes = np.asarray(rows).view(np.uint8).reshape(self._count, self._kind.itemsize)
+        self._texts = _mapped_texts(self._file, rows)
 
     def __getstate__(self) -> dict[str, Any]:
         # For worker processes: a mapped array would be copied whole, so each opens the file again.
-        return {**self.__dict__, "_bytes": None}
+        return {**self.__dict__, "_bytes": None, "_texts": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        rows = _mapped(self._file, self._kind, self._count)
+        rows = mapped(self._file, self._kind, self._count)
         if rows is None:
             raise DataError(f"{self.name}: {self._file} is gone, though this run reads from it; start the run again")
         self._hold(rows)
@@ -151,11 +154,29 @@ class Decoded:
     def take(self, indices: NDArray[np.int64], /) -> Records:
         """Several records: one copy of their bytes."""
         rows = self._bytes.take(indices, axis=0).view(self._kind)[:, 0]
-        return {name: np.ascontiguousarray(rows[name]) for name in self.spec}
+        return {
+            name: self._read(rows["text"]) if spec.is_text else np.ascontiguousarray(rows[name])
+            for name, spec in self.spec.items()
+        }
+
+    def texts(self, indices: NDArray[np.int64], /) -> NDArray[Any]:
+        """The captions of several records."""
+        first = self._kind.fields["text"][1]
+        places = np.ascontiguousarray(self._bytes[indices, first : first + _PLACE.itemsize]).view(_PLACE)[:, 0]
+        return self._read(places)
+
+    def _read(self, places: NDArray[Any]) -> NDArray[Any]:
+        found = np.empty(len(places), object)
+        for row, (start, size) in enumerate(places.tolist()):
+            text = self._texts[start : start + size].tobytes().decode()
+            found[row] = tuple(text.split("\0")) if self.spec["text"].shape else text
+        return found
 
 
 def _kind(source: Source) -> np.dtype[Any]:
-    return np.dtype([(name, np.dtype(spec.dtype).newbyteorder("<"), spec.shape) for name, spec in source.spec.items()])
+    of = {name: _PLACE if spec.is_text else np.dtype(spec.dtype) for name, spec in source.spec.items()}
+    shapes = {name: () if spec.is_text else spec.shape for name, spec in source.spec.items()}
+    return np.dtype([(name, of[name].newbyteorder("<"), shapes[name]) for name in of])
 
 
 def hashes(source: Any) -> tuple[str, str]:
@@ -164,29 +185,46 @@ def hashes(source: Any) -> tuple[str, str]:
     where = os.path.abspath(name) if os.path.exists(name) else name
     paths = [os.path.abspath(file) for file in source.files]
     asked = (_VERSION, where, paths, len(source), sorted(source.spec.items()))
-    found = [os.stat(path) for path in paths]
-    held = (fingerprint(source), [(file.st_size, file.st_mtime_ns, file.st_ctime_ns) for file in found])
+    held = (fingerprint(source), state_of(source))
     place, state = (hashlib.blake2b(repr(text).encode(), digest_size=8).hexdigest() for text in (asked, held))
     return place, state
 
 
-def _mapped(file: Path, kind: np.dtype[Any], count: int) -> NDArray[Any] | None:
+def state_of(source: Any) -> list[tuple[int, int, int]]:
+    """Size and times of each of a source's files; none where it has none."""
+    found = [os.stat(path) for path in getattr(source, "files", ())]
+    return [(file.st_size, file.st_mtime_ns, file.st_ctime_ns) for file in found]
+
+
+def mapped(file: Path, kind: np.dtype[Any], count: int) -> NDArray[Any] | None:
     """The records of a file, mapped; None where it is not there, or not what it should be."""
     try:
         rows = np.lib.format.open_memmap(file, mode="r")
         size = file.stat().st_size
     except (OSError, ValueError, EOFError):
         return None
-    whole = rows.dtype == kind and rows.shape == (count,) and size == rows.offset + rows.nbytes
+    whole = rows.dtype == kind and rows.shape == (count,) and size == rows.offset + rows.nbytes + _text_bytes(rows)
     return rows if whole else None
 
 
-def locked(lock: IO[str], source: Source, say: Say) -> bool:
+def _text_bytes(rows: NDArray[Any]) -> int:
+    """How many bytes of captions stand behind the records."""
+    last = rows[-1:]["text"][0] if "text" in (rows.dtype.names or ()) and len(rows) else (0, 0)
+    return int(last[0]) + int(last[1])
+
+
+def _mapped_texts(file: Path, rows: Any) -> NDArray[np.uint8]:
+    """The captions behind the records."""
+    size = _text_bytes(rows)
+    return np.memmap(file, np.uint8, "r", rows.offset + rows.nbytes, (size,)) if size else np.zeros(0, np.uint8)
+
+
+def locked(lock: IO[str], source: Source, say: Say, does: str = "decodes") -> bool:
     """Waits for its turn; whether the file system has locks. Closing the file gives the lock back."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        say(f"{name_of(source)}: waiting for another process that decodes it")
+        say(f"{name_of(source)}: waiting for another process that {does} it")
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError:
         return False
@@ -207,8 +245,15 @@ def _write(file: Path, prefix: str, source: Source, kind: np.dtype[Any], has_loc
         with open(handle, "wb") as out, contextlib.closing(_decode(source, kind)) as chunks:
             header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (len(source),)}
             np.lib.format.write_array_header_1_0(out, header)
-            for rows in chunks:
+            captions, start = [], 0
+            for rows, texts in chunks:
+                if texts:
+                    sizes = np.array([len(text) for text in texts])
+                    rows["text"]["start"], rows["text"]["size"] = start + np.cumsum(sizes) - sizes, sizes
+                    start += int(sizes.sum())
+                    captions += texts
                 out.write(rows.view(np.uint8).data)
+            out.writelines(captions)
             out.flush()
             os.fsync(out.fileno())
         os.replace(partial, file)
@@ -229,19 +274,25 @@ def remove(files: Iterable[Path]) -> None:
             file.unlink()
 
 
-def _decode(source: Source, kind: np.dtype[Any]) -> Generator[NDArray[Any]]:
+_Part = tuple[NDArray[Any], list[bytes]]  # records, and their captions
+
+
+def _decode(source: Source, kind: np.dtype[Any]) -> Generator[_Part]:
     """The records in their order, some at a time; decoded in threads, since Pillow lets others run meanwhile."""
     each = max(1, _CHUNK_BYTES // kind.itemsize)
     threads = min(4, os.cpu_count() or 1)
 
-    def chunk(start: int) -> NDArray[Any]:
+    def chunk(start: int) -> _Part:
         count = min(each, len(source) - start)
-        rows = np.empty(count, kind)
+        rows, texts = np.empty(count, kind), list[bytes]()
         for name, array in take(source, np.arange(start, start + count)).items():
-            rows[name] = array
-        return rows
+            if source.spec[name].is_text:
+                texts = [(text if isinstance(text, str) else "\0".join(text)).encode() for text in array]
+            else:
+                rows[name] = array
+        return rows, texts
 
-    pending: deque[Future[NDArray[Any]]] = deque()
+    pending: deque[Future[_Part]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
         for start in range(0, len(source), each):

@@ -7,16 +7,18 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxdiff.data.captions import METADATA, FolderCaptions
 from jaxdiff.data.decoding import decode
-from jaxdiff.data.readers import Expected, ImageSource
+from jaxdiff.data.readers import ANYTHING, Expected, ImageSource
 from jaxdiff.data.sources import DataError, Say, digest, one_line, spread, to_stderr
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff", ".jp2"}
-_SUFFIXES |= {".ppm", ".pgm"}
+IMAGES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff", ".jp2"}
+IMAGES |= {".ppm", ".pgm"}
 _SPLITS = {"train": {"train", "training"}, "validation": {"validation", "val", "valid"}, "test": {"test", "testing"}}
 _DIGESTED, _HEAD = 64, 2**16  # files, and bytes of each, that a folder's fingerprint reads
 
@@ -125,15 +127,25 @@ def missing_parts(files: list[Path]) -> list[str]:
 
 
 class FolderReader:
-    """Image files by class: `root/CLASS/**`, or `root/*` without labels. Links are followed."""
+    """Image files by class: `root/CLASS/**`, or `root/*` without labels. Links are followed.
 
-    def __init__(self, root: Path, labelled: bool = True, say: Say = to_stderr) -> None:
+    Args:
+      root: the folder of the split.
+      expected: what was asked for.
+      above: the folder above it, where there are splits: metadata of all may lie there.
+      say: gets a line for files that are left out.
+    """
+
+    def __init__(
+        self, root: Path, expected: Expected = ANYTHING, above: Path | None = None, say: Say = to_stderr
+    ) -> None:
+        labelled = expected.labelled
         self.name = str(root)
         self._root = root
         entries = [entry for entry in sorted(root.iterdir(), key=lambda e: natural(e.name)) if _shown(entry.name)]
         folders = [entry for entry in entries if entry.is_dir()]
         loose = [entry.name for entry in entries if not entry.is_dir()]
-        other = [name for name in loose if Path(name).suffix.lower() not in _SUFFIXES]
+        other = [name for name in loose if Path(name).suffix.lower() not in IMAGES]
         loose = [name for name in loose if name not in set(other)]
         if folders and loose:
             raise DataError(
@@ -145,17 +157,21 @@ class FolderReader:
         self._files = loose
         if folders:
             under = [_files_under(root, folder) for folder in folders]
-            found = [[name for name in names if Path(name).suffix.lower() in _SUFFIXES] for names in under]
-            other += [name for names in under for name in names if Path(name).suffix.lower() not in _SUFFIXES]
+            found = [[name for name in names if Path(name).suffix.lower() in IMAGES] for names in under]
+            other += [name for names in under for name in names if Path(name).suffix.lower() not in IMAGES]
             for folder, files in zip(folders, found, strict=True):
                 if not files and labelled:
                     raise DataError(
                         f"{folder}: class folder without images "
-                        f"(kinds: {' '.join(sorted(_SUFFIXES))}); fill it or remove it"
+                        f"(kinds: {' '.join(sorted(IMAGES))}); fill it or remove it"
                     )
             self._files = [file for files in found for file in files]
             if labelled:
                 self._labels = np.repeat(np.arange(len(folders)), [len(files) for files in found])
+        self._captions = FolderCaptions(root, self._files, other, above, expected)
+        self.captions, self.lost = self._captions.spec, self._captions.lost
+        read = {str(file) for file in self._captions.files}
+        other = [name for name in other if str(root / name) not in read and Path(name).name not in METADATA]
         if other:
             kinds = Counter(Path(name).suffix.lower() or "no suffix" for name in other)
             listed = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
@@ -164,7 +180,7 @@ class FolderReader:
 
     def _identity(self) -> str:
         """Of the files' names and sizes, and of the first bytes of some."""
-        sizes, heads = [_size(self._root / name) for name in self._files], []
+        sizes, heads = [_size(file) for file in self.files], []
         for index in spread(len(self), _DIGESTED) if len(self) else ():
             if sizes[index] >= 0:
                 with open(self._root / self._files[index], "rb") as file:
@@ -173,8 +189,8 @@ class FolderReader:
 
     @property
     def files(self) -> list[Path]:
-        """Of each record, in their order."""
-        return [self._root / name for name in self._files]
+        """Of each record, in their order; then those of the captions."""
+        return [self._root / name for name in self._files] + self._captions.files
 
     def __len__(self) -> int:
         return len(self._files)
@@ -185,6 +201,9 @@ class FolderReader:
         except OSError as error:
             raise DataError(f"{self.where(index)}: cannot be read ({one_line(error)}); replace or remove it") from error
         return decode(data, self.where(index)), None if self._labels is None else int(self._labels[index])
+
+    def text(self, index: int, /) -> Any:
+        return self._captions.text(self._files[index])
 
     def where(self, index: int, /) -> str:
         return f"{self._root / self._files[index]} (row {index})"
@@ -228,17 +247,21 @@ def open_folder(
     resize: bool = False,
     skip_bad: bool = False,
     conditions: Sequence[str] | None = None,
+    text: str | None = None,
 ) -> ImageSource:
     """A folder of images by class: `PATH/SPLIT/CLASS/*.png`, or `PATH/CLASS/*.png` where there are no splits.
 
     Class folders in natural order of their names (2 before 10) are labels 0, 1, ..., and the source's `classes`; files
     are read on access, in order of their names. Images that lie in the folder itself make a set without labels.
+    Captions are a `.txt` beside each image, or `metadata.jsonl` or `.csv` with `file_name` and `text`
+    (`jaxdiff.data.captions`).
 
     Args:
       path: the folder.
       split: the sub-folder, in any case: train is also training, validation also val and valid, test also testing. A
         folder without splits is "train" and "all".
       image_size, channels, num_classes, resize, skip_bad, conditions: as in `open_parquet`.
+      text: name of the field of captions in the metadata; None: text, or else caption.
 
     Raises:
       DataError: the folder or split is missing, empty, or not what was asked for.
@@ -256,9 +279,11 @@ def open_folder(
     root = given_path(path, "folder", "a folder with one sub-folder of images for each class")
     if not root.is_dir():
         raise DataError(f"{root}: is a file, expected a folder with one sub-folder of images for each class")
-    expected = Expected(image_size, channels, num_classes, resize, skip_bad, conditions)
-    root = _split_folder(root, split)
-    reader = FolderReader(root, expected.labelled)
+    expected = Expected(image_size, channels, num_classes, resize, skip_bad, conditions, text)
+    whole, root = root, _split_folder(root, split)
+    reader = FolderReader(root, expected, None if root == whole else whole)
+    if text is not None and expected.captions and reader.captions is None:
+        raise DataError(f"{root}: no {' or '.join(METADATA)} with the field {text}; write one, or leave text out")
     if len(reader) == 0:
         raise DataError(f"{root}: no images, expected one sub-folder of images for each class")
     if num_classes is not None and reader.num_classes is not None and reader.num_classes > num_classes:

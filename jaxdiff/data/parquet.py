@@ -1,8 +1,8 @@
 """Parquet in the image layouts of Hugging Face `datasets`: a column `image` or `img` of {bytes, path} and, where there
-are labels, `label`, `labels` or `fine_label`.
+are labels, `label`, `labels` or `fine_label`; where there are captions, `text` or `caption`, of strings or lists of them.
 
-What is held in memory: all labels; of the images, the encoded bytes of the row groups read last, up to 512 MiB in each
-process. MNIST and CIFAR-10 fit whole and are read once. A larger set reads a row group whenever a record outside of
+What is held in memory: all labels; of images and captions, the encoded bytes of the row groups read last, up to 512 MiB
+in each process. MNIST and CIFAR-10 fit whole and are read once. A larger set reads a row group whenever a record outside of
 those is asked for, so its row groups should be small: about a hundred rows, as `datasets` writes them for images.
 """
 
@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 
 from jaxdiff.data.decoding import decode
 from jaxdiff.data.files import find_split, given_path, missing_parts
+from jaxdiff.data.labels import check_labels
 from jaxdiff.data.readers import ANYTHING, Expected, ImageSource
-from jaxdiff.data.sources import DataError, check_labels, digest, one_line
+from jaxdiff.data.sources import DataError, digest, one_line
+from jaxdiff.spec import Spec
 
 CACHE_BYTES = 512 * 2**20
 _IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")
@@ -46,13 +48,23 @@ class ParquetReader:
         self.files = files = self._readable(files) if expected.skip_bad else files
         self._groups: list[tuple[int, int]] = []  # of each row group: its file, its number there
         self._columns: list[str] = []  # of each file: its column of images
+        self._texts: list[str | None] = []  # of each file: its column of captions
         first_of_group, first_of_file, sizes = [0], [0], list[int]()
         labels: list[NDArray[Any]] = []
         self.classes: tuple[str, ...] | None = None
+        self.captions: Spec | None = None
         for number, path in enumerate(files):
             with _opened(path) as file:
                 names = file.schema_arrow.names
                 self._columns.append(_image_column(path, file.schema_arrow))
+                self._texts.append(expected.caption_name(names, str(path), "column"))
+                captions = _captions(path, file.schema_arrow, self._texts[-1])
+                if number and captions != self.captions:
+                    raise DataError(
+                        f"{path}: column {self._texts[-1] or self._texts[0]} is of captions in some files and not in "
+                        "others, or has one here and lists there; expected the same columns in each"
+                    )
+                self.captions = captions
                 column = next((each for each in _LABELS if each in names), None) if expected.labelled else None
                 if number and (column is not None) != bool(labels):
                     raise DataError(
@@ -108,7 +120,7 @@ class ParquetReader:
         return good
 
     def _reset(self) -> None:
-        self._cache: OrderedDict[int, Any] = OrderedDict()  # row group -> its encoded images, a pyarrow column
+        self._cache: OrderedDict[tuple[int, str], Any] = OrderedDict()  # row group and column -> a pyarrow column
         self._cached_bytes = 0
         self._lock = threading.Lock()
 
@@ -123,8 +135,7 @@ class ParquetReader:
         return int(self._first_of_group[-1])
 
     def read(self, index: int, /) -> tuple[NDArray[np.uint8], int | None]:
-        group = int(np.searchsorted(self._first_of_group, index, side="right")) - 1
-        value = self._group(group)[index - int(self._first_of_group[group])]
+        value = self._value(index, self._columns)
         if not value.is_valid:
             raise DataError(
                 f"{self.where(index)}: image has no bytes, only a path perhaps; embed the images in the Parquet file"
@@ -133,29 +144,39 @@ class ParquetReader:
             self._labels[index]
         )
 
+    def text(self, index: int, /) -> Any:
+        return self._value(index, self._texts).as_py()
+
     def where(self, index: int, /) -> str:
         file = int(np.searchsorted(self._first_of_file, index, side="right")) - 1
         return f"{self.files[file]} row {index - int(self._first_of_file[file])}"
 
-    def _group(self, group: int) -> Any:
-        """The encoded images of a row group, from the cache or the file."""
+    def _value(self, index: int, columns: Sequence[str | None]) -> Any:
+        """What a record has in one of the columns that are named for each file."""
+        group = int(np.searchsorted(self._first_of_group, index, side="right")) - 1
+        return self._group(group, str(columns[self._groups[group][0]]))[index - int(self._first_of_group[group])]
+
+    def _group(self, group: int, name: str) -> Any:
+        """A column of a row group, from the cache or the file: encoded images, or captions as bytes."""
         with self._lock:
-            if group in self._cache:
-                self._cache.move_to_end(group)
-                return self._cache[group]
+            if (group, name) in self._cache:
+                self._cache.move_to_end((group, name))
+                return self._cache[group, name]
             file_number, number = self._groups[group]
             path = self.files[file_number]
             try:
                 with _opened(path) as file:
-                    name = self._columns[file_number]
                     column = file.read_row_group(number, columns=[name], use_threads=False).column(0)
+                if name == self._texts[file_number]:  # as bytes: Arrow does not look whether they are UTF-8
+                    several = self.captions is not None and self.captions.shape
+                    column = column.cast(pa.list_(pa.binary()) if several else pa.binary())
             except (pa.ArrowException, OSError) as error:
                 raise DataError(
                     f"{path}: row group {number} is damaged ({one_line(error)}); fetch the file again"
                 ) from error
             if pa.types.is_struct(column.type):
                 column = pc.struct_field(column, "bytes")
-            self._cache[group] = column
+            self._cache[group, name] = column
             self._cached_bytes += column.nbytes
             while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
                 self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
@@ -180,6 +201,22 @@ def _image_column(path: Path, schema: Any) -> str:
                 return name
             raise DataError(f"{path}: column {name} is {kind}, expected a struct of bytes (an encoded image) and path")
     raise DataError(f"{path}: no column image; it has {', '.join(schema.names) or 'none'}; expected {_LAYOUT}")
+
+
+def _captions(path: Path, schema: Any, name: str | None) -> Spec | None:
+    """The spec of a column of captions."""
+    if name is None:
+        return None
+    kind = schema.field(name).type
+    several = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    each = kind.value_type if several else kind
+    each = each.value_type if pa.types.is_dictionary(each) else each
+    if not (pa.types.is_string(each) or pa.types.is_large_string(each) or pa.types.is_binary(each)):
+        raise DataError(
+            f"{path}: column {name} is {kind}, expected strings or lists of strings; set text (data.text) to the column "
+            "of captions, or rename this one"
+        )
+    return Spec((None,) if several else (), "str")
 
 
 def _labels(path: Path, file: Any, name: str, skip_bad: bool) -> NDArray[Any]:
@@ -226,6 +263,7 @@ def open_parquet(
     resize: bool = False,
     skip_bad: bool = False,
     conditions: Sequence[str] | None = None,
+    text: str | None = None,
 ) -> ImageSource:
     """Images from Parquet in the layout of Hugging Face `datasets`.
 
@@ -240,6 +278,7 @@ def open_parquet(
       resize: bring images of other sizes to `image_size` (`center_crop_resize`), instead of refusing them.
       skip_bad: take what can be read, and leave bad records to be found by `without_bad`.
       conditions: names of the conditions to read; None: all, () none, so that labels nobody uses are not looked at.
+      text: name of the column of captions, strings or lists of strings; None: text, or else caption.
 
     Raises:
       DataError: a file, split or column is missing, a file is damaged, the set is empty, or it is not what was asked
@@ -255,7 +294,7 @@ def open_parquet(
     >>> len(source), source.spec["x"].shape, source.spec["label"].high
     (3, (8, 8, 3), 1)
     """
-    expected = Expected(image_size, channels, num_classes, resize, skip_bad, conditions)
+    expected = Expected(image_size, channels, num_classes, resize, skip_bad, conditions, text)
     root = given_path(path, "parquet", _LAYOUT)
     return ImageSource(ParquetReader(find_split(root, split, "parquet"), str(root), expected), expected)
 
@@ -270,6 +309,7 @@ def open_mnist(
     resize: bool = False,
     skip_bad: bool = False,
     conditions: Sequence[str] | None = None,
+    text: str | None = None,
 ) -> ImageSource:
     """MNIST (28x28, grey, ten classes) from Parquet under `path` or `path/mnist`; the options are those of
     `open_parquet`.
@@ -288,6 +328,7 @@ def open_mnist(
         resize=resize,
         skip_bad=skip_bad,
         conditions=conditions,
+        text=text,
     )
 
 
@@ -301,6 +342,7 @@ def open_cifar10(
     resize: bool = False,
     skip_bad: bool = False,
     conditions: Sequence[str] | None = None,
+    text: str | None = None,
 ) -> ImageSource:
     """CIFAR-10 (32x32, RGB, ten classes) from Parquet under `path` or `path/cifar10`; the options are those of
     `open_parquet`.
@@ -319,6 +361,7 @@ def open_cifar10(
         resize=resize,
         skip_bad=skip_bad,
         conditions=conditions,
+        text=text,
     )
 
 

@@ -8,7 +8,12 @@ Let n be the number of records, B the global batch size and pi_e the permutation
 so every record is seen once in an epoch, none is dropped between epochs, and a batch may span two epochs (or many, when
 B > n). Nothing depends on what was read before: the position in the stream is the number k alone, and resuming, worker
 processes and the split of a batch over processes change nothing of what is seen. Process p of P reads rows p B/P ...
-(p+1) B/P - 1 of each batch.
+(p+1) B/P - 1 of each batch. Of a record r with m captions, epoch e has the caption
+
+    h(seed, e, r) mod m                                                (3)
+
+with a hash h of 64 bits: each is drawn equally often, to within m / 2^64, and anew in every epoch. A tokenizer makes
+numbers of the captions where they are read, in the worker processes too.
 
 Grain (grain.MapDataset) does the prefetching in threads and worker processes. The permutation is NumPy's: Grain's own
 shuffle showed correlations between epochs (0.15 between two orders of 60,000 records), and its iterator states depend
@@ -19,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import multiprocessing
 import os
 import re
@@ -31,12 +37,14 @@ from multiprocessing import connection, resource_tracker
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 from numpy.typing import NDArray
 
 from jaxdiff.data.sources import DataError, Records, Source, fingerprint, name_of, one_line, take
-from jaxdiff.spec import Spec
+from jaxdiff.data.tokenizers import Encoder, spec_of
+from jaxdiff.spec import Spec, Specs
 
 Batch = Records
 
@@ -53,14 +61,31 @@ def _order(seed: int, epoch: int, records: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(records)
 
 
+def _drawn(texts: NDArray[Any], seed: int, epochs: NDArray[np.int64], records: NDArray[np.int64]) -> NDArray[Any]:
+    """One caption of each record's, by (3)."""
+    drawn = np.empty_like(texts)
+    for row, (several, epoch, record) in enumerate(zip(texts, epochs, records, strict=True)):
+        hashed = hashlib.blake2b(f"{seed} {epoch} {record}".encode(), digest_size=8).digest()
+        drawn[row] = several[int.from_bytes(hashed, "little") % len(several)]
+    return drawn
+
+
 class _Stream:
     """Batch k of equation (2), this process's rows of it."""
 
     def __init__(
-        self, source: Source, batch_size: int, rows: slice, seed: int, shuffle: bool, drop_remainder: bool
+        self,
+        source: Source,
+        batch_size: int,
+        rows: slice,
+        seed: int,
+        shuffle: bool,
+        drop_remainder: bool,
+        tokenizer: Encoder | None,
     ) -> None:
         self.source, self.batch_size, self.rows = source, batch_size, rows
         self.seed, self.shuffle, self.drop_remainder = seed, shuffle, drop_remainder
+        self.tokenizer = tokenizer
 
     def places(self, k: int) -> NDArray[np.int64]:
         """The places g in the stream of batch k, of all processes."""
@@ -83,7 +108,15 @@ class _Stream:
         return chosen
 
     def __call__(self, k: int) -> Batch:
-        return take(self.source, self.records(self.places(int(k))[self.rows]))
+        places = self.places(int(k))[self.rows]
+        records = self.records(places)
+        batch = take(self.source, records)
+        for name, spec in self.source.spec.items():
+            if spec.is_text and spec.shape:
+                batch[name] = _drawn(batch[name], self.seed, places // len(self.source), records)
+            if spec.is_text and self.tokenizer is not None:
+                batch[name] = self.tokenizer.encode(batch[name].tolist())
+        return batch
 
 
 def _start_worker(worker: int, workers: int) -> None:
@@ -138,8 +171,8 @@ class Pipeline:
     """Endless batches for training, read ahead in the background, exactly resumable.
 
     An iterator of records as the source stores them, batch first, NumPy: for images ``{"x": uint8 (B/P, H, W, C),
-    "label": int32 (B/P,)}``. A failed read raises its DataError and leaves the position where it was. Close it, or use
-    it in a `with`.
+    "label": int32 (B/P,)}``; captions are objects (B/P,) of str, one drawn where a record has several. A failed read
+    raises its DataError and leaves the position where it was. Close it, or use it in a `with`.
 
     Args:
       source: where records come from.
@@ -151,12 +184,13 @@ class Pipeline:
         module that a source of your own is defined in.
       process_index: p, which of the processes this one is.
       process_count: P; divides the batch size.
+      tokenizer: what makes numbers of text, such as `Words`; None: text stays text.
       drop_remainder: True: batches run on across the ends of epochs, all of one size, and no record is dropped. False:
         each epoch ends with a smaller batch where B does not divide n (one process only).
       position: a saved `position` to go on from.
 
     Attributes:
-      spec: of a record, as the source's.
+      spec: of a record, as the source's; of text as the tokenizer's, or one text where the source has several.
 
     Raises:
       DataError: an option out of range, or a position of another stream.
@@ -183,6 +217,7 @@ class Pipeline:
         workers: int = 0,
         process_index: int = 0,
         process_count: int = 1,
+        tokenizer: Encoder | None = None,
         drop_remainder: bool = True,
         position: Mapping[str, Any] | None = None,
     ) -> None:
@@ -208,8 +243,9 @@ class Pipeline:
             raise DataError(f"{name_of(source)}: the set is empty, expected at least one record")
         local = batch_size // process_count
         rows = slice(process_index * local, (process_index + 1) * local)
-        self.spec: Mapping[str, Spec] = dict(source.spec)
-        self._stream = _Stream(source, batch_size, rows, seed, shuffle, drop_remainder)
+        of_text = Spec((), "str") if tokenizer is None else spec_of(tokenizer)
+        self.spec: Specs = {name: of_text if spec.is_text else spec for name, spec in source.spec.items()}
+        self._stream = _Stream(source, batch_size, rows, seed, shuffle, drop_remainder, tokenizer)
         self._identity = {
             "seed": int(seed),
             "batch_size": int(batch_size),
@@ -293,7 +329,7 @@ class Pipeline:
                 raise DataError(_ended(name, int(found[1]) if found else None)) from error
             raise
         self._batches += 1
-        return {key: np.asarray(value) for key, value in batch.items()}  # plain arrays, over a worker's shared memory
+        return {key: jax.tree.map(np.asarray, value) for key, value in batch.items()}  # plain, over shared memory
 
     def _dataset(self) -> Any:
         numbers = grain.MapDataset.range(self._batches, _ENDLESS)

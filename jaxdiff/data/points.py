@@ -127,6 +127,7 @@ def open_points(
     resize: bool = False,
     skip_bad: bool = False,
     conditions: Sequence[str] | None = None,
+    text: str | None = None,
 ) -> ArraySource:
     """Points drawn from a mixture, always the same ones: 65,536 for training, 8,192 for tests.
 
@@ -137,7 +138,7 @@ def open_points(
       image_size, num_classes, resize: are of images; points have none.
       skip_bad: no point is bad.
       channels: coordinates, 2 or None.
-      conditions: points have none.
+      conditions, text: points have none.
 
     Raises:
       DataError: there is no such set or split, or an option of images is given.
@@ -146,10 +147,10 @@ def open_points(
     >>> len(source), source.spec["x"]
     (65536, Spec(shape=(2,), dtype='float32', low=None, high=None, null=None))
     """
-    if path is not None or image_size is not None or num_classes is not None or resize:
+    if path is not None or image_size is not None or num_classes is not None or resize or text is not None:
         raise DataError(
-            f"points:{name}: points lie in no file and have neither size nor classes; leave path, image_size, resize "
-            "and the network's num_classes out"
+            f"points:{name}: points lie in no file and have no size, classes or text; leave path, image_size, resize, "
+            "text and the network's num_classes out"
         )
     if channels not in (None, 2):
         raise DataError(f"points:{name}: points have 2 coordinates, got channels {channels}; set in_channels=2")

@@ -15,18 +15,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdiff.data.sources import DataError, Records, label_spec, spread
+from jaxdiff.data.labels import label_spec
+from jaxdiff.data.sources import DataError, Records, as_caption, spread
 from jaxdiff.data.transforms import center_crop_resize
 from jaxdiff.spec import Spec, whole
 
+_CAPTIONS = 256  # of a set, spread over all, that its fingerprint reads
 _PROBED = 8  # records decoded when a source is opened: the first ones, and as many spread over all
 Pixels = NDArray[np.uint8]
 
@@ -41,18 +43,25 @@ class Reader(Protocol):
         name: for messages.
         num_classes: what the storage tells; None: no labels.
         classes: names of the classes, where the storage tells them.
+        captions: the spec of a record's text; None: no captions.
         identity: text that differs where the records differ; cheap to make (names, sizes, labels: not every pixel).
     """
 
     name: str
     num_classes: int | None
     classes: tuple[str, ...] | None
+    captions: Spec | None
     identity: str
 
     def __len__(self) -> int: ...
 
     def read(self, index: int, /) -> tuple[Pixels, int | None]:
         """The image (H, W, C) and the label of one record; DataError where it is damaged."""
+        ...
+
+    def text(self, index: int, /) -> Any:
+        """The caption of one record as it is stored, or a list of them; None where it is missing. Not asked for where
+        there are no captions."""
         ...
 
     def where(self, index: int, /) -> str:
@@ -71,6 +80,7 @@ class Expected:
         resize: bring images of another size to image_size by `center_crop_resize`, instead of refusing them.
         skip_bad: take what most records are for what they should be, and let `without_bad` find the others.
         conditions: names of the conditions to read; None: all there are.
+        text: name of what holds the captions; None: text, or else caption.
     """
 
     image_size: int | None = None
@@ -79,6 +89,7 @@ class Expected:
     resize: bool = False
     skip_bad: bool = False
     conditions: Sequence[str] | None = None
+    text: str | None = None
 
     def __post_init__(self) -> None:
         for option in ("image_size", "channels", "num_classes"):
@@ -95,6 +106,32 @@ class Expected:
     def labelled(self) -> bool:
         """Whether labels are read, where there are any."""
         return self.conditions is None or "label" in self.conditions
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The names that captions may have, the first that is there counts; none where they are not read."""
+        if self.conditions is not None and "text" not in self.conditions:
+            return ()
+        return ("text", "caption") if self.text is None else (self.text,)
+
+    def caption_name(self, names: Sequence[str], where: str, what: str) -> str | None:
+        """Which of some names is that of the captions; None: none is, and none was asked for.
+
+        Args:
+          names: of what the storage holds.
+          where: the file, for messages.
+          what: is named: a column, a field, ...
+
+        Raises:
+          DataError: it was asked for by its name.
+        """
+        found = next((name for name in self.captions if name in names), None)
+        if found is None and self.captions and self.text is not None:
+            raise DataError(
+                f"{where}: no {what} {self.text}; it has {', '.join(names) or 'none'}; set text (data.text) to the one "
+                "of the captions"
+            )
+        return found
 
 
 ANYTHING = Expected()
@@ -131,8 +168,11 @@ class ImageSource:
         self.spec = {"x": Spec(self._shape, "uint8", 0, 255)}
         if classes is not None:
             self.spec["label"] = label_spec(classes)
-        text = repr((len(reader), self._shape, classes, reader.identity))
-        self.fingerprint = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+        identity = repr((len(reader), self._shape, classes, reader.identity))
+        if reader.captions is not None:
+            self.spec["text"] = reader.captions
+            identity += repr((reader.captions, [self._digested(index) for index in spread(len(self), _CAPTIONS)]))
+        self.fingerprint = hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()
         for index in range(0 if expected.skip_bad else min(_PROBED, len(self))):
             self._fit(probed[index], index)
 
@@ -143,15 +183,38 @@ class ImageSource:
         """Several records, each decoded, brought to the set's channels and size, or refused by file and row."""
         images = np.empty((len(indices), *self._shape), np.uint8)
         labels = np.empty(len(indices), np.int32)
-        for row, given in enumerate(indices):
-            if not -len(self) <= given < len(self):
-                raise IndexError(f"{self.name}: no record {given}, there are {len(self)}")
-            index = int(given) % len(self)
+        for row, index in enumerate(self._numbers(indices)):
             image, label = self._reader.read(index)
             images[row] = self._fit(image, index)
             if "label" in self.spec:
                 labels[row] = self._label(label, index)
-        return {"x": images, "label": labels} if "label" in self.spec else {"x": images}
+        found = {"x": images, "label": labels} if "label" in self.spec else {"x": images}
+        return found if "text" not in self.spec else {**found, "text": self.texts(indices)}
+
+    def texts(self, indices: NDArray[np.int64], /) -> NDArray[Any]:
+        """The captions of several records; no image is decoded."""
+        found = np.empty(len(indices), object)
+        for row, index in enumerate(self._numbers(indices)):
+            found[row] = self._caption(index)
+        return found
+
+    def _numbers(self, indices: NDArray[np.int64]) -> Iterator[int]:
+        for given in indices:
+            if not -len(self) <= given < len(self):
+                raise IndexError(f"{self.name}: no record {given}, there are {len(self)}")
+            yield int(given) % len(self)
+
+    def _caption(self, index: int) -> str | tuple[str, ...]:
+        value, where = self._reader.text(index), f"{self._reader.where(index)}: text"
+        return as_caption(value, where, bool(self.spec["text"].shape))
+
+    def _digested(self, index: int) -> str | tuple[str, ...] | None:
+        try:
+            return self._caption(index)
+        except DataError:
+            if not self._expected.skip_bad:
+                raise
+            return None  # met again when it is read
 
     def _probe(self) -> dict[int, Pixels]:
         """Some images. The first ones must be readable; with `skip_bad`, any."""

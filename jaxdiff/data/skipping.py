@@ -26,6 +26,32 @@ _SHOWN = 5
 _CHUNK = 256  # records that one thread reads in a row
 
 
+def verify(source: Source, limit: int = 10) -> None:
+    """Reads every record of a source; for once after a download, since it takes as long as an epoch of reading.
+
+    Args:
+      source: what to check.
+      limit: stop after this many bad records.
+
+    Raises:
+      DataError: with every bad record found, at most `limit`.
+
+    >>> from jaxdiff.data import open_digits
+    >>> verify(open_digits())
+    """
+    found: list[str] = []
+    for index in range(len(source)):
+        try:
+            take(source, [index])
+        except DataError as error:
+            found.append(str(error))
+            if len(found) == limit:
+                break
+    if found:
+        count = f"{len(found)} or more bad records" if len(found) == limit else f"bad records: {len(found)}"
+        raise DataError(f"{name_of(source)}: {count}: " + " | ".join(found))
+
+
 def without_bad(
     source: Source, *, keep: bool = True, folder: str | os.PathLike[str] | None = None, say: Say = to_stderr
 ) -> Source:

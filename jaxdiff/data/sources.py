@@ -8,8 +8,9 @@ records against its spec; everything that reads a source reads it through there.
 from __future__ import annotations
 
 import hashlib
+import reprlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from jaxdiff.spec import Spec
 Records = dict[str, NDArray[Any]]
 Say = Callable[[str], None]
 _DIGESTED = 64  # records, where a source has no fingerprint of its own
+_CAPTIONS = 1024  # read at a time
 
 
 class DataError(ValueError):
@@ -34,6 +36,7 @@ class Source(Protocol):
       fingerprint: text that is equal for equal records in equal order; else `fingerprint` makes one.
       classes: names of the classes, in order of their labels.
       files: the files that are decoded at each access; then the set can be decoded once (`decode_once`).
+      texts: a method of the same argument as `take` that gives ``take(...)["text"]`` alone, for `captions`.
 
     Attributes:
       spec: of one record: the data ``"x"``, and each condition by its name, such as ``"label"``.
@@ -88,11 +91,12 @@ def take(source: Source, indices: ArrayLike) -> Records:
       indices: (B,) whole numbers, at least one.
 
     Returns:
-      Arrays ``(B, ...)`` by name, of the types that the spec names.
+      Arrays ``(B, ...)`` by name, of the types that the spec names; text as objects ``(B,)``: str, or a tuple of str
+      where a record has several.
 
     Raises:
       DataError: an array is missing, or has another shape, kind of number or range than the spec says; a condition that
-        is not finite. NaN in x passes: training skips it (`jaxdiff.train.guard`).
+        is not finite; text that `as_text` refuses. NaN in x passes: training skips it (`jaxdiff.train.guard`).
 
     >>> from jaxdiff.data import open_digits
     >>> records = take(open_digits(), [4, 2, 4])
@@ -111,7 +115,12 @@ def take(source: Source, indices: ArrayLike) -> Records:
         )
     if unknown := [key for key in found if key not in source.spec]:
         raise DataError(f"{name}: take gives {unknown[0]}, which its spec does not name; add it to the spec")
-    return {key: fitting(name, key, spec, np.asarray(found[key]), chosen) for key, spec in source.spec.items()}
+    return {
+        key: texts_fitting(name, key, spec, found[key], chosen)
+        if spec.is_text
+        else fitting(name, key, spec, np.asarray(found[key]), chosen)
+        for key, spec in source.spec.items()
+    }
 
 
 def fitting(name: str, key: str, spec: Spec, array: NDArray[Any], indices: NDArray[np.int64]) -> NDArray[Any]:
@@ -161,6 +170,107 @@ def fitting(name: str, key: str, spec: Spec, array: NDArray[Any], indices: NDArr
     return array if array.dtype == kind else array.astype(kind)
 
 
+def texts_fitting(name: str, key: str, spec: Spec, found: Any, indices: NDArray[np.int64]) -> NDArray[Any]:
+    """The text of some records as their spec says, for `take`: objects ``(B,)``, str or tuple of str.
+
+    Raises:
+      DataError: as `take`; a record that has a list of texts, and none in it.
+    """
+    rows = found.tolist() if isinstance(found, np.ndarray) else found
+    if not isinstance(rows, list | tuple) or len(rows) != len(indices):
+        has = f"has {len(rows)} rows" if isinstance(rows, list | tuple) else f"is {type(found).__name__}"
+        raise DataError(f"{name}: {key} of records {_listed(indices)} {has}, expected {len(indices)}: one row a record")
+    found = np.empty(len(indices), object)
+    for row, (value, index) in enumerate(zip(rows, indices, strict=True)):
+        found[row] = as_caption(value, f"{name} row {index}: {key}", bool(spec.shape))
+    return found
+
+
+def as_caption(value: Any, where: str, several: bool) -> str | tuple[str, ...]:
+    """The text of a record, or its several texts; where there are several, one alone is a list of one.
+
+    Raises:
+      DataError: as `as_text`; of several: none.
+    """
+    if not several:
+        return as_text(value, where)
+    if not isinstance(value, list | tuple | np.ndarray):
+        return (as_text(value, where),)
+    if not len(value):
+        raise DataError(f"{where} is an empty list, expected at least one text; store [''] for none")
+    return tuple(as_text(each, where) for each in value)
+
+
+def as_text(value: Any, where: str) -> str:
+    """A text of a set: str, or bytes in UTF-8. The empty one is good.
+
+    Args:
+      value: what is stored.
+      where: the record and the name of the text, for messages.
+
+    Raises:
+      DataError: it is missing or of another type, is not UTF-8 or holds the character NUL.
+
+    >>> as_text("grün".encode(), "cat.txt"), as_text("", "dog.txt")
+    ('grün', '')
+    >>> as_text("grün".encode("latin-1"), "cat.txt")
+    Traceback (most recent call last):
+    jaxdiff.data.sources.DataError: cat.txt is not UTF-8 (byte 2 is 0xfc): save it as UTF-8
+    """
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError as error:
+            found = f"byte {error.start} is 0x{error.object[error.start]:02x}"
+            raise DataError(f"{where} is not UTF-8 ({found}): save it as UTF-8") from error
+    if not isinstance(value, str):
+        has = "is missing" if value is None else f"is {reprlib.repr(value)}"
+        raise DataError(f"{where} {has}, expected a text; store an empty one for none")
+    if "\0" in value:
+        raise DataError(f"{where} holds the character NUL (at {value.index(chr(0))}), which is no text: remove it")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where} holds half of a surrogate pair, which is no text: save it as UTF-8") from error
+    return str(value)
+
+
+def texts(source: Source, indices: ArrayLike) -> NDArray[Any]:
+    """The texts of some records, without what else they hold where the source has a method `texts`.
+
+    Returns:
+      Objects ``(B,)``: str, or a tuple of str where a record has several.
+
+    Raises:
+      DataError: the source has none, or one that `as_text` refuses.
+    """
+    spec, chosen = source.spec.get("text"), np.asarray(indices, np.int64)
+    if spec is None or not spec.is_text:
+        has = ", ".join(name for name in source.spec if name != "x") or "none"
+        raise DataError(f"{name_of(source)}: has no captions; its conditions: {has}")
+    own = getattr(source, "texts", None)
+    if own is None:
+        return take(source, chosen)["text"]
+    return texts_fitting(name_of(source), "text", spec, own(chosen), chosen)
+
+
+def captions(source: Source) -> Iterator[str]:
+    """Every caption of a source once, in order of the records; of several, each.
+
+    No image is decoded where the source has a method `texts`, as those that read files do.
+
+    Raises:
+      DataError: as `texts`.
+
+    >>> from jaxdiff.data import from_arrays
+    >>> list(captions(from_arrays(np.zeros((3, 2), np.float32), text=["a cat", "", "a dog"])))
+    ['a cat', '', 'a dog']
+    """
+    for start in range(0, len(source), _CAPTIONS):
+        for text in texts(source, np.arange(start, min(start + _CAPTIONS, len(source)))):
+            yield from ((text,) if isinstance(text, str) else text)
+
+
 def not_finite(kind: DTypeLike) -> str:
     """What is said of a record that is NaN or infinite, or that is when its numbers are made ``kind``.
 
@@ -196,7 +306,10 @@ def fingerprint(source: Source) -> str:
     if own is not None:
         return str(own)
     records = take(source, spread(len(source), _DIGESTED)) if len(source) else {}
-    return digest(np.array([repr((len(source), sorted(source.spec.items())))]), *(records[k] for k in sorted(records)))
+    arrays = [
+        np.array([repr(array.tolist())]) if array.dtype == object else array for _, array in sorted(records.items())
+    ]
+    return digest(np.array([repr((len(source), sorted(source.spec.items())))]), *arrays)
 
 
 def spread(records: int, most: int) -> NDArray[np.int64]:
@@ -206,32 +319,6 @@ def spread(records: int, most: int) -> NDArray[np.int64]:
     [0, 3, 6, 9]
     """
     return np.unique(np.linspace(0, records - 1, min(records, most)).round().astype(np.int64))
-
-
-def verify(source: Source, limit: int = 10) -> None:
-    """Reads every record of a source; for once after a download, since it takes as long as an epoch of reading.
-
-    Args:
-      source: what to check.
-      limit: stop after this many bad records.
-
-    Raises:
-      DataError: with every bad record found, at most `limit`.
-
-    >>> from jaxdiff.data import open_digits
-    >>> verify(open_digits())
-    """
-    found: list[str] = []
-    for index in range(len(source)):
-        try:
-            take(source, [index])
-        except DataError as error:
-            found.append(str(error))
-            if len(found) == limit:
-                break
-    if found:
-        count = f"{len(found)} or more bad records" if len(found) == limit else f"bad records: {len(found)}"
-        raise DataError(f"{name_of(source)}: {count}: " + " | ".join(found))
 
 
 class Subset:
@@ -270,48 +357,8 @@ class Subset:
         records = self.source.take(indices if self.indices is None else self.indices[indices])
         return {name: records[name] for name in self.spec if name in records}
 
-
-def label_spec(count: int) -> Spec:
-    """Of one label among so many classes."""
-    return Spec((), "int32", 0, count - 1)
-
-
-def check_labels(
-    labels: NDArray[Any], count: int | None, *, records: int, name: str, where: Callable[[int], str], strict: bool
-) -> tuple[NDArray[np.int32], int]:
-    """All labels at once, before anything is compiled.
-
-    Args:
-      labels: as stored, (N,) or (N, 1).
-      count: how many classes there are; None: one more than the largest label.
-      records: N.
-      name: of the source.
-      where: the place of a record, for messages.
-      strict: refuse labels out of range; else who reads them does.
-
-    Returns:
-      int32 (N,), and the number of classes.
-
-    Raises:
-      DataError: naming the first bad row.
-    """
-    labels = labels[:, 0] if labels.shape == (records, 1) else labels
-    if labels.shape != (records,):
-        raise DataError(f"{name}: labels have shape {labels.shape}, expected ({records},), one for each record")
-    if labels.dtype.kind not in "iu":
-        raise DataError(f"{name}: labels are {labels.dtype}, expected integers; store class numbers 0, 1, 2, ...")
-    if records == 0:
-        return labels.astype(np.int32), count or 1
-    bad = (labels < 0) | (labels >= count) if count is not None else labels < 0
-    if strict and bad.any():
-        row = int(np.argmax(bad))
-        allowed = "at least 0" if count is None else f"0..{count - 1}"
-        raise DataError(
-            f"{where(row)}: label {labels[row]}, expected {allowed} ({int(bad.sum())} such rows); "
-            "set num_classes to the largest label + 1, or fix the labels"
-        )
-    most = np.iinfo(np.int32)  # what does not fit stays out of range
-    return np.clip(labels, most.min, most.max).astype(np.int32), count or max(int(labels.max()) + 1, 1)
+    def texts(self, indices: NDArray[np.int64], /) -> NDArray[Any]:
+        return texts(self.source, indices if self.indices is None else self.indices[indices])
 
 
 def digest(*arrays: NDArray[np.generic]) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from jaxdiff.data.decoding import DECODE_ERRORS
 from jaxdiff.data.readers import Expected, ImageSource
 from jaxdiff.data.sources import DataError, digest, one_line
+from jaxdiff.spec import Spec
 
 
 class TFDSReader:
@@ -32,24 +33,33 @@ class TFDSReader:
         num_classes: int | None,
         files: list[Path],
         classes: tuple[str, ...] | None,
+        captions: tuple[str, Spec, Any] | None,  # their feature, its spec, the set without its images
     ) -> None:
         self.name = name
         self.files = files
         self.num_classes, self.classes = num_classes, classes
         self.identity = identity
         self._data, self._image, self._label = data, image, label
+        self._text, self.captions, self._texts = captions or ("", None, None)
 
     def __len__(self) -> int:
         return len(self._data)
 
     def read(self, index: int, /) -> tuple[NDArray[np.uint8], int | None]:
+        example = self._example(self._data, index)
+        return np.asarray(example[self._image]), None if self._label is None else int(example[self._label])
+
+    def text(self, index: int, /) -> Any:
+        found = self._example(self._texts, index)[self._text]
+        return found.tolist() if isinstance(found, np.ndarray) else found
+
+    def _example(self, data: Any, index: int) -> Any:
         try:
-            example = self._data[index]
+            return data[index]
         except (*DECODE_ERRORS, RuntimeError) as error:  # RuntimeError: ArrayRecord, of a damaged file
             raise DataError(
                 f"{self.where(index)}: cannot be read ({one_line(error)}); prepare the data set again"
             ) from error
-        return np.asarray(example[self._image]), None if self._label is None else int(example[self._label])
 
     def where(self, index: int, /) -> str:
         return f"{self.name} row {index}"
@@ -66,6 +76,7 @@ def open_tfds(
     resize: bool = False,
     skip_bad: bool = False,
     conditions: Sequence[str] | None = None,
+    text: str | None = None,
 ) -> ImageSource:
     """A data set of TensorFlow Datasets that lies prepared on disk as ArrayRecord.
 
@@ -74,7 +85,7 @@ def open_tfds(
       path: the TFDS data folder; None: TFDS's own default (~/tensorflow_datasets, or the environment variable
         TFDS_DATA_DIR).
       split: a TFDS split, slices included: "train", "train[:90%]".
-      image_size, channels, num_classes, resize, skip_bad, conditions: as in `open_parquet`.
+      image_size, channels, num_classes, resize, skip_bad, conditions, text: as in `open_parquet`.
 
     Raises:
       DataError: no such data set or split, or it is not prepared: with the command that prepares it.
@@ -87,7 +98,7 @@ def open_tfds(
     """
     import tensorflow_datasets as tfds  # a second of import, for those who use it
 
-    expected = Expected(image_size, channels, num_classes, resize, skip_bad, conditions)
+    expected = Expected(image_size, channels, num_classes, resize, skip_bad, conditions, text)
     folder = None if path is None else str(Path(path).expanduser())
     shown = f"tfds:{name}"
     try:
@@ -114,14 +125,33 @@ def open_tfds(
     image = next((key for key, feature in features.items() if isinstance(feature, tfds.features.Image)), None)
     if image is None:
         raise DataError(f"{shown}: no feature is an image; it has {', '.join(features)}")
+    text = expected.caption_name(list(features), shown, "feature")
+    captions = None if text is None else _caption_feature(shown, text, features[text])
     label, classes = _label_feature(shown, features, num_classes) if expected.labelled else (None, None)
     lengths = {key: info.shard_lengths for key, info in builder.info.splits.items()}
     identity = digest(np.array([builder.info.full_name, split, str(lengths)]))
     prepared = Path(builder.data_path)
     files = sorted(prepared.iterdir()) if prepared.is_dir() else []
     names = None if label is None else tuple(getattr(features[label], "names", None) or ()) or None
-    reader = TFDSReader(data, f"{shown} ({split})", identity, image, label, classes, files, names)
+    without_images = {
+        key: tfds.decode.SkipDecoding() for key in features if isinstance(features[key], tfds.features.Image)
+    }
+    held = captions and (str(text), captions, builder.as_data_source(split, decoders=without_images))
+    reader = TFDSReader(data, f"{shown} ({split})", identity, image, label, classes, files, names, held)
     return ImageSource(reader, expected)
+
+
+def _caption_feature(shown: str, name: str, feature: Any) -> Spec:
+    """The spec of a feature of captions: a text, or a sequence of texts."""
+    import tensorflow_datasets as tfds
+
+    several = isinstance(feature, tfds.features.Sequence)
+    if not isinstance(feature.feature if several else feature, tfds.features.Text):
+        raise DataError(
+            f"{shown}: feature {name} is {type(feature).__name__}, expected Text or a Sequence of it; set text "
+            "(data.text) to the feature of captions, or leave text out of the conditions"
+        )
+    return Spec((None,) if several else (), "str")
 
 
 def _label_feature(shown: str, features: Any, expected: int | None) -> tuple[str | None, int | None]:

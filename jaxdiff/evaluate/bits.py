@@ -47,7 +47,7 @@ from jaxdiff.networks.placement import samples_over
 from jaxdiff.parameterization import LearnedVariance
 from jaxdiff.record import field, record
 from jaxdiff.runs.run import Run
-from jaxdiff.spec import complete, droppable
+from jaxdiff.spec import Spec, complete, droppable
 from jaxdiff.train import batch_sharding
 
 CHAIN = 256
@@ -205,6 +205,12 @@ def bits(run: Run, source: Source, options: EvaluateOptions) -> Iterator[Result]
     """
     if not isinstance(run, Run):
         raise ConfigError("--metrics bpd is of a diffusion model; this run is an autoencoder: reconstruction")
+    x = run.codec.spec["x"]
+    if isinstance(x, Spec) and x.shape != source.spec["x"].shape:
+        raise ConfigError(
+            f"--metrics bpd is of data that a codec maps one to one; this run is of latents {x.shape} of data "
+            f"{source.spec['x'].shape}: their likelihood says nothing of the images'"
+        )
     for name, least in (("num", 1), ("batch_size", 1), ("probes", 1), ("steps", 1), ("draws", 1)):
         value = getattr(options, name)
         if value is not None and value < least:

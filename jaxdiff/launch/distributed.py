@@ -161,12 +161,12 @@ def lead_first(what: str) -> Iterator[bool]:
     """
     lead = jax.process_index() == 0
     if not lead:
-        _meet(what)
+        meet(what)
     try:
         yield lead
     finally:
         if lead:
-            _meet(what)
+            meet(what)
 
 
 def as_lead(value: Value) -> Value:
@@ -183,7 +183,8 @@ def as_lead(value: Value) -> Value:
     return given
 
 
-def _meet(what: str) -> None:
+def meet(what: str) -> None:
+    """All processes wait for each other; ``what`` as of `lead_first`."""
     if jax.process_count() > 1:
         compat.multihost_utils.sync_global_devices(what)
 

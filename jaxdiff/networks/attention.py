@@ -75,29 +75,43 @@ FORMS: dict[AttentionForm, Callable[[Array, Array, Array], Array]] = {
 class QueryKeyValue(nnx.Module):
     """The three projections of self-attention, as one product.
 
-    The kernel is ``(width, 3, width)`` and the bias ``(3, width)``, with the last axis (head, depth): split along it,
-    each device has query, key and value of whole heads (`jaxdiff.train.sharding`). One axis of ``3 width`` could not be
+    The kernel is ``(width, 3, inner)`` and the bias ``(3, inner)``, with the last axis (head, depth): split along it,
+    each device has query, key and value of whole heads (`jaxdiff.train.sharding`). One axis of ``3 inner`` could not be
     split so.
 
     Args:
       width: of the tokens.
+      inner: heads times their depth; None: ``width``.
       dtype: what it computes in and returns.
+      init: of the kernel as a matrix ``(width, 3 inner)``.
+      bias: whether there is one.
     """
 
-    def __init__(self, width: int, *, dtype: DType = "float32"):
+    def __init__(
+        self,
+        width: int,
+        inner: int | None = None,
+        *,
+        dtype: DType = "float32",
+        init: Init = fan_average,
+        bias: bool = True,
+    ):
         self.dtype = dtype
-        drawn = fan_average((width, 3 * width))
-        self.kernel = type(drawn)(drawn[...].reshape(width, 3, width))
-        self.bias = zeros((3, width))
+        inner = width if inner is None else inner
+        drawn = init((width, 3 * inner))
+        self.kernel = type(drawn)(drawn[...].reshape(width, 3, inner))
+        self.bias = zeros((3, inner)) if bias else None
 
     def __call__(self, x: Array) -> tuple[Array, Array, Array]:
-        """``(B, L, C) -> 3 x (B, L, C)``.
+        """``(B, L, width) -> 3 x (B, L, inner)``.
 
         >>> [part.shape for part in QueryKeyValue(8)(jnp.ones((2, 5, 8)))]
         [(2, 5, 8), (2, 5, 8), (2, 5, 8)]
         """
-        rows, kernel, bias = (y.astype(self.dtype) for y in (by_rows(x), self.kernel[...], self.bias[...]))
-        query, key, value = (part.reshape(x.shape) for part in jnp.einsum("nc,ctd->tnd", rows, kernel) + bias[:, None])
+        parts = jnp.einsum("nc,ctd->tnd", by_rows(x).astype(self.dtype), self.kernel[...].astype(self.dtype))
+        if self.bias is not None:
+            parts = parts + self.bias[...].astype(self.dtype)[:, None]
+        query, key, value = (part.reshape(*x.shape[:-1], -1) for part in parts)
         return query, key, value
 
 

@@ -80,12 +80,15 @@ class Linear(nnx.Module):
       outputs: of the result's.
       dtype: what it computes in and returns.
       init: of the kernel ``(inputs, outputs)``; the bias starts at zero.
+      bias: whether there is one; without, the map is linear.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, dtype: DType = "float32", init: Init = fan_average):
+    def __init__(
+        self, inputs: int, outputs: int, *, dtype: DType = "float32", init: Init = fan_average, bias: bool = True
+    ):
         self.dtype = dtype
         self.kernel = init((inputs, outputs))
-        self.bias = zeros((outputs,))
+        self.bias = zeros((outputs,)) if bias else None
 
     def __call__(self, x: Array) -> Array:
         """``(..., inputs) -> (..., outputs)``.
@@ -93,9 +96,9 @@ class Linear(nnx.Module):
         >>> Linear(4, 6)(jnp.ones((2, 8, 8, 4))).shape
         (2, 8, 8, 6)
         """
-        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        kernel = self.kernel[...].astype(self.dtype)
         y = jnp.dot(by_rows(x).astype(self.dtype), kernel).reshape(*x.shape[:-1], kernel.shape[1])
-        return y + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def by_rows(x: Array) -> Array:
@@ -216,6 +219,45 @@ def layer_norm(x: Array, eps: float) -> Array:
     x = x.astype(jnp.float32)
     centred = x - x.mean(-1, keepdims=True)
     return centred * jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + eps)
+
+
+class LayerNorm(nnx.Module):
+    """`layer_norm` with learned gain and bias, in float32."""
+
+    def __init__(self, width: int, eps: float):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = zeros((width,))
+
+    def __call__(self, x: Array) -> Array:
+        """``(..., width)`` -> the same.
+
+        >>> LayerNorm(2, 0.0)(jnp.array([[[1.0, 3.0]]])).tolist()
+        [[[-1.0, 1.0]]]
+        """
+        gain, bias = (
+            weight[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,)) for weight in (self.scale, self.bias)
+        )
+        return layer_norm(x, self.eps) * gain + bias
+
+
+class RMSNorm(nnx.Module):
+    """``x / sqrt(mean(x^2) + eps)`` over the last axis with a learned gain, in float32 (Zhang & Sennrich 2019,
+    https://arxiv.org/abs/1910.07467)."""
+
+    def __init__(self, width: int, eps: float):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(width))
+
+    def __call__(self, x: Array) -> Array:
+        """``(..., width)`` -> the same.
+
+        >>> RMSNorm(2, 0.0)(jnp.array([[[3.0, 3.0]]])).tolist()
+        [[[1.0, 1.0]]]
+        """
+        x = x.astype(jnp.float32)
+        root = jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.eps)
+        return x * root * self.scale[...].astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def upsample(x: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,8 +21,11 @@ from jaxdiff.codecs import save_png
 from jaxdiff.config.build import OWN
 from jaxdiff.config.folder import CHECKPOINTS, EXAMPLES, LAST_SAVED, SAMPLES
 from jaxdiff.data.sources import DataError, Source, spread, take
+from jaxdiff.data.sources import texts as stored_texts
+from jaxdiff.data.text import TEXT, first_of
 from jaxdiff.runs.autoencoder import LATENTS, AutoencoderRun
 from jaxdiff.runs.latents import write_latents
+from jaxdiff.runs.prompts import write_prompts
 from jaxdiff.runs.run import Run
 from jaxdiff.spec import droppable
 from jaxdiff.train.ema import rules_by_name
@@ -58,7 +62,7 @@ def fit(
         it raises is told of once, and training goes on.
       init_from: a run whose averaged weights are taken to start with; a run that has checkpoints goes on from those.
       init_partial: of those weights, take what fits and leave the rest new.
-      cache: keep decoded images of small sets.
+      cache: keep decoded images of small sets, and latents.
       profile: steps to trace.
       dry_run: check configuration, data and shapes, and stop.
       again: how a person goes on after a signal, for the message.
@@ -114,7 +118,7 @@ def fit(
     else:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=OWN))
         data = cfg.with_conditions(_as_source(source), config)
-    config = cfg.resolve(cfg.with_saved(config), data)
+    config = cfg.resolve(cfg.with_saved(config), data, cfg.finder(config))
 
     # --- Network, loss, optimizer, and what is given to each step
     net, key = cfg.build_network(config), jax.random.key(config.seed)
@@ -132,13 +136,14 @@ def fit(
         "averages": tuple(rules),
         "trained": (lambda params: partition(params, frozen_part)[0]) if frozen_part else (lambda params: params),
     }
-    examples = _examples(config, data)
+    examples = _examples(config, data, given.codec)
 
-    kind: Any = AutoencoderRun if isinstance(config, cfg.AutoencoderConfig) else Run
+    is_autoencoder = isinstance(config, cfg.AutoencoderConfig)
+    make: Any = AutoencoderRun.of if is_autoencoder else functools.partial(Run.of, codec=given.codec)
 
     def run_of(state: training.TrainState, step: int) -> Any:
         whole = joined(state.ema[main], given.base)
-        return kind.of(config, whole, step, mesh, examples=examples, folder=Path(config.folder))
+        return make(config, whole, step, mesh, examples=examples, folder=Path(config.folder))
 
     # --- The step; all shapes are checked before anything is made
     with cfg.as_config_error("network"):
@@ -163,15 +168,18 @@ def fit(
         parameters = sum(leaf.size for leaf in jax.tree.leaves(template.params))
         where = f"{mesh.size} device(s)" + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
         print(f"{config.name}: {parameters:,} parameters, {len(data):,} records, {where}, in {folder}")
-        for line in cfg.doubts(config):
+        for line in [*cfg.doubts(config), *cfg.captions_said(config, data)]:
             print(f"WARNING: {line}", file=sys.stderr, flush=True)
     if dry_run:
         if lead:
             print("dry run: configuration, data and shapes are good; nothing was written")
         return run_of(template, 0)
 
+    if cache and config.data.cache_latents:
+        data = training.read_cached(config, data, given.codec, mesh)
+    text = training.read_text(config, data, given.codec, mesh) if config.data.cache_text else None
     with (
-        cfg.build_pipeline(config, data, cache=cache, part=part) as pipeline,
+        cfg.build_pipeline(config, data, cache=cache, part=part, text=text) as pipeline,
         cfg.claim_folder(config, active=lead),
         training.Checkpoints(
             folder / CHECKPOINTS,
@@ -208,6 +216,8 @@ def fit(
                 if lead:
                     try:
                         save_png(folder / SAMPLES / f"step_{step:08d}.png", picture)
+                        if run.prompts:
+                            write_prompts(folder / SAMPLES, run.prompts)
                     except OSError as error:  # a full disk: training is worth more than a picture of it
                         print(f"WARNING: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
                     metrics.image(step, "samples", picture)
@@ -287,19 +297,24 @@ def _as_source(given: Any) -> Source:
     return from_arrays(**given)
 
 
-def _examples(config: cfg.RunConfig, source: Source) -> dict[str, NDArray[Any]] | None:
-    """Conditions of some records, where the network has one that cannot be left out, and that is no label; some images
-    as stored, of an autoencoder."""
+def _examples(config: cfg.RunConfig, source: Source, codec: Any) -> dict[str, NDArray[Any]] | None:
+    """Conditions of some records, where the network has one that cannot be left out, and that is no label; where it
+    takes text, their captions, with their labels; and of an autoencoder some images as stored."""
     if not isinstance(config, cfg.Config):
         shown = config.shown if isinstance(config, cfg.AutoencoderConfig) else 1
         return {"x": take(source, spread(len(source), shown))["x"]}
+    has_text = cfg.has_captions(source)
     needed = [
         name
         for name, each in config.cond.items()
-        if name != "label" and not (config.loss.dropout.get(name, 0) > 0 and droppable(each))
+        if (name != "label" or has_text) and not (config.loss.dropout.get(name, 0) > 0 and droppable(each))
     ]
-    if not needed:
+    if not needed and not has_text:
         return None
-    records = take(source, spread(len(source), config.sample.num))
-    encoded = jax.jit(lambda codec, records: codec.encode(records))(config.codec, records)
-    return {name: np.asarray(encoded[name]) for name in config.cond if name in encoded}
+    chosen = spread(len(source), config.sample.num)
+    texts = {TEXT: np.array(first_of(stored_texts(source, chosen)))} if has_text else {}
+    if not set(needed) - {TEXT}:
+        return texts
+    records = take(cfg.tokenised(config, source), chosen)
+    encoded = jax.jit(lambda codec, records: codec.encode(records))(codec, records)
+    return {name: np.asarray(encoded[name]) for name in needed if name in encoded and name != TEXT} | texts

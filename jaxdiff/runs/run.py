@@ -29,23 +29,24 @@ from jaxdiff.config import (
     Config,
     ConfigError,
     as_config_error,
-    build_codec,
     build_defaults,
     build_network,
     read_config,
 )
 from jaxdiff.config.folder import CHECKPOINTS, EXAMPLES
+from jaxdiff.data.text import TEXT
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.launch.errors import refuse_unknown, refuse_unknown_options
 from jaxdiff.model import Model
 from jaxdiff.plan import Plan, draw
 from jaxdiff.process import Process
 from jaxdiff.runs.compiled import Kept
+from jaxdiff.runs.prompts import Prompt, rows_of_prompts, shown_examples
 from jaxdiff.spec import Condition, Spec, as_array, droppable, whole
 from jaxdiff.train import Checkpoints, batch_sharding, check_heads, make_mesh, params_template
 from jaxdiff.train.ema import rules_by_name
 from jaxdiff.train.frozen import joined, partition
-from jaxdiff.train.initial import read_frozen
+from jaxdiff.train.initial import read_codec, read_frozen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Run:
       step: optimizer steps behind its weights.
       mesh: the devices that batches are split over.
       folder: where it lies; None: nowhere.
+      examples: conditions of some training records, for pictures; text as captions.
     """
 
     config: Config
@@ -65,6 +67,7 @@ class Run:
     step: int
     mesh: Mesh
     folder: Path | None = None
+    examples: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
@@ -74,6 +77,7 @@ class Run:
         step: int,
         mesh: Mesh,
         *,
+        codec: Any = None,
         examples: Mapping[str, Any] | None = None,
         folder: Path | None = None,
     ) -> Run:
@@ -84,27 +88,38 @@ class Run:
           params: all of the network's parameters, on the mesh.
           step: optimizer steps behind them.
           mesh: the devices.
-          examples: conditions of some training records, for conditions that cannot be left out.
+          codec: on the mesh; None: it is read.
+          examples: conditions of some training records: captions, and conditions that cannot be left out.
           folder: where it lies.
         """
         denoise = NetworkDenoiser(
             build_network(config), params, config.process, config.parameterization, anew=mesh.shape["fsdp"] > 1
         )
-        classes = config.data.classes
+        if codec is None:
+            codec = read_codec(config, mesh, near=folder)[1]
+        cond = {name: _as_trained(name, each, config) for name, each in config.cond.items()}
+        encoders: dict[str, Any] = {}
+        if config.data.classes is not None:
+            encoders["label"] = functools.partial(_labels, config.data.classes)
+        if config.tokenizer is not None:
+            encoders[TEXT] = Prompt(config.tokenizer, codec, mesh)
+        examples = dict(examples or {})
+        needed = {name: each for name, each in examples.items() if name != "label" and not droppable(cond[name])}
         return cls(
             config,
             Model(
                 denoise,
-                build_codec(config),
+                codec,
                 build_defaults(config),
-                cond={name: _as_trained(name, each, config) for name, each in config.cond.items()},
-                encoders={} if classes is None else {"label": functools.partial(_labels, classes)},
-                draw_cond=None if not examples else functools.partial(_drawn, dict(examples)),
+                cond=cond,
+                encoders=encoders,
+                draw_cond=functools.partial(_drawn, needed) if needed else None,
                 sharding=batch_sharding(mesh),
             ),
             step,
             mesh,
             folder,
+            examples,
         )
 
     @classmethod
@@ -158,11 +173,12 @@ class Run:
             template = partition(template, config.train.freeze)[0]
         with Checkpoints(folder / CHECKPOINTS, readonly=True) as checkpoints:
             found, params = checkpoints.restore_weights(template, ema=ema, step=step)
-        base = read_frozen(config, net, mesh)[1].base if config.train.freeze else {}
-        params = joined(params, base)
+        given = read_frozen(config, net, mesh, near=folder)[1] if config.train.freeze else None
+        params = params if given is None else joined(params, given.base)
         if dtype is not None:
             params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-        return cls.of(config, params, found, mesh, examples=read_examples(folder), folder=folder)
+        codec = None if given is None else given.codec
+        return cls.of(config, params, found, mesh, codec=codec, examples=read_examples(folder), folder=folder)
 
     @property
     def denoise(self) -> NetworkDenoiser:
@@ -244,17 +260,29 @@ class Run:
             self.codec.save(path, record, columns)
 
     def picture(self) -> NDArray[np.uint8]:
-        """``config.picture``, or a picture of ``config.sample.num`` samples, one class a row, NaN as 0: uint8 ``(H',
-        W', C)``."""
+        """``config.picture``, or a picture of ``config.sample.num`` samples, one class or one of `prompts` a row,
+        NaN as 0: uint8 ``(H', W', C)``."""
         if self.config.picture is not None:
             drawn: NDArray[np.uint8] = self.config.picture(self)
             return drawn
         n = self.config.sample.num
-        rows, columns = rows_of_labels(self.num_classes, n)
-        cond = None if self.model.draw_cond is None else dict(self.model.draw_cond(_first_keys(n)))
-        x0 = self.sample(self.config.seed, n, (cond or {}) | (rows or {}) or None, decode=False)
+        if TEXT in self.examples:
+            which, columns = rows_of_prompts(self.prompts, n)
+            chosen = shown_examples(self.examples, n)[which]
+            cond = {name: value[chosen] for name, value in self.examples.items()}
+        else:
+            rows, columns = rows_of_labels(self.num_classes, n)
+            cond = ({} if self.model.draw_cond is None else dict(self.model.draw_cond(_first_keys(n)))) | (rows or {})
+        x0 = self.sample(self.config.seed, n, cond or None, decode=False)
         finite = np.nan_to_num(x0, posinf=1.0, neginf=-1.0)
         return np.asarray(self.codec.picture(_decoded(self.codec, finite), columns))
+
+    @property
+    def prompts(self) -> list[str]:
+        """The captions of the rows of `picture`; none without text."""
+        if TEXT not in self.examples:
+            return []
+        return [str(text) for text in self.examples[TEXT][shown_examples(self.examples, self.config.sample.num)]]
 
     def measure(self) -> dict[str, float]:
         """What ``config.picture`` measures, by name; nothing where it is a grid of samples."""

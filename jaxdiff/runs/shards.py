@@ -234,6 +234,8 @@ def load_samples(folder: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
                 for name in arrays.files:
                     part = arrays[name]
                     whole = found.setdefault(name, np.empty((request.num, *part.shape[1:]), part.dtype))
+                    if part.dtype.kind == "U" and part.dtype > whole.dtype:  # of longer texts
+                        whole = found[name] = whole.astype(part.dtype)
                     whole[samples.start : samples.stop] = part
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ConfigError(f"{file} cannot be read ({error}): remove it, and draw it again") from error

@@ -34,16 +34,18 @@ if TYPE_CHECKING:
     from jaxdiff.train.checkpoint import Checkpoints, SaveError
     from jaxdiff.train.checkpoint_format import CheckpointError, StructureError
     from jaxdiff.train.flops import peak_flops, step_flops
-    from jaxdiff.train.initial import read_weights, with_weights
+    from jaxdiff.train.initial import read_cached, read_codec, read_text, read_weights, with_weights
     from jaxdiff.train.loop import Outcome, train_loop
+    from jaxdiff.train.network_folder import save_network
 
 __getattr__ = lazily(  # Orbax takes longer to import than JAX
     __name__,
     {
         **dict.fromkeys(("Checkpoints", "SaveError"), "checkpoint"),
         **dict.fromkeys(("CheckpointError", "StructureError"), "checkpoint_format"),
-        **dict.fromkeys(("read_weights", "with_weights"), "initial"),
+        **dict.fromkeys(("read_cached", "read_codec", "read_text", "read_weights", "with_weights"), "initial"),
         **dict.fromkeys(("Outcome", "train_loop"), "loop"),
+        "save_network": "network_folder",
         **dict.fromkeys(("peak_flops", "step_flops"), "flops"),
     },
 )
@@ -80,7 +82,11 @@ __all__ = [
     "params_template",
     "peak_flops",
     "put_batch",
+    "read_cached",
+    "read_codec",
+    "read_text",
     "read_weights",
+    "save_network",
     "scale_by_short_adam",
     "several_steps",
     "split_sharding",

@@ -4,27 +4,45 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdiff.config import AutoencoderConfig, ConfigError, FrozenWeights, RunConfig, as_config_error, read_config
-from jaxdiff.config.folder import CONFIG, first_average
+from jaxdiff.autoencoding.objective import AUTOENCODER
+from jaxdiff.codecs import Codec
+from jaxdiff.codecs.recipe import Weights, built
+from jaxdiff.config import (
+    AutoencoderConfig,
+    ConfigError,
+    FrozenWeights,
+    RunConfig,
+    as_config_error,
+    build_network,
+    read_config,
+)
+from jaxdiff.config.folder import CONFIG, NETWORK, find_run, first_average, read_frozen_config
+from jaxdiff.config.schema import Kind
+from jaxdiff.data.encoded import cache_name, encode_once
+from jaxdiff.data.kept_text import Captions, KeptText
+from jaxdiff.data.sources import Source, captions
 from jaxdiff.denoiser import NetworkDenoiser
+from jaxdiff.launch.distributed import as_lead, meet
 from jaxdiff.networks import functional
 from jaxdiff.train.checkpoint import Checkpoints
 from jaxdiff.train.checkpoint_format import CheckpointError
 from jaxdiff.train.checksum import leaf_sums, text_sum
 from jaxdiff.train.frozen import partition
-from jaxdiff.train.sharding import params_template
+from jaxdiff.train.network_folder import network_weights
+from jaxdiff.train.sharding import batch_sharding, make_mesh, params_template
 from jaxdiff.train.state import Network, TrainState
 from jaxdiff.train.step import Given
 
-Kind = TypeVar("Kind", bound=RunConfig)
+ENCODED_AT_ONCE = 32
+"""Records that a frozen encoder is given at a time, on each device."""
 BASE = "base"
 """The name of a network's own weights that are not trained."""
 _EXPECTED = "the folder of a run, or of one of its checkpoints"
@@ -56,13 +74,129 @@ def read_weights(
         return checkpoints.restore_weights(template, ema=average, partial=partial, step=step)[1]
 
 
-def read_frozen(config: Kind, net: Network, mesh: Mesh) -> tuple[Kind, Given]:
+def read_codec(config: Kind, mesh: Mesh, near: str | os.PathLike[str] | None = None) -> tuple[Kind, Codec]:
+    """The codec of a configuration, on the devices, and the configuration with what the codec's recipe notes.
+
+    Args:
+        config: resolved.
+        mesh: the devices, over which a codec's weights are split as those that are trained.
+        near: the run's folder, from where its codec's weights are looked for too; None: ``config.folder``.
+
+    Raises:
+        ConfigError: the weights' folder is not found.
+        CheckpointError: weights that cannot be read, or that are others than those noted.
+    """
+    near = config.folder if near is None else near
+
+    def read(path: str, step: int | None, checksum: str | None) -> Weights:
+        folder = find_run(path, near, known=checksum is not None)
+        of = read_frozen_config(folder)
+        net = build_network(of) if isinstance(of, RunConfig) else of.network
+        net = net[AUTOENCODER] if isinstance(of, AutoencoderConfig) else net
+        template = params_template(net, mesh)
+        named = FrozenWeights(name="codec", path=str(folder), step=step, checksum=checksum)
+        if isinstance(of, AutoencoderConfig):  # its critic stays there
+            params, now = _checked(named, {AUTOENCODER: template})
+            params = params[AUTOENCODER]
+        else:
+            params, now = _checked(named, template)
+        assert now.step is not None and now.checksum is not None
+        return Weights(net, params, now.step, now.checksum)
+
+    with as_config_error("codec"):
+        recipe, codec = built(config.codec, read)
+    whole = NamedSharding(mesh, PartitionSpec())
+    return dataclasses.replace(config, codec=recipe), jax.tree.map(lambda leaf: _on(leaf, whole), codec)
+
+
+def read_cached(config: RunConfig, source: Source, codec: Codec, mesh: Mesh) -> Source:
+    """A source with the work of its codec's frozen weights done, once and for all: `jaxdiff.data.encoded`.
+
+    All processes call it: each does its part on its own devices. Where there is no such work, or the data hold its
+    result, the source stays as it is.
+
+    Args:
+        config: from `read_codec`: its codec has the checksum noted.
+        source: of the records.
+        codec: from `read_codec`.
+        mesh: on which the codec lies.
+
+    Raises:
+        ConfigError, DataError: see `jaxdiff.codecs.recipe.Cacheable` and `encode_once`.
+    """
+    with as_config_error("codec"):
+        spec = codec.cached_spec(source.spec) if hasattr(codec, "cached_spec") else {}
+    if not spec:
+        return source
+    processes = jax.process_count()
+    if processes > 1:
+        mesh = make_mesh(devices=jax.local_devices())
+        codec = read_codec(config, mesh)[1]
+    over, batch = batch_sharding(mesh), ENCODED_AT_ONCE * mesh.size
+    precompute = jax.jit(lambda codec, record: codec.precompute(record), in_shardings=(None, over), out_shardings=over)
+    made = encode_once(
+        source,
+        lambda record: precompute(codec, {name: record[name] for name in spec}),
+        spec,
+        name=as_lead(cache_name(source, config.codec.key)),
+        batch=batch,
+        folder=config.data.cache_folder,
+        part=(jax.process_index(), processes),
+    )
+    meet("encoded")
+    return made
+
+
+def read_text(config: RunConfig, source: Source, codec: Codec, mesh: Mesh) -> KeptText:
+    """What a codec's frozen text encoder makes of all captions of a source, done once: `jaxdiff.data.kept_text`.
+
+    All processes call it, as `read_cached`.
+
+    Args:
+        config: from `read_codec`: its codec is a `jaxdiff.codecs.WithText`.
+        source: with captions.
+        codec: from `read_codec`.
+        mesh: on which the codec lies.
+
+    Raises:
+        DataError: captions that cannot be read, or states that cannot be kept.
+    """
+    texts, spec, processes = Captions(captions(source), config.tokenizer), codec.spec["text"], jax.process_count()
+    assert isinstance(spec, Mapping)
+    if processes > 1:
+        mesh = make_mesh(devices=jax.local_devices())
+        codec = read_codec(config, mesh)[1]
+    over = batch_sharding(mesh)
+    states = jax.jit(lambda codec, ids: codec.text(ids), in_shardings=(None, over), out_shardings=over)
+    made = encode_once(
+        texts,
+        lambda record: states(codec, record["tokens"]),
+        spec,
+        name=as_lead(cache_name(texts, config.codec.text_key)),
+        batch=ENCODED_AT_ONCE * mesh.size,
+        folder=config.data.cache_folder,
+        part=(jax.process_index(), processes),
+    )
+    meet("text")
+    return KeptText(texts, made, spec)
+
+
+def _on(leaf: Any, whole: NamedSharding) -> Any:
+    """A leaf that lies on the mesh as it is, another one on all of its devices."""
+    there = isinstance(leaf, jax.Array) and leaf.sharding.device_set == whole.device_set
+    return leaf if there else jax.device_put(leaf, whole)
+
+
+def read_frozen(
+    config: Kind, net: Network, mesh: Mesh, near: str | os.PathLike[str] | None = None
+) -> tuple[Kind, Given]:
     """The codec and the weights that a run uses and does not train, from where they lie.
 
     Args:
         config: resolved; ``frozen`` names the weights, ``train.freeze`` the parts of the network that are not trained.
         net: its network.
         mesh: the devices, over which weights are split as those that are trained (`params_template`).
+        near: see `read_codec`.
 
     Returns:
         The configuration with the step and the checksum of all weights noted, and what each step is given.
@@ -97,7 +231,8 @@ def read_frozen(config: Kind, net: Network, mesh: Mesh) -> tuple[Kind, Given]:
             reading = jax.device_put((of.process, of.parameterization), whole)
             frozen[each.name] = NetworkDenoiser(teacher, params, *reading)
         noted.append(now)
-    return dataclasses.replace(config, frozen=tuple(noted)), Given(jax.device_put(config.codec, whole), frozen, base)
+    config, codec = read_codec(config, mesh, near)
+    return dataclasses.replace(config, frozen=tuple(noted)), Given(codec, frozen, base)
 
 
 def read_part(folder: Path, template: Any, *, ema: bool | str = True, step: int | None = None) -> tuple[int, Any]:
@@ -121,10 +256,13 @@ def read_part(folder: Path, template: Any, *, ema: bool | str = True, step: int 
 
 def _checked(each: FrozenWeights, template: Any) -> tuple[Any, FrozenWeights]:
     """Weights, and what is noted of them."""
-    folder, step = _located(Path(each.path).expanduser())
-    with Checkpoints(folder, readonly=True) as checkpoints:
-        average = _average_of(folder)
-        found, params = checkpoints.restore_weights(template, ema=average, partial=True, step=each.step or step)
+    if (Path(each.path).expanduser() / NETWORK).is_file():
+        found, params = 0, network_weights(Path(each.path).expanduser(), template)
+    else:
+        folder, step = _located(Path(each.path).expanduser())
+        with Checkpoints(folder, readonly=True) as checkpoints:
+            average = _average_of(folder)
+            found, params = checkpoints.restore_weights(template, ema=average, partial=True, step=each.step or step)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
         raise CheckpointError(f"{each.path}: it lacks a part of the weights that are needed ({each.name})")
     checksum = str(text_sum([str(number) for number in leaf_sums(jax.tree.leaves(params))]))

@@ -25,7 +25,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -40,7 +39,7 @@ TENSOR: tuple[tuple[str, Axes], ...] = (  # pattern in a parameter's path -> its
     (r"attention/qkv/kernel", (None, None, "tensor")),  # (width, 3, heads x depth): whole heads
     (r"attention/qkv/bias", (None, "tensor")),
     (r"attention/out/kernel", ("tensor", None)),
-    (r"/expand/kernel", (None, "tensor")),
+    (r"/(expand|gate)/kernel", (None, "tensor")),
     (r"/expand/bias", ("tensor",)),
     (r"/contract/kernel", ("tensor", None)),
 )
@@ -164,11 +163,11 @@ def check_batch_size(batch_size: int, mesh: Mesh | AbstractMesh, accumulate: int
         )
 
 
-def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+def put_batch(batch: Mapping[str, Any], sharding: NamedSharding) -> dict[str, Any]:
     """Put this process's part of a batch on its devices, as part of the global batch.
 
     Args:
-        batch: leaves (B / P, ...), numpy, with P from `batch_part`.
+        batch: leaves (B / P, ...), numpy, with P from `batch_part`; a condition may be a dict of them.
         sharding: from `batch_sharding`.
 
     Returns:
@@ -185,13 +184,13 @@ def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[
     mesh = sharding.mesh
     assert isinstance(mesh, Mesh)
     parts = batch_part(mesh)[1]
-    check_batch_size(len(next(iter(batch.values()))) * parts, mesh)
+    check_batch_size(len(jax.tree.leaves(dict(batch))[0]) * parts, mesh)
     # With several processes JAX counts even this transfer as an implicit one.
     with jax.transfer_guard_host_to_device("allow"):
-        return {
-            name: jax.make_array_from_process_local_data(sharding, value, (len(value) * parts, *value.shape[1:]))
-            for name, value in batch.items()
-        }
+        return jax.tree.map(
+            lambda leaf: jax.make_array_from_process_local_data(sharding, leaf, (len(leaf) * parts, *leaf.shape[1:])),
+            dict(batch),
+        )
 
 
 def leaf_spec(shape: tuple[int, ...], fsdp: int, *, tensor: int = 1, path: str = "") -> PartitionSpec:

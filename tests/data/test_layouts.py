@@ -355,7 +355,7 @@ def test_arrays_of_any_shape() -> None:
         ({"x": np.zeros((3, 2)), "label": [0, 1, 0], "num_classes": 2.5}, "num_classes must be a whole number"),
         ({"x": np.zeros((3, 2)), "label": np.zeros((3, 2), int)}, "labels have shape (3, 2), expected (3,)"),
         ({"x": np.zeros((3, 2)), "width": np.zeros(2)}, "width has shape (2,), expected one row for each of 3 records"),
-        ({"x": np.zeros((3, 2)), "text": np.array(["a"] * 3)}, "text is <U1, expected numbers"),
+        ({"x": np.zeros((3, 2)), "title": np.array(["a"] * 3)}, "title is <U1, expected numbers"),
         ({"x": np.zeros((3, 3, 32, 32), np.uint8)}, "channels first as it seems"),
     ]
     for arrays, message in cases:

@@ -21,6 +21,8 @@ from jaxdiff.data import Source, from_arrays, open_digits, open_mnist
 from jaxdiff.networks import Image, Vector
 from jaxdiff.noise import sample_keys
 from tests.codecs.test_strokes import bar
+from tests.data.pictures import pictures, write_folder
+from tests.tiny_autoencoder import network, write_autoencoder
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -149,7 +151,8 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(file: Path, folder: Path, steps: int) -> list[str]:
     text = (
-        f"--data.path {file} --workdir {folder} --data.image_size 8 --data.workers 0 --network.width 32 "
+        f"--codec.path None --data.name npz --data.path {file} --data.no-flip --workdir {folder} "
+        "--data.image_size 8 --data.no-resize --data.workers 0 --network.width 32 "
         "--network.depth 1 --network.heads 2 --network.frequencies 16 --network.num_classes 3 "
         f"--network.dtype float32 --network.remat none --train.steps {steps} --train.batch_size 64 "
         "--train.log_every 100 --train.sample_every 0 --checkpoint.every 100 --optimizer.lr 3e-3 "
@@ -172,6 +175,26 @@ def test_latents_train_and_come_back_on_their_scale(latents: Path, tmp_path: Pat
     assert (np.abs(x.mean((0, 1, 2)) - MEAN) < 0.5 * STD).all()
     ratio = x.std((0, 1, 2)) / STD  # after seconds of training too wide, but alike in channels that are 40 times apart
     assert (np.abs(ratio / ratio.mean() - 1) < 0.2).all() and 0.6 < ratio.mean() < 1.7
+
+
+def test_imagenet_of_images_trains_in_the_latents_of_an_autoencoder(tmp_path: Path) -> None:
+    """The shipped configuration on a small stand-in: images in class folders, an autoencoder, a DiT of 4 channels."""
+    images = pictures(12, (20, 16, 3))
+    write_folder(tmp_path / "data" / "train", images, [f"class {number % 3}" for number in range(12)])
+    write_autoencoder(tmp_path / "autoencoder", network(4, in_channels=3), shape=(16, 16, 3))
+    text = (
+        f"--codec.path {tmp_path / 'autoencoder'} --data.path {tmp_path / 'data'} --workdir {tmp_path / 'run'} "
+        f"--data.cache_folder {tmp_path / 'cache'} --data.image_size 16 --data.workers 0 --network.width 16 "
+        "--network.depth 1 --network.heads 2 --network.frequencies 8 --network.num_classes 3 --network.dtype float32 "
+        "--network.remat none --train.steps 2 --train.batch_size 8 --train.sample_every 0 --sample.steps 3"
+    )
+    train.main([str(CONFIGS / "imagenet256_dit_xl2.py"), *text.split()])
+    (kept,) = (tmp_path / "cache").glob("*/000000.npy")
+    assert np.load(kept)["x"].shape == (12, 2, 8, 8, 8)  # records, mirrored too, 8x8 latents, mean and log-variance
+    run = jaxdiff.load(tmp_path / "run")
+    assert run.shape == (8, 8, 4) and run.config.data.classes == ("class 0", "class 1", "class 2")
+    drawn = run.sample(0, 2, {"label": ["class 1", "class 2"]})
+    assert drawn["x"].shape == (2, 16, 16, 3) and drawn["x"].dtype == np.uint8
 
 
 @pytest.mark.nightly
