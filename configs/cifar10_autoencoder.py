@@ -16,6 +16,6 @@ config = AutoencoderConfig(
     loss=AutoencoderLoss(distance="l2"),  # which is what PSNR measures
     optimizer=OptimizerConfig(lr=2e-3, schedule="cosine", warmup=50, final_fraction=0.02),
     ema=Ema(0.99),
-    train=TrainConfig(steps=1000, batch_size=64, log_every=50, sample_every=500),
-    checkpoint=CheckpointConfig(every=500, keep=2),
+    train=TrainConfig(steps=2400, batch_size=32, log_every=100, sample_every=1200),
+    checkpoint=CheckpointConfig(every=1200, keep=2),
 )

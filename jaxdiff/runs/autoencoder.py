@@ -203,6 +203,11 @@ class AutoencoderRun:
         drawn: NDArray[np.uint8] = self.codec.picture({"x": np.concatenate(rows)}, columns)
         return drawn
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Captions of its picture: none."""
+        return ()
+
     def measure(self) -> dict[str, float]:
         """PSNR and SSIM, where `latents.json` has those of this step."""
         figures = self.figures()

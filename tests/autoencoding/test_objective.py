@@ -39,7 +39,7 @@ def made(loss: AutoencoderLoss, build: Any = KL, critic: Any = None) -> Any:
 def reconstruction(net: Any, params: Any, draws: Any) -> Any:
     """x^ of equation (1) of jaxdiff.networks.autoencoder, each sample's noise by its own key; and the moments."""
     mean, log_variance = net.moments(params, draws.x)
-    noise = jnp.stack([jax.random.normal(key, mean.shape[1:]) for key in draws.keys])
+    noise = jnp.stack([jax.random.normal(key, mean.shape[1:]) for key in (draws.keys[n] for n in range(len(X)))])
     return net.decode(params, mean + jnp.exp(log_variance / 2) * noise), mean, log_variance
 
 

@@ -80,6 +80,7 @@ def test_halving_pads_at_the_bottom_and_the_right() -> None:
     """The kernel that is 1 at its first place reads x[2i, 2j]; padded on all sides it would read x[2i - 1, 2j - 1]."""
     shapes = nnx.eval_shape(lambda: KLAutoencoder(**SMALL)(nnx.Rngs(0)))
     made = shapes.encoder.levels[0].resample
+    assert made is not None
     halve = Conv3x3(8, 8, stride=made.stride, padding=made.padding)
     for place in [(0, 0), (1, 1), (2, 2)]:
         kernel = np.zeros((3, 3, 8, 8), np.float32)

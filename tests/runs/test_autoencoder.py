@@ -58,6 +58,7 @@ def test_going_on_is_bit_for_bit_with_the_critic(run: AutoencoderRun, tmp_path: 
     assert json.loads((again.folder / "latents.json").read_text())["step"] == 4  # that of step 2 is written over
 
 
+@pytest.mark.nightly
 def test_each_network_changes_by_its_own_loss_and_optimizer(tmp_path: Path) -> None:
     """One step: another learning rate of the critic leaves the autoencoder bit for bit, and moves the critic; another
     weight of the KL does the reverse."""
@@ -157,6 +158,7 @@ def test_a_diffusion_run_has_no_reconstruction(trained: Path, capsys: pytest.Cap
         AutoencoderRun.load(trained)
 
 
+@pytest.mark.nightly
 def test_own_pictures_and_a_codebook(tmp_path: Path) -> None:
     """Of 12x12 pixels, so that SSIM has a window; without a test split the figures are of the training data."""
     x = np.random.default_rng(0).integers(0, 256, (40, 12, 12, 1), dtype=np.uint8)
