@@ -30,7 +30,7 @@ from jaxdiff.networks.attention import SelfAttention
 from jaxdiff.networks.backend import filled_tokens, present_machine
 from jaxdiff.networks.conditions import ABSENT, NO_LEVEL, Level, NetCondition, Text, Tokens, Vector, without_tokens
 from jaxdiff.networks.embeddings import TimeEmbedding, standard_normal, timestep_embedding
-from jaxdiff.networks.layers import Init, LayerNorm, Linear, each_token, fan_average, normal
+from jaxdiff.networks.layers import Init, LayerNorm, Linear, each_token, fan_average
 
 LEVEL_FREQUENCIES = 256
 
@@ -243,9 +243,9 @@ class TextTransformer(nnx.Module):
 
     def __init__(self, condition: Text):
         self.padding = condition.padding
-        small = normal(0.02)
-        self.embedding = small((condition.vocabulary, condition.width))
-        self.positions = small((condition.length, condition.width))
+        # of order one, as what the blocks add is: smaller words and places would be lost in it
+        self.embedding = standard_normal((condition.vocabulary, condition.width))
+        self.positions = standard_normal((condition.length, condition.width))
         self.blocks = nnx.List([TextBlock(condition.width, condition.heads) for _ in range(condition.depth)])
         self.norm = LayerNorm(condition.width)
 
