@@ -185,7 +185,7 @@ class AutoencoderLoss:
         own = nll(image)
         loss = own + latent  # (2)
         mse = mean_features(jnp.square(x - image))
-        parts |= {"nll": own, "psnr": 10 * jnp.log10(4.0 / mse)}
+        parts |= {"nll": own, "psnr": 10 * jnp.log10(4.0 / jnp.maximum(mse, 1e-10))}
         if CRITIC in dict(net.nets):
             judge, held = net[CRITIC].module(params[CRITIC]), net[CRITIC].module(jax.lax.stop_gradient(params[CRITIC]))
             generator, back = jax.vjp(lambda image: jnp.mean(generator_loss(held(image))), image)

@@ -19,6 +19,7 @@ from jaxdiff.config.build import (
     with_conditions,
 )
 from jaxdiff.config.folder import check_folder, claim_folder, finder, read_config, with_saved
+from jaxdiff.config.ranges import doubts
 from jaxdiff.config.schema import (
     CheckpointConfig,
     Config,
@@ -30,7 +31,6 @@ from jaxdiff.config.schema import (
     RunConfig,
     SampleConfig,
     TrainConfig,
-    doubts,
 )
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, to_json
 from jaxdiff.config.text import captions_said, has_captions, tokenised

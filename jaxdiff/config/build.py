@@ -19,7 +19,8 @@ from jaxdiff.autoencoding import AutoencoderLoss
 from jaxdiff.codecs import Codec, default_codec, encoded_specs, grey_levels
 from jaxdiff.codecs.recipe import Find, is_recipe, resolved
 from jaxdiff.config.autoencoder import AutoencoderConfig, check_autoencoder
-from jaxdiff.config.schema import Config, Kind, LossConfig, RunConfig, check_ranges
+from jaxdiff.config.ranges import check_ranges
+from jaxdiff.config.schema import Config, Kind, LossConfig, RunConfig
 from jaxdiff.config.text import TEXT, check_text, tokenised, with_tokenizer
 from jaxdiff.data.encoded import Encoded
 from jaxdiff.data.sources import DataError, Source, Subset, classes_of, name_of

@@ -34,8 +34,9 @@ from jaxdiff.networks.placement import parts_of, samples_over
 from jaxdiff.noise import as_key, sample_keys, white_noise
 from jaxdiff.runs.run import Run, nothing_to_sample, read_examples
 from jaxdiff.spec import finite
-from jaxdiff.train import Checkpoints, batch_sharding, make_mesh, params_template
+from jaxdiff.train import batch_sharding, make_mesh, params_template
 from jaxdiff.train.ema import rules_by_name
+from jaxdiff.train.initial import read_part
 
 LATENTS = "latents.json"
 """The file of a run's folder with what `jaxdiff.runs.latents` finds."""
@@ -99,8 +100,7 @@ class AutoencoderRun:
         refuse_unknown("average of the weights", [ema] if isinstance(ema, str) else [], averages)
         mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
         template = {AUTOENCODER: params_template(Autoencoder(config.network), mesh)}
-        with Checkpoints(folder / CHECKPOINTS, readonly=True) as checkpoints:
-            found, params = checkpoints.restore_weights(template, ema=averages[0] if ema is True else ema, step=step)
+        found, params = read_part(folder / CHECKPOINTS, template, ema=averages[0] if ema is True else ema, step=step)
         return cls.of(config, params, found, mesh, examples=read_examples(folder), folder=folder)
 
     @property
@@ -135,7 +135,7 @@ class AutoencoderRun:
         """The latents of stored images.
 
         Args:
-          record: ``{"x": uint8 (B, H, W, C)}``; H and W are multiples of the network's factor.
+          record: ``{"x": uint8 (B, H, W, C)}``, of the size that the codec declares.
           key: draws latents from their normal distribution; None: their mean. With a codebook, the latents before they
             are rounded.
 
@@ -203,10 +203,16 @@ class AutoencoderRun:
         drawn: NDArray[np.uint8] = self.codec.picture({"x": np.concatenate(rows)}, columns)
         return drawn
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Captions of its picture: none."""
+        return ()
+
     def measure(self) -> dict[str, float]:
-        """PSNR and SSIM, where `latents.json` has them."""
+        """PSNR and SSIM, where `latents.json` has those of this step."""
         figures = self.figures()
-        return {name: figures[name] for name in ("psnr", "ssim") if figures.get(name) is not None}
+        known = [name for name in ("psnr", "ssim") if figures.get(name) is not None]
+        return {name: figures[name] for name in known if figures["step"] == self.step}
 
     def figures(self) -> dict[str, Any]:
         """What `latents.json` holds: `jaxdiff.runs.latents.describe`; nothing before the last step of training.

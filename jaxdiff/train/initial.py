@@ -235,6 +235,25 @@ def read_frozen(
     return dataclasses.replace(config, frozen=tuple(noted)), Given(codec, frozen, base)
 
 
+def read_part(folder: Path, template: Any, *, ema: bool | str = True, step: int | None = None) -> tuple[int, Any]:
+    """Weights of some of the networks that a run has trained together: an autoencoder without its critic.
+
+    Args:
+        folder: of the checkpoints.
+        template: shapes and shardings of the part, under its networks' names.
+        ema: as `Checkpoints.restore_weights`.
+        step: which; None: the newest that can be read.
+
+    Raises:
+        CheckpointError: they cannot be read, or a leaf is missing.
+    """
+    with Checkpoints(folder, readonly=True) as checkpoints:
+        found, params = checkpoints.restore_weights(template, ema=ema, partial=True, step=step)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+        raise CheckpointError(f"{folder} step {found}: it lacks a part of the weights of {', '.join(template)}")
+    return found, params
+
+
 def _checked(each: FrozenWeights, template: Any) -> tuple[Any, FrozenWeights]:
     """Weights, and what is noted of them."""
     if (Path(each.path).expanduser() / NETWORK).is_file():

@@ -287,9 +287,9 @@ def _by_step(calls: Sequence[tuple[int, Mapping[str, Any]]]) -> list[Mapping[str
 
 
 def _refuse_non_finite(fetched: Sequence[Mapping[str, Any]], first: int, checkpoints: Checkpoints) -> None:
-    """Of what a step that was taken leaves behind; its loss and gradient are finite, or it would have been skipped."""
+    """Of what a step that was taken leaves behind; of a step that was skipped only the parameters say anything."""
     for step, metrics in enumerate(fetched, first):
-        for name in sorted(metrics.keys() - ({"loss", "grad_norm"} if metrics["in_a_row"] else set())):
+        for name in sorted({"param_norm"} & metrics.keys() if metrics["in_a_row"] else metrics.keys()):
             value = metrics[name]
             if np.ndim(value) == 0 and not math.isfinite(value):
                 checkpoints.wait()
