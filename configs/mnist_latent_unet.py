@@ -25,7 +25,7 @@ config = Config(
         in_channels=2,
         width=64,
         multipliers=(1,),
-        blocks=2,
+        blocks=1,
         attention_resolutions=(7,),
         num_classes=10,
     ),

@@ -405,7 +405,7 @@ def test_a_changed_autoencoder_is_refused_by_a_run_and_encodes_anew_for_another(
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (page,) = blocks(Path(__file__).resolve().parents[2] / "docs" / "latents.md", "python")
+    page = blocks(Path(__file__).resolve().parents[2] / "docs" / "latents.md", "python")[0]
     run_block(page, "latents")
     assert (tmp_path / "digits.png").stat().st_size > 500
     assert len(list((tmp_path / "cache" / "jaxdiff" / "latents").glob("digits-*/*.npy"))) == 1
