@@ -2,6 +2,7 @@
 
 Command:   jaxdiff train cifar10_autoencoder --data.path DIR    (DIR holds train.parquet and test.parquet)
            jaxdiff train cifar10_autoencoder --data.name tfds:cifar10
+Expected:  more than 25.4 dB of PSNR on the test split, which half of the steps give
 """
 
 from jaxdiff.autoencoding import AutoencoderLoss
