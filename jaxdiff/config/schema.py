@@ -67,8 +67,8 @@ class DataConfig:
     cache_latents: bool = True
     """Of a run in latents: encode the set once, into the user's cache folder; else encode each batch in its step."""
     cache_folder: str | None = None
-    """Folder that latents and states of text are cached in; several processes share it. None: jaxdiff/latents in the user's cache
-    folder."""
+    """Folder that latents and states of text are cached in; several processes share it. None: jaxdiff/latents in the
+    user's cache folder."""
 
     def __post_init__(self) -> None:
         _as_text(self, "path")
