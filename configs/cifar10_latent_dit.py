@@ -4,7 +4,7 @@ Command:   jaxdiff train cifar10_autoencoder --data.path DIR    (DIR holds train
            jaxdiff train cifar10_latent_dit --data.path DIR
 Cost:      100,000 steps of 128 latents, 64 tokens each: a few hours on one accelerator; the set and its mirror images
            are encoded once before the first step, 102 MB
-Expected:  what the autoencoder loses bounds it: PSNR and SSIM of its reconstructions stand in its latents.json (`jaxdiff
+Expected:  its autoencoder bounds it: PSNR and SSIM of the reconstructions stand in the latter's latents.json (`jaxdiff
            evaluate runs/cifar10_autoencoder`). The distance of samples to the test set is measured by a run of the
            command above on an accelerator; docs/results.md will have it
 """
