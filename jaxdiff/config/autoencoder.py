@@ -5,6 +5,7 @@ Diffusion in its latents is another run, whose `Config` has ``codec=Latents("run
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,3 +61,11 @@ def check_autoencoder(config: AutoencoderConfig) -> None:
             f"loss.critic_start: {config.loss.critic_start} is not below train.steps, {config.train.steps}: the critic "
             "would never be heard; leave it out, or start it earlier"
         )
+
+
+def nothing_to_sample(folder: str | os.PathLike[str]) -> str:
+    """What a person is told who samples from an autoencoder's run."""
+    return (
+        f"{folder} is an autoencoder: there is nothing to sample from it alone. A run with codec=Latents('{folder}') "
+        f"is a diffusion model of its latents; jaxdiff.load('{folder}').reconstruct(record) shows what it keeps"
+    )

@@ -27,12 +27,13 @@ from numpy.typing import ArrayLike, NDArray
 from jaxdiff.autoencoding.objective import AUTOENCODER
 from jaxdiff.codecs import grey_levels
 from jaxdiff.config import TRUSTED, AutoencoderConfig, ConfigError, as_config_error, build_codec, read_config
+from jaxdiff.config.autoencoder import nothing_to_sample
 from jaxdiff.config.folder import CHECKPOINTS
 from jaxdiff.launch.errors import refuse_unknown
 from jaxdiff.networks.autoencoder import Autoencoder
 from jaxdiff.networks.placement import parts_of, samples_over
 from jaxdiff.noise import as_key, sample_keys, white_noise
-from jaxdiff.runs.run import Run, nothing_to_sample, read_examples
+from jaxdiff.runs.run import Run, read_examples
 from jaxdiff.spec import finite
 from jaxdiff.train import batch_sharding, make_mesh, params_template
 from jaxdiff.train.ema import rules_by_name

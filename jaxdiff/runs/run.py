@@ -33,6 +33,7 @@ from jaxdiff.config import (
     build_network,
     read_config,
 )
+from jaxdiff.config.autoencoder import nothing_to_sample
 from jaxdiff.config.folder import CHECKPOINTS, EXAMPLES
 from jaxdiff.data.text import TEXT
 from jaxdiff.denoiser import NetworkDenoiser
@@ -323,14 +324,6 @@ def rows_of_labels(
     num = 10 * len(shown) if num is None else num
     rows = np.asarray(shown, np.int32)[np.arange(num) * len(shown) // num]
     return {"label": rows}, num // len(shown) if num % len(shown) == 0 else None
-
-
-def nothing_to_sample(folder: str | os.PathLike[str]) -> str:
-    """What a person is told who samples from an autoencoder's run."""
-    return (
-        f"{folder} is an autoencoder: there is nothing to sample from it alone. A run with codec=Latents('{folder}') "
-        f"is a diffusion model of its latents; jaxdiff.load('{folder}').reconstruct(record) shows what it keeps"
-    )
 
 
 def read_examples(folder: Path) -> dict[str, NDArray[Any]] | None:
