@@ -61,7 +61,8 @@ def test_all_are_here() -> None:
     names = "cifar10_edm cifar10_unet cifar10_vp_continuous digits_dit digits_flow digits_unet digits_ve"
     more = "imagenet256_dit_xl2 imagenet64_adm mnist_style mnist_superres mnist_unet study_2d"
     latents = "cifar10_autoencoder mnist_autoencoder imagenet256_autoencoder cifar10_latent_dit mnist_latent_unet"
-    assert {f.stem for f in FILES} >= {*names.split(), *more.split(), *latents.split()}
+    text = "two_digits_text"
+    assert {f.stem for f in FILES} == {*names.split(), *more.split(), *latents.split(), *text.split()}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
