@@ -2,7 +2,7 @@
 
 Command:   jaxdiff train cifar10_autoencoder --data.path DIR    (DIR holds train.parquet and test.parquet)
            jaxdiff train cifar10_autoencoder --data.name tfds:cifar10
-Expected:  more than 25.4 dB of PSNR on the test split, which half of the steps give
+Expected:  25.8 dB of PSNR and 0.843 of SSIM on the test split
 """
 
 from jaxdiff.autoencoding import AutoencoderLoss
