@@ -39,7 +39,7 @@ config = Config(
     loss=LossConfig(time=Stratified(), dropout={"text": 0.1}),
     optimizer=OptimizerConfig(lr=2e-3, schedule="cosine", warmup=100, final_fraction=0.05),
     ema=Ema(0.995),
-    train=TrainConfig(steps=2500, batch_size=48, log_every=50, sample_every=1000),
+    train=TrainConfig(steps=1600, batch_size=48, log_every=50, sample_every=800),
     checkpoint=CheckpointConfig(every=500, keep=2),
     sample=SampleConfig(sampler="ddim", steps=40, grid="uniform", guide=("cfg:2",), num=100),
 )
