@@ -26,5 +26,5 @@ config = Config(
     ema=Ema(0.9999),
     train=TrainConfig(steps=100_000, batch_size=128, log_every=100, sample_every=10_000),
     checkpoint=CheckpointConfig(every=10_000, keep=3),
-    sample=SampleConfig(sampler="heun", steps=40, grid="uniform", guide=("cfg:1.5",), num=100),
+    sample=SampleConfig(sampler="heun:t", steps=40, grid="uniform", guide=("cfg:1.5",), num=100),
 )

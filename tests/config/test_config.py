@@ -21,6 +21,7 @@ from jaxdiff.config import (
     batch_shapes,
     build_loss,
     build_network,
+    build_source,
     check,
     check_folder,
     differences,
@@ -126,7 +127,7 @@ def test_config_is_good_and_fits_by_shapes(file: Path, tmp_path: Path) -> None:
         x = Spec((size, size, 1 if config.data.name == "mnist" else 3), "uint8", 0, 255)
         find, read = codec_of_shapes(config, tmp_path)
     label = {} if config.num_classes is None else {"label": Spec((), "int32", 0, config.num_classes - 1)}
-    source = StandIn({"x": x, **label})
+    source: Any = StandIn({"x": x, **label}) if config.tokenizer is None else build_source(config)
     config = resolve(config, source, find)
     codec: Any = recipe.built(config.codec, read)[1]
     net, mesh = build_network(config), make_mesh(data=1)
