@@ -107,6 +107,7 @@ def test_two_networks_in_one_gradient_each_by_its_own_loss() -> None:
     assert not any(leaf.any() for leaf in jax.tree.leaves(gradient["critic"]))
 
 
+@pytest.mark.nightly
 def test_the_learned_scale_is_least_at_the_logarithm_of_the_error() -> None:
     """d/ds of r exp(-s) + s is zero at s = ln r, the mean over the batch."""
     loss = AutoencoderLoss(kl=0.0, log_variance=True)
@@ -122,6 +123,7 @@ def test_the_learned_scale_is_least_at_the_logarithm_of_the_error() -> None:
     assert float(slope_at(jnp.zeros(()))[1]) == pytest.approx(1 - float(error), rel=1e-5)
 
 
+@pytest.mark.nightly
 def test_a_codebook_is_trained_and_its_use_is_told() -> None:
     loss = AutoencoderLoss()
     net, params, draws = made(loss, VQAutoencoder(**SMALL, entries=16))

@@ -208,6 +208,7 @@ def test_a_run_goes_on_bit_for_bit_and_keeps_no_autoencoder(place: Path, whole: 
         assert any(b"decoder" in file.read_bytes() for file in files) is there
 
 
+@pytest.mark.nightly
 def test_on_the_fly_trains_the_same_up_to_rounding(place: Path, whole: jaxdiff.Run) -> None:
     fly = jaxdiff.fit(config(place, "fly", 4, cache_latents=False))
     moved = max(np.abs(a - b).max() for a, b in zip(leaves(fly), leaves(whole), strict=True))
@@ -355,6 +356,7 @@ def test_weights_that_give_nan_are_told_of_while_they_are_cached(place: Path, tm
     refused(place, r"digits row 0: the encoder gives x that is not finite in float16", DataError, codec=at(spoilt))
 
 
+@pytest.mark.nightly
 def test_a_changed_autoencoder_is_refused_by_a_run_and_encodes_anew_for_another(place: Path, other: Path) -> None:
     first = dataclasses.replace(config(place, "first", codec=at(other / "ae")), workdir=str(other / "first"))
     jaxdiff.fit(first)
