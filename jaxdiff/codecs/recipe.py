@@ -110,8 +110,8 @@ def resolved(codec: Any, source: Source, find: Find | None, *, flip: bool = Fals
     return codec.resolved(source, find, flip=flip) if is_recipe(codec) else codec
 
 
-def built(codec: Any, read: Read) -> tuple[Any, Codec]:
-    """`Recipe.build`; any other codec, twice.
+def built(codec: Any, read: Read | None) -> tuple[Any, Codec]:
+    """`Recipe.build`; any other codec, twice, and nothing is read.
 
     >>> from jaxdiff.codecs import Points
     >>> recipe, codec = built(Points(), None)

@@ -28,7 +28,7 @@ class Captions:
 
     >>> from jaxdiff.data import Words
     >>> captions = Captions(["b", "a", "b"], Words(3, size=9, vocabulary=("a", "b")))
-    >>> captions.texts, captions.take([1])["tokens"].tolist()
+    >>> captions.texts, captions.take(np.array([1]))["tokens"].tolist()
     (('a', 'b'), [[2, 5, 3]])
     """
 

@@ -171,7 +171,7 @@ class ImageSource:
         identity = repr((len(reader), self._shape, classes, reader.identity))
         if reader.captions is not None:
             self.spec["text"] = reader.captions
-            identity += repr((reader.captions, [self._digested(index) for index in digested(len(self))]))
+            identity += repr((reader.captions, [self._digested(int(index)) for index in digested(len(self))]))
         self.fingerprint = hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()
         for index in range(0 if expected.skip_bad else min(_PROBED, len(self))):
             self._fit(probed[index], index)

@@ -31,7 +31,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +94,9 @@ def spec_of(tokenizer: Any) -> Condition:
     return own or Spec((tokenizer.length,), "int32", 0, tokenizer.size - 1, null=tokenizer.null)
 
 
+LearnedKind = TypeVar("LearnedKind", bound="Learned")
+
+
 @dataclasses.dataclass(frozen=True)
 class Learned(ABC):
     """What `Words` and `Characters` share: a vocabulary that is learned. Arguments as there."""
@@ -137,11 +140,11 @@ class Learned(ABC):
         """With the vocabulary that a saved tokenizer has learned, where it is of the same kind."""
         return saved if not self.vocabulary and self == _unlearned(saved) else self
 
-    def resolved(self, texts: Callable[[], Iterable[str]]) -> Self:
+    def resolved(self: LearnedKind, texts: Callable[[], Iterable[str]]) -> LearnedKind:
         """With a vocabulary: its own, or that of the training captions."""
         return self if self.vocabulary else self.learned(texts())
 
-    def learned(self, texts: Iterable[str]) -> Self:
+    def learned(self: LearnedKind, texts: Iterable[str]) -> LearnedKind:
         """With the vocabulary of some captions: the most frequent pieces, ``size - 4`` at most."""
         counts = Counter(piece for text in texts for piece in self.pieces(text))
         ordered = sorted(counts, key=lambda piece: (-counts[piece], piece))

@@ -178,7 +178,7 @@ def measure(
     denoise: NetworkDenoiser,
     x: Array,
     keys: Array,
-    cond: Mapping[str, Array] | None,
+    cond: Mapping[str, Any] | None,
     *,
     sharding: NamedSharding,
 ) -> Any:

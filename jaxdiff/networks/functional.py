@@ -71,7 +71,7 @@ class Functional:
         params: Mapping[str, Any],
         x: Array,
         t: ArrayLike,
-        cond: Mapping[str, Array] | None = None,
+        cond: Mapping[str, Any] | None = None,
         *,
         key: Array | None = None,
     ) -> Array:

@@ -91,7 +91,7 @@ class Perceptron(nnx.Module):
         self.blocks = nnx.List([_Block(width) for _ in range(recipe.depth)])
         self.output = Linear(width, recipe.out_channels or recipe.in_channels, init=zeros)
 
-    def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Array], key: Array | None = None) -> Array:
+    def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Any], key: Array | None = None) -> Array:
         """``(B, in_channels)``, times ``()`` or ``(B,)`` -> ``(B, out_channels)``.
 
         Raises:

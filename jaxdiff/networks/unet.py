@@ -332,7 +332,7 @@ class UNetModule(nnx.Module):
         self.norm_out = GroupNorm(now, groups=config.groups, eps=config.norm_eps)
         self.conv_out = Conv3x3(now, config.out_channels or config.in_channels, init=zeros)
 
-    def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Array], key: Array | None) -> Array:
+    def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Any], key: Array | None) -> Array:
         told = jax.tree.map(by_sample, self.embed(x, t, cond))
 
         def run(block: Stage | ResidualBlock | Resample, *inputs: Array) -> Array:
@@ -360,7 +360,7 @@ class UNetModule(nnx.Module):
                 h = run(level.resample, h)
         return self.leave(h)
 
-    def embed(self, x: Array, t: ArrayLike, cond: Mapping[str, Array]) -> Embedded:
+    def embed(self, x: Array, t: ArrayLike, cond: Mapping[str, Any]) -> Embedded:
         """The embedding of time, class and vectors ``(B, 4 width)``, as each block's linear map takes it, and the
         tokens that transformers attend to."""
         check_images(x, self.config.in_channels, 2 ** (len(self.config.multipliers) - 1), "UNet")
@@ -370,7 +370,7 @@ class UNetModule(nnx.Module):
         told = self.told(cond)
         return told._replace(vector=jax.nn.silu(embedding + told.vector))
 
-    def enter(self, x: Array, cond: Mapping[str, Array]) -> Array:
+    def enter(self, x: Array, cond: Mapping[str, Any]) -> Array:
         """The features ``(B, H, W, width)`` of x, images of the condition beside it."""
         return self.conv_in(with_images(x, cond, self.config.conditions))
 
