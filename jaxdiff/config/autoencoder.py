@@ -18,9 +18,10 @@ from jaxdiff.networks.encoder_decoder import Layout
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AutoencoderConfig(RunConfig):
-    """Everything that decides an autoencoder's run.
+    """Everything that decides an autoencoder's run, beside what every run has (`RunConfig`); its `network` is a
+    `jaxdiff.networks.KLAutoencoder` or `VQAutoencoder`.
 
-    Args: those of `RunConfig`, of which `network` is a `jaxdiff.networks.KLAutoencoder` or `VQAutoencoder`, and
+    Args:
       loss: what is minimised, `jaxdiff.autoencoding.AutoencoderLoss`.
       critic: a `jaxdiff.networks.PatchCritic`, trained beside it; None: none.
     """

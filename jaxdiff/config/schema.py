@@ -281,9 +281,9 @@ Kind = TypeVar("Kind", bound=RunConfig)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Config(RunConfig):
-    """Everything that decides a diffusion model's run.
+    """Everything that decides a diffusion model's run, beside what every run has (`RunConfig`).
 
-    Args: those of `RunConfig`, and
+    Args:
       process, parameterization, loss: objects, see their modules.
       picture: what is drawn and measured during training, such as `jaxdiff.evaluate.ScoreField`; None: a grid of
         samples.
