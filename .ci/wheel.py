@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 
 import jaxdiff
-from jaxdiff.config import load_config_file
+from jaxdiff.config import RunConfig, load_config_file
 from jaxdiff.config.command_line import shipped_configs
 
 assert Path(jaxdiff.__file__).is_relative_to(sys.prefix), jaxdiff.__file__
@@ -31,7 +31,7 @@ print(f"jaxdiff {metadata.version('jaxdiff')} from its wheel: step {int(run.step
 
 configs = shipped_configs()
 assert len(configs) > 10 and all(file.is_relative_to(sys.prefix) for file in configs.values()), configs
-assert all(load_config_file(name).process for name in configs)
+assert all(isinstance(load_config_file(name), RunConfig) for name in configs)
 
 
 def typed(line: str) -> list[str]:
