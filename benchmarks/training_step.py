@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxdiff.config import Config, build_loss, build_network
+from jaxdiff.codecs import Latents
+from jaxdiff.config import Config, build_loss, build_network, load_config_file
 from jaxdiff.train import compile_step, create_sharded_state, make_mesh, make_optimizer, state_template
 from jaxdiff.train.sharding import batch_sharding
 
@@ -74,5 +76,9 @@ def image_shape(config: Config) -> tuple[int, ...]:
     channels = config.network.in_channels
     if config.data.name.startswith("points:"):
         return (channels,)
-    side = getattr(config.network, "image_size", None) or config.data.image_size or 8  # digits are 8 pixels wide
+    if side := getattr(config.network, "image_size", None):
+        return (side, side, channels)
+    side = config.data.image_size or {"mnist": 28, "cifar10": 32}.get(config.data.name, 8)  # digits: 8
+    if isinstance(config.codec, Latents) and config.codec.path is not None:  # the run has its configuration's name
+        side //= load_config_file(Path(config.codec.path).name).network.factor
     return (side, side, channels)
