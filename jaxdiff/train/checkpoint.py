@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import dataclasses
 import json
 import math
 import os
@@ -119,11 +118,12 @@ class Checkpoints:
             self._manager: Any = self._opened()
             self._quiet = quiet.pop_all()
         self._place = None if readonly else Place(self.folder)
+        if self._place is not None and me == 0:  # Orbax would do it in a thread, which a refusal does not wait for
+            self._place.sweep()
 
-    def _opened(self, *, clean: bool = True) -> Any:
-        options = dataclasses.replace(self._options, cleanup_tmp_directories=clean and not self._readonly)
+    def _opened(self) -> Any:
         try:
-            return ocp.CheckpointManager(self.folder, options=options)
+            return ocp.CheckpointManager(self.folder, options=self._options)
         except OSError as error:
             raise CheckpointError(f"{self.folder} cannot be used: {error.strerror or error}") from error
 
@@ -239,7 +239,7 @@ class Checkpoints:
             self._check_place()
             text = f"the checkpoint of step {step} could not be saved in {self.folder} ({why})"
             if alone := jax.process_count() == 1:
-                self._manager = self._opened(clean=False)
+                self._manager = self._opened()
                 kept = self.latest()
                 text += "; there is none yet" if kept is None else f"; the newest is that of step {kept}"
             if fatal or self._on_error == "stop" or not alone:

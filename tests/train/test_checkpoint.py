@@ -127,11 +127,15 @@ def test_a_damaged_newest_is_reported_set_aside_and_written_again(tmp_path: Path
     assert sum("going back to the checkpoint of step 2" in line for line in said) == 2
 
 
-def test_a_half_written_step_is_ignored(tmp_path: Path, state: Any) -> None:
+def test_a_half_written_step_is_ignored_and_gone_when_training_goes_on(tmp_path: Path, state: Any) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, _at(state, 1))
-    (tmp_path / "2.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
+    half = tmp_path / "2.orbax-checkpoint-tmp"
+    (half / "params").mkdir(parents=True)
+    with Checkpoints(tmp_path, readonly=True) as checkpoints:
+        assert checkpoints.latest() == 1 and half.exists()
     with Checkpoints(tmp_path) as checkpoints:
+        assert not half.exists()
         assert checkpoints.latest() == 1
         assert int(checkpoints.restore(state_template(*_parts()))[0].step) == 1
 
