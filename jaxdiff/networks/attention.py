@@ -154,10 +154,10 @@ class QueryKeyValue(nnx.Module):
         >>> [part.shape for part in QueryKeyValue(8)(jnp.ones((2, 5, 8)))]
         [(2, 5, 8), (2, 5, 8), (2, 5, 8)]
         """
-        parts = jnp.einsum("nc,ctd->tnd", by_rows(x).astype(self.dtype), self.kernel[...].astype(self.dtype))
+        parts = jnp.einsum("nc,ctd->ntd", by_rows(x).astype(self.dtype), self.kernel[...].astype(self.dtype))
         if self.bias is not None:
-            parts = parts + self.bias[...].astype(self.dtype)[:, None]
-        query, key, value = (part.reshape(*x.shape[:-1], -1) for part in parts)
+            parts = parts + self.bias[...].astype(self.dtype)[None]
+        query, key, value = (parts[:, i].reshape(*x.shape[:-1], -1) for i in range(3))
         return query, key, value
 
 

@@ -146,8 +146,9 @@ class Text:
     padding: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.vocabulary, self.length, self.width, self.depth, self.heads) < 1:
-            raise ValueError(f"{self.name}: vocabulary, length, width, depth and heads are at least 1, got {self}")
+        for size in ("vocabulary", "length", "width", "depth", "heads"):
+            if getattr(self, size) < 1:
+                raise ValueError(f"{self.name}: {size}={getattr(self, size)} must be at least 1")
         if self.width % self.heads:
             raise ValueError(f"{self.name}: width={self.width} must be divisible by heads={self.heads}")
         if self.null is not None and len(self.null) > self.length:

@@ -25,7 +25,7 @@ from jaxtyping import Float
 
 from jaxdiff.networks.backend import in_order, present_machine
 from jaxdiff.networks.convolution import convolve
-from jaxdiff.networks.layers import DType, GroupNorm, draw, normal, zeros
+from jaxdiff.networks.layers import DType, GroupNorm, at_least_1, draw, normal, zeros
 from jaxdiff.networks.placement import by_sample
 
 Normalisation = Literal["group", "spectral"]
@@ -59,8 +59,7 @@ class PatchCritic:
     dtype: DType = "float32"
 
     def __post_init__(self) -> None:
-        if min(self.in_channels, self.width, self.layers) < 1:
-            raise ValueError(f"{self}: in_channels, width and layers must be at least 1")
+        at_least_1(self, "in_channels", "width", "layers")
         if self.norm not in get_args(Normalisation):
             raise ValueError(f"norm={self.norm!r} must be one of {', '.join(get_args(Normalisation))}")
 

@@ -45,9 +45,20 @@ from jaxdiff.networks.conditions import (
     token_width,
     with_images,
 )
-from jaxdiff.networks.embedded import ConditionEmbeddings, filled_up
+from jaxdiff.networks.embedded import ConditionEmbeddings
 from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, position_embedding
-from jaxdiff.networks.layers import DType, Linear, check_images, draw, dropout, layer_norm, normal, zeros
+from jaxdiff.networks.layers import (
+    DType,
+    Linear,
+    at_least_1,
+    check_images,
+    draw,
+    dropout,
+    each_token,
+    layer_norm,
+    normal,
+    zeros,
+)
 from jaxdiff.networks.modulation import gated, modulate, parted, stacked, through, to_pixels, to_tokens
 from jaxdiff.networks.placement import by_feature
 from jaxdiff.networks.remat import Remat, check_remat
@@ -118,10 +129,11 @@ class DiT:
     span: float | None = None
 
     def __post_init__(self) -> None:
+        at_least_1(
+            self, "in_channels", "out_channels", "patch", "width", "depth", "heads", "num_classes", "frequencies"
+        )
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"width={self.width} must be divisible by 4 and by heads={self.heads}")
-        if self.depth < 1 or self.patch < 1:
-            raise ValueError(f"depth={self.depth} and patch={self.patch} must be at least 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be in [0, 1)")
         if self.modulation not in get_args(Modulation):
@@ -243,7 +255,7 @@ class DiTModule(nnx.Module):
         """The tokens ``(B, L, width)`` that the first block takes, and what all are told."""
         config = self.config
         check_images(x, config.in_channels, config.patch, "DiT")
-        embedded = self.told(filled_up(cond, config.conditions, config.width))
+        embedded = self.told(cond)
         e = self.time(t, x.shape[0])
         if self.label is not None:
             e = e + self.label(cond["label"])
@@ -252,7 +264,7 @@ class DiTModule(nnx.Module):
         if config.modulation == "single":
             told = Told(e, by_feature(self.modulation(told.vector), config.width))
         if embedded.tokens is not None:
-            text = self.text(jax.nn.gelu(embedded.tokens, approximate=True))
+            text = each_token(self.text, jax.nn.gelu(embedded.tokens, approximate=True))
             told = told._replace(text=text, mask=embedded.mask)
 
         rows, columns = x.shape[1] // config.patch, x.shape[2] // config.patch

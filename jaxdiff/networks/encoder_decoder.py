@@ -21,7 +21,18 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from jaxdiff.networks.attention import SelfAttention
-from jaxdiff.networks.layers import Conv3x3, DType, GroupNorm, Linear, by_rows, check_images, draw, upsample, zeros
+from jaxdiff.networks.layers import (
+    Conv3x3,
+    DType,
+    GroupNorm,
+    Linear,
+    at_least_1,
+    by_rows,
+    check_images,
+    draw,
+    upsample,
+    zeros,
+)
 from jaxdiff.networks.placement import by_sample
 
 
@@ -64,9 +75,7 @@ class Layout(abc.ABC):
     dtype: DType = "float32"
 
     def __post_init__(self) -> None:
-        at_least_1 = ("in_channels", "channels", "width", "blocks", "heads", "patch", "groups")
-        if wrong := [name for name in at_least_1 if getattr(self, name) < 1]:
-            raise ValueError(f"{wrong[0]}={getattr(self, wrong[0])} must be at least 1")
+        at_least_1(self, "in_channels", "channels", "width", "blocks", "heads", "patch", "groups")
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(f"multipliers={self.multipliers} must be numbers of at least 1, one a level")
         levels = range(len(self.multipliers))

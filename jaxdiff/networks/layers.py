@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +70,27 @@ def draw(module: M, key: Array) -> M:
         for kind, scales in zip(kinds, states, strict=False)
     ]
     return nnx.merge(graphdef, *drawn, states[-1])
+
+
+def at_least_1(config: Any, *sizes: str) -> None:
+    """What a configuration says of its sizes, checked.
+
+    Args:
+      config: of a network.
+      sizes: names of its fields; what is None there is not given.
+
+    Raises:
+      ValueError: one is below 1.
+
+    >>> at_least_1(jax.ShapeDtypeStruct((1, 2), "int8"), "size", "ndim")
+    >>> at_least_1(jax.ShapeDtypeStruct((0,), "int8"), "ndim", "size")
+    Traceback (most recent call last):
+    ...
+    ValueError: size=0 must be at least 1
+    """
+    for name in sizes:
+        if (size := getattr(config, name)) is not None and size < 1:
+            raise ValueError(f"{name}={size} must be at least 1")
 
 
 class Linear(nnx.Module):

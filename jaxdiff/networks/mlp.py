@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxdiff.networks.conditions import Vector, cond_specs
 from jaxdiff.networks.embedded import ConditionEmbeddings
 from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding
-from jaxdiff.networks.layers import Linear, draw, normal, zeros
+from jaxdiff.networks.layers import Linear, at_least_1, draw, normal, zeros
 from jaxdiff.spec import Condition
 
 
@@ -55,9 +55,7 @@ class MLP:
     conditions: tuple[Vector, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("in_channels", "width", "depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+        at_least_1(self, "in_channels", "out_channels", "width", "depth", "num_classes")
         if self.frequencies < 4 or self.frequencies % 2:
             raise ValueError(f"frequencies is even and at least 4, got {self.frequencies}")
         if self.fourier < 0:

@@ -50,7 +50,7 @@ from jaxdiff.networks.conditions import (
 )
 from jaxdiff.networks.embedded import ConditionEmbeddings, filled_up
 from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, position_embedding, rotary_angles, rotated
-from jaxdiff.networks.layers import DType, Linear, RMSNorm, check_images, draw, layer_norm, normal, zeros
+from jaxdiff.networks.layers import DType, Linear, RMSNorm, at_least_1, check_images, draw, layer_norm, normal, zeros
 from jaxdiff.networks.modulation import Perceptron, gated, modulate, parted, stacked, through, to_pixels, to_tokens
 from jaxdiff.networks.remat import Remat, check_remat
 from jaxdiff.spec import Specs
@@ -122,13 +122,12 @@ class MMDiT:
     conditions: tuple[NetCondition, ...] = ()
 
     def __post_init__(self) -> None:
+        at_least_1(self, "in_channels", "out_channels", "patch", "width", "depth", "heads", "grid", "num_classes")
+        at_least_1(self, "frequencies")
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"width={self.width} must be divisible by 4 and by heads={self.heads}")
-        if min(self.depth, self.patch, self.grid) < 1 or self.single_blocks < 0 or not self.span > 0:
-            raise ValueError(
-                f"depth={self.depth}, patch={self.patch} and grid={self.grid} must be at least 1, single_blocks="
-                f"{self.single_blocks} at least 0, span={self.span} positive"
-            )
+        if self.single_blocks < 0 or not self.span > 0:
+            raise ValueError(f"single_blocks={self.single_blocks} must be at least 0, span={self.span} positive")
         if not 0 <= self.dual <= self.whole_blocks:
             raise ValueError(f"dual={self.dual} must be 0 to {self.whole_blocks}, the blocks that end on both streams")
         head = self.width // self.heads

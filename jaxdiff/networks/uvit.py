@@ -29,7 +29,7 @@ from jaxdiff.networks.attention import SelfAttention
 from jaxdiff.networks.conditions import NetCondition, Text, Tokens, Vector, cond_specs, image_channels, with_images
 from jaxdiff.networks.embedded import ConditionEmbeddings
 from jaxdiff.networks.embeddings import LabelEmbedding, times_of, timestep_embedding
-from jaxdiff.networks.layers import Conv3x3, DType, LayerNorm, Linear, check_images, draw, normal
+from jaxdiff.networks.layers import Conv3x3, DType, LayerNorm, Linear, at_least_1, check_images, draw, normal
 from jaxdiff.networks.modulation import Perceptron, stacked, through, to_pixels, to_tokens
 from jaxdiff.networks.remat import Remat, check_remat
 from jaxdiff.spec import Specs
@@ -92,13 +92,14 @@ class UViT:
     conditions: tuple[NetCondition, ...] = ()
 
     def __post_init__(self) -> None:
+        at_least_1(self, "in_channels", "out_channels", "patch", "width", "heads", "num_classes")
         if self.width % self.heads or self.width % 2:
             raise ValueError(f"width={self.width} must be even and divisible by heads={self.heads}")
         if self.depth < 3 or self.depth % 2 == 0:
             raise ValueError(
                 f"depth={self.depth} must be odd and at least 3: as many blocks before the middle as after"
             )
-        if self.patch < 1 or self.size[0] % self.patch or self.size[1] % self.patch:
+        if min(self.size) < 1 or self.size[0] % self.patch or self.size[1] % self.patch:
             raise ValueError(f"size={self.size} must be divisible by patch={self.patch}")
         check_remat(self.remat)
         cond_specs(self.num_classes, self.null_class, self.conditions)

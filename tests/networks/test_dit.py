@@ -290,3 +290,23 @@ def test_remat_with_text_changes_no_gradient():
     expected = gradient("none")
     for remat in ("full", "dots"):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), gradient(remat), expected)
+
+
+@pytest.mark.parametrize("kind", TOLD)
+def test_padding_changes_no_bit(kind):
+    """In a width at which XLA's products on a CPU take another order by length."""
+    wide = dataclasses.replace(TOLD[kind], width=256, depth=2)
+    net, params, label = functional(wide), disturbed(wide), np.array([2, 0])
+    x = np.tile(X, (1, 4, 3, 1))
+    apply = jax.jit(net.apply)
+    expected = apply(params, x, T, {"text": TEXT, "label": label})
+    rubbish = {**TEXT, "tokens": np.where(TEXT["mask"][..., None] == 0, np.float32(1e4), TEXT["tokens"])}
+    np.testing.assert_array_equal(apply(params, x, T, {"text": rubbish, "label": label}), expected)
+    for more in (1, 3, 20, 72, 140):
+        longer = {
+            "tokens": np.pad(TEXT["tokens"], ((0, 0), (0, more), (0, 0)), constant_values=7.0),
+            "mask": np.pad(TEXT["mask"], ((0, 0), (0, more))),
+        }
+        np.testing.assert_array_equal(
+            apply(params, x, T, {"text": longer, "label": label}), expected, err_msg=f"{more} more"
+        )

@@ -65,7 +65,7 @@ def test_third_derivatives_are_right():
 
 def test_what_does_not_fit_is_refused():
     for options, message in (
-        ({"width": 0}, "width is at least 1"),
+        ({"width": 0}, "width=0 must be at least 1"),
         ({"frequencies": 5}, "even"),
         ({"fourier": -1}, "fourier is at least 0"),
     ):

@@ -267,10 +267,13 @@ def test_text_time_and_every_weight_count(name):
             assert leaf.any(), where
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_padding_changes_no_bit(name):
+WIDE = MMDiT(depth=1, single_blocks=1, dual=1, qk_norm=True, **{**SMALL, "width": 256})  # sums of 256 numbers
+
+
+@pytest.mark.parametrize("config", [*NETS.values(), WIDE], ids=[*NETS, "wide"])
+def test_padding_changes_no_bit(config):
     """Of an image of 64 tokens or more at any length; below, XLA's products on a CPU take another order by length."""
-    net, params = functional(dataclasses.replace(NETS[name], grid=16)), disturbed(NETS[name])
+    net, params = functional(dataclasses.replace(config, grid=16)), disturbed(config)
     x = np.tile(X, (1, 4, 3, 1))[:, :, :16]
     apply = jax.jit(net.apply)
     expected = apply(params, x, T, {"text": GIVEN})

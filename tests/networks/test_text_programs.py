@@ -165,7 +165,7 @@ def test_published_names_make_all_parameters(config: Any, names: Any) -> None:
         (lambda: T5(dtype="float16"), "got 'float16', in which T5 overflows"),  # type: ignore[arg-type]
         (lambda: T5(buckets=6), "buckets is a multiple of 4"),
         (lambda: T5(distance=8), "distance more than buckets/4"),
-        (lambda: T5(heads=0), "sizes are at least 1"),
+        (lambda: T5(heads=0), "heads=0 must be at least 1"),
         (lambda: states(CLIP, np.zeros((1, 9), int)), "8 positions, got texts of 9 tokens: cut them"),
         (lambda: states(CLIP, np.zeros((2, 8))), r"integer ids \(batch, length\), got float32 \(2, 8\)"),
         (lambda: states(CLIP, np.zeros(8, int)), r"integer ids \(batch, length\)"),

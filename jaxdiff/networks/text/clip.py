@@ -34,7 +34,7 @@ from flax import nnx
 from jax import Array
 
 from jaxdiff.networks.embeddings import LabelEmbedding
-from jaxdiff.networks.layers import DType, LayerNorm, Linear, draw, normal
+from jaxdiff.networks.layers import DType, LayerNorm, Linear, at_least_1, draw, normal
 from jaxdiff.networks.text.stack import BiasedSelfAttention, causal, check_dtype, stacked, through
 
 Activation = Literal["quick_gelu", "gelu"]
@@ -92,6 +92,7 @@ class CLIPText:
     dtype: DType = "float32"
 
     def __post_init__(self) -> None:
+        at_least_1(self, "vocabulary", "length", "width", "depth", "heads", "hidden")
         if self.width % self.heads:
             raise ValueError(f"width={self.width} must be divisible by heads={self.heads}")
         if not 0 <= self.skip < self.depth:

@@ -31,7 +31,7 @@ from jax import Array
 from jaxtyping import Float
 
 from jaxdiff.networks.embeddings import LabelEmbedding, standard_normal
-from jaxdiff.networks.layers import DType, Linear, Normal, RMSNorm, draw, normal
+from jaxdiff.networks.layers import DType, Linear, Normal, RMSNorm, at_least_1, draw, normal
 from jaxdiff.networks.text.stack import BiasedSelfAttention, check_dtype, stacked, through
 
 
@@ -76,8 +76,7 @@ class T5:
     dtype: DType = "float32"
 
     def __post_init__(self) -> None:
-        if min(self.vocabulary, self.width, self.depth, self.heads, self.head_depth, self.hidden) < 1:
-            raise ValueError(f"sizes are at least 1, got {self}")
+        at_least_1(self, "vocabulary", "width", "depth", "heads", "head_depth", "hidden")
         if self.buckets < 4 or self.buckets % 4 or self.distance <= self.buckets // 4:
             raise ValueError(
                 f"buckets is a multiple of 4 and distance more than buckets/4, got {self.buckets} and {self.distance}"
