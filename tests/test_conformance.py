@@ -16,7 +16,20 @@ from jaxdiff import VE, Eps
 from jaxdiff.config import LossConfig
 from jaxdiff.config.build import OBJECTIVES
 from jaxdiff.loss import SNR
-from jaxdiff.networks import MLP, DiT, Image, Level, Map, Text, Tokens, UNet, Vector, functional
+from jaxdiff.networks import (
+    MLP,
+    DiT,
+    Image,
+    Level,
+    Map,
+    MMDiT,
+    Text,
+    Tokens,
+    UNet,
+    UViT,
+    Vector,
+    functional,
+)
 from jaxdiff.score_matching import LearnedHessian
 from jaxdiff.spec import Condition, Spec, null_of
 from jaxdiff.times import Uniform
@@ -25,7 +38,7 @@ from tests.covers import cover, pairs
 STYLE, LOW, LABELS = Vector("style", 2), Image("low", (4, 4), 1, null=True), 3
 LABEL = Spec((), "int32", 0, LABELS - 1, null=LABELS)
 PARTS, NOISED = Map("parts", (4, 4), 3), Level("low_level", null=True)
-READ, WORDS = Tokens("read", 4, pooled=3), Text("words", 4, 3, width=8, depth=1, heads=1)
+READ, WORDS = Tokens("read", 4, 3, pooled=3), Text("words", 4, 3, width=8, depth=1, heads=1)
 OWN = (STYLE, LOW, PARTS, NOISED, READ, WORDS)
 CONDITIONS: dict[str, dict[str, Condition]] = {
     "none": {},
@@ -34,6 +47,7 @@ CONDITIONS: dict[str, dict[str, Condition]] = {
     "image": {each.name: each.spec for each in (LOW, PARTS, NOISED)},
     "label and vector": {"label": LABEL, "style": STYLE.spec},
     "text": {each.name: each.spec for each in (READ, WORDS)},
+    "everything": {"label": LABEL, **{each.name: each.spec for each in OWN}},
 }
 PROCESS = VE(sigma_min=0.1, sigma_max=3.0)
 
@@ -99,9 +113,14 @@ def network(name: str, condition: str) -> Any:
             attention_resolutions=(),
             **options,
         )
-        return functional(dataclasses.replace(unet, transformer_layers=(1,) if condition == "text" else ()))
+        return functional(dataclasses.replace(unet, transformer_layers=(1,) if "words" in specs else ()))
+    patches: dict[str, Any] = {"in_channels": 1, "out_channels": 3, "patch": 4, "heads": 1}
     if name == "dit":
-        return functional(DiT(in_channels=1, out_channels=3, patch=4, heads=1, depth=1, **small, **options))
+        return functional(DiT(depth=1, **patches, **small, **options))
+    if name == "mmdit":
+        return functional(MMDiT(depth=1, single_blocks=1, dual=1, qk_norm=True, **patches, **small, **options))
+    if name == "uvit":
+        return functional(UViT((8, 8), width=8, depth=3, **patches, **options))
     if name == "mlp":
         return functional(MLP(out_channels=6, depth=1, **small, **options))
     return functional(Own(tuple(specs))) if name == "nnx" else functional(OwnLinen(tuple(specs)), shape=(2,))
@@ -109,10 +128,13 @@ def network(name: str, condition: str) -> Any:
 
 def fits(row: tuple[str, str, str]) -> bool:
     name, condition, _ = row
-    return condition not in {"mlp": ("image", "text"), "dit": ("text",)}.get(name, ())
+    if name == "mmdit":  # has its second stream for a text, and takes the rest beside it
+        return condition in ("text", "everything")
+    return condition not in {"mlp": ("image", "text", "everything")}.get(name, ())
 
 
-NETWORKS = ("nnx", "linen", "mlp", "dit", "unet")  # what compiles soonest first: a cover takes the first of equals
+# What compiles soonest first: a cover takes the first of equals.
+NETWORKS = ("nnx", "linen", "mlp", "dit", "uvit", "mmdit", "unet")
 CELLS = cover(filter(fits, itertools.product(NETWORKS, CONDITIONS, OBJECTIVES)), pairs)
 
 
@@ -176,4 +198,4 @@ def test_cell(cell: tuple[str, str, str]) -> None:
 def test_the_cover_meets_every_pair() -> None:
     rows = [row for row in itertools.product(NETWORKS, CONDITIONS, OBJECTIVES) if fits(row)]
     assert {pair for row in CELLS for pair in pairs(row)} == {pair for row in rows for pair in pairs(row)}
-    assert len(CELLS) <= 66
+    assert len(CELLS) <= 84
