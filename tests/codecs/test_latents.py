@@ -31,6 +31,8 @@ from jaxdiff.config import (
     build_network,
 )
 from jaxdiff.data import DataError, from_arrays, open_digits
+from jaxdiff.evaluate.bits import bits
+from jaxdiff.evaluate.metric import EvaluateOptions
 from jaxdiff.networks import DiT, VQAutoencoder
 from jaxdiff.networks.autoencoder import Autoencoder
 from jaxdiff.noise import salted_keys, sample_keys
@@ -239,6 +241,11 @@ def test_a_moved_run_finds_its_autoencoder_or_says_so(
         ConfigError, match=r"^codec: 'runs/autoencoder' is not the folder of a run or of frozen weights, from"
     ):
         jaxdiff.load(elsewhere / "relative")
+
+
+def test_their_likelihood_is_not_given_for_the_images(whole: jaxdiff.Run) -> None:
+    with pytest.raises(ConfigError, match=r"bpd is of data that a codec maps one to one; .* latents \(4, 4, 2\) of data"):
+        next(bits(whole, open_digits(), EvaluateOptions()))
 
 
 def test_weights_are_arguments_and_numbers_compile_nothing(whole: jaxdiff.Run) -> None:
