@@ -229,6 +229,9 @@ def build_source(config: RunConfig, *, cache: bool = True) -> Source:
     if channels is None and not is_recipe(config.codec):  # whose network takes latents
         channels = getattr(config.network, "in_channels", None)
     taken = stored_conditions(config)
+    asked = {option: value for option in ("skip_bad", "text") if (value := getattr(data, option))}
+    if unknown := [option for option in asked if not _has_option(opener, option)]:  # of a source of one's own
+        raise ConfigError(f"data.{unknown[0]}: the source {name!r} takes no {unknown[0]}; leave it out")
     source = opener(
         *([dataset] if dataset else []),
         path=data.path,
@@ -237,8 +240,7 @@ def build_source(config: RunConfig, *, cache: bool = True) -> Source:
         channels=channels,
         num_classes=config.num_classes,
         resize=data.resize,
-        **({"skip_bad": True} if data.skip_bad else {}),  # sources of one's own need not know it
-        **({} if data.text is None else {"text": data.text}),  # nor this
+        **asked,
         **({"conditions": taken} if _has_option(opener, "conditions") else {}),
     )
     return with_conditions(jaxdiff.data.without_bad(source, keep=cache) if data.skip_bad else source, config)

@@ -134,6 +134,7 @@ def open_two_digits(
     resize: bool = False,
     skip_bad: bool = False,
     conditions: Sequence[str] | None = None,
+    text: str | None = None,
 ) -> TwoDigits:
     """Pictures of two digits with captions, made of the digits in the package: no download.
 
@@ -144,6 +145,7 @@ def open_two_digits(
       num_classes: there are no classes.
       resize, skip_bad: nothing is to be done.
       conditions: ``("text",)``, or ``()`` for the pictures alone; None: all.
+      text: the captions have no other name to give.
 
     Raises:
       DataError: an option that does not fit.
@@ -156,4 +158,6 @@ def open_two_digits(
             "two_digits: lie in the package, 16x16 and grey, without classes; leave path, image_size, channels and the "
             "network's num_classes out"
         )
+    if text is not None:
+        raise DataError(f"two_digits: make their own captions, got text={text!r}; leave it out")
     return TwoDigits(split, captioned=conditions is None or "text" in conditions)

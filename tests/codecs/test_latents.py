@@ -244,7 +244,7 @@ def test_a_moved_run_finds_its_autoencoder_or_says_so(
 
 
 def test_their_likelihood_is_not_given_for_the_images(whole: jaxdiff.Run) -> None:
-    with pytest.raises(ConfigError, match=r"bpd is of data that a codec maps one to one; .* latents \(4, 4, 2\) of data"):
+    with pytest.raises(ConfigError, match=r"bpd is of data that a codec maps one to one; .* latents \(4, 4, 2\)"):
         next(bits(whole, open_digits(), EvaluateOptions()))
 
 

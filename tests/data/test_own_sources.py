@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from jaxdiff.config import SOURCES, ConfigError, build_source, load_config_file
 from jaxdiff.data import DataError, Pipeline, Subset, batches, decode_once, fingerprint, take, verify, without_bad
 from jaxdiff.spec import Spec
 from tests.data.pictures import one_line_error
@@ -144,3 +146,15 @@ def test_workers_read_a_class_of_the_program_itself(run_python: Any, tmp_path: P
     done = run_python(tmp_path / "bare.py", env=root, timeout=200, check=False)
     assert "Ramps: a worker that reads it was ended with status 1 (it could not start, perhaps: " in done.stderr
     assert 'stands under if __name__ == "__main__":' in done.stderr
+
+
+@pytest.mark.parametrize(("option", "value"), [("text", "words"), ("skip_bad", True)])
+def test_an_option_that_it_does_not_take_is_one_line(option: str, value: Any) -> None:
+    def plain(path: Any, split: str, image_size: Any, channels: Any, num_classes: Any, resize: bool) -> Any:
+        raise AssertionError("it is not asked")
+
+    SOURCES["plain"] = plain
+    config = load_config_file("digits_unet")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, name="plain", **{option: value}))
+    with pytest.raises(ConfigError, match=f"^data.{option}: the source 'plain' takes no {option}; leave it out$"):
+        build_source(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from jaxdiff import data
+from jaxdiff.config import SOURCES
 from tests.data.pictures import check_content, encoded, one_line_error, pictures, record, write_folder, write_parquet
 
 # --- a folder
@@ -106,3 +108,14 @@ def test_fingerprint_knows_content_not_place(tmp_path: Path) -> None:
     assert prints[0] == prints[1]
     assert all(one != other for one, other in zip(prints[0], prints[2], strict=True))
     assert data.open_digits().fingerprint != data.open_digits(split="test").fingerprint
+
+
+def test_every_source_knows_every_option() -> None:
+    names = [name for name in SOURCES if hasattr(data, f"open_{name}")]
+    known = {name: set(inspect.signature(getattr(data, f"open_{name}")).parameters) - {"name"} for name in names}
+    assert len(names) == 10 and all(options == known["folder"] for options in known.values()), known
+
+
+def test_two_digits_make_their_own_captions() -> None:
+    message = "two_digits: make their own captions, got text='words'; leave it out"
+    assert one_line_error(lambda: data.open_two_digits(text="words")) == message
