@@ -37,7 +37,7 @@ FLASH_KEYS = 1024
 FILLED_KEYS, FILLED_LOGITS = 64, 4096
 """To multiples of how many keys, and to how many logits at least, masked attention is filled on a CPU. XLA chooses the
 order of a sum by the shapes: from here on its products and exponentials keep to one order (tests/networks/test_masks.py
-tries it), so that more padding changes no bit. A product of tokens with a weight has as many rows at least."""
+tries it), so that more padding changes no bit."""
 
 FILLED_ROWS, FILLED_NUMBERS = 64, 4096
 """Likewise, from how many rows, and numbers in them, on the products and normalisations of a text's tokens do."""

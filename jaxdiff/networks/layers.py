@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxdiff.networks.backend import FILLED_KEYS, in_order, present_machine, steady
+from jaxdiff.networks.backend import FILLED_NUMBERS, FILLED_ROWS, in_order, present_machine, steady
 from jaxdiff.networks.convolution import EDGES, by_winograd, convolve, winograd
 from jaxdiff.networks.initial_noise import Kind, initial_noise
 
@@ -129,10 +129,10 @@ def each_token(linear: Linear, x: Array) -> Array:
     >>> each_token(Linear(4, 6), jnp.ones((2, 3, 4))).shape
     (2, 3, 6)
     """
-    rows = x.shape[0] * x.shape[1]
-    if not isinstance(rows, int) or rows >= FILLED_KEYS or not steady(present_machine()):
+    rows, least = x.shape[0] * x.shape[1], max(FILLED_ROWS, -(-FILLED_NUMBERS // min(linear.kernel.shape)))
+    if not isinstance(rows, int) or rows >= least or not steady(present_machine()):
         return linear(x)
-    filled = jnp.pad(by_rows(x), ((0, FILLED_KEYS - rows), (0, 0)))
+    filled = jnp.pad(by_rows(x), ((0, least - rows), (0, 0)))
     return linear(filled)[:rows].reshape(*x.shape[:2], -1)
 
 

@@ -14,9 +14,11 @@ from jaxdiff.networks.placement import by_feature, by_sample, samples_over
 from jaxdiff.train import make_mesh
 from jaxdiff.train.sharding import batch_sharding
 
+AUTO = (jax.sharding.AxisType.Auto,) * 3  # as jax.make_mesh has them, and not yet an AbstractMesh of jax 0.12
+
 
 def test_by_sample_splits_the_first_axis_where_it_can() -> None:
-    mesh = jax.sharding.AbstractMesh((2, 2, 1), ("data", "fsdp", "tensor"))
+    mesh = jax.sharding.AbstractMesh((2, 2, 1), ("data", "fsdp", "tensor"), axis_types=AUTO)
 
     def constraints(rows: int) -> list[Any]:
         with samples_over(batch_sharding(mesh)):
@@ -31,7 +33,7 @@ def test_by_sample_splits_the_first_axis_where_it_can() -> None:
 
 
 def test_products_of_vectors_are_made_where_columns_lie() -> None:
-    mesh = jax.sharding.AbstractMesh((2, 4, 1), ("data", "fsdp", "tensor"))
+    mesh = jax.sharding.AbstractMesh((2, 4, 1), ("data", "fsdp", "tensor"), axis_types=AUTO)
 
     def constraints(rows: int, features: int, inputs: int) -> list[Any]:
         with samples_over(batch_sharding(mesh)):
@@ -48,7 +50,7 @@ def test_products_of_vectors_are_made_where_columns_lie() -> None:
 
 
 def test_an_attention_is_judged_by_a_devices_part_of_it() -> None:
-    mesh = jax.sharding.AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
+    mesh = jax.sharding.AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=AUTO)
     with samples_over(batch_sharding(mesh)):
         assert present_machine().parts == 8
     assert present_machine().parts == 1
