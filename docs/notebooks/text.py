@@ -14,7 +14,7 @@
 # # Pictures from captions
 #
 # Two handwritten digits stand in a picture, and a caption says which and how: "a three left of a seven". A model of
-# a million parameters learns to draw what a caption says, from nothing but pairs of the two. Here it is trained for
+# 1.8 million parameters learns to draw what a caption says, from nothing but pairs of the two. Here it is trained for
 # two minutes on two CPU cores and asked for pictures; nothing is downloaded.
 #
 # Needs jaxdiff and matplotlib; `pip install -e '.[test]'` brings both.
@@ -49,8 +49,8 @@ def show(pictures, titles, columns=6):
 # %% [markdown]
 # ## The data
 #
-# Real digits, two at a time. Of the hundred ordered pairs twenty are never shown in training: at the end we ask for
-# those.
+# Real digits, two at a time. Of the hundred ordered pairs twenty are never shown in training; after the whole training
+# the model draws those too ([results](../results.md)).
 
 # %%
 source = open_two_digits()
