@@ -232,6 +232,15 @@ def filled(call: Call) -> int:
     return -(-least // FILLED_KEYS) * FILLED_KEYS
 
 
+def steady_rows(width: int) -> int:
+    """From how many rows on products of rows with a matrix, its smaller side ``width``, keep to one order on a CPU.
+
+    >>> steady_rows(8), steady_rows(768)
+    (512, 64)
+    """
+    return max(FILLED_ROWS, -(-FILLED_NUMBERS // width))
+
+
 def filled_tokens(machine: Machine, batch: Any, length: Any, width: int) -> Any:
     """How many tokens a masked text has on this machine, more padding included.
 
@@ -242,7 +251,7 @@ def filled_tokens(machine: Machine, batch: Any, length: Any, width: int) -> Any:
     """
     if not _on_cpu(machine) or not isinstance(batch, int) or not isinstance(length, int):
         return length
-    return max(length, -(-max(FILLED_ROWS, -(-FILLED_NUMBERS // width)) // batch))
+    return max(length, -(-steady_rows(width) // batch))
 
 
 def unrolled(machine: Machine, depth: int) -> bool:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxdiff.networks.backend import FILLED_NUMBERS, FILLED_ROWS, in_order, present_machine, steady
+from jaxdiff.networks.backend import in_order, present_machine, steady, steady_rows
 from jaxdiff.networks.convolution import EDGES, by_winograd, convolve, winograd
 from jaxdiff.networks.initial_noise import Kind, initial_noise
 
@@ -73,14 +73,14 @@ def draw(module: M, key: Array) -> M:
 
 
 def at_least_1(config: Any, *sizes: str) -> None:
-    """What a configuration says of its sizes, checked.
+    """Refuses sizes below 1.
 
     Args:
-      config: of a network.
-      sizes: names of its fields; what is None there is not given.
+      config: a network's configuration.
+      sizes: names of its fields. A field of None passes.
 
     Raises:
-      ValueError: one is below 1.
+      ValueError: a size is below 1; the message names the first.
 
     >>> at_least_1(jax.ShapeDtypeStruct((1, 2), "int8"), "size", "ndim")
     >>> at_least_1(jax.ShapeDtypeStruct((0,), "int8"), "ndim", "size")
@@ -129,7 +129,7 @@ def each_token(linear: Linear, x: Array) -> Array:
     >>> each_token(Linear(4, 6), jnp.ones((2, 3, 4))).shape
     (2, 3, 6)
     """
-    rows, least = x.shape[0] * x.shape[1], max(FILLED_ROWS, -(-FILLED_NUMBERS // min(linear.kernel.shape)))
+    rows, least = x.shape[0] * x.shape[1], steady_rows(min(linear.kernel.shape))
     if not isinstance(rows, int) or rows >= least or not steady(present_machine()):
         return linear(x)
     filled = jnp.pad(by_rows(x), ((0, least - rows), (0, 0)))

@@ -133,10 +133,8 @@ class UNet:
     joined_conditions: bool = False
 
     def __post_init__(self) -> None:
-        at_least_1(
-            self, "image_size", "in_channels", "out_channels", "width", "blocks", "heads", "head_width", "groups"
-        )
-        at_least_1(self, "groups", "num_classes")
+        at_least_1(self, "image_size", "in_channels", "out_channels", "width", "blocks")
+        at_least_1(self, "heads", "head_width", "groups", "num_classes")
         levels = [self.image_size // 2**level for level in range(len(self.multipliers))]
         if not levels or self.image_size % 2 ** (len(levels) - 1):
             raise ValueError(f"image_size={self.image_size} cannot be halved for multipliers={self.multipliers}")

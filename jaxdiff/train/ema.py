@@ -57,7 +57,7 @@ class Ema:
     """Constant decay a step, reached through (2).
 
     Args:
-        rate: the decay, in [0, 1); 0 makes the average the parameters themselves.
+        rate: the decay, in [0, 1); 0 makes the average the parameters themselves, up to rounding.
         warmup: apply (2), without which a short run's average still holds the initial parameters.
 
     Example:

@@ -141,7 +141,7 @@ def test_averages_by_name(tmp_path: Path) -> None:
     run = jaxdiff.fit(config(tmp_path / "r", ema=rules), X)
     slow, none, last = (jaxdiff.load(tmp_path / "r", ema=ema) for ema in ("slow", "none", False))
     assert same(run.denoise.params, slow.denoise.params)  # the first is what is sampled from
-    jax.tree.map(  # an average without memory is the weights, up to its own rounding
+    jax.tree.map(  # an average without memory is the weights, up to the rounding of (p - e) + e
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), none.denoise.params, last.denoise.params
     )
     assert not same(slow.denoise.params, last.denoise.params)
