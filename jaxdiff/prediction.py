@@ -38,6 +38,9 @@ from jax.typing import ArrayLike
 from jaxdiff.broadcast import expand
 from jaxdiff.process import Process
 
+BELOW_1 = "Start below t = 1: the grids log_snr and karras do, all of jaxdiff.grid take t_max"
+ABOVE_0 = "Begin above t = 0: process.min_time(); all grids of jaxdiff.grid take t_min"
+
 
 class Prediction(NamedTuple):
     """The pair (x0, eps) at some (x, t), each shaped like x.
@@ -98,7 +101,7 @@ def from_x0(process: Process, x: Array, t: ArrayLike, x0: Array) -> Prediction:
     Raises:
       ValueError: sigma(t) is 0 at a t that is known (not traced).
     """
-    refuse_zero_sigma(process, t, "X0 predictions say nothing of eps")
+    refuse_zero_sigma(process, t, "X0 predictions say nothing of eps", f"{ABOVE_0}. Or use V, Eps or Karras")
     alpha, sigma = expand(process.alpha(t), x), expand(process.sigma(t), x)
     return Prediction(x0, (x - alpha * x0) / sigma)
 
@@ -109,7 +112,9 @@ def from_eps(process: Process, x: Array, t: ArrayLike, eps: Array) -> Prediction
     Raises:
       ValueError: alpha(t) is 0 at a t that is known (not traced).
     """
-    refuse_zero_alpha(process, t, "Eps and Score predictions say nothing of x0")
+    refuse_zero_alpha(
+        process, t, "Eps and Score predictions say nothing of x0", f"{BELOW_1}. Or use X0, V, Velocity or Karras"
+    )
     alpha, sigma = expand(process.alpha(t), x), expand(process.sigma(t), x)
     return Prediction((x - sigma * eps) / alpha, eps)
 
@@ -151,22 +156,19 @@ def moved(process: Process, t: ArrayLike, prediction: Prediction, by: Array) -> 
     return prediction._replace(x0=prediction.x0 + by, eps=prediction.eps - back)
 
 
-def refuse_zero_alpha(process: Process, t: ArrayLike, why: str) -> None:
-    """Raises ValueError if alpha(t) is 0 and both process and t are known; inside a trace nothing can be said."""
+def refuse_zero_alpha(process: Process, t: ArrayLike, why: str, remedy: str) -> None:
+    """Raises ValueError if alpha(t) is 0 and both process and t are known; inside a trace nothing can be said.
+
+    ``remedy`` ends the message: what its caller's user can do, such as `BELOW_1`.
+    """
     if _any(process, t, lambda t: process.alpha(t) == 0):
-        raise ValueError(
-            f"alpha({t}) = 0 for {type(process).__name__}: {why} where there is no signal. "
-            "Start below t = 1 (the grids of jaxdiff.grid take t_max), or use X0, V, Velocity or Karras"
-        )
+        raise ValueError(f"alpha({t}) = 0 for {type(process).__name__}: {why} where there is no signal. {remedy}")
 
 
-def refuse_zero_sigma(process: Process, t: ArrayLike, why: str) -> None:
-    """Raises ValueError if sigma(t) is 0 and both process and t are known; inside a trace nothing can be said."""
+def refuse_zero_sigma(process: Process, t: ArrayLike, why: str, remedy: str) -> None:
+    """Raises ValueError if sigma(t) is 0 and both process and t are known, as `refuse_zero_alpha`."""
     if _any(process, t, lambda t: process.sigma(t) == 0):
-        raise ValueError(
-            f"sigma({t}) = 0 for {type(process).__name__}: {why} where there is no noise. Begin above t = 0 "
-            "(process.min_time(); the grids of jaxdiff.grid take t_min), or use V, Eps or Karras"
-        )
+        raise ValueError(f"sigma({t}) = 0 for {type(process).__name__}: {why} where there is no noise. {remedy}")
 
 
 def _any(process: Process, t: ArrayLike, says: Callable[[Array], Array]) -> bool:

@@ -221,7 +221,9 @@ class LikelihoodTime(TrainingTime):
             )
         t_min = process.min_time() if self.t_min is None else jnp.asarray(self.t_min)
         t_max = process.max_time() if self.t_max is None else jnp.asarray(self.t_max)
-        refuse_zero_alpha(process, t_max, "LikelihoodTime is uniform in log-SNR, which has no end")
+        refuse_zero_alpha(
+            process, t_max, "LikelihoodTime is uniform in log-SNR, which has no end", "Give it a t_max below 1, or None"
+        )
         high, low = process.log_snr(t_min), process.log_snr(t_max)
         t = process.time_of_log_snr(high + jax.random.uniform(key, (n,)) * (low - high))
         slope = process.diffusion_squared(t) / jnp.square(process.sigma(t))

@@ -220,7 +220,12 @@ class ProposeLogSNR(TimeProposal):
     probabilities: Array | None = None
 
     def draw(self, process: Process, u: Array, first: Array, last: Array) -> tuple[Array, Array]:
-        refuse_zero_alpha(process, last, "ProposeLogSNR is uniform in log-SNR, which has no end")
+        refuse_zero_alpha(
+            process,
+            last,
+            "ProposeLogSNR is uniform in log-SNR, which has no end",
+            "Give a t_max below 1, or use ProposeTime",
+        )
         low, high = process.log_snr(last), process.log_snr(first)
         if self.probabilities is None:
             place, slope = u, jnp.ones_like(u)

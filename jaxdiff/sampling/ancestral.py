@@ -30,7 +30,7 @@ from jax.typing import ArrayLike
 
 from jaxdiff.denoiser import Cond, Denoise, Denoiser
 from jaxdiff.noise import Noise
-from jaxdiff.prediction import refuse_zero_alpha
+from jaxdiff.prediction import BELOW_1, refuse_zero_alpha
 from jaxdiff.process import Process, refuse_unless
 from jaxdiff.record import field, record
 from jaxdiff.sampling.base import Sampler, State
@@ -201,7 +201,7 @@ def estimate_gamma(
     Raises:
       ValueError: alpha is 0 at a known time.
     """
-    refuse_zero_alpha(process, ts, "Gamma says nothing")
+    refuse_zero_alpha(process, ts, "Gamma says nothing", BELOW_1)
 
     def at(place: tuple[Array, Array]) -> Array:
         t, key = place

@@ -29,7 +29,7 @@ from jaxdiff.compat import checkify
 from jaxdiff.denoiser import Bound, Cond, Denoise, Denoiser, Memory
 from jaxdiff.denoiser import begin as begin_memory
 from jaxdiff.noise import Noise, NoiseSource, step_noise
-from jaxdiff.prediction import Prediction, refuse_zero_alpha
+from jaxdiff.prediction import BELOW_1, Prediction, refuse_zero_alpha
 from jaxdiff.process import Process
 from jaxdiff.record import record
 from jaxdiff.sampling.checks import refuse_another_process, refuse_noise_on_rising_times, refuse_undefined
@@ -391,4 +391,5 @@ def refuse_infinite_velocity(process: Process, ts: ArrayLike, name: str) -> None
 
 def refuse_no_signal(process: Process, ts: ArrayLike, name: str) -> None:
     """For methods whose drift or diffusion is infinite where alpha = 0, at either end of known times."""
-    refuse_zero_alpha(process, ts if _traced(ts) else np.max(np.asarray(ts)), f"{name} has no finite step")
+    last = ts if _traced(ts) else np.max(np.asarray(ts))
+    refuse_zero_alpha(process, last, f"{name} has no finite step", f"{BELOW_1}. Or use DDIM or DPMpp2M")

@@ -33,7 +33,7 @@ from jax.typing import ArrayLike
 
 from jaxdiff.broadcast import expand
 from jaxdiff.denoiser import Cond, Denoiser
-from jaxdiff.prediction import Prediction, refuse_zero_sigma
+from jaxdiff.prediction import ABOVE_0, Prediction, refuse_zero_sigma
 from jaxdiff.process import RATIO_MAX, Process, refuse_unless
 from jaxdiff.record import record
 
@@ -105,7 +105,7 @@ class SmoothedDenoiser:
 
     def __call__(self, x: Array, t: ArrayLike, cond: Cond | None = None) -> Prediction:
         inner, width = self.process.process, jnp.asarray(self.process.width, x.dtype)
-        refuse_zero_sigma(inner, t, "the points beneath the data's own width are not told by x")
+        refuse_zero_sigma(inner, t, "the points beneath the data's own width are not told by x", ABOVE_0)
         prediction = self.denoise(x, t, cond)
         alpha, sigma = (expand(part, x) for part in (inner.alpha(t), inner.sigma(t)))
         blurred = jnp.square(width) * alpha / sigma

@@ -84,6 +84,24 @@ def test_encoding_from_clean_data() -> None:
         jd.integrate(jd.Heun(flow, "angle"), network(flow, jd.Eps()), None, X, jnp.array([0.5, 0.8, 1.0]))
 
 
+def test_a_refusal_says_what_its_own_caller_can_do() -> None:
+    """A parameterization names others, a sampler other grids and samplers, a blur neither."""
+    flow, smoothed = jd.Flow(), jd.Smoothed(jd.VP(), 0.1)
+    ts = jd.uniform_times(flow, 4)
+    with pytest.raises(ValueError, match=r"no finite step .* grids log_snr and karras do.* Or use DDIM or DPMpp2M$"):
+        jd.integrate(jd.Heun(flow), network(flow, jd.Velocity()), None, X, ts)
+    for better in (jd.log_snr_times(flow, 4), jd.karras_times(flow, 4), jd.uniform_times(flow, 4, t_max=0.99)):
+        assert np.isfinite(jd.integrate(jd.Heun(flow), network(flow, jd.Velocity()), None, X, better)[0]).all()
+    for other in (jd.DDIM(flow), jd.DPMpp2M(flow)):
+        assert np.isfinite(jd.integrate(other, network(flow, jd.Velocity()), None, X, ts)[0]).all()
+    with pytest.raises(ValueError, match=r"say nothing of x0 .* Or use X0, V, Velocity or Karras$"):
+        network(flow, jd.Eps())(X, 1.0)
+    with pytest.raises(ValueError, match=r"not told by x .* take t_min$"):
+        jd.SmoothedDenoiser(gaussian(jd.VP()), smoothed)(X, 0.0)
+    with pytest.raises(ValueError, match=r"no end .* Give it a t_max below 1, or None$"):
+        jd.LikelihoodTime(t_max=1.0).sample(flow, None, KEYS[0], 4)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
