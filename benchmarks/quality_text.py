@@ -39,7 +39,7 @@ from jaxdiff.data import DataError, open_parquet
 from jaxdiff.data.two_digits import PROMPTS, is_held_out
 from jaxdiff.train import CheckpointError
 
-CAPTIONS = 200
+DIGITS, CAPTIONS = 500, 200  # samples of each kind, unless --num says another
 WEIGHTS = (1.0, 1.5, 2.0, 3.0, 4.0)
 
 
@@ -143,16 +143,16 @@ def of_emoji(run: Run, arguments: argparse.Namespace) -> list[Line]:
     options: dict[str, Any] = {"image_size": run.shape[0], "resize": True, "conditions": ("text",)}
     train, test = (open_parquet(arguments.data, split=split, **options) for split in ("train", "test"))
     rng = np.random.default_rng(arguments.seed)
-    chosen = np.sort(rng.choice(len(train), CAPTIONS, replace=False))
-    records = train.take(chosen)
-    say(f"sampling {CAPTIONS} captions of the training set")
-    x = run.sample(arguments.seed, CAPTIONS, {"text": records["text"].tolist()})["x"]
-    own = nearest(x, records["x"]) == np.arange(CAPTIONS)
-    lines = [Line(f"nearest to its own caption's picture, of {CAPTIONS}", float(own.mean()), low=0.7, percent=True)]
+    num = min(arguments.num, len(train))
+    records = train.take(np.sort(rng.choice(len(train), num, replace=False)))
+    say(f"sampling {num} captions of the training set")
+    x = run.sample(arguments.seed, num, {"text": records["text"].tolist()})["x"]
+    own = nearest(x, records["x"]) == np.arange(num)
+    lines = [Line(f"nearest to its own caption's picture, of {num}", float(own.mean()), low=0.7, percent=True)]
     if arguments.page is not None:
         some = np.sort(rng.choice(len(test), 24, replace=False))
         unseen = test.take(some)
-        made = run.sample(arguments.seed, 24, {"text": unseen["text"].tolist()}, start=CAPTIONS)["x"]
+        made = run.sample(arguments.seed, 24, {"text": unseen["text"].tolist()}, start=num)["x"]
         everything = train.take(np.arange(len(train)))["x"]
         pairs = [
             np.stack([x[:24], records["x"][:24]], axis=1),
@@ -167,19 +167,21 @@ def of_emoji(run: Run, arguments: argparse.Namespace) -> list[Line]:
 def measure(arguments: argparse.Namespace) -> int:
     keep_compiled()
     run = Run.load(arguments.run)
-    kinds = {(16, 16, 1): of_two_digits, (32, 32, 3): of_emoji}
+    kinds = {(16, 16, 1): (of_two_digits, DIGITS), (32, 32, 3): (of_emoji, CAPTIONS)}
     if set(run.model.conditions) != {"text"} or run.shape not in kinds:
         raise ConfigError(
             f"{str(arguments.run)!r} is conditioned on {sorted(run.model.conditions)}, images {run.shape}; this "
             "benchmark is for runs of configs/two_digits_text.py and configs/emoji_text.py"
         )
-    return finish(run, kinds[run.shape](run, arguments), {}, arguments)
+    lines, num = kinds[run.shape]
+    arguments.num = num if arguments.num is None else arguments.num
+    return finish(run, lines(run, arguments), {}, arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="quality_text.py", description="Measures a run that is conditioned on text.")
     add_arguments(parser)
-    parser.set_defaults(num=500)
+    parser.set_defaults(num=None)
     parser.add_argument("--data", type=Path, help="folder of emoji's train.parquet and test.parquet")
     parser.add_argument("--sweep", type=Path, help="where a plot over guidance weights goes (two digits)")
     parser.add_argument("--page", type=Path, help="where a page of pictures goes (emoji)")

@@ -2,6 +2,7 @@
 
 Command:   jaxdiff train cifar10_autoencoder --data.path DIR    (DIR holds train.parquet and test.parquet)
            jaxdiff train cifar10_autoencoder --data.name tfds:cifar10
+Cost:      5 minutes on two CPU cores
 Expected:  25.8 dB of PSNR and 0.843 of SSIM on the test split
 """
 

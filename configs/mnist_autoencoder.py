@@ -2,6 +2,7 @@
 
 Command:   jaxdiff train mnist_autoencoder --data.path DIR      (DIR holds train.parquet and test.parquet)
            jaxdiff train mnist_autoencoder --data.name tfds:mnist
+Cost:      2 minutes on two CPU cores
 Expected:  27.6 dB of PSNR and 0.956 of SSIM on the test split
 """
 

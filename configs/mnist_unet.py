@@ -3,7 +3,7 @@
 Command:   jaxdiff train mnist_unet --data.path DIR      (DIR holds train.parquet)
            jaxdiff train mnist_unet --data.name tfds:mnist
            on an accelerator, a larger one: --network.width 64 --train.batch_size 128 --train.steps 20000
-Cost:      about 5 minutes on two CPU cores
+Cost:      about 3 minutes on two CPU cores
 Expected:  a classifier agrees with the label asked for on at least 85% of samples (benchmarks/quality_mnist.py)
 """
 

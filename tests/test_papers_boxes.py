@@ -167,6 +167,7 @@ def test_song_euler_maruyama() -> None:
         "mnist_superres",
         "mnist_latent_unet",
         "two_digits_text",
+        "emoji_text",
     ],
 )
 def test_ddim_of_salimans_and_ho(name: str) -> None:
@@ -186,6 +187,8 @@ def test_ddim_of_salimans_and_ho(name: str) -> None:
         np.testing.assert_allclose(found, expected, atol=1e-7)
         t = times_of(config)
         np.testing.assert_allclose(weights_on_x0(config, t), 1 + 1 / np.tan(0.5 * np.pi * t) ** 2, rtol=1e-5)
+        if name == "emoji_text":  # Esser et al. 2024, equation 19, at mean and std of its own
+            t = norm(1.2, 1.2).cdf(np.log(t[t < 1] / (1 - t[t < 1])))
         assert kstest(t, "uniform").pvalue > 1e-3
 
 

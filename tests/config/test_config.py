@@ -21,7 +21,6 @@ from jaxdiff.config import (
     batch_shapes,
     build_loss,
     build_network,
-    build_source,
     check,
     check_folder,
     differences,
@@ -62,7 +61,7 @@ def test_all_are_here() -> None:
     names = "cifar10_edm cifar10_unet cifar10_vp_continuous digits_dit digits_flow digits_unet digits_ve"
     more = "imagenet256_dit_xl2 imagenet64_adm mnist_style mnist_superres mnist_unet study_2d"
     latents = "cifar10_autoencoder mnist_autoencoder imagenet256_autoencoder cifar10_latent_dit mnist_latent_unet"
-    text = "two_digits_text"
+    text = "two_digits_text emoji_text"
     assert {f.stem for f in FILES} == {*names.split(), *more.split(), *latents.split(), *text.split()}
 
 
@@ -127,7 +126,8 @@ def test_config_is_good_and_fits_by_shapes(file: Path, tmp_path: Path) -> None:
         x = Spec((size, size, 1 if config.data.name == "mnist" else 3), "uint8", 0, 255)
         find, read = codec_of_shapes(config, tmp_path)
     label = {} if config.num_classes is None else {"label": Spec((), "int32", 0, config.num_classes - 1)}
-    source: Any = StandIn({"x": x, **label}) if config.tokenizer is None else build_source(config)
+    text = {} if config.tokenizer is None else {"text": Spec((), "str")}
+    source: Any = StandIn({"x": x, **label, **text})
     config = resolve(config, source, find)
     codec: Any = recipe.built(config.codec, read)[1]
     net, mesh = build_network(config), make_mesh(data=1)
