@@ -67,7 +67,7 @@ class Latents:
       path: folder of an autoencoder's run. It is looked for from the working folder, and for a saved run also beside it
         and above. None: the data hold latents already, which are standardised by their own mean and standard deviation
         and given back as latents.
-      step: its checkpoint; None: the one of which its folder states mean and std, noted here when training began.
+      step: its checkpoint, the one of which its folder states mean and std; None: that one. Noted when training began.
       checksum: of its averaged weights, noted when training began; other weights are refused.
       tile: side of the tiles, in latents, that images are decoded in; None: whole.
       images: between bytes and the autoencoder's pixels, noted when training began.
@@ -127,7 +127,15 @@ class Latents:
         net = config.network
         if not all(hasattr(net, name) for name in ("factor", "channels", "in_channels")):
             raise ValueError(f"{self.path} is a run of {type(net).__name__}, not of an autoencoder")
-        step, mean, std = _statistics(folder, net.channels)
+        if self.mean:  # noted: the run in the folder may have gone on since
+            step, mean, std = self.step, self.mean, self.std
+        else:
+            step, mean, std = _statistics(folder, net.channels)
+            if self.step not in (None, step):
+                raise ValueError(
+                    f"codec.step {self.step}: {folder} states mean and std of the latents of step {step} alone "
+                    f"({STATISTICS}); leave codec.step out"
+                )
         stored, factor = source.spec["x"], net.factor
         sizes = tuple(int(size or 0) for size in stored.shape)
         if len(sizes) == 3 and stored.dtype.startswith("float") and sizes[2] in (net.channels, 2 * net.channels):
@@ -158,7 +166,7 @@ class Latents:
             self,
             images=Images((height, width, channels), flip=flip),
             shape=(height // factor, width // factor, net.channels),
-            step=step if self.step is None else self.step,
+            step=step,
             mean=mean,
             std=std,
         )

@@ -354,6 +354,24 @@ def test_an_autoencoder_that_does_not_fit_is_one_line(place: Path, other: Path, 
     refused(place, r"has no latents.json, which training writes after its last step", codec=at(other / "ae"))
 
 
+def test_mean_and_std_are_those_of_the_step(place: Path, other: Path) -> None:
+    """An autoencoder that was trained further: a run goes on with what it began with; a new one does not mix them."""
+    begun = dataclasses.replace(config(place, "begun", codec=at(other / "ae")), workdir=str(other / "begun"))
+    jaxdiff.fit(begun)
+    write_statistics(other / "ae", 2, step=2, mean=[9.0, 9.0])
+    for steps, step in ((3, None), (4, 1)):
+        codec = dataclasses.replace(at(other / "ae"), step=step)
+        longer = dataclasses.replace(begun, codec=codec, train=dataclasses.replace(begun.train, steps=steps))
+        assert jaxdiff.fit(longer).step == steps
+        saved = json.loads((other / "begun" / "config.json").read_text())["codec"]
+        assert (saved["step"], saved["mean"]) == (1, [0.5, 0.5])
+    refused(
+        place,
+        r"codec.step 1: .*ae states mean and std of the latents of step 2 alone \(latents.json\); leave codec.step out",
+        codec=dataclasses.replace(at(other / "ae"), step=1),
+    )
+
+
 def rgb(folder: Path) -> Path:
     return write_autoencoder(folder / "rgb", network(in_channels=3), shape=(8, 8, 3))
 
