@@ -174,6 +174,8 @@ def conditions(run: Run, options: Options) -> tuple[dict[str, Any] | None, int, 
         raise ConfigError("text is given twice: give it once, by --prompt or by --cond")
     shown = run.num_classes if "label" not in given and (labels or not prompts) else None
     num, columns = options.num, None
+    if num is not None and num < len(prompts):
+        raise ConfigError(f"--num {num}: {len(prompts)} prompts need {len(prompts)} samples or more: raise --num")
     with cfg.as_config_error("--num"):  # more than memory has
         if prompts:
             which, columns = rows_of_prompts(prompts, num)

@@ -263,6 +263,7 @@ def test_words_that_a_run_does_not_know_are_said(run: jaxdiff.Run, tmp_path: Pat
         ("--prompts FOLDER/none", "--prompts: FOLDER/none cannot be read: "),
         ("--prompts FOLDER/empty", "--prompts: FOLDER/empty is empty, expected one prompt a line"),
         ("--negative a --num 2", "negative is what guidance leads away from, and there is no guidance"),
+        ("--prompt left right a --num 2", "--num 2: 3 prompts need 3 samples or more: raise --num"),
     ],
 )
 def test_options_that_do_not_fit(run: jaxdiff.Run, options: str, message: str, tmp_path: Path, capsys: Any) -> None:
