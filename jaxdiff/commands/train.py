@@ -54,7 +54,8 @@ def train(arguments: Sequence[str]) -> None:
     if lead:
         if figures:
             print("measured   " + "  ".join(f"{name} {value:.3g}" for name, value in figures.items()))
-        print(f"samples    {folder / SAMPLES}")
+        if (folder / SAMPLES).is_dir():  # none with train.sample_every 0
+            print(f"samples    {folder / SAMPLES}")
         print(f"metrics    {folder / 'metrics.jsonl'}; curves: tensorboard --logdir {folder}")
         prompt = ["--prompt", run.prompts[0]] if getattr(run, "prompts", []) else []
         after = "evaluate" if isinstance(run.config, cfg.AutoencoderConfig) else "sample"

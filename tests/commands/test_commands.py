@@ -62,6 +62,7 @@ def test_from_training_to_the_list_of_runs(run_python: Run, tmp_path: Path) -> N
     trained = run_python("-m", "jaxdiff", "train", "digits_flow", *options).stdout
     assert json.loads((folder / "config.json").read_text())["name"] == "digits_flow"
     (line,) = [line for line in trained.splitlines() if line.startswith("to sample")]
+    assert not any(line.startswith("samples ") for line in trained.splitlines())  # none were drawn
     assert line.split()[3:] == ["-m", "jaxdiff", "sample", str(folder)]
     drawn = run_python(*line.split()[3:], "--num", "4", "--out", tmp_path / "four.png").stdout
     assert drawn.splitlines()[-1] == f"4 samples from step 2 of {folder}: {tmp_path / 'four.png'}"
