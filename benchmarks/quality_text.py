@@ -116,7 +116,11 @@ def plot(table: dict[str, list[float]], file: Path) -> None:
     figure, axes = plt.subplots(figsize=(6, 4))
     for kind, shares in table.items():
         axes.plot(WEIGHTS, [100 * share for share in shares], "o-", label=f"pairs {kind} in training")
-    axes.set(xlabel="guidance weight (1: none)", ylabel="both digits right, %", ylim=(50, 100))
+    axes.set(
+        xlabel="guidance weight (1: none)",
+        ylabel="both digits right, %",
+        ylim=(min(80.0, 100 * min(map(min, table.values())) - 5), 101),
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(file, dpi=110, bbox_inches="tight")
