@@ -1,10 +1,10 @@
 """Emoji, 32x32 in colour, by their names: "grinning face with smiling eyes".
 
-The words of the captions are learned from the training set (1,715 pictures), so that a word that no training caption
-has is unknown: more than half of the test captions have one. The words' encoder is trained along with the denoiser,
-which is told its last state and attends to its tokens (Chen et al. 2023, PixArt-alpha, section 2.3); captions are
-dropped for guidance (Ho & Salimans 2022). Where noise hides all, the caption alone tells the picture, and to know 1,715
-of them takes long: so times lie towards noise (Esser et al. 2024, section 3.1, a logit-normal with a positive mean).
+The vocabulary is the words of the 1,715 training captions. A word of none of them is unknown, and more than half of
+the test captions have one. The words' encoder is trained along with the denoiser, which is told its last state and
+attends to its tokens (Chen et al. 2023, PixArt-alpha, section 2.3). Captions are dropped for guidance (Ho & Salimans
+2022). Under the most noise the caption alone tells the picture, and 1,715 pictures take long to learn. So times lie
+towards noise: logit-normal with a positive mean (Esser et al. 2024, section 3.1).
 
 Command:   jaxdiff train emoji_text --data.path DIR      (DIR holds train.parquet and test.parquet: columns image, text)
            jaxdiff sample runs/emoji_text --prompt "red heart" --num 4

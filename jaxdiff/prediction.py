@@ -38,8 +38,8 @@ from jax.typing import ArrayLike
 from jaxdiff.broadcast import expand
 from jaxdiff.process import Process
 
-BELOW_1 = "Start below t = 1: the grids log_snr and karras do, all of jaxdiff.grid take t_max"
-ABOVE_0 = "Begin above t = 0: process.min_time(); all grids of jaxdiff.grid take t_min"
+BELOW_1 = "Start below t = 1, as the grids log_snr and karras do; every grid of jaxdiff.grid takes t_max"
+ABOVE_0 = "Stay above t = 0, for instance at process.min_time(); every grid of jaxdiff.grid takes t_min"
 
 
 class Prediction(NamedTuple):
@@ -159,14 +159,14 @@ def moved(process: Process, t: ArrayLike, prediction: Prediction, by: Array) -> 
 def refuse_zero_alpha(process: Process, t: ArrayLike, why: str, remedy: str) -> None:
     """Raises ValueError if alpha(t) is 0 and both process and t are known; inside a trace nothing can be said.
 
-    ``remedy`` ends the message: what its caller's user can do, such as `BELOW_1`.
+    ``remedy`` ends the message. It says what the user can do there, such as `BELOW_1`.
     """
     if _any(process, t, lambda t: process.alpha(t) == 0):
         raise ValueError(f"alpha({t}) = 0 for {type(process).__name__}: {why} where there is no signal. {remedy}")
 
 
 def refuse_zero_sigma(process: Process, t: ArrayLike, why: str, remedy: str) -> None:
-    """Raises ValueError if sigma(t) is 0 and both process and t are known, as `refuse_zero_alpha`."""
+    """Raises ValueError if sigma(t) is 0; otherwise as `refuse_zero_alpha`."""
     if _any(process, t, lambda t: process.sigma(t) == 0):
         raise ValueError(f"sigma({t}) = 0 for {type(process).__name__}: {why} where there is no noise. {remedy}")
 

@@ -96,7 +96,7 @@ def test_a_refusal_says_what_its_own_caller_can_do() -> None:
         assert np.isfinite(jd.integrate(other, network(flow, jd.Velocity()), None, X, ts)[0]).all()
     with pytest.raises(ValueError, match=r"say nothing of x0 .* Or use X0, V, Velocity or Karras$"):
         network(flow, jd.Eps())(X, 1.0)
-    with pytest.raises(ValueError, match=r"not told by x .* take t_min$"):
+    with pytest.raises(ValueError, match=r"not told by x .* takes t_min$"):
         jd.SmoothedDenoiser(gaussian(jd.VP()), smoothed)(X, 0.0)
     with pytest.raises(ValueError, match=r"no end .* Give it a t_max below 1, or None$"):
         jd.LikelihoodTime(t_max=1.0).sample(flow, None, KEYS[0], 4)
