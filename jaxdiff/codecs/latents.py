@@ -122,11 +122,19 @@ class Latents:
           ValueError: a run that is no autoencoder's or has not ended, or images that do not fit it.
         """
         if self.path is None:
+            if source.spec["x"].dtype == "uint8":
+                raise ValueError(
+                    f"codec.path: None is for data that hold latents, and {name_of(source)} holds uint8 "
+                    f"{source.spec['x'].shape}: name the folder of an autoencoder's run"
+                )
             return default_codec(source, flip=flip)
         config, folder = find(self.path)
         net = config.network
         if not all(hasattr(net, name) for name in ("factor", "channels", "in_channels")):
-            raise ValueError(f"{self.path} is a run of {type(net).__name__}, not of an autoencoder")
+            raise ValueError(
+                f"{self.path} is a run of {type(net).__name__}, not of an autoencoder: name one of a KLAutoencoder or "
+                "VQAutoencoder (codec.path)"
+            )
         if self.mean:  # noted: the run in the folder may have gone on since
             step, mean, std = self.step, self.mean, self.std
         else:

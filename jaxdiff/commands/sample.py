@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from jaxdiff import config as cfg
 from jaxdiff.config import ConfigError
 from jaxdiff.data.text import TEXT
+from jaxdiff.guidance import CFG
 from jaxdiff.launch.output import check_output, write_output
 from jaxdiff.launch.signals import end_at_signals
 from jaxdiff.methods import parse_cache, parse_grid, parse_guidance, parse_sampler
@@ -183,6 +184,12 @@ def conditions(run: Run, options: Options) -> tuple[dict[str, Any] | None, int, 
         rows, across = rows_of_labels(shown, num, labels) if run.num_classes or labels else (None, None)
     num = len(rows["label"]) if rows else num or 64
     cond = {**(rows or {}), **given}
+    if not cond and (options.guide or options.guidance is not None):
+        ways = [
+            option for option, there in (("--prompt", run.config.tokenizer), ("--cond", run.model.conditions)) if there
+        ]
+        how = f"add {' or '.join(ways)}, or leave it out" if ways else "this run has none: leave it out"
+        raise ConfigError(f"{'--guide' if options.guide else '--guidance'} leads towards a condition: {how}")
     return cond or None, num, columns or across
 
 
@@ -195,6 +202,12 @@ def prompts_of(run: Run, options: Options) -> list[str]:
     asked = {"--prompt": options.prompt, "--prompts": options.prompts, "--negative": options.negative}
     if run.config.tokenizer is None and (names := [name for name, value in asked.items() if value not in ((), None)]):
         raise ConfigError(f"{names[0]}: this run was trained without text: leave it out")
+    if options.negative is not None and not any(
+        isinstance(each, CFG) for each in parse_guidance(guide_of(run, options))
+    ):
+        raise ConfigError(
+            "--negative is what guidance leads away from, and there is no guidance: add --guidance 2, or leave it out"
+        )
     if options.prompts is None:
         return list(options.prompt)
     try:
@@ -278,18 +291,24 @@ def made_by(run: Run, options: Options) -> dict[str, Any]:
     text = json.dumps({name: cfg.to_json(getattr(run.config, name)) for name in learned}, sort_keys=True)
     config = hashlib.sha256(text.encode()).hexdigest()[:16]
     usual = run.config.sample
-    guide = usual.guide if options.guide is None else options.guide
     chosen = {
         "sampler": options.sampler or usual.sampler,
         "steps": options.steps or usual.steps,
         "grid": options.grid or usual.grid,
-        "guide": list(guide if options.guidance is None else (f"cfg:{options.guidance:g}",)),
+        "guide": list(guide_of(run, options)),
         "clip": usual.clip,
     }
     chosen |= {name: getattr(options, name) for name in ("feature_cache", "label", "cond", "average", "dtype")}
     asked = {"prompt": prompts_of(run, options), "negative": options.negative}
     chosen |= {name: value for name, value in asked.items() if value not in ([], None)}
     return {"run": run.config.name, "config": config, "step": run.step, "seed": options.seed, **chosen}
+
+
+def guide_of(run: Run, options: Options) -> tuple[str, ...]:
+    """The guidance that the options ask for, or else the run's."""
+    if options.guidance is not None:
+        return (f"cfg:{options.guidance:g}",)
+    return run.config.sample.guide if options.guide is None else options.guide
 
 
 def mesh_of(options: Options, *, apart: bool = False) -> Mesh:

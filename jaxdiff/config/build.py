@@ -321,10 +321,11 @@ def _refuse_other_shape(codec: Any, config: RunConfig) -> None:
     network, shape = config.network, codec.spec["x"].shape
     sides = {getattr(network, "image_size", None)} - {None, *shape[:-1]}
     if getattr(network, "in_channels", shape[-1]) != shape[-1] or sides:
-        takes = "x".join(str(getattr(network, name, "any")) for name in ("image_size", "image_size", "in_channels"))
+        takes = {name: getattr(network, name) for name in ("image_size", "in_channels") if hasattr(network, name)}
         raise ConfigError(
-            f"codec: it makes x of {'x'.join(map(str, shape))}, and the network takes {takes}: set the network's "
-            "image_size and in_channels to those of the latents, or take another autoencoder"
+            f"codec: it makes x of {'x'.join(map(str, shape))}, and the network takes "
+            f"{' and '.join(f'{name} {value}' for name, value in takes.items())}: set the network's "
+            f"{' and '.join(takes)} to those of the latents, or take another autoencoder"
         )
 
 

@@ -138,6 +138,7 @@ def parse(
     known = dict(_options(kind, default))
     _refuse_unknown(arguments, known)
     _refuse_again(arguments, known)
+    _refuse_nothing(arguments, kind, known)
     starts = [n for n, argument in enumerate(arguments) if _option_name(argument) is not None]
     leading = arguments[: starts[0]] if starts else arguments
     if len(leading) > positional:
@@ -317,6 +318,15 @@ def _refuse_again(arguments: Sequence[str], known: dict[str, Any]) -> None:
             raise ConfigError(
                 f"--{name} is given {names.count(name)} times: give it once, with all its values behind it"
             )
+
+
+def _refuse_nothing(arguments: Sequence[str], kind: Any, known: dict[str, Any]) -> None:
+    # Of an option of several values without any: what it would mean is what leaving it out means.
+    empty = {field.name for field in dataclasses.fields(typing.get_origin(kind) or kind) if field.default == ()}
+    for argument, following in zip(arguments, [*arguments, "--"][1:], strict=True):
+        name = _option_name(argument)
+        if name in empty and "=" not in argument and following.startswith("--"):
+            raise ConfigError(f"--{name} takes {described(known[name])}, got nothing: give it a value, or leave it out")
 
 
 def _explain(groups: Sequence[Sequence[str]], known: dict[str, Any], default: Any) -> None:

@@ -128,9 +128,10 @@ def find_run(path: str | os.PathLike[str], near: str | os.PathLike[str] | None =
         if os.path.isfile(place / CONFIG) or os.path.isfile(place / NETWORK):
             return place
     beside = "" if near is None else f", nor from {Path(near).absolute()} upwards"
+    where = f"in {Path(near) / CONFIG} (codec, path)" if known and near is not None else "by codec.path"
     raise ConfigError(
         f"codec: {str(path)!r} is not the folder of a run or of frozen weights, from the working folder{beside}: bring "
-        "it back, or name the place where it lies now"
+        f"it back, or name the place where it lies now {where}"
     )
 
 

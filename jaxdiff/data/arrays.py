@@ -160,19 +160,20 @@ def _check_data(name: str, x: NDArray[Any], expected: Expected) -> int | None:
     if images and channels != x.shape[3] and x.shape[1] in (1, 3, 4) and min(x.shape[2:]) > 4:
         raise DataError(
             f"{name}: images have shape {x.shape}, channels first as it seems; "
-            f"store images.transpose(0, 2, 3, 1), or set channels={x.shape[3]} if they are not"
+            f"store images.transpose(0, 2, 3, 1), or set channels={x.shape[3]} (data.channels) if they are not"
         )
     if channels not in (None, x.shape[-1]):
         has = f"{'images have' if images else 'x has'} {x.shape[-1]} channel{'s' * (x.shape[-1] > 1)}"
         wanted = f"{channels} channel{'s' * (channels != 1)}"
-        raise DataError(f"{name} row 0: {has}, expected {wanted}; set channels={x.shape[-1]} or convert them")
+        how = f"set channels={x.shape[-1]} (data.channels) or convert them"
+        raise DataError(f"{name} row 0: {has}, expected {wanted}; {how}")
     if size is None or x.shape[1:3] == (size, size):
         return None
     if x.ndim != 4:
         raise DataError(f"{name}: image_size is of images (N, H, W, C), and x has shape {x.shape}; leave it out")
     height, width = x.shape[1:3]
     if not expected.resize or x.dtype != np.uint8:
-        how = "set resize=True to crop and resize (transforms.center_crop_resize), or " if x.dtype == np.uint8 else ""
+        how = "set resize (data.resize) to crop and resize, or " if x.dtype == np.uint8 else ""
         raise DataError(f"{name} row 0: image is {height}x{width}, expected {size}x{size}; {how}leave image_size out")
     return size
 
@@ -332,7 +333,7 @@ def open_npz(
     (4, (8, 8, 1), 2)
     """
     expected = Expected(image_size, channels, num_classes, resize, skip_bad, conditions, text)
-    path = given_path(path, "npz", "an .npz file with images (N, H, W, C) uint8 and labels (N,)")
+    path = given_path(path, "npz", expected.listed("an .npz file with images (N, H, W, C) uint8", "labels (N,)"))
     if path.is_dir():
         files = find_split(path, split, "npz")
         if len(files) > 1:

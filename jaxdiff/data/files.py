@@ -169,7 +169,7 @@ class FolderReader:
             if labelled:
                 self._labels = np.repeat(np.arange(len(folders)), [len(files) for files in found])
         self._captions = FolderCaptions(root, self._files, other, above, expected)
-        self.captions, self.lost = self._captions.spec, self._captions.lost
+        self.captions, self.lost, self.has_fields = self._captions.spec, self._captions.lost, self._captions.has_fields
         read = {str(file) for file in self._captions.files}
         other = [name for name in other if str(root / name) not in read and Path(name).name not in METADATA]
         if other:
@@ -276,16 +276,20 @@ def open_folder(
     ...     len(source), source.spec["x"].shape, source.classes, source.take(np.array([1]))["label"]
     (2, (8, 8, 3), ('cat', 'dog'), array([1], dtype=int32))
     """
-    root = given_path(path, "folder", "a folder with one sub-folder of images for each class")
-    if not root.is_dir():
-        raise DataError(f"{root}: is a file, expected a folder with one sub-folder of images for each class")
     expected = Expected(image_size, channels, num_classes, resize, skip_bad, conditions, text)
+    what = "a folder of images" + (", each with its caption" if conditions and expected.captions else "")
+    what = "a folder with one sub-folder of images for each class" if expected.labelled else what
+    root = given_path(path, "folder", what)
+    if not root.is_dir():
+        raise DataError(f"{root}: is a file, expected {what}")
     whole, root = root, _split_folder(root, split)
     reader = FolderReader(root, expected, None if root == whole else whole)
-    if text is not None and expected.captions and reader.captions is None:
-        raise DataError(f"{root}: no {' or '.join(METADATA)} with the field {text}; write one, or leave text out")
+    if text is not None and expected.captions and not reader.has_fields:
+        raise DataError(
+            f"{root}: no {' or '.join(METADATA)} with the field {text}; write one, or leave text (data.text) out"
+        )
     if len(reader) == 0:
-        raise DataError(f"{root}: no images, expected one sub-folder of images for each class")
+        raise DataError(f"{root}: no images, expected {what}")
     if num_classes is not None and reader.num_classes is not None and reader.num_classes > num_classes:
         raise DataError(
             f"{root}: {reader.num_classes} class folders, expected at most {num_classes}; "

@@ -22,7 +22,7 @@ from jaxdiff.data.sources import DataError, as_text, one_line
 from jaxdiff.spec import Spec
 
 METADATA = ("metadata.jsonl", "metadata.csv")
-_SAY = "; write them, set skip_bad to leave those images out, or leave text out of the conditions"
+_SAY = "; write them, set skip_bad (data.skip_bad) to leave those images out, or leave text out of the conditions"
 
 
 class FolderCaptions:
@@ -38,6 +38,7 @@ class FolderCaptions:
     Attributes:
       spec: of a caption; None: there are none.
       files: that hold them.
+      has_fields: whether they lie in metadata, where a field has a name.
       lost: lines of the metadata that cannot be used, and why, with ``skip_bad``.
 
     Raises:
@@ -50,7 +51,7 @@ class FolderCaptions:
     ) -> None:
         self._root, self.spec = root, None
         self._told: dict[str, Any] = {}  # of each image: its caption in the metadata
-        self._beside = False
+        self._beside = self.has_fields = False
         self.files: list[Path] = []
         self.lost: list[str] = []
         if not expected.captions:
@@ -64,7 +65,7 @@ class FolderCaptions:
                     raise DataError(f"{place}: {name} is named twice; give it a list of captions (metadata.jsonl)")
                 self._told[name] = caption
                 several |= isinstance(caption, list)
-        self.files = tables
+        self.files, self.has_fields = tables, bool(tables)
         known = {os.path.normpath(root / name) for name in images}
         for name in [name for name in self._told if name not in known]:
             del self._told[name]  # of another split, or

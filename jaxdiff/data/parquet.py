@@ -32,7 +32,6 @@ from jaxdiff.spec import Spec
 
 CACHE_BYTES = 512 * 2**20
 _IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")
-_LAYOUT = "Parquet with columns image {bytes, path} and label: a file, or a folder with train.parquet and test.parquet"
 
 
 class ParquetReader:
@@ -44,7 +43,7 @@ class ParquetReader:
         if missing := missing_parts(files):
             why = f"{name}: {missing[0]} is missing" + (f", and {len(missing) - 1} more" if len(missing) > 1 else "")
             if not expected.skip_bad:
-                raise DataError(f"{why}; fetch it, or set skip_bad to train without it")
+                raise DataError(f"{why}; fetch it, or set skip_bad (data.skip_bad) to train without it")
             self.lost.append(why)
         self.files = files = self._readable(files) if expected.skip_bad else files
         self._groups: list[tuple[int, int]] = []  # of each row group: its file, its number there
@@ -201,7 +200,8 @@ def _image_column(path: Path, schema: Any) -> str:
             if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
                 return name
             raise DataError(f"{path}: column {name} is {kind}, expected a struct of bytes (an encoded image) and path")
-    raise DataError(f"{path}: no column image; it has {', '.join(schema.names) or 'none'}; expected {_LAYOUT}")
+    has = ", ".join(schema.names) or "none"
+    raise DataError(f"{path}: no column image; it has {has}; expected a struct of bytes (an encoded image) and path")
 
 
 def _captions(path: Path, schema: Any, name: str | None) -> Spec | None:
@@ -296,7 +296,8 @@ def open_parquet(
     (3, (8, 8, 3), 1)
     """
     expected = Expected(image_size, channels, num_classes, resize, skip_bad, conditions, text)
-    root = given_path(path, "parquet", _LAYOUT)
+    what = expected.listed("Parquet with columns image {bytes, path}")
+    root = given_path(path, "parquet", f"{what}: a file, or a folder with train.parquet and test.parquet")
     return ImageSource(ParquetReader(find_split(root, split, "parquet"), str(root), expected), expected)
 
 

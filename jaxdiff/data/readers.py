@@ -114,6 +114,19 @@ class Expected:
             return ()
         return ("text", "caption") if self.text is None else (self.text,)
 
+    def listed(self, first: str, label: str = "label") -> str:
+        """What is expected, for messages.
+
+        Args:
+          first: what the images are.
+          label: what the labels are.
+
+        >>> Expected(conditions=["text"]).listed("a column image"), Expected(conditions=[]).listed("a column image")
+        ('a column image and text', 'a column image')
+        """
+        others = [label] * self.labelled + list(self.captions[:1])
+        return ", ".join([first, *others[:-1]]) + "".join(f" and {name}" for name in others[-1:])
+
     def caption_name(self, names: Sequence[str], where: str, what: str) -> str | None:
         """Which of some names is that of the captions; None: none is, and none was asked for.
 
@@ -260,7 +273,7 @@ class ImageSource:
             return asked or found
         raise DataError(
             f"{self._reader.where(index)}: images have {_channels(found)}, expected {_channels(asked)}; "
-            f"set channels={found} or convert the files"
+            f"set channels={found} (data.channels) or convert the files"
         )
 
     def _size(self, image: Pixels, index: int) -> tuple[int, int]:
@@ -272,7 +285,7 @@ class ImageSource:
             return size, size
         raise DataError(
             f"{self._reader.where(index)}: image is {height}x{width}, expected {size}x{size}; "
-            "set resize=True to crop and resize (transforms.center_crop_resize), or leave image_size out"
+            "set resize (data.resize) to crop and resize, or leave image_size out"
         )
 
     def _fit(self, image: Pixels, index: int) -> Pixels:
@@ -283,7 +296,7 @@ class ImageSource:
         if self._channels == 1 and _COLOURS[image.shape[2]] == 3:
             raise DataError(
                 f"{self._reader.where(index)}: image has colours, the set's others are grey; "
-                "set channels=3 to read all in colour, or convert the file"
+                "set channels=3 (data.channels) to read all in colour, or convert the file"
             )
         image = with_channels(image, self._channels)
         height, width = self._size(image, index)
@@ -292,7 +305,7 @@ class ImageSource:
         if image.shape != self._shape:
             raise DataError(
                 f"{self._reader.where(index)}: image is {_shape(found)}, the set's others are {_shape(self._shape)}; "
-                "fix the file, or for images of many sizes set image_size and resize=True"
+                "fix the file, or for images of many sizes set image_size and resize (data.resize)"
             )
         return image
 

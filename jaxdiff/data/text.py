@@ -75,8 +75,9 @@ class Counts:
           whole: whether these are all captions.
 
         >>> from jaxdiff.data import Words
-        >>> count(Words(4, size=6).learned(["a cat"]), ["a cat", "a black cat"]).lines(4)[0]
-        "tokenizer.length: 1 of 2 captions is cut to 4 ids, the longest has 5: raise it, and the network's"
+        >>> print(*count(Words(4, size=6).learned(["cat"]), ["cat", "a black cat"]).lines(4), sep="\\n")
+        tokenizer.length: 1 of 2 captions is cut to 4 ids, the longest has 5: raise it, and the network's Text.length
+        tokenizer.size: 2 of 8 pieces in 2 captions are unknown, such as 'a', 'black': raise it, and Text.vocabulary
         """
         looked = f"{self.captions:,} captions" + ("" if whole else " looked at")
         said = []
@@ -84,13 +85,13 @@ class Counts:
             verb = "is" if self.cut == 1 else "are"
             said.append(
                 f"tokenizer.length: {self.cut:,} of {looked} {verb} cut to {length} ids, the longest has "
-                f"{self.longest}: raise it, and the network's"
+                f"{self.longest}: raise it, and the network's Text.length"
             )
         if self.unknown:
             shown = ", ".join(map(repr, sorted(self.unknown, key=lambda piece: (-self.unknown[piece], piece))[:5]))
             said.append(
                 f"tokenizer.size: {self.unknown.total():,} of {self.pieces:,} pieces in {looked} are unknown, "
-                f"such as {shown}: raise it, and the network's"
+                f"such as {shown}: raise it, and the network's Text.vocabulary"
             )
         return said
 

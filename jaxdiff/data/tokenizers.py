@@ -145,15 +145,30 @@ class Learned(ABC):
         return self if self.vocabulary else self.learned(texts())
 
     def learned(self: LearnedKind, texts: Iterable[str]) -> LearnedKind:
-        """With the vocabulary of some captions: the most frequent pieces, ``size - 4`` at most."""
-        counts = Counter(piece for text in texts for piece in self.pieces(text))
+        """With the vocabulary of some captions: the most frequent pieces, ``size - 4`` at most.
+
+        Raises:
+          ValueError: captions without a piece, or one text in the place of several.
+        """
+        counts = Counter(piece for text in _several(texts) for piece in self.pieces(_checked(text)))
+        if not counts:
+            raise ValueError("vocabulary: the captions are empty, so there is nothing to learn: give some that are not")
         ordered = sorted(counts, key=lambda piece: (-counts[piece], piece))
         return dataclasses.replace(self, vocabulary=tuple(ordered[: self.size - _SPECIAL]))
 
     def ids(self, text: str) -> list[int]:
-        """Begin, the caption's pieces, end."""
-        known = self._ids
-        return [BEGIN, *(known.get(piece, UNKNOWN) for piece in self.pieces(_checked(text))), END]
+        """Begin, the caption's pieces, end.
+
+        Raises:
+          ValueError: before a vocabulary is learned, unless the caption is empty.
+        """
+        known, pieces = self._ids, self.pieces(_checked(text))
+        if pieces and not known:
+            raise ValueError(
+                "vocabulary: nothing is learned yet, so each piece would be unknown: training learns it of its "
+                "captions, and learned([...]) of others"
+            )
+        return [BEGIN, *(known.get(piece, UNKNOWN) for piece in pieces), END]
 
     def unknown_in(self, text: str) -> list[str]:
         """The pieces of a caption that the vocabulary lacks."""
@@ -161,7 +176,7 @@ class Learned(ABC):
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.int32]:
         """Ids ``(B, length)``, by equation (1)."""
-        return _padded([self.ids(text) for text in texts], self.length, self.padding)
+        return _padded([self.ids(text) for text in _several(texts)], self.length, self.padding)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,7 +291,7 @@ class TokenizerFile:
     def encode(self, texts: Sequence[str]) -> NDArray[np.int32]:
         """Ids ``(B, length)``; the file's own rule cuts, and keeps its end."""
         file = _opened(self.path, self.checksum, self.length).cutting
-        return _padded([file.encode(_checked(text)).ids for text in texts], self.length, self.padding)
+        return _padded([file.encode(_checked(text)).ids for text in _several(texts)], self.length, self.padding)
 
 
 def _unlearned(tokenizer: Any) -> Any:
@@ -292,6 +307,13 @@ def _checked(text: str) -> str:
     if not isinstance(text, str):
         raise ValueError(f"text: a caption is text, got {reprlib.repr(text)}")
     return text
+
+
+def _several(texts: Iterable[str]) -> Iterable[str]:
+    """Captions; refused is one by itself, whose letters would be taken for captions."""
+    if isinstance(texts, str):
+        raise ValueError(f"texts: expected a list of captions, got one text: give [{reprlib.repr(texts)}]")
+    return texts
 
 
 def _padded(captions: Sequence[Sequence[int]], length: int, padding: int) -> NDArray[np.int32]:

@@ -64,7 +64,9 @@ class TarReader:
         self.lost: list[str] = []  # what cannot be used, and why
         if missing := missing_parts(shards):
             more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
-            self._lose(f"{name}: {missing[0]} is missing{more}; fetch it, or set skip_bad to train without it")
+            self._lose(
+                f"{name}: {missing[0]} is missing{more}; fetch it, or set skip_bad (data.skip_bad) to train without it"
+            )
         self.files, self._states = [], []
         for shard in shards:
             try:
@@ -76,13 +78,18 @@ class TarReader:
         for fault in faults:
             self._lose(fault)
         image, text = (self._rows[part]["size"] >= 0 for part in ("image", "txt"))
-        text |= self._rows["json"]["size"] >= 0
+        fields = self._rows["json"]["size"] >= 0
+        if expected.text is not None and expected.captions and not fields.any():
+            raise DataError(
+                f"{name}: no KEY.json with the field {expected.text}; write them, or leave text (data.text) out"
+            )
+        text |= fields
         if not image.any():
             raise DataError(f"{name}: no images among its {len(image)} keys, expected {_LAYOUT}")
         if expected.captions and (alone := np.flatnonzero(text & ~image)).size:
             self._lose(
                 f"{self.where(int(alone[0]))}: a text without an image ({alone.size} of {len(image)} keys); write the "
-                "tar file again, or set skip_bad to leave it out"
+                "tar file again, or set skip_bad (data.skip_bad) to leave it out"
             )
         self._rows = self._rows[image]
         self.captions = self._spec(text[image])
@@ -121,7 +128,7 @@ class TarReader:
             lacking = np.flatnonzero(~has)
             raise DataError(
                 f"{self.where(int(lacking[0]))}: an image without a caption ({lacking.size} of {len(has)} images); "
-                "write its .txt, or set skip_bad to leave it out"
+                "write its .txt, or set skip_bad (data.skip_bad) to leave it out"
             )
         probed = np.flatnonzero(has)[spread(int(has.sum()), _PROBED)]
         return Spec((None,) if any(self._is_list(int(index)) for index in probed) else (), "str")

@@ -208,8 +208,9 @@ def bits(run: Run, source: Source, options: EvaluateOptions) -> Iterator[Result]
     x = run.codec.spec["x"]
     if isinstance(x, Spec) and x.shape != source.spec["x"].shape:
         raise ConfigError(
-            f"--metrics bpd is of data that a codec maps one to one; this run is of latents {x.shape} of data "
-            f"{source.spec['x'].shape}: their likelihood says nothing of the images'"
+            f"--metrics bpd (the default) is of data that a codec maps one to one; this run is of latents {x.shape} of "
+            f"data {source.spec['x'].shape}: their likelihood says nothing of the images'. No other metric is of such "
+            "a run; evaluate the run of its autoencoder, which has reconstruction"
         )
     for name, least in (("num", 1), ("batch_size", 1), ("probes", 1), ("steps", 1), ("draws", 1)):
         value = getattr(options, name)

@@ -16,7 +16,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from jaxdiff.data.sources import spread
+from jaxdiff.data.sources import as_text, spread
 from jaxdiff.data.text import TEXT, count
 from jaxdiff.data.tokenizers import Tokenizer
 from jaxdiff.spec import as_array
@@ -41,11 +41,17 @@ class Prompt:
     mesh: Mesh
 
     def __call__(self, value: Any) -> Any:
-        """Arrays of a caption, or of several, the batch first; other values as they are."""
+        """Arrays of a caption, or of several, the batch first; arrays as they are.
+
+        Raises:
+          ValueError: nothing, one number, or what is no text.
+        """
         texts = captions(value)
         if texts is None:
+            if value is None or (np.ndim(value) == 0 and not isinstance(value, Mapping)) or np.size(value) == 0:
+                raise ValueError(f"text: expected a caption, or a list of captions, got {value!r}")
             return value
-        different = list(dict.fromkeys(texts))
+        different = list(dict.fromkeys(as_text(text, TEXT) if isinstance(text, str) else text for text in texts))
         made: Any = self.tokenizer.encode(different)
         if hasattr(self.codec, "text"):
             whole = NamedSharding(self.mesh, PartitionSpec())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +243,9 @@ def test_a_moved_run_finds_its_autoencoder_or_says_so(
 
 
 def test_their_likelihood_is_not_given_for_the_images(whole: jaxdiff.Run) -> None:
-    with pytest.raises(ConfigError, match=r"bpd is of data that a codec maps one to one; .* latents \(4, 4, 2\)"):
+    with pytest.raises(
+        ConfigError, match=r"bpd \(the default\) is of data .* latents \(4, 4, 2\) .* of its autoencoder"
+    ):
         next(bits(whole, open_digits(), EvaluateOptions()))
 
 
@@ -326,19 +327,19 @@ def refused(place: Path, match: str, kind: type[Exception] = ConfigError, **opti
 
 
 @pytest.fixture
-def other(place: Path, tmp_path: Path) -> Iterator[Path]:
+def other(place: Path, tmp_path: Path) -> Path:
     """A folder with a copy of the autoencoder's run."""
-    shutil.copytree(place / "runs" / "autoencoder", tmp_path / "ae")
-    yield tmp_path
+    return shutil.copytree(place / "runs" / "autoencoder", tmp_path / "ae").parent
 
 
 def test_an_autoencoder_that_does_not_fit_is_one_line(place: Path, other: Path, trained: Path) -> None:
-    said = r"^codec: '.*/nowhere' is not the folder of a run or of frozen weights, from"
+    said = r"^codec: '.*/nowhere' is not the folder of a run or of frozen weights, from .* lies now by codec.path$"
     refused(place, said, codec=at(other / "nowhere"))
-    refused(place, r"is a run of UNet, not of an autoencoder", codec=at(trained))
+    refused(place, r"UNet, not of an autoencoder: name one of a KLAutoencoder or VQAutoencoder \(", codec=at(trained))
+    refused(place, r"codec.path: None is for data that hold latents, and digits holds uint8", codec=Latents(None))
     refused(place, r"digits has 1: set data.channels to 3", codec=at(rgb(other)))
     write_autoencoder(other / "three", network(channels=3))
-    said = r"^codec: it makes x of 4x4x3, and the network takes anyxanyx2: set the network's image_size and"
+    said = r"^codec: it makes x of 4x4x3, and the network takes in_channels 2: set the network's in_channels"
     refused(place, said, codec=at(other / "three"))
     write_statistics(other / "ae", 2, std=[1.0, float("nan")])
     refused(place, r"latents.json: mean .* and std .*nan.* must be finite, and std above 0", codec=at(other / "ae"))
@@ -392,7 +393,6 @@ def test_a_changed_autoencoder_is_refused_by_a_run_and_encodes_anew_for_another(
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    page = blocks(Path(__file__).resolve().parents[2] / "docs" / "latents.md", "python")[0]
-    run_block(page, "latents")
+    run_block(blocks(Path(__file__).resolve().parents[2] / "docs" / "latents.md", "python")[0], "latents")
     assert (tmp_path / "digits.png").stat().st_size > 500
     assert len(list((tmp_path / "cache" / "jaxdiff" / "latents").glob("digits-*/*.npy"))) == 1

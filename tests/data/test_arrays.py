@@ -41,7 +41,7 @@ def test_digits_refusals() -> None:
     assert "images have 1 channel, expected 3 channels; set channels=1" in one_line_error(
         lambda: data.open_digits(channels=3)
     )
-    assert "image is 8x8, expected 32x32; set resize=True" in one_line_error(lambda: data.open_digits(image_size=32))
+    assert "image is 8x8, expected 32x32; set resize (data" in one_line_error(lambda: data.open_digits(image_size=32))
     assert "digits row 5: label 6, expected 0..4 (717 such rows)" in one_line_error(
         lambda: data.open_digits(num_classes=5)
     )

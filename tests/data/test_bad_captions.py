@@ -129,6 +129,8 @@ def test_texts_beside_that_are_wrong(tmp_path: Path, capsys: Any) -> None:
     assert "1 files are no images and are left out (1 .txt; the first: README.txt)" in capsys.readouterr().err
     (tmp_path / "1.txt").write_bytes(b"\xef\xbb\xbf a b \r\n")  # as Windows writes it
     assert list(captions(open_folder(tmp_path)))[1] == "a b"
+    unnamed = "no metadata.jsonl or metadata.csv with the field title; write one, or leave text (data.text) out"
+    assert f"{tmp_path}: {unnamed}" in one_line_error(lambda: open_folder(tmp_path, text="title"))
     (tmp_path / "1.txt").write_bytes(b"a\xff")
     assert f"{tmp_path}/1.txt is not UTF-8 (byte 1 is 0xff)" in one_line_error(lambda: open_folder(tmp_path))
     (tmp_path / "1.txt").unlink()
@@ -136,8 +138,7 @@ def test_texts_beside_that_are_wrong(tmp_path: Path, capsys: Any) -> None:
     assert message in one_line_error(lambda: open_folder(tmp_path))
     (tmp_path / "alone").mkdir()
     images_of(tmp_path / "alone")
-    message = f"{tmp_path}/alone: no metadata.jsonl or metadata.csv with the field title; write one, or leave text out"
-    assert message in one_line_error(lambda: open_folder(tmp_path / "alone", text="title"))
+    assert f"{tmp_path}/alone: {unnamed}" in one_line_error(lambda: open_folder(tmp_path / "alone", text="title"))
 
 
 def test_metadata_above_the_splits(tmp_path: Path) -> None:

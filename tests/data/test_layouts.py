@@ -271,7 +271,9 @@ def test_a_missing_shard_is_said(tmp_path: Path, name: str) -> None:
     for number in (0, 2):
         write_parquet(tmp_path / name.format(number), map(encoded, pictures()), [0, 1, 2] * 2)
     message = f"{tmp_path}: {Path(name.format(1)).name} is missing"
-    assert f"{message}; fetch it, or set skip_bad" in one_line_error(lambda: data.open_parquet(tmp_path))
+    assert f"{message}; fetch it, or set skip_bad (data.skip_bad)" in one_line_error(
+        lambda: data.open_parquet(tmp_path)
+    )
     said: list[str] = []
     source = data.without_bad(data.open_parquet(tmp_path, skip_bad=True), keep=False, say=said.append)
     assert len(source) == 12

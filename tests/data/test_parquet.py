@@ -186,6 +186,6 @@ def test_real_sets(
         assert record(source, index)["label"] == table["label"][index].as_py()
     with pytest.raises(DataError, match=r"images have \d channels?, expected 4 channels; set channels="):
         opener(shared_data, channels=4)
-    with pytest.raises(DataError, match="expected 64x64; set resize=True"):
+    with pytest.raises(DataError, match="expected 64x64; set resize"):
         opener(shared_data, image_size=64)
     assert opener(shared_data, image_size=16, resize=True).spec["x"].shape == (16, 16, shape[2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,10 @@ def test_folder_without_classes(tmp_path: Path) -> None:
 
 def test_folder_refusals(tmp_path: Path) -> None:
     assert "expected a folder with one sub-folder of images" in one_line_error(lambda: data.open_folder(tmp_path / "x"))
+    nothing: list[str] = []
+    for conditions, what in ((nothing, "a folder of images"), (["text"], "a folder of images, each with its caption")):
+        message = one_line_error(functools.partial(data.open_folder, tmp_path / "x", conditions=conditions))
+        assert message == f"{tmp_path}/x: no such file or folder, expected {what}"
     assert f"{tmp_path}: no images" in one_line_error(lambda: data.open_folder(tmp_path))
     write_folder(tmp_path, pictures(), list("aabbcc"))
     assert "3 class folders, expected at most 2" in one_line_error(lambda: data.open_folder(tmp_path, num_classes=2))

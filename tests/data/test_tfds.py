@@ -86,7 +86,7 @@ def test_refusals(prepared: Path) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"split": "val"}, "tfds:tiny_colours: no split 'val'; it has train, test"),
         ({"channels": 1}, "images have 3 channels, expected 1 channel"),
-        ({"image_size": 16}, "image is 8x8, expected 16x16; set resize=True"),
+        ({"image_size": 16}, "image is 8x8, expected 16x16; set resize (data"),
         ({"num_classes": 2}, "tfds:tiny_colours: labels lie in 0..2, expected 0..1; set num_classes=3"),
     ]
     for options, message in cases:

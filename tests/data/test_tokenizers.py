@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from jaxdiff.config import from_json, to_json
@@ -68,6 +68,7 @@ def test_words_of_a_text_are_those_of_its_parts(kind: Any, one: str, two: str) -
 def test_ids_are_in_range_of_one_length_and_the_same_each_time(
     kind: Any, learned: list[str], texts: list[str], length: int, size: int
 ) -> None:
+    assume(any(kind(length, size=size).pieces(text) for text in learned))
     tokenizer = kind(length, size=size).learned(learned)
     ids = tokenizer.encode(texts)
     assert ids.shape == (len(texts), length) and ids.dtype == np.int32
@@ -87,6 +88,7 @@ def test_ids_are_in_range_of_one_length_and_the_same_each_time(
 def test_a_vocabulary_is_decided_by_the_captions_whatever_their_order(kind: Any, texts: list[str], random: Any) -> None:
     tokenizer, shuffled = kind(4, size=9), random.sample(texts, len(texts))
     counts = Counter(piece for text in texts for piece in tokenizer.pieces(text))
+    assume(counts)
     vocabulary = tokenizer.learned(texts).vocabulary
     assert tokenizer.learned(shuffled).vocabulary == vocabulary and len(vocabulary) == min(5, len(counts))
     assert list(vocabulary) == sorted(counts, key=lambda piece: (-counts[piece], piece))[:5]
@@ -108,6 +110,11 @@ def test_a_tokenizer_keeps_what_it_has_learned() -> None:
         (lambda: Words(4, size=5, vocabulary=("a", "b")), "size: 5 ids do not hold 2 pieces and the 4 ids of"),
         (lambda: Words(4, size=9, vocabulary=("a", "a")), "vocabulary: expected different texts, each once"),
         (lambda: Words(4, size=9).encode([3]), "text: a caption is text, got 3"),  # type: ignore[list-item]
+        (lambda: Words(4, size=9).learned(["a", None]), "text: a caption is text, got None"),  # type: ignore[list-item]
+        (lambda: Words(4, size=9).learned("a cat"), "texts: expected a list of captions, got one text: give ['a cat']"),
+        (lambda: Words(4, size=9, vocabulary=("a",)).encode("a"), "texts: expected a list of captions, got one text"),
+        (lambda: Characters(4, size=9).learned(["", " "]), "vocabulary: the captions are empty, so there is nothing"),
+        (lambda: Words(4, size=9).encode(["a cat"]), "vocabulary: nothing is learned yet, so each piece would be unk"),
     ],
 )
 def test_what_does_not_fit_is_refused(make: Any, message: str) -> None:
@@ -127,8 +134,10 @@ def test_captions_that_are_cut_and_words_that_are_unknown_are_counted() -> None:
     assert (counts.captions, counts.cut, counts.longest, counts.pieces) == (4, 2, 10, 23)
     assert counts.unknown == {"cat": 3, "dog": 3}
     assert counts.lines(5) == [
-        "tokenizer.length: 2 of 4 captions are cut to 5 ids, the longest has 10: raise it, and the network's",
-        "tokenizer.size: 6 of 23 pieces in 4 captions are unknown, such as 'cat', 'dog': raise it, and the network's",
+        "tokenizer.length: 2 of 4 captions are cut to 5 ids, the longest has 10: raise it, and the network's "
+        "Text.length",
+        "tokenizer.size: 6 of 23 pieces in 4 captions are unknown, such as 'cat', 'dog': raise it, and the network's "
+        "Text.vocabulary",
     ]
     assert words.encode(captions)[2].tolist() == [BEGIN, 4, UNKNOWN, 5, END]
     wide = Words(10, size=8).learned(captions)

@@ -57,6 +57,9 @@ def test_a_txt_is_the_caption_until_a_field_is_named(tmp_path: Path) -> None:
     assert list(captions(open_webdataset(tmp_path))) == ["short", "alone"]
     assert list(captions(open_webdataset(tmp_path, text="text"))) == ["long", "alone"]
     assert list(captions(open_webdataset(tmp_path, text="lines"))) == ["1", "2", "alone"]
+    tar(tmp_path / "set.tar", {"a.png": ENCODED[0], "a.txt": b"short"})
+    said = "set.tar: no KEY.json with the field lines; write them, or leave text (data.text) out"
+    assert said in one_line_error(lambda: open_webdataset(tmp_path / "set.tar", text="lines"))
 
 
 def test_tar_files_of_splits(tmp_path: Path) -> None:
@@ -69,8 +72,9 @@ def test_tar_files_of_splits(tmp_path: Path) -> None:
         lambda: open_webdataset(tmp_path, split="test")
     )
     tar(tmp_path / "set-train-00000-of-00002.tar", {"a.png": ENCODED[0], "a.txt": b"a"})
-    assert "set-train-00001-of-00002.tar is missing; fetch it, or set skip_bad" in one_line_error(
-        lambda: open_webdataset(tmp_path)
+    assert (
+        "set-train-00001-of-00002.tar is missing; fetch it, or set skip_bad (data.skip_bad) to train"
+        in one_line_error(lambda: open_webdataset(tmp_path))
     )
 
 

@@ -78,9 +78,10 @@ def test_lines_are_said_of_captions_that_do_not_fit(tmp_path: Path, capfd: pytes
     jaxdiff.fit(given, points(4), dry_run=True)
     said = [line for line in capfd.readouterr().err.splitlines() if "tokenizer" in line]
     assert said == [
-        "WARNING: tokenizer.length: 2 of 4 captions are cut to 5 ids, the longest has 7: raise it, and the network's",
+        "WARNING: tokenizer.length: 2 of 4 captions are cut to 5 ids, the longest has 7: raise it, and the "
+        "network's Text.length",
         "WARNING: tokenizer.size: 5 of 22 pieces in 4 captions are unknown, such as 'point', 'right', 'one': raise it, "
-        "and the network's",
+        "and the network's Text.vocabulary",
     ]
 
 
@@ -185,6 +186,10 @@ def test_guidance_leads_away_from_a_negative(run: jaxdiff.Run) -> None:
         ({"text": ["left", 3, "right"]}, "sampling: text: a caption is text, got 3"),
         ({"text": [[99] * 8] * 3}, "sampling: text 99 is out of range: from 0 to 15"),
         ({"text": [[1, 2]] * 3}, "sampling: text has shape (3, 2), expected (3, 8): the batch first"),
+        ({"text": 3}, "sampling: text: expected a caption, or a list of captions, got 3"),
+        ({"text": []}, "sampling: text: expected a caption, or a list of captions, got []"),
+        ({"text": None}, "sampling: text: expected a caption, or a list of captions, got None"),
+        ({"text": "right\0"}, "sampling: text holds the character NUL (at 5), which is no text: remove it"),
     ],
 )
 def test_a_prompt_that_does_not_fit_is_one_line(run: jaxdiff.Run, cond: dict[str, Any], message: str) -> None:
@@ -262,7 +267,11 @@ def test_words_that_a_run_does_not_know_are_said(run: jaxdiff.Run, tmp_path: Pat
         ("--prompt a --cond text=1", "text is given twice: give it once, by --prompt or by --cond"),
         ("--prompts FOLDER/none", "--prompts: FOLDER/none cannot be read: "),
         ("--prompts FOLDER/empty", "--prompts: FOLDER/empty is empty, expected one prompt a line"),
-        ("--negative a --num 2", "negative is what guidance leads away from, and there is no guidance"),
+        ("--negative a --num 2", "error: --negative is what guidance leads away from, and there is no guidance: add -"),
+        ("--guide cfg:2 --num 2", "error: --guide leads towards a condition: add --prompt or --cond, or leave it out"),
+        ("--negative a --guide cfg:2 --guidance 2", "--guidance 2 is short for --guide cfg:2: give one of them"),
+        ("--prompt", "--prompt takes several of: text, got nothing: give it a value, or leave it out"),
+        ("--num 2 --prompt --seed 1", "--prompt takes several of: text, got nothing: give it a value, or leave it out"),
         ("--prompt left right a --num 2", "--num 2: 3 prompts need 3 samples or more: raise --num"),
     ],
 )
