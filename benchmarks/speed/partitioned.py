@@ -78,7 +78,7 @@ def configurations() -> dict[str, Config]:
     return {
         "dit_xl2": dit_xl2,
         "adm_64": adm_64,
-        "dit_tiny": dataclasses.replace(dit_xl2, network=tiny, data=data),
+        "dit_tiny": dataclasses.replace(dit_xl2, network=tiny, data=data, codec=None),
         "unet_tiny": dataclasses.replace(adm_64, network=small),
     }
 
