@@ -44,6 +44,7 @@ LAYERS = [
     {"plan"},
     {"model"},
     {"launch"},
+    {"pretrained"},
     {"config"},
     {"train"},
     {"runs"},

@@ -210,7 +210,7 @@ class Image:
 
     Args:
       name: its name in ``cond``.
-      size: its height and width; the sample's are multiples of them or not.
+      size: its height and width, at most the sample's; None: of whatever size.
       channels: of it.
       low, high: its range.
       null: whether it can be left out and dropped: zeros.
@@ -220,14 +220,14 @@ class Image:
     """
 
     name: str
-    size: tuple[int, int]
+    size: tuple[int | None, int | None]
     channels: int
     low: float | None = -1.0
     high: float | None = 1.0
     null: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.size) != 2 or min(*self.size, self.channels) < 1:
+        if len(self.size) != 2 or min(self.channels, *(1 if side is None else side for side in self.size)) < 1:
             raise ValueError(f"{self.name}: size is (height, width) and channels at least 1, got {self}")
 
     @property

@@ -89,6 +89,7 @@ class DiT:
       frequencies: width of the sinusoidal time embedding, even.
       time_shift: of its frequencies: 0 in the authors' code, 1 in diffusers' pipelines.
       norm_eps: of the normalisations.
+      mlp_norm_eps: of those before the perceptrons, where it is another, as in diffusers' pipelines.
       remat: what the backward pass computes again to save memory: nothing, a whole block at a time ("full"), or all but
         the results of matrix products with weights ("dots").
       dtype: what matrix products compute in; parameters and output are float32.
@@ -122,6 +123,7 @@ class DiT:
     frequencies: int = 256
     time_shift: float = 0.0
     norm_eps: float = 1e-6
+    mlp_norm_eps: float | None = None
     remat: Remat = "none"
     dtype: DType = "float32"
     conditions: tuple[NetCondition, ...] = ()
@@ -208,7 +210,8 @@ class DiTBlock(nnx.Module):
         if told.text is not None:
             crossed = (self.cross_attention(x, told.text, told.mask),)
             x = sum(crossed, start=x)
-        h = self.expand(modulate(layer_norm(x, eps), shift2, scale2).astype(x.dtype))
+        last = eps if self.config.mlp_norm_eps is None else self.config.mlp_norm_eps
+        h = self.expand(modulate(layer_norm(x, last), shift2, scale2).astype(x.dtype))
         h = self.contract(jax.nn.gelu(h, approximate=True))
         return gated(x, gate2, dropout(h, rate, keys[1])), (attended, *crossed, h)
 
@@ -235,7 +238,8 @@ class DiTModule(nnx.Module):
         self.time = TimeEmbedding(config.frequencies, width, shift=config.time_shift, init=small)
         classes = config.num_classes
         self.label = LabelEmbedding(classes, width, null=config.null_class, init=small) if classes is not None else None
-        self.told = ConditionEmbeddings(config.conditions, width, tokens=width if config.attends else None, init=small)
+        tokens = width if config.attends else None
+        self.told = ConditionEmbeddings(config.conditions, width, tokens=tokens, mapped=True, init=small)
         if config.attends:
             self.text = Linear(width, width, dtype=config.dtype, init=small)
         self.blocks = stacked(lambda: DiTBlock(config), config.depth)

@@ -58,6 +58,7 @@ class ConditionEmbeddings(nnx.Module):
       tokens: the common width of the tokens; None: the network attends to none, and texts tell it their pooled vector
         alone.
       joined: one perceptron for all vectors and pooled vectors together, rather than one each.
+      mapped: whether `Tokens` of the common width are mapped too.
       init: of the kernels.
 
     Raises:
@@ -77,6 +78,7 @@ class ConditionEmbeddings(nnx.Module):
         *,
         tokens: int | None = None,
         joined: bool = False,
+        mapped: bool = False,
         init: Init = fan_average,
     ):
         if tokens is None and (homeless := without_tokens(conditions)):
@@ -90,7 +92,9 @@ class ConditionEmbeddings(nnx.Module):
             ),
             Level: lambda each: LevelEmbedding(each, width, init=init),
             Text: lambda each: TextEmbedding(each, width, tokens, joined=joined, init=init),
-            Tokens: lambda each: TokensEmbedding(each.width, each.pooled, width, tokens, joined=joined, init=init),
+            Tokens: lambda each: TokensEmbedding(
+                each.width, each.pooled, width, tokens, joined=joined, mapped=mapped, init=init
+            ),
         }
         told = [each for each in conditions if type(each) in kinds]
         self.by_name = nnx.Dict({each.name: kinds[type(each)](each) for each in told})
@@ -206,10 +210,20 @@ class LevelEmbedding(nnx.Module):
 class TokensEmbedding(nnx.Module):
     """A `Tokens` in a network; equation (2), and (1) of its pooled vector."""
 
-    def __init__(self, given: int, pooled: int | None, width: int, tokens: int | None, *, joined: bool, init: Init):
+    def __init__(
+        self,
+        given: int,
+        pooled: int | None,
+        width: int,
+        tokens: int | None,
+        *,
+        joined: bool,
+        mapped: bool = False,
+        init: Init,
+    ):
         self.features = pooled or 0 if joined else 0
         self.shown = tokens is not None
-        self.map = Linear(given, tokens, init=init) if tokens is not None and tokens != given else None
+        self.map = Linear(given, tokens, init=init) if tokens is not None and (mapped or tokens != given) else None
         self.pooled = Perceptron(pooled, width, init=init) if pooled and not joined else None
 
     def __call__(self, value: Mapping[str, Array]) -> Part:

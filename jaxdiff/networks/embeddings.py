@@ -13,7 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from jaxdiff.networks.layers import Init, Linear, fan_average, normal
+from jaxdiff.networks.layers import Init, Linear, fan_average, normal, zeros
 
 TimeOrder = Literal["sin_cos", "cos_sin"]
 standard_normal = normal(1.0)
@@ -48,6 +48,22 @@ def timestep_embedding(
     return jnp.concatenate([sin, cos] if order == "sin_cos" else [cos, sin], axis=1)
 
 
+def guidance_embedding(weight: Float[Array, " batch"], width: int, *, absent: float) -> Float[Array, "batch width"]:
+    """The weight of guidance w that a distilled network is told, as a time of ``1000 (w - 1)``, sines first and shift 1
+    (Luo et al. 2023, "Latent Consistency Models", https://arxiv.org/abs/2310.04378, and its published code).
+
+    Args:
+      weight: ``(B,)``.
+      width: even, at least 4.
+      absent: the weight of samples that are not told: zeros.
+
+    >>> guidance_embedding(jnp.array([1.0, -1.0]), 4, absent=-1.0).tolist()
+    [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]
+    """
+    waves = timestep_embedding(1000 * (weight - 1), width, order="sin_cos", shift=1.0)
+    return jnp.where((weight == absent)[:, None], 0.0, waves)
+
+
 def times_of(t: ArrayLike, batch: int) -> Float[Array, " batch"]:
     """A time for each sample: ``()`` or ``(batch,)`` -> ``(batch,)`` float32.
 
@@ -71,6 +87,7 @@ class TimeEmbedding(nnx.Module):
       width: of both layers.
       order: as in `timestep_embedding`.
       shift: as in `timestep_embedding`.
+      told: numbers of something else that is told with the time, mapped onto its sinusoidal embedding; 0: nothing.
       init: of both kernels.
     """
 
@@ -81,14 +98,16 @@ class TimeEmbedding(nnx.Module):
         *,
         order: TimeOrder = "cos_sin",
         shift: float = 0.0,
+        told: int = 0,
         init: Init = fan_average,
     ):
         self.frequencies, self.order, self.shift = frequencies, order, shift
         self.hidden = Linear(frequencies, width, init=init)
         self.out = Linear(width, width, init=init)
+        self.told = Linear(told, frequencies, bias=False, init=zeros) if told else None
 
-    def __call__(self, t: ArrayLike, batch: int) -> Array:
-        """``()`` or ``(batch,)`` -> ``(batch, width)``.
+    def __call__(self, t: ArrayLike, batch: int, told: Array | None = None) -> Array:
+        """``()`` or ``(batch,)`` -> ``(batch, width)``; told: ``(batch, told)``.
 
         Raises:
           ValueError: another shape.
@@ -97,6 +116,8 @@ class TimeEmbedding(nnx.Module):
         (2, 16)
         """
         embedding = timestep_embedding(times_of(t, batch), self.frequencies, order=self.order, shift=self.shift)
+        if self.told is not None and told is not None:
+            embedding = embedding + self.told(told)
         return self.out(jax.nn.silu(self.hidden(embedding)))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,8 @@ class Layout(abc.ABC):
       patch: side of the squares of pixels that become one place with so many more channels, before the first level:
         most of a small autoencoder's arithmetic is then at half the resolution (``patch=2``).
       projections: whether 1x1 convolutions stand on both sides of the latents (LDM's have them, SD3's and FLUX's not).
-      groups: most groups of the normalisations, which have at least 4 channels each.
+      groups: most groups of the normalisations.
+      least_group: fewest channels of a group.
       norm_eps: of the normalisations.
       dtype: what convolutions and matrix products compute in; parameters and output are float32.
 
@@ -71,11 +72,12 @@ class Layout(abc.ABC):
     patch: int = 1
     projections: bool = True
     groups: int = 32
+    least_group: int = 4
     norm_eps: float = 1e-6
     dtype: DType = "float32"
 
     def __post_init__(self) -> None:
-        at_least_1(self, "in_channels", "channels", "width", "blocks", "heads", "patch", "groups")
+        at_least_1(self, "in_channels", "channels", "width", "blocks", "heads", "patch", "groups", "least_group")
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(f"multipliers={self.multipliers} must be numbers of at least 1, one a level")
         levels = range(len(self.multipliers))
@@ -85,6 +87,11 @@ class Layout(abc.ABC):
         attending |= {self.width * self.multipliers[-1]} if self.middle_attention else set()
         if wrong_widths := sorted(width for width in attending if width % self.heads):
             raise ValueError(f"attention over {wrong_widths[0]} channels: they do not divide by heads={self.heads}")
+
+    @property
+    def norm(self) -> dict[str, Any]:
+        """Options of the group normalisations."""
+        return {"groups": self.groups, "eps": self.norm_eps, "least": self.least_group}
 
     @property
     def factor(self) -> int:
@@ -123,9 +130,9 @@ class Block(nnx.Module):
     """The residual block of the module's docstring."""
 
     def __init__(self, config: Layout, inputs: int, outputs: int):
-        self.norm1 = GroupNorm(inputs, groups=config.groups, eps=config.norm_eps)
+        self.norm1 = GroupNorm(inputs, **config.norm)
         self.conv1 = Conv3x3(inputs, outputs, dtype=config.dtype)
-        self.norm2 = GroupNorm(outputs, groups=config.groups, eps=config.norm_eps)
+        self.norm2 = GroupNorm(outputs, **config.norm)
         self.conv2 = Conv3x3(outputs, outputs, dtype=config.dtype, init=zeros)
         self.skip = None if inputs == outputs else Linear(inputs, outputs, dtype=config.dtype)
 
@@ -138,7 +145,7 @@ class Attend(nnx.Module):
     """Self-attention over the pixels, added to them."""
 
     def __init__(self, config: Layout, channels: int):
-        self.norm = GroupNorm(channels, groups=config.groups, eps=config.norm_eps)
+        self.norm = GroupNorm(channels, **config.norm)
         self.attention = SelfAttention(channels, config.heads, dtype=config.dtype, init=zeros)
 
     def __call__(self, x: Array) -> Array:
@@ -191,7 +198,7 @@ class Encoder(nnx.Module):
             levels.append(Level(config, level, inputs, config.blocks, halve))
         self.levels = nnx.List(levels)
         self.middle = Middle(config, now)
-        self.norm_out = GroupNorm(now, groups=config.groups, eps=config.norm_eps)
+        self.norm_out = GroupNorm(now, **config.norm)
         self.conv_out = Conv3x3(now, config.encoded)
 
     def __call__(self, x: Array) -> Array:
@@ -219,7 +226,7 @@ class Decoder(nnx.Module):
                 )
             )
         self.levels = nnx.List(levels)
-        self.norm_out = GroupNorm(now, groups=config.groups, eps=config.norm_eps)
+        self.norm_out = GroupNorm(now, **config.norm)
         self.conv_out = Conv3x3(now, config.in_channels * config.patch**2)
 
     def features(self, z: Array) -> Array:

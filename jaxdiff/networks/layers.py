@@ -202,10 +202,11 @@ class GroupNorm(nnx.Module):
       channels: of the input.
       groups: their number at most; `group_count` has the rule.
       eps: added to the variance.
+      least: fewest channels of a group.
     """
 
-    def __init__(self, channels: int, *, groups: int = 32, eps: float = 1e-6):
-        self.groups = group_count(channels, groups)
+    def __init__(self, channels: int, *, groups: int = 32, eps: float = 1e-6, least: int = 4):
+        self.groups = group_count(channels, groups, least)
         self.eps = eps
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
@@ -236,13 +237,14 @@ class GroupNorm(nnx.Module):
         return (centred * gain[:, None, None, :] + bias[:, None, None, :]).astype(x.dtype)
 
 
-def group_count(channels: int, most: int) -> int:
-    """How many groups: ``most``, but no group of under four channels (EDM's rule), and a divisor of ``channels``.
+def group_count(channels: int, most: int, least: int = 4) -> int:
+    """How many groups: ``most``, but no group of under ``least`` channels (four is EDM's rule), and a divisor of
+    ``channels``.
 
     >>> [group_count(channels, 32) for channels in (128, 64, 96, 48)]
     [32, 16, 24, 12]
     """
-    return math.gcd(channels, max(1, min(most, channels // 4)))
+    return math.gcd(channels, max(1, min(most, channels // least)))
 
 
 def layer_norm(x: Array, eps: float) -> Array:

@@ -300,7 +300,7 @@ class MMDiTModule(nnx.Module):
         self.time = TimeEmbedding(config.frequencies, width, init=small)
         classes = config.num_classes
         self.label = LabelEmbedding(classes, width, null=config.null_class, init=small) if classes is not None else None
-        self.told = ConditionEmbeddings(config.conditions, width, tokens=width, init=small)
+        self.told = ConditionEmbeddings(config.conditions, width, tokens=width, mapped=True, init=small)
         plain = config.whole_blocks - config.dual
         if config.dual:
             self.dual = stacked(lambda: DoubleBlock(config, dual=True), config.dual)

@@ -34,6 +34,8 @@ from jax.typing import ArrayLike
 
 from jaxdiff.networks.attention import SelfAttention
 from jaxdiff.networks.conditions import (
+    NO_LEVEL,
+    Level,
     NetCondition,
     cond_specs,
     image_channels,
@@ -42,7 +44,7 @@ from jaxdiff.networks.conditions import (
     without_tokens,
 )
 from jaxdiff.networks.embedded import ConditionEmbeddings, Embedded
-from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, TimeOrder
+from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, TimeOrder, guidance_embedding
 from jaxdiff.networks.layers import (
     Conv3x3,
     DType,
@@ -88,13 +90,16 @@ class UNet:
       downsample_padding: of the stride-2 convolutions. DDPM pads at the bottom and the right only, ADM on all sides.
       time_order: which half of the time embedding comes first.
       time_shift: 1 for DDPM's frequencies, 0 for ADM's.
-      groups: most groups of the normalisations, which have at least 4 channels each.
+      groups: most groups of the normalisations.
+      least_group: fewest channels of a group.
       norm_eps: of the normalisations.
       dtype: what convolutions and matrix products compute in; parameters and output are float32.
       remat: what the backward pass computes again to save memory: nothing, a whole block at a time ("full"), or all but
         the results of convolutions and of matrix products with weights ("dots").
       conditions: what else the network takes (`jaxdiff.networks.conditions`); tokens need transformers.
       joined_conditions: one perceptron for all vectors and pooled texts, as in SDXL, rather than one each.
+      guidance_frequencies: if not 0, ``cond["guidance"]`` is the weight w of guidance that a distilled network is told:
+        so many sines and cosines of it join those of the time (`jaxdiff.networks.embeddings.guidance_embedding`).
 
     Raises:
       ValueError: values that do not fit each other.
@@ -126,15 +131,19 @@ class UNet:
     time_order: TimeOrder = "sin_cos"
     time_shift: float = 1.0
     groups: int = 32
+    least_group: int = 4
     norm_eps: float = 1e-6
     dtype: DType = "float32"
     remat: Remat = "none"
     conditions: tuple[NetCondition, ...] = ()
     joined_conditions: bool = False
+    guidance_frequencies: int = 0
 
     def __post_init__(self) -> None:
         at_least_1(self, "image_size", "in_channels", "out_channels", "width", "blocks")
-        at_least_1(self, "heads", "head_width", "groups", "num_classes")
+        at_least_1(self, "heads", "head_width", "groups", "least_group", "num_classes")
+        if self.guidance_frequencies and (self.guidance_frequencies < 4 or self.guidance_frequencies % 2):
+            raise ValueError(f"guidance_frequencies={self.guidance_frequencies} must be 0, or even and at least 4")
         levels = [self.image_size // 2**level for level in range(len(self.multipliers))]
         if not levels or self.image_size % 2 ** (len(levels) - 1):
             raise ValueError(f"image_size={self.image_size} cannot be halved for multipliers={self.multipliers}")
@@ -169,7 +178,13 @@ class UNet:
     @property
     def cond(self) -> dict[str, Condition]:
         """What the network takes beside x and t."""
-        return cond_specs(self.num_classes, self.null_class, self.conditions)
+        told = (Level("guidance", null=True, high=None),) if self.guidance_frequencies else ()
+        return cond_specs(self.num_classes, self.null_class, (*self.conditions, *told))
+
+    @property
+    def norm(self) -> dict[str, Any]:
+        """Options of the group normalisations."""
+        return {"groups": self.groups, "eps": self.norm_eps, "least": self.least_group}
 
     def channels(self, level: int) -> int:
         """Channels of a level, 0 being the full resolution."""
@@ -199,19 +214,13 @@ class ResidualBlock(nnx.Module):
     """Equations (1) to (3). ``site`` tells this block's dropout from the others'."""
 
     def __init__(
-        self,
-        config: UNet,
-        inputs: int,
-        outputs: int,
-        site: int,
-        resample: Literal["up", "down"] | None = None,
+        self, config: UNet, inputs: int, outputs: int, site: int, resample: Literal["up", "down"] | None = None
     ):
-        norm: dict[str, Any] = {"groups": config.groups, "eps": config.norm_eps}
         self.rate, self.site, self.scale_shift, self.resample = config.dropout, site, config.scale_shift, resample
-        self.norm1 = GroupNorm(inputs, **norm)
+        self.norm1 = GroupNorm(inputs, **config.norm)
         self.conv1 = Conv3x3(inputs, outputs, dtype=config.dtype)
         self.embed = Linear(4 * config.width, 2 * outputs if config.scale_shift else outputs)
-        self.norm2 = GroupNorm(outputs, **norm)
+        self.norm2 = GroupNorm(outputs, **config.norm)
         self.conv2 = Conv3x3(outputs, outputs, dtype=config.dtype, init=zeros)
         self.skip = None if inputs == outputs else Linear(inputs, outputs, dtype=config.dtype)
 
@@ -237,7 +246,7 @@ class AttentionBlock(nnx.Module):
     """``x + attention(norm(x))`` over the pixels."""
 
     def __init__(self, config: UNet, channels: int):
-        self.norm = GroupNorm(channels, groups=config.groups, eps=config.norm_eps)
+        self.norm = GroupNorm(channels, **config.norm)
         self.attention = SelfAttention(channels, config.heads_of(channels), dtype=config.dtype, init=zeros)
 
     def __call__(self, x: Array, told: Embedded) -> Array:
@@ -254,7 +263,11 @@ class Stage(nnx.Module):
         layers = config.layers(level)
         attention: Transformer | AttentionBlock | None = None
         if layers:
-            options: dict[str, Any] = {"groups": config.groups, "dtype": config.dtype}
+            options: dict[str, Any] = {
+                "groups": config.groups,
+                "least_group": config.least_group,
+                "dtype": config.dtype,
+            }
             attention = Transformer(outputs, config.heads_of(outputs), layers, config.context, **options)
         elif level is None or config.image_size // 2**level in config.attention_resolutions:
             attention = AttentionBlock(config, outputs)
@@ -279,7 +292,7 @@ class Resample(nnx.Module):
         return self.conv(upsample(x) if self.direction == "up" else x)
 
 
-class Level(nnx.Module):
+class Resolution(nnx.Module):
     """The stages at one resolution and, but for the last level of its direction, the change to the next."""
 
     def __init__(self, stages: list[Stage], resample: ResidualBlock | Resample | None):
@@ -301,7 +314,8 @@ class UNetModule(nnx.Module):
                 return ResidualBlock(config, channels, channels, next(sites), direction)
             return Resample(config, channels, direction)
 
-        self.time = TimeEmbedding(config.width, 4 * config.width, order=config.time_order, shift=config.time_shift)
+        order, shift, told = config.time_order, config.time_shift, config.guidance_frequencies
+        self.time = TimeEmbedding(config.width, 4 * config.width, order=order, shift=shift, told=told)
         classes = config.num_classes
         self.label = LabelEmbedding(classes, 4 * config.width, null=config.null_class) if classes is not None else None
         self.told = ConditionEmbeddings(
@@ -318,7 +332,7 @@ class UNetModule(nnx.Module):
                 now = config.channels(level)
                 skips.append(now)
             last = level == levels[-1]
-            down.append(Level(stages, None if last else resample(level, "down")))
+            down.append(Resolution(stages, None if last else resample(level, "down")))
             skips += [] if last else [now]
         self.down = nnx.List(down)
         self.middle_in = Stage(config, now, now, None, next(sites))
@@ -330,9 +344,9 @@ class UNetModule(nnx.Module):
                 now += skips.pop()
                 stages.append(Stage(config, now, config.channels(level), level, next(sites)))
                 now = config.channels(level)
-            up.append(Level(stages, resample(level, "up") if level else None))
+            up.append(Resolution(stages, resample(level, "up") if level else None))
         self.up = nnx.List(up)
-        self.norm_out = GroupNorm(now, groups=config.groups, eps=config.norm_eps)
+        self.norm_out = GroupNorm(now, **config.norm)
         self.conv_out = Conv3x3(now, config.out_channels or config.in_channels, init=zeros)
 
     def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Any], key: Array | None) -> Array:
@@ -367,7 +381,9 @@ class UNetModule(nnx.Module):
         """The embedding of time, class and vectors ``(B, 4 width)``, as each block's linear map takes it, and the
         tokens that transformers attend to."""
         check_images(x, self.config.in_channels, 2 ** (len(self.config.multipliers) - 1), "UNet")
-        embedding = self.time(t, x.shape[0])
+        guided = self.config.guidance_frequencies
+        waves = guidance_embedding(cond["guidance"], guided, absent=NO_LEVEL) if guided else None
+        embedding = self.time(t, x.shape[0], waves)
         if self.label is not None:
             embedding = embedding + self.label(cond["label"])
         told = self.told(cond)

@@ -83,13 +83,22 @@ class Transformer(nnx.Module):
       layers: how often (2) to (4), each with weights of its own.
       context: width of the tokens that (3) attends to; None: there is no (3).
       groups: of the normalisation.
+      least_group: fewest channels of a group.
       dtype: what it computes in.
     """
 
     def __init__(
-        self, channels: int, heads: int, layers: int, context: int | None, *, groups: int = 32, dtype: DType = "float32"
+        self,
+        channels: int,
+        heads: int,
+        layers: int,
+        context: int | None,
+        *,
+        groups: int = 32,
+        least_group: int = 4,
+        dtype: DType = "float32",
     ):
-        self.norm = GroupNorm(channels, groups=groups, eps=1e-6)
+        self.norm = GroupNorm(channels, groups=groups, eps=1e-6, least=least_group)
         self.enter = Linear(channels, channels, dtype=dtype)
         self.layers = nnx.List([TransformerLayer(channels, heads, context, dtype=dtype) for _ in range(layers)])
         self.leave = Linear(channels, channels, dtype=dtype, init=zeros)

@@ -1,4 +1,4 @@
-"""Text encoders as programs: derivatives, 16 bits, growth with depth, where weights lie, names, refusals."""
+"""Text encoders as programs: derivatives, 16 bits, growth with depth, where weights lie, refusals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from jaxdiff.networks.text import T5, CLIPText, TextEncoder, clip_l, t5_xxl
-from jaxdiff.networks.text.names import CLIP_PROJECTION_NAMES, T5_NAMES, renamed
 from jaxdiff.train import check_heads, leaf_spec
 from tests.networks.text_encoders import CLIP, CLIP_TINY, IDS, T5_TINY, WEIGHTS, states
 
@@ -134,24 +133,7 @@ def test_a_split_encoder_gives_the_same_states(run_python: Any) -> None:
     ]
 
 
-# --- names and refusals
-
-
-@pytest.mark.parametrize(("config", "names"), [(CLIP, CLIP_PROJECTION_NAMES), (T5_TINY, T5_NAMES)], ids=["CLIP", "T5"])
-def test_published_names_make_all_parameters(config: Any, names: Any) -> None:
-    """Tensors of `transformers`' shapes, taken out of our parameters by hand, and back."""
-    params, tensors = WEIGHTS[config], {}
-    for path, of in names.items():
-        leaf = params
-        for name in path.split("/"):
-            leaf = leaf[name]
-        for number in range(config.depth) if path.startswith("blocks") else [None]:
-            one = leaf if number is None else leaf[number]
-            parts = [one] if isinstance(of, str) else [one[..., i, :] for i in range(3)]
-            for name, part in zip([of] if isinstance(of, str) else of, parts, strict=True):
-                tensors[name.format(number)] = part.T if path.endswith("kernel") else part
-    assert tensors[names["blocks/contract/kernel"].format(2)].shape == (8, 16)
-    jax.tree.map(np.testing.assert_array_equal, renamed(names, tensors.__getitem__, config.depth), params)
+# --- refusals
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ which on CLIPTextModel's names have no "text_model." before them.
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 import jax
@@ -14,8 +15,8 @@ import numpy as np
 import pytest
 
 from jaxdiff.networks.text import T5, CLIPText, TextEncoder
-from jaxdiff.networks.text.names import CLIP_NAMES, CLIP_PROJECTION_NAMES, T5_NAMES, renamed
 from jaxdiff.networks.text.t5 import distance_buckets
+from jaxdiff.pretrained import load_network
 
 pytestmark = pytest.mark.nightly
 torch: Any = pytest.importorskip("torch")
@@ -38,12 +39,10 @@ def disturbed(model: Any) -> Any:
     return model.eval()
 
 
-def params_of(model: Any, names: Any, depth: int) -> Any:
-    tensors = {name.removeprefix("text_model."): tensor.numpy() for name, tensor in model.state_dict().items()}
-    params = renamed(names, tensors.__getitem__, depth)
-    tied = {"encoder.embed_tokens.weight"} & set(tensors)
-    assert sum(x.size for x in jax.tree.leaves(params)) == sum(x.size for n, x in tensors.items() if n not in tied)
-    return params
+def params_of(model: Any) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return load_network(folder).params
 
 
 def texts() -> np.ndarray:
@@ -82,7 +81,7 @@ def clip_of(activation: Any, end: int, projection: bool) -> tuple[Any, Any]:
     kind = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
     torch.manual_seed(0)
     model = disturbed(kind(config))
-    return model, params_of(model, CLIP_PROJECTION_NAMES if projection else CLIP_NAMES, CLIP["depth"])
+    return model, params_of(model)
 
 
 def told(mask: bool) -> dict[str, Any]:
@@ -166,7 +165,7 @@ def t5() -> tuple[Any, Any]:
     )
     torch.manual_seed(0)
     model = disturbed(transformers.T5EncoderModel(config))
-    return model, params_of(model, T5_NAMES, T5_TINY["depth"])
+    return model, params_of(model)
 
 
 @pytest.mark.parametrize("mask", [False, True], ids=["no mask", "mask"])

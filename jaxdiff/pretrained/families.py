@@ -1,0 +1,168 @@
+"""The networks whose published folders are read and written, by the names of their classes.
+
+folder/config.json                              the class and its fields
+folder/diffusion_pytorch_model.safetensors      the weights; ``model.safetensors`` of transformers
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxdiff.networks import functional
+from jaxdiff.networks.autoencoder import Autoencoder
+from jaxdiff.networks.text import TextEncoder
+from jaxdiff.pretrained import autoencoder_kl, text, transformers, unet
+from jaxdiff.pretrained.errors import PretrainedError
+from jaxdiff.pretrained.fields import Fields, read_fields
+from jaxdiff.pretrained.naming import Naming
+from jaxdiff.pretrained.reading import load_params
+from jaxdiff.pretrained.safetensors import open_safetensors, write_safetensors
+from jaxdiff.pretrained.writing import Published
+
+CONFIG = "config.json"
+DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the networks of one class are read.
+
+    Args:
+      network: the configuration here of a published one.
+      naming: the names of its tensors.
+      pure: makes pure functions of the configuration.
+      stem: of the files of weights.
+    """
+
+    network: Callable[[Fields], Any]
+    naming: Callable[[Fields], Naming]
+    pure: Callable[[Any], Any] = functional
+    stem: str = DIFFUSERS
+
+
+FAMILIES: dict[str, Family] = {
+    "UNet2DModel": Family(unet.unet_2d, unet.naming),
+    "UNet2DConditionModel": Family(unet.unet_2d_condition, unet.naming),
+    "AutoencoderKL": Family(autoencoder_kl.autoencoder_kl, autoencoder_kl.naming, Autoencoder),
+    "DiTTransformer2DModel": Family(transformers.dit, transformers.dit_naming),
+    "PixArtTransformer2DModel": Family(transformers.pixart, transformers.pixart_naming),
+    "SD3Transformer2DModel": Family(transformers.sd3, transformers.sd3_naming),
+    "FluxTransformer2DModel": Family(transformers.flux, transformers.flux_naming),
+    "CLIPTextModel": Family(text.clip_text, text.clip_naming, TextEncoder, TRANSFORMERS),
+    "CLIPTextModelWithProjection": Family(text.clip_text, text.clip_naming, TextEncoder, TRANSFORMERS),
+    "T5EncoderModel": Family(text.t5, text.t5_naming, TextEncoder, TRANSFORMERS),
+}
+"""Published classes by name."""
+
+
+class Loaded(NamedTuple):
+    """A published network.
+
+    Attributes:
+      net: its pure functions; ``net.build`` or ``net.config`` is its configuration.
+      params: its parameters.
+      fields: of its `config.json`, with which it is written back.
+    """
+
+    net: Any
+    params: dict[str, Any]
+    fields: Mapping[str, Any]
+
+
+def load_network(
+    folder: str | os.PathLike[str],
+    *,
+    variant: str | None = None,
+    dtype: str | None = "float32",
+    shardings: Callable[[Any], Any] | None = None,
+) -> Loaded:
+    """A network from a published folder: diffusers' or transformers'.
+
+    Args:
+      folder: that holds its `config.json` and its weights.
+      variant: of the weights, ``"fp16"``; None: the plain ones, or the only variant there is.
+      dtype: of the parameters; None: as they are stored.
+      shardings: ``(shapes of the parameters) -> shardings`` of the same tree; None: the first device.
+
+    Raises:
+      PretrainedError: a folder that holds none, a class or a field that jaxdiff does not know, or weights that are
+        missing, are damaged or do not fit; one line.
+    """
+    folder = Path(folder).expanduser()
+    if not (folder / CONFIG).is_file():
+        raise PretrainedError(
+            f"{folder}: there is no {CONFIG}" if folder.is_dir() else f"{folder}: there is no such folder"
+        )
+    fields = read_fields(folder / CONFIG)
+    family = family_of(fields)
+    net = family.pure(_configured(family, fields))
+    tensors = open_safetensors(folder, family.stem, variant)
+    if tensors is None:
+        raise PretrainedError(f"{folder}: there is no {family.stem}.safetensors{_other_weights(folder, family.stem)}")
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    spread = None if shardings is None else shardings(shapes)
+    naming = family.naming(fields)
+    params = load_params(shapes, naming, tensors, dtype=dtype, shardings=spread, where=str(folder))
+    return Loaded(net, params, dict(fields.values))
+
+
+def write_network(folder: str | os.PathLike[str], loaded: Loaded, *, dtype: str | None = None) -> None:
+    """Writes a network as it was published: the folder opens in diffusers or transformers.
+
+    Args:
+      folder: is made where it is not there.
+      loaded: the network.
+      dtype: of the tensors; None: as the parameters have it.
+
+    Raises:
+      PretrainedError: a folder that cannot be written.
+    """
+    folder, fields = Path(folder).expanduser(), Fields(loaded.fields)
+    family = family_of(fields)
+    tensors = Published(loaded.params, family.naming(fields), dtype=dtype)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_safetensors(folder / f"{family.stem}.safetensors", tensors)
+        (folder / CONFIG).write_text(json.dumps(dict(loaded.fields), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise PretrainedError(f"{folder}: cannot be written ({error.strerror})") from error
+
+
+def family_of(fields: Fields) -> Family:
+    """The family of a configuration.
+
+    Raises:
+      PretrainedError: an unknown class.
+    """
+    named = fields.values.get("_class_name") or next(iter(fields.values.get("architectures") or ()), None)
+    name = str(named).removeprefix("Flax")
+    if name not in FAMILIES:
+        kind = "names no class" if named is None else f"is of {named}, which jaxdiff does not know"
+        raise PretrainedError(f"{fields.where}: {kind}; it reads {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def _configured(family: Family, fields: Fields) -> Any:
+    try:
+        return family.network(fields)
+    except PretrainedError:
+        raise
+    except (TypeError, ValueError, ArithmeticError) as error:  # of a configuration here
+        raise PretrainedError(f"{fields.where}: {error}") from error
+
+
+def _other_weights(folder: Path, stem: str) -> str:
+    """What else lies there, and what to do."""
+    flax = "flax_model.msgpack" if stem == TRANSFORMERS else "diffusion_flax_model.msgpack"
+    torch = "pytorch_model.bin" if stem == TRANSFORMERS else f"{stem}.bin"
+    for name, what in ((torch, "a pickle of torch"), (flax, "a file of Flax")):
+        if (folder / name).exists():
+            return f", but {name}, {what}: save it as safetensors with the library that made it"
+    return ": fetch the weights beside the configuration"
