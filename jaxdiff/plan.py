@@ -100,32 +100,32 @@ def draw(
     Returns:
       The record, or x0 ``(B, ...)``; what was kept, () without ``keep``; and which samples are finite ``(B,)``.
     """
-    plan, keys = _split(plan, keys, sharding)
+    plan, keys = split_over(plan, keys, sharding)
     with contextlib.nullcontext() if sharding is None else samples_over(sharding):
         start: tuple[Any, ...] = (plan.sampler, plan.denoise, keys, plan.init(keys), plan.ts, plan.cond or None)
         noise = plan.noise
         x0, kept = (sample(*start, noise=noise), ()) if keep is None else sample(*start, noise=noise, keep=keep)
         drawn = (plan.finish(x0) if decode else x0), kept, jnp.isfinite(x0.reshape(x0.shape[0], -1)).all(axis=1)
-    return _gathered(drawn, sharding)
+    return gathered(drawn, sharding)
 
 
 @functools.partial(jax.jit, static_argnames=("sharding",))
 def integrated(plan: Plan, ts: Array, *, sharding: NamedSharding | None = None) -> Array:
     """x at the last of some times from the plan's x at their first, by its sampler; ``sharding`` as in `draw`."""
-    plan, _ = _split(plan, None, sharding)
+    plan, _ = split_over(plan, None, sharding)
     with contextlib.nullcontext() if sharding is None else samples_over(sharding):
         x = integrate(plan.sampler, plan.denoise, None, jnp.asarray(plan.x), ts, plan.cond or None)[0]
-    return _gathered(x, sharding)
+    return gathered(x, sharding)
 
 
-def _split(plan: Plan, keys: Array | None, sharding: NamedSharding | None) -> tuple[Plan, Any]:
+def split_over(plan: Plan, keys: Array | None, sharding: NamedSharding | None) -> tuple[Plan, Any]:
     if sharding is None:
         return plan, keys
     keys, cond, nulls, x = jax.lax.with_sharding_constraint((keys, plan.cond, plan.nulls, plan.x), sharding)
     return dataclasses.replace(plan, cond=cond, nulls=nulls, x=x), keys
 
 
-def _gathered(tree: Any, sharding: NamedSharding | None) -> Any:
+def gathered(tree: Any, sharding: NamedSharding | None) -> Any:
     """Whole on every device, so that every host can read all of it."""
     whole = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
     return tree if whole is None else jax.lax.with_sharding_constraint(tree, whole)

@@ -34,12 +34,12 @@ from numpy.typing import NDArray
 
 from jaxdiff import config as cfg
 from jaxdiff.config import ConfigError
-from jaxdiff.data.text import TEXT
+from jaxdiff.data.text import TEXT, given_captions
 from jaxdiff.guidance import CFG
 from jaxdiff.launch.output import check_output, write_output
 from jaxdiff.launch.signals import end_at_signals
 from jaxdiff.methods import parse_cache, parse_grid, parse_guidance, parse_sampler
-from jaxdiff.runs.prompts import captions, doubts, rows_of_prompts
+from jaxdiff.runs.prompts import doubts, rows_of_prompts
 from jaxdiff.runs.run import Run, rows_of_labels
 from jaxdiff.runs.shards import SHARD_SIZE, Request, claim_samples, read_request, wait_for_shards, write_shards
 from jaxdiff.train import CheckpointError, make_mesh
@@ -221,7 +221,7 @@ def prompts_of(run: Run, options: Options) -> list[str]:
 
 def say_doubts(run: Run, cond: Mapping[str, Any] | None) -> None:
     """Says on stderr which prompts are cut, and which of their words the run does not know."""
-    for line in doubts(run.config.tokenizer, captions((cond or {}).get(TEXT)) or ()):
+    for line in doubts(run.config.tokenizer, given_captions((cond or {}).get(TEXT)) or ()):
         if jax.process_index() == 0:
             print(f"WARNING: {line}", file=sys.stderr, flush=True)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdiff.data.sources import Source, classes_of, name_of, take
+from jaxdiff.data.sources import Source, as_text, classes_of, name_of, take
 from jaxdiff.data.tokenizers import Tokenizer, spec_of
 from jaxdiff.spec import Spec
 
@@ -104,3 +105,50 @@ def count(tokenizer: Tokenizer, texts: Iterable[str]) -> Counts:
         unknown.update(tokenizer.unknown_in(text))
     cut = sum(length > tokenizer.length for length in lengths)
     return Counts(len(lengths), cut, max(lengths, default=0), sum(lengths), unknown)
+
+
+def given_captions(value: Any) -> list[str] | None:
+    """The captions that a person gives, one or several; None where they are no text.
+
+    >>> given_captions("a cat"), given_captions(["a cat", "a dog"]), given_captions([3, 4])
+    (['a cat'], ['a cat', 'a dog'], None)
+    """
+    listed = value.tolist() if isinstance(value, np.ndarray) else value
+    if isinstance(listed, str):
+        return [listed]
+    several = isinstance(listed, list | tuple) and any(isinstance(each, str) for each in listed)
+    return list(listed) if several else None
+
+
+def encoded_once(value: Any, encode: Callable[[list[str]], Any]) -> Any:
+    """What an encoder makes of captions, each different one once; the batch first, but for one caption alone.
+
+    Args:
+      value: a caption, or several; arrays are given back as they are.
+      encode: arrays of captions, the batch first, in a tree.
+
+    Raises:
+      ValueError: nothing, one number, or what is no text.
+
+    >>> encoded_once(["a", "bb", "a"], lambda texts: np.array([len(text) for text in texts])).tolist()
+    [1, 2, 1]
+    """
+    texts = given_captions(value)
+    if texts is None:
+        if value is None or (not isinstance(value, Mapping) and (np.ndim(value) == 0 or np.size(value) == 0)):
+            raise ValueError(f"text: expected a caption, or a list of captions, got {value!r}")
+        return value
+    different = list(dict.fromkeys(as_text(text, TEXT) if isinstance(text, str) else text for text in texts))
+    place = {text: number for number, text in enumerate(different)}
+    rows = place[value] if isinstance(value, str) else np.array([place[text] for text in texts])
+    return jax.tree.map(lambda leaf: leaf[rows], encode(different))
+
+
+def stored_captions(value: Any, n: int) -> NDArray[Any] | None:
+    """Text as a record of n samples stores it; None where no caption was given but arrays.
+
+    >>> stored_captions("a cat", 2).tolist(), stored_captions(None, 1).tolist()
+    (['a cat', 'a cat'], [''])
+    """
+    texts = [""] if value is None else given_captions(value)
+    return None if texts is None else np.array(texts * n if len(texts) != n else texts)

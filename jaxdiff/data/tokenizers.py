@@ -36,6 +36,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxdiff.data.clip_files import MERGES, VOCABULARY, clip_tokenizer
 from jaxdiff.data.sources import DataError, one_line
 from jaxdiff.spec import Condition, Spec, whole
 
@@ -237,7 +238,7 @@ class TokenizerFile:
     The file says how a caption begins and ends.
 
     Args:
-      path: of the file, or of the folder that holds `tokenizer.json`.
+      path: of the file, or of the folder that holds `tokenizer.json`, or CLIP's `vocab.json` and `merges.txt`.
       length: ids of a caption, those that the file adds among them: 77 for CLIP.
       padding: the id after the end: of CLIP its end 49407 (Stable Diffusion 1), or 0 (Stable Diffusion 2); of T5 0.
       checksum: of the file, noted when training began; another file is refused.
@@ -264,12 +265,16 @@ class TokenizerFile:
 
     def resolved(self, texts: Callable[[], Iterable[str]]) -> TokenizerFile:
         """With the checksum of its file."""
-        return dataclasses.replace(self, checksum=_opened(self.path, self.checksum).checksum)
+        return dataclasses.replace(self, checksum=self._file.checksum)
+
+    @functools.cached_property
+    def _file(self) -> _Opened:  # held: its file may be gone by the time a prompt comes
+        return _opened(self.path, self.checksum, self.length)
 
     @property
     def size(self) -> int:
         """The ids of the file, those that were added among them."""
-        return int(_opened(self.path, self.checksum).whole.get_vocab_size(with_added_tokens=True))
+        return int(self._file.whole.get_vocab_size(with_added_tokens=True))
 
     @property
     def null(self) -> tuple[int, ...]:
@@ -278,20 +283,21 @@ class TokenizerFile:
 
     def ids(self, text: str) -> list[int]:
         """All ids of one caption."""
-        found: list[int] = _opened(self.path, self.checksum).whole.encode(_checked(text)).ids
+        found: list[int] = self._file.whole.encode(_checked(text)).ids
         return found
 
     def unknown_in(self, text: str) -> list[str]:
         """The parts of a caption that the file has no id for; a file that falls back on bytes knows all."""
-        opened = _opened(self.path, self.checksum)
+        opened = self._file
         found = opened.whole.encode(_checked(text))
         places = zip(found.ids, found.special_tokens_mask, found.offsets, strict=True)
         return [text[first:end] for number, special, (first, end) in places if number == opened.unknown and not special]
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.int32]:
         """Ids ``(B, length)``; the file's own rule cuts, and keeps its end."""
-        file = _opened(self.path, self.checksum, self.length).cutting
-        return _padded([file.encode(_checked(text)).ids for text in _several(texts)], self.length, self.padding)
+        return _padded(
+            [self._file.cutting.encode(_checked(text)).ids for text in _several(texts)], self.length, self.padding
+        )
 
 
 def _unlearned(tokenizer: Any) -> Any:
@@ -333,18 +339,24 @@ class _Opened(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)
-def _opened(path: str, checksum: str | None, length: int | None = None) -> _Opened:
+def _opened(path: str, checksum: str | None, length: int) -> _Opened:
     """A file of the package `tokenizers`, without its own padding: as it is, and cutting to a length."""
     try:
         package = importlib.import_module("tokenizers")
     except ImportError as error:
         raise DataError("tokenizer: a TokenizerFile needs the package tokenizers: pip install tokenizers") from error
     file = Path(path).expanduser()
-    file = file / "tokenizer.json" if file.is_dir() else file
+    folder, file = file, (file / "tokenizer.json" if file.is_dir() else file)
+    of_clip = not file.exists() and (folder / VOCABULARY).is_file()
     try:
-        content = file.read_bytes()
+        content = (
+            b"".join((folder / name).read_bytes() for name in (VOCABULARY, MERGES)) if of_clip else file.read_bytes()
+        )
         found = hashlib.sha256(content).hexdigest()[:16]
-        both = [package.Tokenizer.from_buffer(content) for _ in range(2)]
+        make = (
+            (lambda: clip_tokenizer(package, folder)) if of_clip else (lambda: package.Tokenizer.from_buffer(content))
+        )
+        both = [make() for _ in range(2)]
     except OSError as error:
         raise DataError(f"tokenizer.path: {file}: {error.strerror}") from error
     except Exception as error:  # the package raises Exception itself
@@ -354,8 +366,7 @@ def _opened(path: str, checksum: str | None, length: int | None = None) -> _Open
     for each in both:
         each.no_padding()
         each.no_truncation()
-    if length is not None:
-        both[1].enable_truncation(length)
+    both[1].enable_truncation(length)
     model = json.loads(both[0].to_str())["model"]
     unknown = model.get("unk_id")
     if unknown is None and model.get("unk_token") is not None:

@@ -1,9 +1,23 @@
 """Published weights, in and out: the layouts of diffusers and transformers.
 
-`load_network` reads one network of a published folder, `write_network` writes it back; both are exact.
+`load_pipeline` reads a whole pipeline as one model that samples, `load_network` one network of a folder, and
+`write_network` writes it back. Networks are exact to float32 rounding; `Pretrained.sample` with ``strict=True`` takes
+the steps of diffusers' own scheduler.
 """
 
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import FAMILIES, Loaded, load_network, write_network
+from jaxdiff.pretrained.pipeline import KINDS, Pretrained, load_pipeline
+from jaxdiff.pretrained.schedulers import SCHEDULERS
 
-__all__ = ["FAMILIES", "Loaded", "PretrainedError", "load_network", "write_network"]
+__all__ = [
+    "FAMILIES",
+    "KINDS",
+    "SCHEDULERS",
+    "Loaded",
+    "Pretrained",
+    "PretrainedError",
+    "load_network",
+    "load_pipeline",
+    "write_network",
+]

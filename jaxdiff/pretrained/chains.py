@@ -27,11 +27,13 @@ class Asked:
       n: steps.
       eta: noise of DDIM, from 0 to 1.
       tokens: of the image, which decide a flow's dynamic shift.
+      even: whether a flow's levels lie evenly from 1 to 1/n before their shift, as FLUX.1's pipeline gives them.
     """
 
     n: int
     eta: float = 0.0
     tokens: int | None = None
+    even: bool = False
 
 
 class Chain(NamedTuple):

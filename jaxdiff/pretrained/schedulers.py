@@ -39,7 +39,7 @@ from jaxdiff.pretrained.solvers import dpm_solver, unipc
 from jaxdiff.pretrained.steps import Steps, StepTable
 
 
-def table(fields: Fields, n: int, *, eta: float = 0.0, tokens: int | None = None) -> StepTable:
+def table(fields: Fields, n: int, *, eta: float = 0.0, tokens: int | None = None, even: bool = False) -> StepTable:
     """The steps of a scheduler, by its configuration.
 
     Args:
@@ -47,6 +47,7 @@ def table(fields: Fields, n: int, *, eta: float = 0.0, tokens: int | None = None
       n: steps.
       eta: noise of DDIM, from 0 to 1.
       tokens: of the image, which decide a flow's dynamic shift.
+      even: see `jaxdiff.pretrained.chains.Asked`.
 
     Raises:
       PretrainedError: a class, or a field, that jaxdiff does not follow step by step.
@@ -63,7 +64,7 @@ def table(fields: Fields, n: int, *, eta: float = 0.0, tokens: int | None = None
     fields.ignore("thresholding", "dynamic_thresholding_ratio", "sample_max_value")
     if fields.get("thresholding", False):
         fields.refuse("thresholding", "is true, which jaxdiff does not follow")
-    made = SCHEDULERS[name](fields, Asked(n, eta, tokens))
+    made = SCHEDULERS[name](fields, Asked(n, eta, tokens, even))
     fields.done()
     return made
 
@@ -239,7 +240,7 @@ def _heun(fields: Fields, asked: Asked) -> StepTable:
 def _flow_euler(fields: Fields, asked: Asked) -> StepTable:
     """Euler's step of dx/ds = f (Esser et al. 2024, https://arxiv.org/abs/2403.03206, sections 2 and 5.3.2)."""
     fields.only(invert_sigmas=False, use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False)
-    level = flow_levels(fields, asked.n, asked.tokens)
+    level = flow_levels(fields, asked.n, asked.tokens, even=asked.even)
     length, again = fields.get("num_train_timesteps", 1000), fields.get("stochastic_sampling", False)
     steps = Steps()
     for i in range(asked.n):
@@ -249,7 +250,7 @@ def _flow_euler(fields: Fields, asked: Asked) -> StepTable:
     return steps.table()
 
 
-def flow_levels(fields: Fields, n: int, tokens: int | None) -> Numbers:
+def flow_levels(fields: Fields, n: int, tokens: int | None, *, even: bool = False) -> Numbers:
     """The noise levels of a `FlowMatchEulerDiscreteScheduler`, n and then 0.
 
     Raises:
@@ -265,9 +266,11 @@ def flow_levels(fields: Fields, n: int, tokens: int | None) -> Numbers:
             fields.refuse("use_dynamic_shifting", "is true: say how many tokens the image has, tokens=")
         mu = base + ((tokens or 0) - few) * (most - base) / (many - few)
         factor = math.exp(mu) if kind == "exponential" else mu
-        level = np.linspace(1.0, 1 / n, n)  # what the pipelines with this shift pass
     else:
         factor = shift
+    if dynamic or even:
+        level = np.linspace(1.0, 1 / n, n)
+    else:
         first, last = (shift * end / (1 + (shift - 1) * end) for end in (1.0, 1 / length))  # shifted, and once more
         level = np.linspace(first, last, n)
     level = factor * level / (1 + (factor - 1) * level)

@@ -16,8 +16,8 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from jaxdiff.data.sources import as_text, spread
-from jaxdiff.data.text import TEXT, count
+from jaxdiff.data.sources import spread
+from jaxdiff.data.text import TEXT, count, encoded_once, stored_captions
 from jaxdiff.data.tokenizers import Tokenizer
 from jaxdiff.spec import as_array
 
@@ -46,38 +46,19 @@ class Prompt:
         Raises:
           ValueError: nothing, one number, or what is no text.
         """
-        texts = captions(value)
-        if texts is None:
-            if value is None or (np.ndim(value) == 0 and not isinstance(value, Mapping)) or np.size(value) == 0:
-                raise ValueError(f"text: expected a caption, or a list of captions, got {value!r}")
-            return value
-        different = list(dict.fromkeys(as_text(text, TEXT) if isinstance(text, str) else text for text in texts))
-        made: Any = self.tokenizer.encode(different)
-        if hasattr(self.codec, "text"):
-            whole = NamedSharding(self.mesh, PartitionSpec())
-            parts = [_states(self.codec, made[at : at + _AT_ONCE], whole) for at in range(0, len(made), _AT_ONCE)]
-            made = jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]), *parts)
-        place = {text: number for number, text in enumerate(different)}
-        rows = place[value] if isinstance(value, str) else np.array([place[text] for text in texts])
-        return jax.tree.map(lambda leaf: leaf[rows], made)
+        return encoded_once(value, self._encoded)
+
+    def _encoded(self, texts: list[str]) -> Any:
+        made: Any = self.tokenizer.encode(texts)
+        if not hasattr(self.codec, "text"):
+            return made
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        parts = [_states(self.codec, made[at : at + _AT_ONCE], whole) for at in range(0, len(made), _AT_ONCE)]
+        return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]), *parts)
 
     def stored(self, value: Any, n: int) -> NDArray[Any] | None:
         """Text as a record of n samples stores it; None where no caption was given but arrays."""
-        texts = [""] if value is None else captions(value)
-        return None if texts is None else np.array(texts * n if len(texts) != n else texts)
-
-
-def captions(value: Any) -> list[str] | None:
-    """The captions that a person gives, one or several; None where they are no text.
-
-    >>> captions("a cat"), captions(["a cat", "a dog"]), captions([3, 4])
-    (['a cat'], ['a cat', 'a dog'], None)
-    """
-    listed = value.tolist() if isinstance(value, np.ndarray) else value
-    if isinstance(listed, str):
-        return [listed]
-    several = isinstance(listed, list | tuple) and any(isinstance(each, str) for each in listed)
-    return list(listed) if several else None
+        return stored_captions(value, n)
 
 
 @functools.partial(jax.jit, static_argnames=("whole",))

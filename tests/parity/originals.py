@@ -45,13 +45,13 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def disturbed(network: Any, seed: int) -> Any:
+def disturbed(network: Any, seed: int, spread: float = 0.5) -> Any:
     """With noise on all weights: no gain 1, no bias 0, no last layer 0."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in network.parameters():
             fan = weight[0].numel() if weight.ndim > 1 else 40
-            weight.add_(0.5 * fan**-0.5 * torch.randn(weight.shape, generator=generator))
+            weight.add_(spread * fan**-0.5 * torch.randn(weight.shape, generator=generator))
     return network.eval()
 
 

@@ -1,0 +1,146 @@
+"""What the published text-to-image models are told of a text, by their frozen encoders.
+
+With L, G and H CLIP's encoders, T that of T5, and h[-2] the state before the last block, without the final norm,
+
+    Stable Diffusion 1, 2    tokens = L or H, last state with its final norm
+    XL                       tokens = [L h[-2], G h[-2]] side by side,  pooled = G projected
+    XL's refiner             tokens = G h[-2],                          pooled = G projected
+    3 and 3.5                tokens = [[L h[-2], G h[-2], 0], T] one after the other,
+                             pooled = [L projected, G projected];       without T zeros in its place
+    FLUX.1                   tokens = T,                                pooled = L, not projected
+    PixArt                   tokens = T with the caption's mask, which T itself is told
+
+All but PixArt attend to padding. The encoders run once for all samples of a call, outside of the sampler.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpy.typing import NDArray
+
+from jaxdiff.data.text import encoded_once, stored_captions
+from jaxdiff.data.tokenizers import TokenizerFile
+from jaxdiff.networks.text import TextEncoder
+
+_AT_ONCE = 32  # texts that an encoder sees
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """One encoder and its tokenizer.
+
+    Args:
+      tokenizer: of its ids.
+      net: its pure functions, with the state that is taken.
+      params: its parameters.
+      masked: whether it is told which tokens are a caption's.
+    """
+
+    tokenizer: TokenizerFile
+    net: TextEncoder
+    params: Any
+    masked: bool = False
+
+    def states(self, texts: list[str]) -> dict[str, Any]:
+        """The states of texts, and ``"mask"``, 1 up to a caption's end."""
+        ids = self.tokenizer.encode(texts)
+        mask = np.zeros(ids.shape, np.float32)
+        for row, text in zip(mask, texts, strict=True):
+            row[: len(self.tokenizer.ids(text))] = 1
+        found = _apply(self.net, self.params, ids, mask if self.masked else None)
+        return {**found, "mask": mask}
+
+
+@functools.partial(jax.jit, static_argnames=("net",))
+def _apply(net: TextEncoder, params: Any, ids: Array, mask: Array | None) -> dict[str, Array]:
+    return net.apply(params, ids, mask)
+
+
+Join = Callable[[list[dict[str, Any]]], dict[str, Any]]
+"""The states of all branches, to tokens, mask and pooled."""
+
+
+def attended(tokens: Array, **others: Any) -> dict[str, Any]:
+    """Tokens that are all attended to."""
+    return {"tokens": tokens, "mask": jnp.ones(tokens.shape[:2]), **others}
+
+
+def stable_diffusion(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of Stable Diffusion 1 and 2."""
+    return attended(states[0]["tokens"])
+
+
+def stable_diffusion_xl(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of XL, and of its refiner, which has one encoder."""
+    tokens = jnp.concatenate([each["tokens"] for each in states], axis=-1)
+    return attended(tokens, pooled=states[-1]["projected"])
+
+
+def stable_diffusion_3(states: list[dict[str, Any]], *, width: int, length: int) -> dict[str, Any]:
+    """Of 3 and 3.5; width: of the tokens; length: of T's, where it is not there."""
+    clip = jnp.concatenate([each["tokens"] for each in states[:2]], axis=-1)
+    clip = jnp.pad(clip, ((0, 0), (0, 0), (0, width - clip.shape[-1])))
+    last = states[2]["tokens"] if len(states) > 2 else jnp.zeros((len(clip), length, width))
+    pooled = jnp.concatenate([each["projected"] for each in states[:2]], axis=-1)
+    return attended(jnp.concatenate([clip, last], axis=1), pooled=pooled)
+
+
+def flux(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of FLUX.1: CLIP's branch first."""
+    return attended(states[1]["tokens"], pooled=states[0]["pooled"])
+
+
+def pixart(states: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of PixArt."""
+    return {"tokens": states[0]["tokens"], "mask": states[0]["mask"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """The encoder of text in `jaxdiff.model.Model`: texts to what the network takes.
+
+    Args:
+      branches: the encoders.
+      join: makes tokens, mask and pooled of their states.
+      dropped: the number of the last blocks that CLIP leaves out beside those of the model ("CLIP skip").
+    """
+
+    branches: tuple[Branch, ...]
+    join: Join
+    dropped: int = 0
+
+    def __call__(self, value: Any) -> Any:
+        """Arrays of a text, or of several, the batch first; arrays as they are."""
+        return encoded_once(value, self._all)
+
+    def _all(self, texts: list[str]) -> Any:
+        parts = [self._encoded(texts[at : at + _AT_ONCE]) for at in range(0, len(texts), _AT_ONCE)]
+        return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]), *parts)
+
+    def _encoded(self, texts: list[str]) -> dict[str, Any]:
+        branches = [self._shortened(each) for each in self.branches]
+        return self.join([branch.states(texts) for branch in branches])
+
+    def _shortened(self, branch: Branch) -> Branch:
+        config = branch.net.config
+        if not self.dropped or not hasattr(config, "skip"):
+            return branch
+        return dataclasses.replace(
+            branch, net=TextEncoder(dataclasses.replace(config, skip=config.skip + self.dropped))
+        )
+
+    def stored(self, value: Any, n: int) -> NDArray[Any] | None:
+        """Text as a record of n samples stores it; None where no text was given but arrays."""
+        return stored_captions(value, n)
+
+    def cut(self, texts: list[str]) -> list[str]:
+        """The texts that are longer than every encoder takes."""
+        return [text for text in texts if all(len(b.tokenizer.ids(text)) > b.tokenizer.length for b in self.branches)]
