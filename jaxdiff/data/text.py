@@ -76,9 +76,8 @@ class Counts:
           whole: whether these are all captions.
 
         >>> from jaxdiff.data import Words
-        >>> print(*count(Words(4, size=6).learned(["cat"]), ["cat", "a black cat"]).lines(4), sep="\\n")
+        >>> print(count(Words(4, size=6).learned(["cat"]), ["cat", "a black cat"]).lines(4)[0])
         tokenizer.length: 1 of 2 captions is cut to 4 ids, the longest has 5: raise it, and the network's Text.length
-        tokenizer.size: 2 of 8 pieces in 2 captions are unknown, such as 'a', 'black': raise it, and Text.vocabulary
         """
         looked = f"{self.captions:,} captions" + ("" if whole else " looked at")
         said = []
