@@ -43,7 +43,7 @@ def test_the_package_neither_unpickles_nor_runs_what_it_reads() -> None:
     assert len(files) > 50
     for path in files:
         text = path.read_text()
-        for harmless in ("allow_pickle=False", "No pickle", "unpickled", "cannot be pickled"):
+        for harmless in ("allow_pickle=False", "No pickle", "unpickled", "cannot be pickled", "a pickle of torch"):
             text = text.replace(harmless, "")
         assert "pickle" not in text, path
         name = path.relative_to(ROOT).as_posix()
