@@ -12,9 +12,11 @@ and values, it has several names.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
 
 from jaxdiff.pretrained.axes import Axes
 
@@ -91,7 +93,8 @@ class Naming:
       cuts: pairs (pattern, cut), for arrays that are parts of one tensor.
       copies: tensors that repeat another, by name; where they do not, the file is refused.
       aliases: pairs (pattern, replacement) for names of a file, older ones for newer.
-      unused: patterns of tensors that may stand in a file and are no weights of ours: tables that are computed here.
+      unused: patterns of tensors that may stand in a file and are no weights of ours.
+      tables: fixed tensors that are computed here, by name: what makes them. A file that has another one is refused.
 
     >>> naming = Naming(renames=[("^block/", "layers.{}.")], parts={"qkv": ("q", "k", "v")})
     >>> leaf = naming.leaf("block/qkv/kernel", (2, 8, 3, 4))
@@ -107,6 +110,7 @@ class Naming:
     copies: Mapping[str, str] = field(default_factory=dict)
     aliases: Sequence[tuple[str, str]] = ()
     unused: Sequence[str] = ()
+    tables: Mapping[str, Callable[[], NDArray[Any]]] = field(default_factory=dict)
 
     def leaf(self, path: str, shape: Sequence[int]) -> Leaf:
         """What the array at a path is made of.

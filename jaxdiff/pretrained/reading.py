@@ -79,7 +79,7 @@ def _compare(
 ) -> None:
     wanted = {name: leaf.tensor for leaf in leaves.values() for name in leaf.names}
     missing = [name for name in wanted if name not in stored]
-    known = wanted.keys() | naming.copies.keys()
+    known = wanted.keys() | naming.copies.keys() | naming.tables.keys()
     extra = [name for name in stored if name not in known and not naming.is_unused(name)]
     shapes = {name: (tensors[stored[name]].shape, shape) for name, shape in wanted.items() if name in stored}
     other = [f"{name} is {has}, expected {shape}" for name, (has, shape) in shapes.items() if not _fits(has, shape)]
@@ -95,6 +95,9 @@ def _compare(
 
 
 def _check_copies(naming: Naming, tensors: SafeTensors, where: str) -> None:
+    for name, make in naming.tables.items():
+        if name in tensors and not np.allclose(tensors.read(name).astype(np.float32), make(), atol=1e-2):
+            raise PretrainedError(f"{where or tensors.files[0]}: {name} is another table than the one that is computed")
     for copy, of in naming.copies.items():
         if copy in tensors and of in tensors and not np.array_equal(tensors.read(copy), tensors.read(of)):
             raise PretrainedError(

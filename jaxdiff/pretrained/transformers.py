@@ -12,10 +12,15 @@ Traps, each tested beside the original:
 
 from __future__ import annotations
 
+import functools
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from jaxdiff.networks import DiT, MMDiT
 from jaxdiff.networks.conditions import Level, NetCondition, Tokens
+from jaxdiff.networks.embeddings import position_embedding
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.naming import Cut, Naming
 
@@ -218,8 +223,14 @@ def sd3_naming(fields: Fields) -> Naming:
             (r"^modulation/bias$|^last/text/modulation/bias$", _SWAPPED[1]),
         ],
         sizes={**_pixels(fields), "s": 2},
-        unused=[r"^pos_embed\.pos_embed$"],
+        tables={"pos_embed.pos_embed": functools.partial(_positions, sd3(Fields(fields.values, fields.where)))},
     )
+
+
+def _positions(network: MMDiT) -> NDArray[np.float32]:
+    """The table that an image's positions are the middle of, ``(1, grid^2, width)``."""
+    places = np.arange(network.grid) * (network.span / network.grid)
+    return position_embedding(places, places, network.width)[None]
 
 
 def flux(fields: Fields) -> MMDiT:

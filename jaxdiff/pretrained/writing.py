@@ -36,9 +36,13 @@ class Published(Mapping[str, NDArray[Any]]):
             for number, name in enumerate(leaf.names):
                 self._places.setdefault(name, []).append((path, leaf, number))
         self._places |= {copy: self._places[of] for copy, of in naming.copies.items()}
+        self._tables = naming.tables
         self._held: tuple[str, int, NDArray[Any]] | None = None  # the tensors of the block that was asked for last
 
     def __getitem__(self, name: str) -> NDArray[Any]:
+        if name in self._tables:
+            table = self._tables[name]()
+            return table if self._dtype is None else table.astype(self._dtype)
         places = sorted(self._places[name], key=lambda place: place[1].cut or ())
         made = [self._part(*place) for place in places]
         cut = places[0][1].cut
@@ -50,6 +54,8 @@ class Published(Mapping[str, NDArray[Any]]):
         for name, places in self._places.items():
             path, leaf, _ = places[0]
             found[name] = self._dtype or np.dtype(self._arrays[path].dtype), leaf.tensor
+        for name, make in self._tables.items():
+            found[name] = self._dtype or np.dtype(np.float32), make().shape
         return found
 
     def _part(self, path: str, leaf: Leaf, number: int) -> NDArray[Any]:
@@ -61,7 +67,7 @@ class Published(Mapping[str, NDArray[Any]]):
         return made if self._dtype is None else made.astype(self._dtype)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter([*self._places, *self._tables])
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._places) + len(self._tables)

@@ -18,7 +18,7 @@ from tests.parity.originals import ORIGINALS, quiet
 
 pytestmark = pytest.mark.nightly
 SEEDS = range(3)
-BOUNDS = {"output": 1e-4, "gradient": 1e-3, "written": 0.0}
+BOUNDS = {"output": 1e-4, "gradient": 1e-3, "written": 2e-6}  # 0 but for SD3, whose positions are computed
 
 
 @pytest.mark.parametrize("seed", SEEDS)

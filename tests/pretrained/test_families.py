@@ -153,7 +153,8 @@ def parameters(fields: dict[str, Any]) -> int:
     naming = family.naming(Fields(fields))
     tensors = Published(shapes, naming).described()
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    assert sum(math.prod(shape) for name, (_, shape) in tensors.items() if name not in naming.copies) == count
+    fixed = naming.copies.keys() | naming.tables.keys()
+    assert sum(math.prod(shape) for name, (_, shape) in tensors.items() if name not in fixed) == count
     return count
 
 
@@ -189,6 +190,17 @@ def test_a_copy_that_is_none_is_refused(tmp_path: Path) -> None:
     refused(lambda: load_network(tmp_path), f"{copy} is not transformer_blocks.0.norm1.emb.class_embedder")
     changed(tmp_path, lambda tensors: tensors.pop(copy))  # a copy may be left out
     load_network(tmp_path)
+
+
+def test_a_table_that_is_computed_is_written_and_another_is_refused(tmp_path: Path) -> None:
+    """Stable Diffusion 3's positions: a network is the same with and without them in its file."""
+    made, name = tiny("SD3Transformer2DModel"), "pos_embed.pos_embed"
+    write_network(tmp_path, made)
+    assert SafeTensors(tmp_path / WEIGHTS)[name].shape == (1, 144, 16)
+    changed(tmp_path, lambda tensors: tensors.update({name: tensors[name] + 0.1}))
+    refused(lambda: load_network(tmp_path), f"{name} is another table than the one that is computed")
+    changed(tmp_path, lambda tensors: tensors.pop(name))
+    same(load_network(tmp_path).params, made.params)
 
 
 def test_older_names_are_read(tmp_path: Path) -> None:
