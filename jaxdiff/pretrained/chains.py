@@ -21,7 +21,7 @@ Levels = Literal["karras", "exponential"]
 
 @dataclass(frozen=True)
 class Asked:
-    """What a person asks of a scheduler.
+    """What is asked of a scheduler beside its configuration.
 
     Args:
       n: steps.
@@ -202,5 +202,5 @@ def of_eps(kind: str, alpha: float, sigma: float, x: Any, f: Any) -> Any:
 
 
 def input_scale(level: float) -> float:
-    """Of x0 + s eps, by which it has the variance of alpha x0 + sigma eps: alpha itself."""
+    """alpha of a noise level s: alpha (x0 + s eps) is alpha x0 + sigma eps, with alpha^2 + sigma^2 = 1."""
     return 1 / math.sqrt(level**2 + 1)

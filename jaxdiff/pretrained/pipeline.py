@@ -297,13 +297,11 @@ def _id_of(folder: Path, token: str, length: int) -> int:
 
 def _codec(network: Loaded, vae: Loaded | None) -> Any:
     config = network.net.build
+    size = network.fields.get("sample_size") or (config.image_size if vae is None else 64)
+    height, width = (size, size) if isinstance(size, int) else size
     if vae is None:
-        size = network.fields.get("sample_size") or config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
         return Images((height, width, config.in_channels))
     channels, factor = config.in_channels, vae.net.factor
-    size = network.fields.get("sample_size") or 64
-    height, width = (size, size) if isinstance(size, int) else size
     found = autoencoder_kl.scale(Fields(vae.fields))
     mean, std = (np.full(channels, each, np.float32) for each in (found.shift, 1 / found.factor))
     images = Images((height * factor, width * factor, vae.net.build.in_channels))

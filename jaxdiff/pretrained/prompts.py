@@ -1,4 +1,4 @@
-"""What the published text-to-image models are told of a text, by their frozen encoders.
+"""The frozen text encoders of published pipelines: what each network is told of a text.
 
 With L, G and H CLIP's encoders, T that of T5, and h[-2] the state before the last block, without the final norm,
 
@@ -69,23 +69,29 @@ Join = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
 def attended(tokens: Array, **others: Any) -> dict[str, Any]:
-    """Tokens that are all attended to."""
+    """Tokens, all of which the network attends to."""
     return {"tokens": tokens, "mask": jnp.ones(tokens.shape[:2]), **others}
 
 
 def stable_diffusion(states: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of Stable Diffusion 1 and 2."""
+    """Stable Diffusion 1 and 2: the one encoder's tokens."""
     return attended(states[0]["tokens"])
 
 
 def stable_diffusion_xl(states: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of XL, and of its refiner, which has one encoder."""
+    """Stable Diffusion XL: both encoders' tokens side by side, and G's projection. The refiner has G alone."""
     tokens = jnp.concatenate([each["tokens"] for each in states], axis=-1)
     return attended(tokens, pooled=states[-1]["projected"])
 
 
 def stable_diffusion_3(states: list[dict[str, Any]], *, width: int, length: int) -> dict[str, Any]:
-    """Of 3 and 3.5; width: of the tokens; length: of T's, where it is not there."""
+    """Stable Diffusion 3 and 3.5.
+
+    Args:
+      states: of L, of G and, where it is there, of T5.
+      width: channels of a token.
+      length: tokens of zeros where T5 is not there.
+    """
     clip = jnp.concatenate([each["tokens"] for each in states[:2]], axis=-1)
     clip = jnp.pad(clip, ((0, 0), (0, 0), (0, width - clip.shape[-1])))
     last = states[2]["tokens"] if len(states) > 2 else jnp.zeros((len(clip), length, width))
@@ -94,12 +100,12 @@ def stable_diffusion_3(states: list[dict[str, Any]], *, width: int, length: int)
 
 
 def flux(states: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of FLUX.1: CLIP's branch first."""
+    """FLUX.1: T5's tokens, and CLIP's pooled state; CLIP's branch is the first."""
     return attended(states[1]["tokens"], pooled=states[0]["pooled"])
 
 
 def pixart(states: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of PixArt."""
+    """PixArt: T5's tokens with their mask."""
     return {"tokens": states[0]["tokens"], "mask": states[0]["mask"]}
 
 
@@ -110,7 +116,7 @@ class Prompts:
     Args:
       branches: the encoders.
       join: makes tokens, mask and pooled of their states.
-      dropped: the number of the last blocks that CLIP leaves out beside those of the model ("CLIP skip").
+      dropped: how many more of CLIP's last blocks are left out ("CLIP skip").
     """
 
     branches: tuple[Branch, ...]
@@ -140,7 +146,3 @@ class Prompts:
     def stored(self, value: Any, n: int) -> NDArray[Any] | None:
         """Text as a record of n samples stores it; None where no text was given but arrays."""
         return stored_captions(value, n)
-
-    def cut(self, texts: list[str]) -> list[str]:
-        """The texts that are longer than every encoder takes."""
-        return [text for text in texts if all(len(b.tokenizer.ids(text)) > b.tokenizer.length for b in self.branches)]

@@ -50,7 +50,7 @@ def load_params(
     Raises:
       PretrainedError: tensors that are missing, that are left over, or that have another shape; all by name.
     """
-    _check_copies(naming, tensors, where)
+    _check_fixed(naming, tensors, where)
     flat: dict[str, Any] = traverse_util.flatten_dict(dict(shapes), sep="/")
     leaves = {path: naming.leaf(path, leaf.shape) for path, leaf in flat.items()}
     stored = {naming.newer(name): name for name in tensors}
@@ -94,7 +94,8 @@ def _compare(
         )
 
 
-def _check_copies(naming: Naming, tensors: SafeTensors, where: str) -> None:
+def _check_fixed(naming: Naming, tensors: SafeTensors, where: str) -> None:
+    """Checks the tensors that are not read: computed tables, and tensors that repeat another one."""
     for name, make in naming.tables.items():
         if name in tensors and not np.allclose(tensors.read(name).astype(np.float32), make(), atol=1e-2):
             raise PretrainedError(f"{where or tensors.files[0]}: {name} is another table than the one that is computed")

@@ -1,15 +1,15 @@
 """diffusers' schedulers, step for step as they are: tables for `jaxdiff.pretrained.steps`.
 
-These are for results that are to be diffusers' own, faults included; jaxdiff's samplers on the model's process are the
-better choice. The faults, each tested beside the original:
+They repeat diffusers' results, faults included. For anything else choose jaxdiff's samplers, which have none of these
+faults, each tested beside the original:
 
 - DDIM and PNDM step from i to i - T//n, whatever the spacing of the steps.
 - DPM-Solver++ and UniPC round what the network is told with Karras' noise levels, and cut it off with others.
 - DPM-Solver++ of third order has half of its last term, and in its SDE form a last term that does not vanish with h.
 - a flow's static shift is applied twice, to the ends of the noise levels and to the levels between.
 
-x is alpha x0 + sigma eps, or for Euler, Euler ancestral, Heun and LMS x0 + s eps, which the network sees over
-sqrt(s^2 + 1).
+The state is x = alpha x0 + sigma eps. Of Euler, Euler ancestral and Heun it is x = x0 + s eps, and the network sees
+x / sqrt(s^2 + 1).
 """
 
 from __future__ import annotations
