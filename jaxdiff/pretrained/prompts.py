@@ -80,7 +80,7 @@ class Branch:
         )
 
 
-def _apply(net: TextEncoder, params: Any, ids: Array, mask: Array | None) -> dict[str, Array]:
+def _apply(net: TextEncoder, params: Any, ids: Any, mask: Any) -> dict[str, Array]:
     """States, whole on every device that holds the parameters."""
     over = jax.tree.leaves(params)[0].sharding
     whole = NamedSharding(over.mesh, PartitionSpec()) if isinstance(over, NamedSharding) else None
