@@ -10,6 +10,7 @@ from jaxdiff.pretrained.families import FAMILIES, Loaded, load_network, write_ne
 from jaxdiff.pretrained.model import LongPrompt, Pretrained
 from jaxdiff.pretrained.origin import Origin
 from jaxdiff.pretrained.pipeline import KINDS, load_pipeline
+from jaxdiff.pretrained.saving import save_pipeline
 from jaxdiff.pretrained.schedulers import SCHEDULERS
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "PretrainedError",
     "load_network",
     "load_pipeline",
+    "save_pipeline",
     "write_network",
 ]

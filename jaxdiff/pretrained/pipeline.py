@@ -171,7 +171,7 @@ def _branches(
             padding = _id_of(folder / tokenizer, padding_token(folder / tokenizer), ids)
         file = TokenizerFile(str(folder / tokenizer), ids, padding)
         file.encode([""])  # reads it
-        made.append(Branch(file, TextEncoder(config), loaded.params, masked))
+        made.append(Branch(file, TextEncoder(config), loaded.params, masked, tokenizer))
     return tuple(made)
 
 

@@ -44,12 +44,14 @@ class Branch:
       net: its pure functions, with the state that is taken.
       params: its parameters.
       masked: whether it is told which tokens are a caption's.
+      name: of the tokenizer's folder in a published model.
     """
 
     tokenizer: TokenizerFile
     net: TextEncoder
     params: Any
     masked: bool = False
+    name: str = "tokenizer"
 
     def states(self, texts: list[str], *, weighted: bool = False) -> dict[str, Any]:
         """The states of texts, and ``"mask"``, 1 up to a caption's end.
