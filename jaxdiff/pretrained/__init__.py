@@ -7,7 +7,9 @@ the steps of diffusers' own scheduler.
 
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import FAMILIES, Loaded, load_network, write_network
-from jaxdiff.pretrained.pipeline import KINDS, Pretrained, load_pipeline
+from jaxdiff.pretrained.model import LongPrompt, Pretrained
+from jaxdiff.pretrained.origin import Origin
+from jaxdiff.pretrained.pipeline import KINDS, load_pipeline
 from jaxdiff.pretrained.schedulers import SCHEDULERS
 
 __all__ = [
@@ -15,6 +17,8 @@ __all__ = [
     "KINDS",
     "SCHEDULERS",
     "Loaded",
+    "LongPrompt",
+    "Origin",
     "Pretrained",
     "PretrainedError",
     "load_network",

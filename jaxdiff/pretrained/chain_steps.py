@@ -7,6 +7,7 @@ x is alpha x0 + sigma eps with ``alpha^2 = abar_i``. What diffusers does otherwi
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -78,14 +79,19 @@ def pndm(fields: Fields, asked: Asked) -> StepTable:
     return steps.table()
 
 
+def taught_indices(length: int, original: int, n: int) -> Any:
+    """``(n,)``: n of the indices that a student was distilled at, falling, of a chain of so many steps."""
+    taught = (np.arange(1, original + 1) * (length // original) - 1)[::-1]
+    return taught[np.floor(np.linspace(0, original, n, endpoint=False)).astype(int)]
+
+
 def _taught(fields: Fields, on: Chain, asked: Asked) -> Numbers:
     """The indices of n steps, of those that a student was distilled at."""
     fields.ignore("set_alpha_to_one")
     original = fields.get("original_inference_steps", 50)
     if asked.n > original:
         fields.refuse("original_inference_steps", f"is {original}, and {asked.n} steps are asked for")
-    taught = (np.arange(1, original + 1) * (on.length // original) - 1)[::-1]
-    return np.asarray(taught[np.floor(np.linspace(0, original, asked.n, endpoint=False)).astype(int)])
+    return taught_indices(on.length, original, asked.n)
 
 
 def lcm(fields: Fields, asked: Asked) -> StepTable:

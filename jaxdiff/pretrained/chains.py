@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.scheduler_fields import BETAS, class_of
 
@@ -212,11 +211,11 @@ def of_x0(kind: str, alpha: float, sigma: float) -> tuple[float, float]:
     """x0 = a x + b f of x = alpha x0 + sigma eps, by what is predicted.
 
     Raises:
-      PretrainedError: the noise is predicted where x is nothing but noise.
+      ValueError: the noise is predicted where x is nothing but noise.
     """
     if kind == "epsilon":
         if alpha == 0:
-            raise PretrainedError(
+            raise ValueError(
                 "prediction_type is 'epsilon', and rescale_betas_zero_snr begins where x is noise alone, which tells "
                 "nothing of x0: take timestep_spacing 'leading'"
             )
@@ -228,13 +227,13 @@ def of_eps(kind: str, alpha: float, sigma: float, x: Any, f: Any) -> Any:
     """eps of x = alpha x0 + sigma eps, by what is predicted.
 
     Raises:
-      PretrainedError: x0 is predicted where x is x0.
+      ValueError: x0 is predicted where x is x0.
     """
     if kind == "epsilon":
         return f
     if kind == "sample":
         if sigma == 0:
-            raise PretrainedError("prediction_type is 'sample', and the first step begins at x0, which has no noise")
+            raise ValueError("prediction_type is 'sample', and the first step begins at x0, which has no noise")
         return (x - alpha * f) / sigma
     return alpha * f + sigma * x if kind == "v_prediction" else x + alpha * f
 

@@ -95,7 +95,8 @@ def flow_levels(fields: Fields, n: int, tokens: int | None, *, even: bool = Fals
         level = np.linspace(1.0, 1 / n, n)
     else:
         ends = np.array([1.0, 1 / length])
-        level = np.linspace(*(ends if dynamic else shifted(ends, shift)), n)  # shifted, and once more
+        first, last = ends if dynamic else shifted(ends, shift)  # shifted, and once more
+        level = np.linspace(first, last, n)
     level = shifted(level, dynamic or shift)
     level = stretched(level, fields.get("shift_terminal", None))
     by = chosen_levels(fields)

@@ -317,8 +317,9 @@ def rows(axes: dict[str, list[list[dict[str, Any]]]]) -> Iterator[Any]:
             if not ends_in_nan(name, {key: value for part in chosen for key, value in part.items()})
         )
         found = cover(made, lambda row: pairs([str(each) for each in row]))
-        for n, *chosen in found:
-            yield name, n, {key: value for part in chosen for key, value in part.items()}
+        for row in found:
+            chosen: tuple[Any, ...] = row[1:]
+            yield name, row[0], {key: value for part in chosen for key, value in part.items()}
 
 
 @pytest.mark.parametrize(("name", "n", "config"), [*rows(AXES)])

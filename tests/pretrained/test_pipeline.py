@@ -16,8 +16,7 @@ import pytest
 from jaxdiff.data.clip_files import padding_token
 from jaxdiff.data.tokenizers import TokenizerFile
 from jaxdiff.launch.errors import ConfigError
-from jaxdiff.pretrained import PretrainedError, write_network
-from jaxdiff.pretrained.pipeline import Pretrained, load_pipeline
+from jaxdiff.pretrained import Pretrained, PretrainedError, load_pipeline, write_network
 from tests.pretrained.tiny import tiny
 
 tokenizers: Any = pytest.importorskip("tokenizers")
