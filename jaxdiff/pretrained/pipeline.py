@@ -30,7 +30,7 @@ from jaxdiff.discrete import DiscreteVP
 from jaxdiff.launch.errors import as_config_error, refuse_unknown_options
 from jaxdiff.model import Defaults, Model
 from jaxdiff.networks.text import T5, TextEncoder
-from jaxdiff.parameterization import X0, Eps, Parameterization, ScaledTime, TimeIndex, V, Velocity
+from jaxdiff.parameterization import X0, Eps, LearnedVariance, Parameterization, ScaledTime, TimeIndex, V, Velocity
 from jaxdiff.pretrained import autoencoder_kl, prompts, schedulers
 from jaxdiff.pretrained.chains import chain
 from jaxdiff.pretrained.errors import PretrainedError
@@ -42,6 +42,7 @@ from jaxdiff.process import Process
 from jaxdiff.schedule import Flow
 
 INDEX, SCHEDULER = "model_index.json", "scheduler"
+_CLIPPED = ("DDIMScheduler", "DDPMScheduler")  # which limit x0, of pixels, where their configuration says nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +98,7 @@ KINDS: dict[str, Kind] = {
     "PixArtAlphaPipeline": dataclasses.replace(_PIXART, length=120),
     "DiTPipeline": Kind(network="transformer", guide=("cfg:4",)),
     "DDPMPipeline": Kind(),
+    "DDIMPipeline": Kind(),
 }
 """Classes of pipelines that are read."""
 
@@ -138,7 +140,7 @@ class Pretrained:
           key, n, cond, options: see there. Of a network that is told the weight of guidance itself, it is
             ``cond["guidance"]``.
           negative: what guidance leads away from; of text, where it is left out, the empty text (of Stable Diffusion XL
-            zeros, as published).
+            zeros, as published); of the refiner's ``"time_ids"`` an aesthetic score of 2.5.
           size: height and width of the pictures, in pixels; None: the published ones.
           strict: take the steps of diffusers' own scheduler in the place of a sampler and a grid.
           eta: noise of a strict DDIM.
@@ -156,6 +158,8 @@ class Pretrained:
             guided = guide != () and (guide is not None or bool(model.defaults.guide)) and "text" in given
             if negative is None and guided and not self.index.get("force_zeros_for_empty_prompt", False):
                 negative = {"text": ""}
+            if guided:
+                negative = self._scored(given, negative)
             if strict:
                 options |= self._strictly(model, options, eta)
             return model.sample(key, n, given or None, negative=negative, **options)
@@ -196,8 +200,15 @@ class Pretrained:
         shape = (size[0] // factor, size[1] // factor, codec.shape[2])
         return dataclasses.replace(model, codec=dataclasses.replace(codec, images=images, shape=shape))
 
+    def _scored(self, given: Mapping[str, Any], negative: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """What guidance leads away from, of the refiner with a low aesthetic score."""
+        ids = np.asarray(given.get("time_ids", ()), np.float32)
+        if ids.shape[-1:] != (5,) or "time_ids" in (negative or {}):
+            return negative
+        return {**(negative or {}), "time_ids": np.concatenate([ids[..., :4], np.full_like(ids[..., 4:], 2.5)], -1)}
+
     def _time_ids(self, model: Model) -> list[float]:
-        """Stable Diffusion XL's: the picture's size, no crop, the size again; of the refiner the aesthetic score."""
+        """Stable Diffusion XL's: the picture's size, no crop, the size again; of the refiner an aesthetic score of 6."""
         codec: Any = model.codec
         height, width = codec.images.shape[:2]
         ids = model.conditions["time_ids"]
@@ -250,6 +261,8 @@ def load_pipeline(
     scheduler = read_fields(folder / SCHEDULER / "scheduler_config.json")
     network = parts[kind.network]
     process, parameterization, defaults = process_of(scheduler)
+    if network.net.build.out_channels == 2 * network.net.build.in_channels:  # strict steps leave the variance out
+        parameterization = LearnedVariance(base=parameterization)
     encoders: dict[str, Any] = {}
     if kind.join is not None:
         encoders["text"] = Prompts(_branches(folder, kind, text, parts, length), _join(kind, network, length))
@@ -332,7 +345,7 @@ def process_of(fields: Fields) -> tuple[Process, Parameterization, Defaults]:
     return (
         DiscreteVP(on.betas),
         kinds[on.kind](time=TimeIndex(on.length)),
-        Defaults("dpmpp_2m", 25, "uniform", clip=False),
+        Defaults("dpmpp_2m", 25, "uniform", clip=fields.values.get("clip_sample", name in _CLIPPED)),
     )
 
 
