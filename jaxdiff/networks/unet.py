@@ -14,7 +14,7 @@ Its blocks are those of `jaxdiff.networks.unet_blocks`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -198,9 +198,10 @@ class UNet:
 
 
 class UNetModule(nnx.Module):
-    """The U-Net that a `UNet` configures, called as ``module(x, t, cond, key)``."""
+    """The U-Net that a `UNet` configures, called as ``module(x, t, cond, key)``; ``decoder=False``: up to the middle
+    alone, for `encode`."""
 
-    def __init__(self, config: UNet):
+    def __init__(self, config: UNet, *, decoder: bool = True):
         self.config = config
         levels = range(len(config.multipliers))
         sites = itertools.count()
@@ -234,6 +235,8 @@ class UNetModule(nnx.Module):
         self.down = nnx.List(down)
         self.middle_in = Stage(config, now, now, None, next(sites))
         self.middle_out = ResidualBlock(config, now, now, next(sites))
+        if not decoder:
+            return
         up = []
         for level in reversed(levels):
             stages = []
@@ -247,17 +250,12 @@ class UNetModule(nnx.Module):
         self.conv_out = Conv3x3(now, config.out_channels or config.in_channels, init=zeros)
 
     def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Any], key: Array | None) -> Array:
-        told = jax.tree.map(by_sample, self.embed(x, t, cond))
+        told = self.embed(x, t, cond)
+        return self.decode(*self.encode(self.enter(x, cond), told, key), told, key)
 
-        def run(block: Stage | ResidualBlock | Resample, *inputs: Array) -> Array:
-            # The inputs are joined within, so that the backward pass keeps the skips, not copies of them.
-            def call(*inputs: Array) -> Array:
-                joined = inputs[0] if len(inputs) == 1 else jnp.concatenate(inputs, axis=-1)
-                return block(joined, told, key)
-
-            return by_sample(recomputed(call, self.config.remat)(*inputs))
-
-        h = by_sample(self.enter(x, cond))
+    def encode(self, h: Array, told: Embedded, key: Array | None) -> tuple[Array, list[Array]]:
+        """The middle's features, and those of the skip connections, from the first's on; h as `enter` makes it."""
+        run, h = self._running(told, key), by_sample(h)
         skips = [h]
         for level in self.down:
             for stage in level.stages:
@@ -266,13 +264,29 @@ class UNetModule(nnx.Module):
             if level.resample is not None:
                 h = run(level.resample, h)
                 skips.append(h)
-        h = run(self.middle_out, run(self.middle_in, h))
+        return run(self.middle_out, run(self.middle_in, h)), skips
+
+    def decode(self, h: Array, skips: Sequence[Array], told: Embedded, key: Array | None) -> Array:
+        """The output, of what `encode` makes."""
+        run, left = self._running(told, key), list(skips)
         for level in self.up:
             for stage in level.stages:
-                h = run(stage, h, skips.pop())
+                h = run(stage, h, left.pop())
             if level.resample is not None:
                 h = run(level.resample, h)
         return self.leave(h)
+
+    def _running(self, told: Embedded, key: Array | None) -> Callable[..., Array]:
+        def run(block: Stage | ResidualBlock | Resample, *inputs: Array) -> Array:
+            # The inputs are joined within, so that the backward pass keeps the skips, not copies of them.
+            def call(*inputs: Array) -> Array:
+                joined = inputs[0] if len(inputs) == 1 else jnp.concatenate(inputs, axis=-1)
+                return block(joined, told, key)
+
+            return by_sample(recomputed(call, self.config.remat)(*inputs))
+
+        told = jax.tree.map(by_sample, told)
+        return run
 
     def embed(self, x: Array, t: ArrayLike, cond: Mapping[str, Any]) -> Embedded:
         """The embedding of time, class and vectors ``(B, 4 width)``, as each block's linear map takes it, and the

@@ -208,7 +208,7 @@ class Pretrained:
         return {**(negative or {}), "time_ids": np.concatenate([ids[..., :4], np.full_like(ids[..., 4:], 2.5)], -1)}
 
     def _time_ids(self, model: Model) -> list[float]:
-        """Stable Diffusion XL's: the picture's size, no crop, the size again; of the refiner an aesthetic score of 6."""
+        """Stable Diffusion XL's: the picture's size, no crop, the size again; of the refiner a score of 6 instead."""
         codec: Any = model.codec
         height, width = codec.images.shape[:2]
         ids = model.conditions["time_ids"]

@@ -260,7 +260,9 @@ def dit() -> Case:
     first, *others = network.transformer_blocks
     for block in others:  # as published: each holds a copy
         block.norm1.emb.load_state_dict(first.norm1.emb.state_dict())
-    linear = scheduler("DDIM", beta_schedule="linear", beta_start=1e-4, beta_end=0.02, steps_offset=0, clip_sample=False)
+    linear = scheduler(
+        "DDIM", beta_schedule="linear", beta_start=1e-4, beta_end=0.02, steps_offset=0, clip_sample=False
+    )
     pipe = diffusers.DiTPipeline(transformer=network, vae=vae(), scheduler=linear)
 
     def call(pipe: Any, latents: Any, steps: int) -> Any:
