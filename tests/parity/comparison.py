@@ -24,6 +24,12 @@ def as_torch(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: torch.from_numpy(np.asarray(leaf)), tree)
 
 
+def as_one(output: Any) -> Any:
+    """An array; several side by side."""
+    leaves = jax.tree.leaves(output)
+    return leaves[0] if len(leaves) == 1 else jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], 1)
+
+
 def apart(ours: Any, theirs: Any) -> float:
     """The largest difference, over the root mean square of theirs."""
     theirs = np.asarray(theirs)
@@ -59,7 +65,7 @@ def _network(name: str, rng: Any, seed: int, folder: Path) -> dict[str, float]:
             original.call(torch.zeros(1, 8, 8, 4), torch.zeros(1), {"label": torch.zeros(1, dtype=torch.long)})
         network.save_pretrained(folder / "theirs")
     loaded = load_network(folder / "theirs")
-    apply = jax.jit(loaded.net.apply)
+    apply = jax.jit(lambda *given: as_one(loaded.net.apply(*given)))
     found = {"output": 0.0, "gradient": 0.0, "written": 0.0}
     cases = []
     for size, batch in zip(original.sizes, (1, 4), strict=True):
@@ -85,7 +91,7 @@ def _gradients(original: Any, loaded: Any, x: Any, t: Any, cond: Any, weight: An
     """Of the sum of the output times fixed numbers: by x, and by all weights under their published names."""
 
     def scalar(params: Any, x: Any) -> Any:
-        return (loaded.net.apply(params, x, t, cond) * weight).sum()
+        return (as_one(loaded.net.apply(params, x, t, cond)) * weight).sum()
 
     by_params, by_x = jax.jit(jax.grad(scalar, argnums=(0, 1)))(loaded.params, jnp.asarray(x))
     given = torch.from_numpy(x).requires_grad_()
