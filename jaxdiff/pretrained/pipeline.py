@@ -33,6 +33,7 @@ from jaxdiff.networks.text import T5, TextEncoder
 from jaxdiff.parameterization import X0, Eps, LearnedVariance, Parameterization, ScaledTime, TimeIndex, V, Velocity
 from jaxdiff.pretrained import autoencoder_kl, prompts, schedulers
 from jaxdiff.pretrained.chains import chain
+from jaxdiff.pretrained.control import Folders, control_folders, told, with_controls
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import Loaded, load_network
 from jaxdiff.pretrained.fields import Fields, read_fields
@@ -96,6 +97,8 @@ KINDS: dict[str, Kind] = {
     "FluxPipeline": _FLUX,
     "PixArtSigmaPipeline": _PIXART,
     "PixArtAlphaPipeline": dataclasses.replace(_PIXART, length=120),
+    "StableDiffusionControlNetPipeline": _SD,
+    "StableDiffusionXLControlNetPipeline": _XL,
     "DiTPipeline": Kind(network="transformer", guide=("cfg:4",)),
     "DDPMPipeline": Kind(),
     "DDIMPipeline": Kind(),
@@ -132,6 +135,8 @@ class Pretrained:
         strict: bool = False,
         eta: float = 0.0,
         clip_skip: int = 0,
+        control: Any = None,
+        control_scale: Any = None,
         **options: Any,
     ) -> Any:
         """Draws samples: arguments and result as `jaxdiff.model.Model.sample`, and
@@ -145,6 +150,9 @@ class Pretrained:
           strict: take the steps of diffusers' own scheduler in the place of a sampler and a grid.
           eta: noise of a strict DDIM.
           clip_skip: the number of CLIP's last blocks that are left out.
+          control: of a model with a ControlNet, pictures of the samples' size, ``(H, W, C)`` or ``(n, H, W, C)`` uint8
+            or their paths; of several ControlNets a dict by their names. None: they count for nothing.
+          control_scale: how far they count; None: 1.
 
         Raises:
           ConfigError: an argument that is out of range, or that this model cannot follow.
@@ -160,6 +168,12 @@ class Pretrained:
                 negative = {"text": ""}
             if guided:
                 negative = self._scored(given, negative)
+            if control is not None:
+                pictures = told(model, control, 1.0 if control_scale is None else control_scale)
+                given |= pictures
+                negative = {**(negative or {}), **pictures} if guided else negative
+            elif control_scale is not None:
+                raise ValueError("control_scale is of the pictures in control, and there are none")
             if strict:
                 options |= self._strictly(model, options, eta)
             return model.sample(key, n, given or None, negative=negative, **options)
@@ -232,6 +246,7 @@ def load_pipeline(
     dtype: str | None = "float32",
     shardings: Callable[[Any], Any] | None = None,
     length: int | None = None,
+    control: Folders = None,
 ) -> Pretrained:
     """A model from a folder of diffusers.
 
@@ -239,6 +254,7 @@ def load_pipeline(
       folder: that holds `model_index.json`.
       variant, dtype, shardings: of all networks: see `load_network`.
       length: ids of T5's texts; None: as published.
+      control: the folder of a ControlNet that is added to the pipeline, or folders by name. A pipeline's own are there.
 
     Raises:
       PretrainedError: a folder, a class or a part that cannot be read.
@@ -258,8 +274,11 @@ def load_pipeline(
     parts |= {encoder: load(folder / encoder) for encoder, _ in text}
     if "vae" in there:
         parts["vae"] = load(folder / "vae")
+    controls = {each: load(place) for each, place in control_folders(folder, index.values, control).items()}
+    parts |= controls
     scheduler = read_fields(folder / SCHEDULER / "scheduler_config.json")
     network = parts[kind.network]
+    whole = with_controls(network, controls, str(folder))
     process, parameterization, defaults = process_of(scheduler)
     if network.net.build.out_channels == 2 * network.net.build.in_channels:  # strict steps leave the variance out
         parameterization = LearnedVariance(base=parameterization)
@@ -267,7 +286,7 @@ def load_pipeline(
     if kind.join is not None:
         encoders["text"] = Prompts(_branches(folder, kind, text, parts, length), _join(kind, network, length))
     model = Model(
-        NetworkDenoiser(network.net, network.params, process, parameterization),
+        NetworkDenoiser(whole.net, whole.params, process, parameterization),
         _codec(network, parts.get("vae")),
         dataclasses.replace(defaults, guide=kind.guide),
         encoders=encoders,

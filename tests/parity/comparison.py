@@ -13,10 +13,12 @@ from jaxdiff.pretrained import load_network, write_network
 from jaxdiff.pretrained.families import family_of
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.writing import Published
+from tests.parity.controlnets import controlnet
 from tests.parity.originals import ENCODERS, ORIGINALS, autoencoder_kl, disturbed, quiet, torch
 
 TIMES = (0.0, 3.0, 421.5, 999.0)
-NAMES = (*ORIGINALS, "AutoencoderKL", *ENCODERS)
+NETWORKS = {**ORIGINALS, "ControlNetModel": controlnet}
+NAMES = (*NETWORKS, "AutoencoderKL", *ENCODERS)
 """The classes that are compared."""
 
 
@@ -51,7 +53,7 @@ def compare(name: str, seed: int, folder: Path) -> dict[str, float]:
       folder: for the files.
     """
     rng = np.random.default_rng(seed)
-    if name in ORIGINALS:
+    if name in NETWORKS:
         return _network(name, rng, seed, folder)
     return _autoencoder(rng, seed, folder) if name == "AutoencoderKL" else _encoder(name, rng, seed, folder)
 
@@ -59,7 +61,7 @@ def compare(name: str, seed: int, folder: Path) -> dict[str, float]:
 def _network(name: str, rng: Any, seed: int, folder: Path) -> dict[str, float]:
     """Outputs at two sizes, two batch sizes and four times."""
     with quiet():
-        original = ORIGINALS[name](rng)
+        original = NETWORKS[name](rng)
         network = disturbed(original.network, seed)
         if name == "DiTTransformer2DModel":
             original.call(torch.zeros(1, 8, 8, 4), torch.zeros(1), {"label": torch.zeros(1, dtype=torch.long)})

@@ -181,53 +181,6 @@ def unet_2d_condition(rng: Rng) -> Original:
     return Original(network, call, cond, 4, ((8, 8), (8, 16)))
 
 
-def controlnet(rng: Rng) -> Original:
-    """ControlNet, of Stable Diffusion 1 and XL; all its residuals side by side."""
-    levels, groups, context = pick(rng, 2, 3), pick(rng, 8, 16), pick(rng, 16, 24)
-    attends = [bool(rng.integers(2)) for _ in range(levels)]
-    attends[int(rng.integers(levels))] = True
-    wide = widths(rng, levels, groups)
-    layers = [int(rng.integers(1, 3)) for _ in range(levels)]
-    layers[-1] = layers[max(level for level in range(levels) if attends[level])]
-    pooled, ids, halvings, channels = 20, pick(rng, 0, 6), pick(rng, 1, 2), pick(rng, 1, 3)
-    network = diffusers.ControlNetModel(
-        in_channels=4,
-        conditioning_channels=channels,
-        block_out_channels=wide,
-        layers_per_block=pick(rng, 1, 2),
-        down_block_types=tuple("CrossAttnDownBlock2D" if each else "DownBlock2D" for each in attends),
-        cross_attention_dim=context,
-        attention_head_dim=pick(rng, 4, 8, tuple(width // 8 for width in wide)),
-        transformer_layers_per_block=pick(rng, 1, tuple(layers)),
-        use_linear_projection=bool(rng.integers(2)),
-        norm_num_groups=groups,
-        norm_eps=pick(rng, 1e-5, 1e-6),
-        addition_embed_type="text_time" if ids else None,
-        addition_time_embed_dim=8 if ids else None,
-        projection_class_embeddings_input_dim=pooled + 8 * ids if ids else None,
-        controlnet_conditioning_channel_order=pick(rng, "rgb", "bgr"),
-        conditioning_embedding_out_channels=(8, 12, 16)[: halvings + 1],
-    )
-
-    def call(x: Any, t: Any, cond: Any) -> Any:
-        added = {"text_embeds": cond["text"]["pooled"], "time_ids": cond["time_ids"]} if ids else None
-        picture = planes(cond["control"])
-        found = network(planes(x), t, cond["text"]["tokens"], picture, added_cond_kwargs=added)
-        every = [*found.down_block_res_samples, found.mid_block_res_sample]
-        return torch.cat([pixels(each).flatten(1) for each in every], 1)
-
-    def cond(rng: Rng, batch: int, size: tuple[int, int]) -> dict[str, Any]:
-        text = {"tokens": normal(rng, batch, 7, context), "mask": np.ones((batch, 7), np.float32)}
-        picture = rng.uniform(0, 1, (batch, *(side * 2**halvings for side in size), channels)).astype(np.float32)
-        found: dict[str, Any] = {"text": text, "control": picture}
-        if ids:
-            text["pooled"] = normal(rng, batch, pooled)
-            found["time_ids"] = rng.integers(0, 1024, (batch, ids)).astype(np.float32)
-        return found
-
-    return Original(network, call, cond, 4, ((8, 8), (8, 16)))
-
-
 def dit(rng: Rng) -> Original:
     """DiT in diffusers' layout."""
     size = pick(rng, 8, 16)
@@ -356,7 +309,6 @@ def flux(rng: Rng) -> Original:
 ORIGINALS: dict[str, Callable[[Rng], Original]] = {
     "UNet2DModel": unet_2d,
     "UNet2DConditionModel": unet_2d_condition,
-    "ControlNetModel": controlnet,
     "DiTTransformer2DModel": dit,
     "PixArtTransformer2DModel": pixart,
     "SD3Transformer2DModel": sd3,

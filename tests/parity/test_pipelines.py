@@ -18,7 +18,7 @@ from jaxdiff.noise import sample_keys
 from jaxdiff.pretrained import schedulers
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.pipeline import load_pipeline
-from tests.parity import published
+from tests.parity import controlnets, published
 from tests.parity.originals import quiet, torch
 
 pytestmark = pytest.mark.nightly
@@ -44,6 +44,9 @@ CASES: dict[str, tuple[Callable[[], published.Case], int]] = {
     "FLUX dev": (published.flux, 20),
     "FLUX schnell": (functools.partial(published.flux, False), 4),
     "PixArt": (published.pixart, 20),
+    "ControlNet": (controlnets.controlled, 20),
+    "two ControlNets": (functools.partial(controlnets.controlled, "DDIM", 2), 20),
+    "ControlNet of SDXL": (controlnets.controlled_xl, 20),
     "DiT": (published.dit, 20),
     "DDPM": (published.ddpm, 20),
     "DDPM of large variances": (functools.partial(published.ddpm, variance_type="fixed_large"), 20),
