@@ -175,6 +175,8 @@ def conditions(run: Run, options: Options) -> tuple[dict[str, Any] | None, int, 
         raise ConfigError("text is given twice: give it once, by --prompt or by --cond")
     shown = run.num_classes if "label" not in given and (labels or not prompts) else None
     num, columns = options.num, None
+    if run.model.draw_cond is not None and not (given or labels or prompts):  # of training records, labels among them
+        return None, num or 64, None
     if num is not None and num < len(prompts):
         raise ConfigError(f"--num {num}: {len(prompts)} prompts need {len(prompts)} samples or more: raise --num")
     with cfg.as_config_error("--num"):  # more than memory has

@@ -261,6 +261,11 @@ class Controlled:
         return {**self.base.cond, PICTURE: pictures, SCALE: scales}
 
     @property
+    def settings(self) -> tuple[str, ...]:
+        """The conditions that are settings of a call (`Functional.settings`); left out, they have their usual value."""
+        return (SCALE,)
+
+    @property
     def begun_as(self) -> tuple[str, ...]:
         """Where in its parameters the weights of a trained U-Net belong."""
         return ("base", *(f"controls/{each.name}/encoder" for each in self.controls))

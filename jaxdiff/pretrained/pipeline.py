@@ -29,6 +29,7 @@ from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.discrete import DiscreteVP
 from jaxdiff.launch.errors import as_config_error, refuse_unknown_options
 from jaxdiff.model import Defaults, Model
+from jaxdiff.networks.control import PICTURE
 from jaxdiff.networks.text import T5, TextEncoder
 from jaxdiff.parameterization import X0, Eps, LearnedVariance, Parameterization, ScaledTime, TimeIndex, V, Velocity
 from jaxdiff.pretrained import autoencoder_kl, prompts, schedulers
@@ -171,7 +172,7 @@ class Pretrained:
             if control is not None:
                 pictures = told(model, control, 1.0 if control_scale is None else control_scale)
                 given |= pictures
-                negative = {**(negative or {}), **pictures} if guided else negative
+                negative = {**(negative or {}), PICTURE: pictures[PICTURE]} if guided else negative
             elif control_scale is not None:
                 raise ValueError("control_scale is of the pictures in control, and there are none")
             if strict:
