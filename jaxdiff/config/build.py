@@ -248,10 +248,10 @@ def build_source(config: RunConfig, *, cache: bool = True) -> Source:
 
 def stored_conditions(config: RunConfig) -> tuple[str, ...]:
     """The conditions that the network takes and the codec does not make, or makes of what is stored under that name:
-    the source's part."""
+    the source's part. Settings of a call, which the network names, are in no data."""
     made = {} if config.codec is None else config.codec.spec
-    reads = getattr(config.codec, "reads", ())
-    return tuple(name for name in config.cond if name not in made or name in reads)
+    reads, settings = getattr(config.codec, "reads", ()), getattr(config.network, "settings", ())
+    return tuple(name for name in config.cond if name not in settings and (name not in made or name in reads))
 
 
 def with_conditions(source: Source, config: RunConfig) -> Source:
