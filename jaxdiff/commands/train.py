@@ -4,6 +4,7 @@
     jaxdiff train mnist_unet --data.path DIR                 another experiment that comes with jaxdiff
     jaxdiff train my_experiment.py --optimizer.lr 1e-4 --train.steps 2000 --workdir runs/x
     jaxdiff train --init-from runs/x --init-partial          the weights of another run to start with
+    jaxdiff train stable-diffusion-v1-5 --data.path DIR      a published model, trained further
     jaxdiff train mnist_unet --help                          every option, and its value there
 
 Ctrl-C (or SIGTERM) saves and ends; the same command goes on from there. In several processes: docs/clusters.md.
@@ -23,11 +24,13 @@ from jaxdiff.config.folder import SAMPLES
 from jaxdiff.data import DataError
 from jaxdiff.launch.signals import end_at_signals
 from jaxdiff.runs.fit import fit
+from jaxdiff.runs.published import load_config
 
 
 def train(arguments: Sequence[str]) -> None:
     # --- Configuration: a file, changed by options
-    options = cfg.parse_config(arguments, program=cfg.program("train"), about=cfg.about("train", __doc__))
+    about = cfg.about("train", __doc__)
+    options = cfg.parse_config(arguments, program=cfg.program("train"), about=about, load=load_config)
     cfg.join(options)
     kept = cfg.keep_compiled(options.cache)
     lead = jax.process_index() == 0

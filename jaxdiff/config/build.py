@@ -132,7 +132,8 @@ def _check_dropout(config: Config) -> None:
                 f"loss.dropout: {name} has no null, so it cannot be dropped; for labels set network.null_class, for "
                 "another condition its null"
             )
-    if config.sample.guide and not any(rate > 0 for rate in config.loss.dropout.values()):
+    leads_away = any(rate > 0 for rate in config.loss.dropout.values()) or getattr(config.codec, "negative", {})
+    if config.sample.guide and not leads_away:
         raise ConfigError(
             f"sample.guide: guidance needs a model trained with loss.dropout above 0, for instance {_example(specs)}"
         )
@@ -198,7 +199,10 @@ def build_loss(config: RunConfig) -> Objective | FokkerPlanck | AutoencoderLoss:
 def build_defaults(config: Config) -> Defaults:
     """How the run samples where nothing else is said."""
     options = config.sample
-    return Defaults(options.sampler, options.steps, options.grid, options.guide, options.clip, options.batch_size)
+    negative = getattr(config.codec, "negative", {})
+    return Defaults(
+        options.sampler, options.steps, options.grid, options.guide, options.clip, options.batch_size, negative
+    )
 
 
 def build_source(config: RunConfig, *, cache: bool = True) -> Source:

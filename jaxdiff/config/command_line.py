@@ -16,7 +16,7 @@ import re
 import sys
 import typing
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -28,6 +28,7 @@ from jaxdiff.config.schema import RunConfig
 from jaxdiff.config.trust import load_file
 from jaxdiff.launch.distributed import ProcessOptions, leave_alone
 from jaxdiff.launch.errors import ConfigError, as_config_error, silent_at_a_broken_pipe, suggestion
+from jaxdiff.pretrained.origin import is_published
 
 Options = TypeVar("Options")
 Trained = TypeVar("Trained")
@@ -159,7 +160,12 @@ def _home_expanded(options: Options) -> Options:
 
 
 def parse_config(
-    arguments: Sequence[str], *, program: str, default_file: str | Path = "digits_unet", about: str | None = None
+    arguments: Sequence[str],
+    *,
+    program: str,
+    default_file: str | Path = "digits_unet",
+    about: str | None = None,
+    load: Callable[[str | Path], Any] = load_config_file,
 ) -> TrainOptions[Any]:
     """The command line of training: a configuration's name or file, or none for the default, then options.
 
@@ -168,19 +174,22 @@ def parse_config(
       program: the program's name, for ``--help``.
       default_file: what stands for no configuration.
       about: what ``--help`` says first.
+      load: reads the configuration.
 
     Raises:
-      ConfigError: as `load_config_file` and `parse`.
+      ConfigError: as ``load`` and `parse`.
       SystemExit: 0, after ``--help``.
     """
     named = bool(arguments) and not arguments[0].startswith("-")
-    config = load_config_file(arguments[0] if named else default_file)
+    config = load(arguments[0] if named else default_file)
     rest = arguments[1:] if named else arguments
     stray = next((text for text in rest if text.endswith(".py") and "/" in text), None)
     if stray is not None and not named:
         raise ConfigError(f"{stray}: the configuration file comes first, before all options")
     kind: Any = TrainOptions[type(config)]  # type: ignore[misc]  # its options have the help of the class
-    return parse(kind, rest, program=f"{program} [CONFIG]", default=TrainOptions(config=config), about=about)
+    begin = Path(arguments[0]) if named and is_published(arguments[0]) else None
+    default = TrainOptions(config=config, init_from=begin)
+    return parse(kind, rest, program=f"{program} [CONFIG]", default=default, about=about)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,8 +203,8 @@ class TrainOptions(ProcessOptions, Generic[Trained]):
     profile: str | None = None
     """Steps to trace with jax.profiler, for instance 100:110, into the run's folder profile."""
     init_from: Path | None = None
-    """Start with the averaged weights of another run: its folder, or that of one of its checkpoints. A run that has
-    checkpoints of its own goes on from those."""
+    """Start with the averaged weights of another run: its folder, or that of one of its checkpoints; or with those of a
+    published model. A run that has checkpoints of its own goes on from those."""
     init_partial: bool = False
     """Of those weights, take what fits (for other classes, say) and leave the rest new."""
 

@@ -7,9 +7,10 @@ the steps of diffusers' own scheduler.
 
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import FAMILIES, Loaded, load_network, write_network
+from jaxdiff.pretrained.kinds import KINDS
 from jaxdiff.pretrained.model import LongPrompt, Pretrained
 from jaxdiff.pretrained.origin import Origin
-from jaxdiff.pretrained.pipeline import KINDS, load_pipeline
+from jaxdiff.pretrained.pipeline import load_pipeline
 from jaxdiff.pretrained.saving import save_pipeline
 from jaxdiff.pretrained.schedulers import SCHEDULERS
 

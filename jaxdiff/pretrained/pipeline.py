@@ -17,85 +17,19 @@ import numpy as np
 
 from jaxdiff.codecs import Images
 from jaxdiff.codecs.latents import LatentImages
-from jaxdiff.data.clip_files import padding_token
-from jaxdiff.data.tokenizers import TokenizerFile
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.model import Model
-from jaxdiff.networks.text import T5, TextEncoder
 from jaxdiff.parameterization import LearnedVariance
-from jaxdiff.pretrained import autoencoder_kl, prompts
+from jaxdiff.pretrained import autoencoder_kl
 from jaxdiff.pretrained.control import Folders, control_folders, with_controls
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import Loaded, load_network
 from jaxdiff.pretrained.fields import Fields, read_fields
+from jaxdiff.pretrained.kinds import KINDS, Kind, branch_of, class_of, join_of, parts_of
 from jaxdiff.pretrained.model import SCHEDULER, Pretrained, sized
 from jaxdiff.pretrained.origin import INDEX, Origin, found, licence_of
 from jaxdiff.pretrained.processes import process_of
 from jaxdiff.pretrained.prompts import Branch, Prompts
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """How the pipelines of one class are put together.
-
-    Args:
-      network: the folder of the denoiser.
-      text: the folders of text encoders, each with that of its tokenizer.
-      join: makes what the network is told of their states; None: no text.
-      states: changes of the encoders' configurations: which state is taken.
-      length: ids of T5's texts.
-      guide: guidance where nothing else is said.
-      even: whether a flow's scheduler is given noise levels evenly from 1 to 1/n.
-    """
-
-    network: str = "unet"
-    text: tuple[tuple[str, str], ...] = ()
-    join: Callable[..., dict[str, Any]] | None = None
-    states: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    length: int = 77
-    guide: tuple[str, ...] = ()
-    even: bool = False
-
-
-_FIRST, _SECOND, _THIRD = (
-    ("text_encoder", "tokenizer"),
-    ("text_encoder_2", "tokenizer_2"),
-    ("text_encoder_3", "tokenizer_3"),
-)
-_BEFORE_LAST = {"skip": 1, "final_norm": False}
-_SD = Kind(text=(_FIRST,), join=prompts.stable_diffusion, states={"pooled": False}, guide=("cfg:7.5",))
-_XL = Kind(text=(_FIRST, _SECOND), join=prompts.stable_diffusion_xl, states=_BEFORE_LAST, guide=("cfg:5",))
-_SD3 = Kind(
-    network="transformer",
-    text=(_FIRST, _SECOND, _THIRD),
-    join=prompts.stable_diffusion_3,
-    states=_BEFORE_LAST,
-    length=256,
-    guide=("cfg:7",),
-)
-_FLUX = Kind(network="transformer", text=(_FIRST, _SECOND), join=prompts.flux, length=512, even=True)
-_PIXART = Kind(network="transformer", text=(_FIRST,), join=prompts.pixart, length=300, guide=("cfg:4.5",))
-KINDS: dict[str, Kind] = {
-    "StableDiffusionPipeline": _SD,
-    "StableDiffusionInpaintPipeline": _SD,
-    "LatentConsistencyModelPipeline": dataclasses.replace(_SD, guide=()),
-    "StableDiffusionXLPipeline": _XL,
-    "StableDiffusionXLImg2ImgPipeline": _XL,
-    "StableDiffusion3Pipeline": _SD3,
-    "FluxPipeline": _FLUX,
-    "PixArtSigmaPipeline": _PIXART,
-    "PixArtAlphaPipeline": dataclasses.replace(_PIXART, length=120),
-    "StableDiffusionControlNetPipeline": _SD,
-    "StableDiffusionXLControlNetPipeline": _XL,
-    "DiTPipeline": Kind(network="transformer", guide=("cfg:4",)),
-    "DDPMPipeline": Kind(),
-    "DDIMPipeline": Kind(),
-}
-"""Classes of pipelines that are read."""
-
-
-def _class_of(index: Mapping[str, Any]) -> str:
-    return str(index.get("_class_name")).removeprefix("Flax")
 
 
 def load_pipeline(
@@ -122,12 +56,12 @@ def load_pipeline(
     if not (folder / INDEX).is_file():
         raise PretrainedError(f"{folder}: there is no {INDEX}")
     index = read_fields(folder / INDEX)
-    name = _class_of(index.values)
+    name = class_of(index.values)
     if name not in KINDS:
         raise PretrainedError(f"{folder / INDEX}: {name} is not known; jaxdiff reads {', '.join(KINDS)}")
     kind = KINDS[name]
     load = functools.partial(load_network, variant=variant, dtype=dtype, shardings=shardings)
-    there = {part for part, value in index.values.items() if isinstance(value, list) and value and value[0] is not None}
+    there = parts_of(index.values)
     parts = {kind.network: load(folder / kind.network)}
     text = [each for each in kind.text if each[0] in there]
     parts |= {encoder: load(folder / encoder) for encoder, _ in text}
@@ -143,7 +77,9 @@ def load_pipeline(
         parameterization = LearnedVariance(base=parameterization)
     encoders: dict[str, Any] = {}
     if kind.join is not None:
-        encoders["text"] = Prompts(_branches(folder, kind, text, parts, length), _join(kind, network, length))
+        tokens: Any = network.net.cond["text"]
+        join = join_of(name, width=int(tokens["tokens"].shape[-1]), length=length or kind.length)
+        encoders["text"] = Prompts(_branches(folder, name, text, parts, length), join)
     model = Model(
         NetworkDenoiser(whole.net, whole.params, process, parameterization),
         _codec(network, parts.get("vae")),
@@ -159,37 +95,15 @@ def _negative(kind: Kind, index: Mapping[str, Any]) -> dict[str, Any]:
     return {} if kind.join is None or index.get("force_zeros_for_empty_prompt", False) else {"text": ""}
 
 
-def _join(kind: Kind, network: Loaded, length: int | None) -> Any:
-    if kind.join is not prompts.stable_diffusion_3:
-        return kind.join
-    text = network.net.cond["text"]
-    width = int(text["tokens"].shape[-1])
-    return functools.partial(prompts.stable_diffusion_3, width=width, length=length or kind.length)
-
-
 def _branches(
-    folder: Path, kind: Kind, text: list[tuple[str, str]], parts: Mapping[str, Loaded], length: int | None
+    folder: Path, kind: str, text: list[tuple[str, str]], parts: Mapping[str, Loaded], length: int | None
 ) -> tuple[Branch, ...]:
     made = []
     for encoder, tokenizer in text:
         loaded = parts[encoder]
-        config = loaded.net.config
-        if isinstance(config, T5):
-            ids, padding, masked = length or kind.length, 0, kind.join is prompts.pixart
-        else:
-            config = dataclasses.replace(config, **kind.states)
-            ids, masked = config.length, False
-            padding = _id_of(folder / tokenizer, padding_token(folder / tokenizer), ids)
-        file = TokenizerFile(str(folder / tokenizer), ids, padding)
-        file.encode([""])  # reads it
-        made.append(Branch(file, TextEncoder(config), loaded.params, masked, tokenizer))
+        file, net, masked = branch_of(folder / tokenizer, kind, loaded.net.config, length)
+        made.append(Branch(file, net, loaded.params, masked, tokenizer))
     return tuple(made)
-
-
-def _id_of(folder: Path, token: str, length: int) -> int:
-    """The id of a special token: what stands between begin and end."""
-    ids = TokenizerFile(str(folder), length).ids(token)
-    return ids[1] if len(ids) > 2 else ids[-1]
 
 
 def _codec(network: Loaded, vae: Loaded | None) -> Any:

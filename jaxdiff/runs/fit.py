@@ -23,9 +23,11 @@ from jaxdiff.config.folder import CHECKPOINTS, EXAMPLES, LAST_SAVED, SAMPLES
 from jaxdiff.data.sources import DataError, Source, spread, take
 from jaxdiff.data.sources import texts as stored_texts
 from jaxdiff.data.text import TEXT, first_of
+from jaxdiff.pretrained.origin import is_published
 from jaxdiff.runs.autoencoder import LATENTS, AutoencoderRun
 from jaxdiff.runs.latents import write_latents
 from jaxdiff.runs.prompts import write_prompts
+from jaxdiff.runs.published import load_config
 from jaxdiff.runs.run import Run
 from jaxdiff.spec import droppable
 from jaxdiff.train.ema import rules_by_name
@@ -55,12 +57,13 @@ def fit(
 
     Args:
       config: what to train, a `Config` or an `AutoencoderConfig`; or the name of a shipped configuration,
-        ``"mnist_unet"``, or the path of one's file.
+        ``"mnist_unet"``, or the path of one's file, or of a published model, which is trained further.
       source: the data, in the place of ``config.data``: a source, arrays by name (``{"x": ..., "label": ...}``), or one
         array ``(N, ...)``. None: what the configuration names.
       log: gets the step and its figures by name, such as ``lambda step, figures: wandb.log(figures, step=step)``. What
         it raises is told of once, and training goes on.
-      init_from: a run whose averaged weights are taken to start with; a run that has checkpoints goes on from those.
+      init_from: a run whose averaged weights are taken to start with, or a published model; a run that has checkpoints
+        goes on from those.
       init_partial: of those weights, take what fits and leave the rest new.
       cache: keep decoded images of small sets, and latents.
       profile: steps to trace.
@@ -96,7 +99,8 @@ def fit(
     """
     lead = jax.process_index() == 0
     if isinstance(config, str | Path):
-        config = cfg.load_config_file(config)
+        init_from = config if init_from is None and is_published(config) else init_from
+        config = load_config(config)
     if not isinstance(config, cfg.RunConfig):
         raise cfg.ConfigError(f"fit takes a Config, or the name or file of one, got {type(config).__name__}")
     if log is not None and not callable(log):

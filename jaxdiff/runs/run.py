@@ -109,7 +109,8 @@ class Run:
         )
         if codec is None:
             codec = read_codec(config, mesh, near=folder)[1]
-        cond = {name: _as_trained(name, each, config) for name, each in config.cond.items()}
+        made = {name: each for name, each in codec.spec.items() if name in getattr(config.codec, "reads", ())}
+        cond = {name: _as_trained(name, made.get(name, each), config) for name, each in config.cond.items()}
         encoders: dict[str, Any] = {}
         if config.data.classes is not None:
             encoders["label"] = functools.partial(labels, config.data.classes)

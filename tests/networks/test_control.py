@@ -19,6 +19,7 @@ from jaxdiff.schedule import Flow
 from jaxdiff.spec import Spec
 
 BASE = UNet(8, in_channels=1, width=8, multipliers=(1, 2), blocks=1, attention_resolutions=(4,), num_classes=3)
+GRB: Any = {"order": "grb"}
 OUTLINE = ControlNet(BASE, "outline", channels=1, widths=(4, 4), halving=False)
 DEPTH = ControlNet(BASE, "depth", channels=3, widths=(4, 6, 4), order="bgr")
 ONE, TWO = functional(Controlled(BASE, (OUTLINE,))), functional(Controlled(BASE, (OUTLINE, DEPTH)))
@@ -154,7 +155,7 @@ def test_what_it_takes() -> None:
         ),
         (lambda: dataclasses.replace(OUTLINE, widths=()), "widths=() must be numbers of at least 1"),
         (lambda: dataclasses.replace(OUTLINE, size=(0, 8)), "size=(0, 8) must be (height, width)"),
-        (lambda: dataclasses.replace(OUTLINE, order="grb"), "order='grb' must be 'rgb' or 'bgr'"),
+        (lambda: dataclasses.replace(OUTLINE, **GRB), "order='grb' must be 'rgb' or 'bgr'"),
         (
             lambda: ONE.apply(P1, X, T, {"label": LABEL, "control": DISTANCES[..., :1]}),
             "cond['control'] is a picture of (32, 32), expected (8, 8), 1 times x",

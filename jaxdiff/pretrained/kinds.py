@@ -1,0 +1,126 @@
+"""The classes of pipelines that are read: which networks they have, and what the denoiser is told of texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxdiff.data.clip_files import padding_token
+from jaxdiff.data.tokenizers import TokenizerFile
+from jaxdiff.networks.text import T5, TextEncoder
+from jaxdiff.pretrained import prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """How the pipelines of one class are put together.
+
+    Args:
+      network: the folder of the denoiser.
+      text: the folders of text encoders, each with that of its tokenizer.
+      join: makes what the network is told of their states; None: no text.
+      states: changes of the encoders' configurations: which state is taken.
+      length: ids of T5's texts.
+      guide: guidance where nothing else is said.
+      even: whether a flow's scheduler is given noise levels evenly from 1 to 1/n.
+    """
+
+    network: str = "unet"
+    text: tuple[tuple[str, str], ...] = ()
+    join: Callable[..., dict[str, Any]] | None = None
+    states: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    length: int = 77
+    guide: tuple[str, ...] = ()
+    even: bool = False
+
+
+_FIRST, _SECOND, _THIRD = (
+    ("text_encoder", "tokenizer"),
+    ("text_encoder_2", "tokenizer_2"),
+    ("text_encoder_3", "tokenizer_3"),
+)
+_BEFORE_LAST = {"skip": 1, "final_norm": False}
+_SD = Kind(text=(_FIRST,), join=prompts.stable_diffusion, states={"pooled": False}, guide=("cfg:7.5",))
+_XL = Kind(text=(_FIRST, _SECOND), join=prompts.stable_diffusion_xl, states=_BEFORE_LAST, guide=("cfg:5",))
+_SD3 = Kind(
+    network="transformer",
+    text=(_FIRST, _SECOND, _THIRD),
+    join=prompts.stable_diffusion_3,
+    states=_BEFORE_LAST,
+    length=256,
+    guide=("cfg:7",),
+)
+_FLUX = Kind(network="transformer", text=(_FIRST, _SECOND), join=prompts.flux, length=512, even=True)
+_PIXART = Kind(network="transformer", text=(_FIRST,), join=prompts.pixart, length=300, guide=("cfg:4.5",))
+KINDS: dict[str, Kind] = {
+    "StableDiffusionPipeline": _SD,
+    "StableDiffusionInpaintPipeline": _SD,
+    "LatentConsistencyModelPipeline": dataclasses.replace(_SD, guide=()),
+    "StableDiffusionXLPipeline": _XL,
+    "StableDiffusionXLImg2ImgPipeline": _XL,
+    "StableDiffusion3Pipeline": _SD3,
+    "FluxPipeline": _FLUX,
+    "PixArtSigmaPipeline": _PIXART,
+    "PixArtAlphaPipeline": dataclasses.replace(_PIXART, length=120),
+    "StableDiffusionControlNetPipeline": _SD,
+    "StableDiffusionXLControlNetPipeline": _XL,
+    "DiTPipeline": Kind(network="transformer", guide=("cfg:4",)),
+    "DDPMPipeline": Kind(),
+    "DDIMPipeline": Kind(),
+}
+"""Classes of pipelines that are read."""
+
+
+def class_of(index: Mapping[str, Any]) -> str:
+    """The class that `model_index.json` names."""
+    return str(index.get("_class_name")).removeprefix("Flax")
+
+
+def parts_of(index: Mapping[str, Any]) -> set[str]:
+    """The names of the parts that a pipeline has."""
+    return {name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None}
+
+
+def join_of(kind: str, *, width: int, length: int) -> Any:
+    """What makes tokens, mask and pooled of the encoders' states; None: the kind takes no text.
+
+    Args:
+      kind: a name of `KINDS`.
+      width: channels of a token.
+      length: ids of T5's texts.
+    """
+    join = KINDS[kind].join
+    if join is not prompts.stable_diffusion_3:
+        return join
+    return functools.partial(prompts.stable_diffusion_3, width=width, length=length)
+
+
+def branch_of(folder: Path, kind: str, config: Any, length: int | None) -> tuple[TokenizerFile, TextEncoder, bool]:
+    """Of a text encoder: its tokenizer, its pure functions with the state that is taken, and whether it is told which
+    tokens are a caption's.
+
+    Args:
+      folder: of the tokenizer.
+      kind: a name of `KINDS`.
+      config: of the encoder.
+      length: ids of T5's texts; None: as published.
+    """
+    chosen = KINDS[kind]
+    if isinstance(config, T5):
+        ids, padding, masked = length or chosen.length, 0, chosen.join is prompts.pixart
+    else:
+        config = dataclasses.replace(config, **chosen.states)
+        ids, masked = config.length, False
+        padding = _id_of(folder, padding_token(folder), ids)
+    file = TokenizerFile(str(folder), ids, padding)
+    file.encode([""])  # reads it
+    return file, TextEncoder(config), masked
+
+
+def _id_of(folder: Path, token: str, length: int) -> int:
+    """The id of a special token: what stands between begin and end."""
+    ids = TokenizerFile(str(folder), length).ids(token)
+    return ids[1] if len(ids) > 2 else ids[-1]

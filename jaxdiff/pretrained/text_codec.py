@@ -1,0 +1,269 @@
+"""The frozen text encoders of a published model beside the codec of the data, for training.
+
+As `jaxdiff.codecs.WithText`, with the encoders, tokenizers and states of `jaxdiff.pretrained.prompts`: the ids of all
+tokenizers stand one after the other,
+
+    ids = [ids of the first (L_1), ids of the second (L_2), ...],      text = join(E_1(ids_1), E_2(ids_2), ...)   (1)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpy.typing import ArrayLike, NDArray
+
+from jaxdiff.codecs.base import Codec, Stored
+from jaxdiff.codecs.recipe import Find, Read, built, noted, resolved
+from jaxdiff.data.sources import Source
+from jaxdiff.data.text import TEXT
+from jaxdiff.data.tokenizers import TokenizerFile
+from jaxdiff.pretrained.kinds import join_of
+from jaxdiff.record import field, record
+from jaxdiff.spec import Condition, Spec, Specs
+
+
+@dataclass(frozen=True)
+class Several:
+    """The ids of several tokenizers, one after the other: a tokenizer.
+
+    Args:
+      tokenizers: in order.
+
+    Raises:
+      ValueError: none.
+    """
+
+    tokenizers: tuple[TokenizerFile, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokenizers", tuple(self.tokenizers))
+        if not self.tokenizers:
+            raise ValueError("tokenizers: at least one")
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """L_i of equation (1)."""
+        return tuple(each.length for each in self.tokenizers)
+
+    @property
+    def length(self) -> int:
+        """Ids of a caption, of all."""
+        return sum(self.lengths)
+
+    @property
+    def size(self) -> int:
+        """Ids of the largest vocabulary."""
+        return max(each.size for each in self.tokenizers)
+
+    @property
+    def padding(self) -> int:
+        """Of the first."""
+        return self.tokenizers[0].padding
+
+    @property
+    def null(self) -> tuple[int, ...]:
+        """The ids of the empty caption."""
+        return tuple(self.encode([""])[0].tolist())
+
+    def noted(self, saved: Any) -> Any:
+        """With the checksums that saved ones have noted."""
+        if not isinstance(saved, Several) or len(saved.tokenizers) != len(self.tokenizers):
+            return self
+        pairs = zip(self.tokenizers, saved.tokenizers, strict=True)
+        return Several(tuple(mine.noted(theirs) for mine, theirs in pairs))
+
+    def resolved(self, texts: Any) -> Several:
+        """With the checksums of their files."""
+        return Several(tuple(each.resolved(texts) for each in self.tokenizers))
+
+    def ids(self, text: str) -> list[int]:
+        """All ids of one caption, each tokenizer's filled up to its length: more than `length` where one is cut."""
+        found: list[int] = []
+        for each in self.tokenizers:
+            mine = each.ids(text)
+            found += [*mine, *[each.padding] * (each.length - len(mine))]
+        return found
+
+    def unknown_in(self, text: str) -> list[str]:
+        """The parts of a caption that the first has no id for."""
+        return self.tokenizers[0].unknown_in(text)
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.int32]:
+        """Ids ``(B, L)``."""
+        return np.concatenate([each.encode(texts) for each in self.tokenizers], axis=1)
+
+
+@dataclass(frozen=True)
+class PublishedText:
+    """The text encoders of a published model, for a configuration's ``codec``.
+
+    Args:
+      path: the model's folder.
+      kind: the class of its pipeline.
+      inner: the codec of the data.
+      parts: the folders of its encoders.
+      nets: their pure functions, with the states that are taken.
+      lengths: L_i of equation (1).
+      width: channels of a token, where the kind needs it.
+      time_ids: what the network is told of sizes; (): nothing.
+      checksums: of the weights, noted when training began; other weights are refused.
+    """
+
+    path: str
+    kind: str
+    inner: Any
+    parts: tuple[str, ...]
+    nets: tuple[Any, ...]
+    lengths: tuple[int, ...]
+    width: int = 0
+    time_ids: tuple[float, ...] = ()
+    checksums: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", os.fspath(self.path))
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What it makes of what is stored under the same name: text."""
+        return (TEXT,)
+
+    @property
+    def spec(self) -> Specs:
+        """As the inner codec's, and text (1)."""
+        return {**self.inner.spec, **_spec(self)}
+
+    @property
+    def key(self) -> str:
+        """Of what the inner codec caches."""
+        key: str = self.inner.key
+        return key
+
+    @property
+    def text_key(self) -> str:
+        """Of text (1) that is kept."""
+        return f"text {self.kind} {self.checksums} {self.lengths} {self.nets}"
+
+    @property
+    def negative(self) -> dict[str, Any]:
+        """What guidance leads away from: the empty text."""
+        return {TEXT: ""}
+
+    def decode(self, x0: Array, cond: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The inner codec's, where that is no recipe."""
+        decoded: dict[str, Any] = self.inner.decode(x0, cond)
+        return decoded
+
+    def noted(self, saved: Any) -> Any:
+        """With what a saved recipe has noted; the path may be another, if the weights are the same."""
+        if not isinstance(saved, PublishedText) or self.checksums:
+            return self
+        return dataclasses.replace(self, inner=noted(self.inner, saved.inner), checksums=saved.checksums)
+
+    def resolved(self, source: Source, find: Find, *, flip: bool = False) -> PublishedText:
+        """With the inner codec resolved."""
+        return dataclasses.replace(self, inner=resolved(self.inner, source, find, flip=flip))
+
+    def build(self, read: Read) -> tuple[PublishedText, Codec]:
+        """The codec, by the encoders' weights."""
+        recipe, inner = built(self.inner, read)
+        known = self.checksums or (None,) * len(self.parts)
+        weights = [read(self.path, None, each, part) for part, each in zip(self.parts, known, strict=True)]
+        recipe = dataclasses.replace(self, inner=recipe, checksums=tuple(each.checksum for each in weights))
+        return recipe, PublishedTextAndData(inner, tuple(each.params for each in weights), recipe)
+
+
+def _states(recipe: PublishedText, params: Sequence[Any], ids: Array) -> Any:
+    """Text (1) of ids ``(B, L)``."""
+    states, start = [], 0
+    for net, weights, length in zip(recipe.nets, params, recipe.lengths, strict=True):
+        mine = ids[:, start : start + length]
+        start += length
+        mask = (mine != 0).astype(jnp.float32)
+        masked = recipe.kind.startswith("PixArt")
+        states.append({**net.apply(weights, mine, mask if masked else None), "mask": mask})
+    join = join_of(recipe.kind, width=recipe.width, length=recipe.lengths[-1])
+    assert join is not None
+    return join(states)
+
+
+def _spec(recipe: PublishedText) -> Specs:
+    params = [jax.eval_shape(net.init, jax.random.key(0)) for net in recipe.nets]
+    ids = jax.ShapeDtypeStruct((1, sum(recipe.lengths)), jnp.int32)
+    made = jax.eval_shape(lambda params, ids: _states(recipe, params, ids), params, ids)
+    specs: dict[str, Condition] = {TEXT: {name: Spec(leaf.shape[1:], null=0.0) for name, leaf in made.items()}}
+    if recipe.time_ids:
+        specs["time_ids"] = Spec((len(recipe.time_ids),))
+    return specs
+
+
+@record
+class PublishedTextAndData:
+    """The codec that `PublishedText` stands for, its weights read.
+
+    Args:
+      inner: the codec of the data.
+      params: of each encoder.
+      recipe: what it stands for; static.
+    """
+
+    inner: Any
+    params: tuple[Any, ...]
+    recipe: PublishedText = field(pytree_node=False)
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """As the inner codec's."""
+        suffixes: tuple[str, ...] = self.inner.suffixes
+        return suffixes
+
+    @property
+    def spec(self) -> Specs:
+        """As the inner codec's, and text (1)."""
+        return {**self.inner.spec, **_spec(self.recipe)}
+
+    def text(self, ids: ArrayLike) -> Any:
+        """Text (1) of ids ``(B, L)``."""
+        return _states(self.recipe, self.params, jnp.asarray(ids))
+
+    def encode(self, record: Mapping[str, Any], key: Array | None = None) -> dict[str, Any]:
+        """Records ``{"x": ..., "text": ids (B, L), ...}``; text (1) that was kept passes untouched."""
+        batch: dict[str, Any] = self.inner.encode({n: value for n, value in record.items() if n != TEXT}, key)
+        if self.recipe.time_ids:
+            batch["time_ids"] = jnp.broadcast_to(jnp.asarray(self.recipe.time_ids), (len(batch["x"]), 6))
+        if TEXT not in record:
+            return batch
+        text = record[TEXT]
+        return {**batch, TEXT: text if isinstance(text, Mapping) else self.text(text)}
+
+    def cached_spec(self, stored: Specs) -> Mapping[str, Spec]:
+        """As the inner codec's."""
+        others = {name: spec for name, spec in stored.items() if name != TEXT}
+        return self.inner.cached_spec(others) if hasattr(self.inner, "cached_spec") else {}
+
+    def precompute(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """As the inner codec's."""
+        made: dict[str, Any] = self.inner.precompute(record)
+        return made
+
+    def decode(self, x0: Array, cond: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """As the inner codec's; states and sizes are no part of a record."""
+        others = {name: value for name, value in (cond or {}).items() if name not in (TEXT, "time_ids")}
+        decoded: dict[str, Any] = self.inner.decode(x0, others)
+        return decoded
+
+    def picture(self, stored: Stored, columns: int | None = None) -> NDArray[np.uint8]:
+        """As the inner codec's."""
+        picture: NDArray[np.uint8] = self.inner.picture(stored, columns)
+        return picture
+
+    def save(self, path: str | os.PathLike[str], stored: Stored, columns: int | None = None) -> None:
+        """As the inner codec's."""
+        self.inner.save(path, stored, columns)

@@ -1,0 +1,122 @@
+"""A published model as a configuration: `train.py FOLDER` trains it further.
+
+Network, process, what is predicted and told, autoencoder, text encoders and tokenizers are the published ones; the
+optimizer, the number of steps and the data are for whoever trains to say.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxdiff.codecs import Latents
+from jaxdiff.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    LossConfig,
+    OptimizerConfig,
+    SampleConfig,
+    TrainConfig,
+    load_config_file,
+)
+from jaxdiff.parameterization import LearnedVariance
+from jaxdiff.pretrained import PretrainedError
+from jaxdiff.pretrained.families import described
+from jaxdiff.pretrained.fields import Fields, read_fields
+from jaxdiff.pretrained.kinds import KINDS, Kind, branch_of, class_of, parts_of
+from jaxdiff.pretrained.model import SCHEDULER
+from jaxdiff.pretrained.origin import INDEX, found, is_published
+from jaxdiff.pretrained.processes import process_of
+from jaxdiff.pretrained.text_codec import PublishedText, Several
+from jaxdiff.spec import Specs
+from jaxdiff.train.ema import Ema
+
+
+def load_config(path: str | os.PathLike[str]) -> Any:
+    """A configuration by its name or its file, or that of a published model's folder.
+
+    Raises:
+      ConfigError: as `jaxdiff.config.load_config_file` and `published_config`.
+    """
+    return published_config(path) if is_published(path) else load_config_file(Path(path))
+
+
+def published_config(path: str | os.PathLike[str], **changes: Any) -> Config:
+    """The configuration that trains a published model further.
+
+    Args:
+      path: its folder, with `model_index.json`; or the Hub's repository ``hf:OWNER/NAME``.
+      changes: fields of `Config` to replace.
+
+    Raises:
+      PretrainedError: a folder, a class or a part that cannot be read.
+    """
+    folder = found(path)
+    if not (folder / INDEX).is_file():
+        raise PretrainedError(f"{folder}: there is no {INDEX}")
+    index = read_fields(folder / INDEX).values
+    name = class_of(index)
+    if name not in KINDS:
+        raise PretrainedError(f"{folder / INDEX}: {name} is not known; jaxdiff reads {', '.join(KINDS)}")
+    kind, there = KINDS[name], parts_of(index)
+    fields, _, net = described(folder / kind.network)
+    network = net.build
+    process, parameterization, defaults = process_of(read_fields(folder / SCHEDULER / "scheduler_config.json"))
+    learned = network.out_channels == 2 * network.in_channels
+    codec: Any = Latents(str(folder)) if "vae" in there else None
+    side = _side(folder, fields, network, "vae" in there)
+    tokenizer: Any = None
+    if kind.join is not None:
+        tokenizer, codec = _text(folder, name, kind, there, net.cond, codec, side)
+    known: dict[str, Any] = {
+        "name": folder.name or "published",
+        "data": DataConfig(name="parquet" if kind.join else "folder", image_size=side, resize=True),
+        "network": network,
+        "process": process,
+        "parameterization": LearnedVariance(base=parameterization) if learned else parameterization,
+        "codec": codec,
+        "tokenizer": tokenizer,
+        "loss": LossConfig(dropout={"label": 0.1} if "label" in net.cond else {}, vlb_weight=0.001 if learned else 0.0),
+        "optimizer": OptimizerConfig(lr=1e-5, weight_decay=0.01),
+        "ema": Ema(0.999),
+        "train": TrainConfig(steps=1000, batch_size=4, log_every=10, sample_every=250),
+        "checkpoint": CheckpointConfig(every=250, keep=2),
+        "sample": SampleConfig(
+            sampler=defaults.sampler,
+            steps=defaults.steps,
+            grid=defaults.grid if isinstance(defaults.grid, str) else "uniform",
+            guide=kind.guide,
+            clip=defaults.clip,
+            num=4,
+        ),
+    }
+    return Config(**{**known, **changes})
+
+
+def _side(folder: Path, fields: Fields, network: Any, in_latents: bool) -> int:
+    size = fields.values.get("sample_size") or getattr(network, "image_size", 64)
+    side = max(size) if isinstance(size, list | tuple) else int(size or 64)
+    return side * described(folder / "vae")[2].factor if in_latents else side
+
+
+def _text(
+    folder: Path, name: str, kind: Kind, there: set[str], cond: Specs, inner: Any, side: int
+) -> tuple[Any, PublishedText]:
+    """The tokenizers, and the text encoders beside the codec of the data."""
+    text = [each for each in kind.text if each[0] in there]
+    found = [branch_of(folder / tokens, name, described(folder / part)[2].config, None) for part, tokens in text]
+    tokens: Any = cond["text"]
+    recipe = PublishedText(
+        str(folder),
+        name,
+        inner,
+        tuple(part for part, _ in text),
+        tuple(net for _, net, _ in found),
+        tuple(file.length for file, _, _ in found),
+        width=int(tokens["tokens"].shape[-1]),
+        time_ids=(side, side, 0, 0, side, side) if "time_ids" in cond else (),
+    )
+    files = tuple(file for file, _, _ in found)
+    return files[0] if len(files) == 1 else Several(files), recipe
