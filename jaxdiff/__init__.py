@@ -140,6 +140,7 @@ from jaxdiff.times import (
 if TYPE_CHECKING:
     from jaxdiff.model import Model
     from jaxdiff.runs.fit import fit
+    from jaxdiff.runs.publishing import save_pretrained
     from jaxdiff.runs.reading import load
     from jaxdiff.runs.run import Run
     from jaxdiff.runs.shards import load_samples
@@ -149,7 +150,14 @@ __version__ = "0.1.0"
 # Checkpoints and configurations take longer to import than JAX: who only samples pays when asking for a run.
 __getattr__ = lazily(
     __name__,
-    {"Model": "model", "Run": "runs.run", "fit": "runs.fit", "load": "runs.reading", "load_samples": "runs.shards"},
+    {
+        "Model": "model",
+        "Run": "runs.run",
+        "fit": "runs.fit",
+        "load": "runs.reading",
+        "load_samples": "runs.shards",
+        "save_pretrained": "runs.publishing",
+    },
 )
 
 __all__ = [
@@ -289,6 +297,7 @@ __all__ = [
     "sample",
     "sample_keys",
     "sample_path",
+    "save_pretrained",
     "scaled_linear_betas",
     "score_fokker_planck",
     "sigmoid_betas",

@@ -42,11 +42,13 @@ def write_tokenizer(folder: Path, padding: str) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": padding}))
 
 
-def write_pipeline(folder: Path, scheduler: dict[str, Any], parts: dict[str, Any] | None = None) -> Path:
+def write_pipeline(
+    folder: Path, scheduler: dict[str, Any], parts: dict[str, Any] | None = None, scale: float = 0.05
+) -> Path:
     parts = PARTS if parts is None else parts
     for name, (kind, changes) in parts.items():
         made = tiny(kind, **changes)
-        quiet = made._replace(params=_scaled(made.params, 0.05))  # so that the flow is smooth
+        quiet = made._replace(params=_scaled(made.params, scale))  # so that the flow is smooth
         write_network(folder / name, quiet)
     write_tokenizer(folder / "tokenizer", "<|endoftext|>")
     (folder / "scheduler").mkdir()

@@ -1,0 +1,200 @@
+"""Published models in the programs: loaded, sampled, trained further, and written again."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import jaxdiff
+from jaxdiff import DiscreteVP, Eps, TimeIndex, linear_betas
+from jaxdiff.codecs import Latents
+from jaxdiff.commands.sample import main as sample
+from jaxdiff.config import CheckpointConfig, ConfigError, TrainConfig
+from jaxdiff.config import Config as Config_
+from jaxdiff.networks import UNet
+from jaxdiff.pretrained import Pretrained, PretrainedError, load_network, load_pipeline
+from jaxdiff.runs import Run
+from jaxdiff.runs.published import published_config
+from jaxdiff.train.ema import Ema
+from tests.pretrained.test_pipeline import SD, write_pipeline
+
+pytest.importorskip("tokenizers")
+TEXT = {"text": "a cat"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("published")
+    return write_pipeline(made, {"_class_name": "DDIMScheduler", **SD})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight pictures with captions."""
+    made, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    rows = []
+    for _ in range(8):
+        with io.BytesIO() as file:
+            Image.fromarray(rng.integers(0, 255, (16, 16, 3)).astype(np.uint8)).save(file, "PNG")
+            rows.append({"bytes": file.getvalue(), "path": None})
+    pq.write_table(pa.table({"image": rows, "text": ["a cat", "a dog"] * 4}), made / "train.parquet")
+    return made
+
+
+def further(folder: Path, data: Path, workdir: Path, steps: int = 2, **changes: Any) -> Any:
+    config = published_config(folder, workdir=str(workdir), **changes)
+    source = dataclasses.replace(config.data, path=str(data))
+    train = TrainConfig(steps=steps, batch_size=4, log_every=1, sample_every=0)
+    config = dataclasses.replace(config, data=source, train=train, checkpoint=CheckpointConfig(every=1))
+    return jaxdiff.fit(config, init_from=folder)
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    made: Run = further(folder, data, tmp_path_factory.mktemp("runs") / "a")
+    return made
+
+
+def test_load_gives_what_lies_there(folder: Path) -> None:
+    model = jaxdiff.load(folder)
+    assert isinstance(model, Pretrained) and model.num_classes is None and model.shape == (8, 8, 4)
+    one = load_pipeline(folder).sample(0, 1, TEXT, steps=2, decode=False)
+    np.testing.assert_allclose(model.sample(0, 1, TEXT, steps=2, decode=False), one, atol=1e-5)
+    x0 = model.sample(0, 1, TEXT, steps=8, guide=(), decode=False, sampler="ddim")
+    assert np.isfinite(x0).all()
+    with pytest.raises(ConfigError, match="is a published model, and step is of runs"):
+        jaxdiff.load(folder, step=3)
+    with pytest.raises(ConfigError, match="there is no option 'varient'"):
+        jaxdiff.load(folder, varient="fp16")
+
+
+def test_a_command_draws_of_it(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(folder), "--prompt", "a cat", "a dog", "--negative", "blurry", "--steps", "2", "--no-cache"]
+    sample([*arguments, "--out", str(tmp_path / "a.png"), "--num", "4"])
+    with Image.open(tmp_path / "a.png") as grid:
+        assert grid.size[0] > 32 and grid.size[1] > 32
+    assert f"4 samples from {folder}" in capsys.readouterr().out
+    Image.fromarray(np.zeros((30, 20, 4), np.uint8)).save(tmp_path / "i.png")
+    Image.fromarray(np.full((30, 20), 255, np.uint8)).save(tmp_path / "m.png")
+    begun = ["--image", str(tmp_path / "i.png"), "--mask", str(tmp_path / "m.png")]
+    sample([*arguments, *begun, "--out", str(tmp_path / "b.npz"), "--size", "8", "16"])
+    with np.load(tmp_path / "b.npz") as stored:
+        assert stored["x"].shape == (2, 8, 16, 3) and stored["text"].tolist() == ["a cat", "a dog"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--step", "3"], "--step is of runs"),
+        (["--label", "3"], "trained without labels"),
+        (["--size", "9", "9"], "size is (height, width) in multiples of 2 pixels"),
+        (["--image", "nowhere.png"], "--image: [Errno 2]"),
+        (["--prompt_weights", "--negative", "(a"], "opens a '(' that it does not close"),
+    ],
+)
+def test_a_commands_mistakes_are_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        sample([str(folder), "--prompt", "a cat", "--no-cache", "--out", str(tmp_path / "a.png"), *options])
+    said = capsys.readouterr().err.strip()
+    assert message in said and "\n" not in said
+
+
+def test_training_further_begins_with_its_weights(folder: Path, data: Path, run: Run, tmp_path: Path) -> None:
+    """Text encoders and autoencoder stay; the network changes; the same options go on, and the run draws."""
+    unet = load_network(folder / "unet").params
+    apart = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), run.denoise.params, unet)
+    assert 0 < max(jax.tree.leaves(apart)) < 1e-3  # two steps at 1e-5, averaged
+    text = load_network(folder / "text_encoder").params
+    jax.tree.map(np.testing.assert_array_equal, run.codec.params[0], text)
+    again = jaxdiff.load(run.config.folder)
+    options: dict[str, Any] = {"steps": 2, "decode": False}
+    np.testing.assert_array_equal(again.sample(0, 1, TEXT, **options), run.sample(0, 1, TEXT, **options))
+    more = further(folder, data, Path(run.config.folder), steps=3)
+    assert more.step == 3
+
+
+def test_guidance_of_such_a_run_leads_away_from_the_empty_text(run: Run) -> None:
+    options: dict[str, Any] = {"steps": 2, "decode": False, "guide": "cfg:5"}
+    left_out = run.sample(0, 1, TEXT, **options)
+    np.testing.assert_array_equal(left_out, run.sample(0, 1, TEXT, negative={"text": ""}, **options))
+    assert run.sample(0, 1, TEXT, steps=2)["text"].tolist() == ["a cat"]
+
+
+def test_other_encoders_are_refused_when_it_goes_on(folder: Path, data: Path, run: Run, tmp_path: Path) -> None:
+    other = write_pipeline(tmp_path, {"_class_name": "DDIMScheduler", **SD}, scale=0.04)
+    with pytest.raises(jaxdiff.train.CheckpointError, match="its weights are not those that this run began with"):
+        further(other, data, Path(run.config.folder), steps=4)
+
+
+def test_a_run_is_written_as_a_published_model(run: Run, folder: Path, tmp_path: Path) -> None:
+    jaxdiff.save_pretrained(run, tmp_path / "b")
+    again = jaxdiff.load(tmp_path / "b")
+    jax.tree.map(np.testing.assert_array_equal, again.denoise.params, jax.device_get(run.denoise.params))
+    options: dict[str, Any] = {"steps": 2, "decode": False, "guide": ()}
+    ours = run.sample(0, 1, TEXT, **options, sampler="ddim")
+    np.testing.assert_allclose(again.sample(0, 1, TEXT, **options, sampler="ddim"), ours, atol=1e-4)
+
+
+def test_latents_of_a_published_autoencoder(folder: Path, data: Path, tmp_path: Path) -> None:
+    """A network of one's own in the latents of a published model."""
+    network = UNet(image_size=8, in_channels=4, width=16, multipliers=(1, 2), blocks=1, attention_resolutions=())
+    config = Config_(
+        name="latents",
+        workdir=str(tmp_path / "c"),
+        process=DiscreteVP(linear_betas(1000)),
+        parameterization=Eps(time=TimeIndex(1000)),
+        network=network,
+        codec=Latents(str(folder)),
+        ema=Ema(0.9),
+        train=TrainConfig(steps=1, batch_size=4, sample_every=0),
+    )
+    pictures = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3)).astype(np.uint8)
+    made = jaxdiff.fit(config, {"x": pictures})
+    vae = load_network(folder / "vae")
+    pixels = pictures / 127.5 - 1
+    wanted = 0.18215 * vae.net.moments(vae.params, pixels.astype(np.float32))[0]
+    np.testing.assert_allclose(made.codec.encode({"x": pictures})["x"], wanted, atol=1e-5)
+    assert made.sample(0, 2, steps=2)["x"].shape == (2, 16, 16, 3)
+
+
+def test_weights_of_another_configuration_are_refused(folder: Path, data: Path, tmp_path: Path) -> None:
+    network = dataclasses.replace(published_config(folder).network, norm_eps=1e-3)
+    with pytest.raises(PretrainedError, match=r"unet: network.norm_eps is 1e-05 there, and 0.001 here"):
+        further(folder, data, tmp_path / "d", network=network)
+
+
+def test_a_pixel_run_becomes_a_pipeline(tmp_path: Path) -> None:
+    network = UNet(image_size=8, in_channels=1, width=128, multipliers=(1, 1), blocks=1, attention_resolutions=(4,))
+    config = Config_(
+        name="pixels",
+        workdir=str(tmp_path / "e"),
+        process=DiscreteVP(linear_betas(50)),
+        parameterization=Eps(time=TimeIndex(50)),
+        network=network,
+        ema=Ema(0.9),
+        train=TrainConfig(steps=1, batch_size=4, sample_every=0),
+    )
+    x = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1)).astype(np.uint8)
+    run = jaxdiff.fit(config, {"x": x})
+    jaxdiff.save_pretrained(run, tmp_path / "f")
+    assert json.loads((tmp_path / "f" / "model_index.json").read_text())["_class_name"] == "DDPMPipeline"
+    again = jaxdiff.load(tmp_path / "f")
+    options: dict[str, Any] = {"sampler": "ddim", "steps": 5, "decode": False}
+    np.testing.assert_allclose(again.sample(0, 2, **options), run.sample(0, 2, **options), atol=1e-4)
+    flow = dataclasses.replace(
+        run, config=dataclasses.replace(run.config, network=dataclasses.replace(network, width=64))
+    )
+    with pytest.raises(PretrainedError, match=r"network\.groups: diffusers has one number of groups"):
+        jaxdiff.save_pretrained(flow, tmp_path / "g")
