@@ -7,6 +7,7 @@ the steps of diffusers' own scheduler.
 
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import FAMILIES, Loaded, load_network, write_network
+from jaxdiff.pretrained.lora import Lora, load_lora, write_lora
 from jaxdiff.pretrained.pipeline import KINDS, Pretrained, load_pipeline
 from jaxdiff.pretrained.schedulers import SCHEDULERS
 
@@ -15,9 +16,12 @@ __all__ = [
     "KINDS",
     "SCHEDULERS",
     "Loaded",
+    "Lora",
     "Pretrained",
     "PretrainedError",
+    "load_lora",
     "load_network",
     "load_pipeline",
+    "write_lora",
     "write_network",
 ]

@@ -36,6 +36,7 @@ from jaxdiff.pretrained.chains import chain
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import Loaded, load_network
 from jaxdiff.pretrained.fields import Fields, read_fields
+from jaxdiff.pretrained.lora import Lora, load_lora, merged
 from jaxdiff.pretrained.prompts import Branch, Prompts
 from jaxdiff.pretrained.strict import draw_strictly
 from jaxdiff.process import Process
@@ -164,6 +165,29 @@ class Pretrained:
         """Writes samples as the suffix of a path says: .png or .npz."""
         with as_config_error("save"):
             self.model.codec.save(path, record, columns)
+
+    def with_lora(self, lora: Lora | str | os.PathLike[str], weight: float = 1.0) -> Pretrained:
+        """This model with a LoRA merged into its weights, those of its text encoders too. Called again, LoRAs add up.
+
+        Args:
+          lora: from `load_lora`, or the path of its file.
+          weight: of the change; with 0 the weights are as they were.
+
+        Raises:
+          PretrainedError: a file that cannot be read, or a LoRA of another model.
+        """
+        parts = merged(self.parts, lora if isinstance(lora, Lora) else load_lora(lora), weight)
+        kind, encoders = KINDS[_class_of(self.index)], dict(self.model.encoders)
+        if "text" in encoders:
+            prompts: Any = encoders["text"]
+            names = [encoder for encoder, _ in kind.text if encoder in parts]
+            branches = zip(prompts.branches, names, strict=True)
+            told = tuple(dataclasses.replace(branch, params=parts[name].params) for branch, name in branches)
+            encoders["text"] = dataclasses.replace(prompts, branches=told)
+        denoise = dataclasses.replace(self.model.denoise, params=parts[kind.network].params)
+        return dataclasses.replace(
+            self, model=dataclasses.replace(self.model, denoise=denoise, encoders=encoders), parts=parts
+        )
 
     def _strictly(self, model: Model, options: dict[str, Any], eta: float) -> dict[str, Any]:
         if taken := [name for name in ("sampler", "grid", "ts", "cache") if options.get(name) is not None]:
