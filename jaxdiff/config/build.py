@@ -19,6 +19,7 @@ from jaxdiff.autoencoding import AutoencoderLoss
 from jaxdiff.codecs import Codec, default_codec, encoded_specs, grey_levels
 from jaxdiff.codecs.recipe import Find, is_recipe, resolved
 from jaxdiff.config.autoencoder import AutoencoderConfig, check_autoencoder
+from jaxdiff.config.lora import with_lora
 from jaxdiff.config.ranges import check_ranges
 from jaxdiff.config.schema import Config, Kind, LossConfig, RunConfig
 from jaxdiff.config.text import TEXT, check_text, tokenised, with_tokenizer
@@ -174,7 +175,8 @@ def build_network(config: RunConfig) -> Any:
     if config.codec is not None:
         shape = tuple(1 if size is None else size for size in config.codec.spec["x"].shape)
     with as_config_error("network"):
-        return functional(config.network, shape)
+        net = functional(config.network, shape)
+    return with_lora(config, net)
 
 
 def build_loss(config: RunConfig) -> Objective | FokkerPlanck | AutoencoderLoss:

@@ -23,6 +23,7 @@ from jaxdiff.config.folder import CHECKPOINTS, EXAMPLES, LAST_SAVED, SAMPLES
 from jaxdiff.data.sources import DataError, Source, spread, take
 from jaxdiff.data.sources import texts as stored_texts
 from jaxdiff.data.text import TEXT, first_of
+from jaxdiff.networks.lora import LoRA
 from jaxdiff.runs.autoencoder import LATENTS, AutoencoderRun
 from jaxdiff.runs.latents import write_latents
 from jaxdiff.runs.prompts import write_prompts
@@ -102,6 +103,7 @@ def fit(
     if log is not None and not callable(log):
         raise cfg.ConfigError(f"log is a function of the step and its figures, got {log!r}")
     cfg.check(config)
+    config = cfg.with_base_frozen(config)
     with cfg.as_config_error("ema"):
         rules = rules_by_name(config.ema)
 
@@ -162,7 +164,7 @@ def fit(
         jax.eval_shape(step_fn, template, cfg.batch_shapes(config, data), given)
     run_of(template, 0).check()
     folder, weights = cfg.check_folder(config), None
-    if init_from is not None and not (folder / LAST_SAVED).exists():
+    if init_from is not None and not isinstance(net, LoRA) and not (folder / LAST_SAVED).exists():
         weights = training.read_weights(init_from, template.params, partial=init_partial or bool(frozen_part))
     if lead:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(template.params))

@@ -32,6 +32,7 @@ from jaxdiff.data.sources import Source, captions
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.launch.distributed import as_lead, meet
 from jaxdiff.networks import functional
+from jaxdiff.networks.lora import LoRA
 from jaxdiff.train.checkpoint import Checkpoints
 from jaxdiff.train.checkpoint_format import CheckpointError
 from jaxdiff.train.checksum import leaf_sums, text_sum
@@ -209,7 +210,8 @@ def read_frozen(
     named, whole = {each.name: each for each in config.frozen}, NamedSharding(mesh, PartitionSpec())
     if bool(config.train.freeze) != (BASE in named):
         raise ConfigError(
-            "train.freeze: the parts that are not trained need weights to start with: --init-from RUN"
+            f"{'lora' if isinstance(net, LoRA) else 'train.freeze'}: the parts that are not trained need weights to "
+            "start with: --init-from RUN"
             if config.train.freeze
             else f"frozen: weights named {BASE!r} are of train.freeze, which names nothing"
         )
@@ -220,7 +222,11 @@ def read_frozen(
         if each.name == BASE:
             with as_config_error("train.freeze"):
                 template = partition(params_template(net, mesh), config.train.freeze)[1]
-            base, now = _checked(each, template)
+            if isinstance(net, LoRA):  # whose own weights lie there without the name that they have here
+                base, now = _checked(each, template[BASE])
+                base = {BASE: base}
+            else:
+                base, now = _checked(each, template)
         else:
             of = read_config(each.path)
             if isinstance(of, AutoencoderConfig):
