@@ -26,7 +26,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,10 +46,11 @@ BASE, ADDED = "base", "lora"
 _ATTENTION = re.compile(r"attention/(qkv|query|key|value|out)/kernel$")
 
 
-class Form(NamedTuple):
+@dataclass(frozen=True)
+class Form:
     """How a kernel's axes are a matrix: the last are ``(*inputs, parts?, *outputs)``, those before are blocks of a row.
 
-    Attributes:
+    Args:
       own: how many axes one block has.
       outputs: how many of them are of the result.
       parts: whether the axis before those is of maps that stand side by side.

@@ -150,10 +150,10 @@ def test_any_network_can_have_it() -> None:
         net = LoRA(base, 2, targets=("linear",))
         params = net.init(jax.random.key(0))
         (path,) = net.forms()
-        down = jnp.ones((3, 2))
+        down, x = jnp.ones((3, 2)), jnp.ones((1, 3))
         params["lora"][path.split("/")[0]]["kernel"] = {"down": down, "up": jnp.ones((2, 3))}
-        found = net.apply(params, np.ones((1, 3), "f"), 0.5)
-        np.testing.assert_allclose(found - base.apply(params["base"], np.ones((1, 3), "f"), 0.5), 6.0, rtol=1e-5)
+        found = net.apply(params, x, 0.5)
+        np.testing.assert_allclose(found - base.apply(params["base"], x, 0.5), 6.0, rtol=1e-5)
 
 
 def test_caches_and_numbers_out_of_range() -> None:
