@@ -60,7 +60,7 @@ from jaxdiff.guidance import CFG, Interval, Reuse, apply
 from jaxdiff.methods import parse_guidance
 from jaxdiff.networks import DeepCache, DiT, FirstBlock, TaylorSeer, UNet
 from jaxdiff.networks.caching import FeatureCache
-from jaxdiff.runs.run import rows_of_labels
+from jaxdiff.runs.prompts import rows_of_labels
 from jaxdiff.sampling import sample_parallel
 from jaxdiff.train import CheckpointError
 

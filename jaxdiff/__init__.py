@@ -139,8 +139,8 @@ from jaxdiff.times import (
 
 if TYPE_CHECKING:
     from jaxdiff.model import Model
-    from jaxdiff.runs.autoencoder import load
     from jaxdiff.runs.fit import fit
+    from jaxdiff.runs.reading import load
     from jaxdiff.runs.run import Run
     from jaxdiff.runs.shards import load_samples
 
@@ -149,7 +149,7 @@ __version__ = "0.1.0"
 # Checkpoints and configurations take longer to import than JAX: who only samples pays when asking for a run.
 __getattr__ = lazily(
     __name__,
-    {"Model": "model", "Run": "runs.run", "fit": "runs.fit", "load": "runs.autoencoder", "load_samples": "runs.shards"},
+    {"Model": "model", "Run": "runs.run", "fit": "runs.fit", "load": "runs.reading", "load_samples": "runs.shards"},
 )
 
 __all__ = [

@@ -32,7 +32,8 @@ from jaxdiff.evaluate import METRIC_ERRORS, METRICS, EvaluateOptions, Result
 from jaxdiff.evaluate.metric import ProgressLine
 from jaxdiff.launch.output import check_output, write_output
 from jaxdiff.launch.signals import Stop, end_at_signals
-from jaxdiff.runs.autoencoder import AutoencoderRun, load
+from jaxdiff.runs.autoencoder import AutoencoderRun
+from jaxdiff.runs.reading import load
 from jaxdiff.train import CheckpointError, make_mesh
 
 

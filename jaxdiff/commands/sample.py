@@ -1,4 +1,4 @@
-"""Samples from a trained run.
+"""Samples from a trained run, or from a published model.
 
     jaxdiff sample runs/digits                                       a grid of all classes, one row each
     jaxdiff sample runs/digits --label 3 5 --num 20 --guide cfg:2    some classes
@@ -10,6 +10,7 @@
     jaxdiff sample runs/styles --cond label=3 style=2.1,0.3          conditions by name
     jaxdiff sample runs/emoji --prompt "a red heart" --num 20        text; several prompts have a row each
     jaxdiff sample runs/large --mesh.fsdp 8                          weights split over 8 devices, as in training
+    jaxdiff sample stable-diffusion-v1-5 --prompt "a red heart" --negative "blurry" --num 4 --size 512 512
 
 Samples are saved as their codec does it: images as a grid or arrays, points as a scatter plot or arrays. A folder is
 read by jaxdiff.load_samples. Several processes (docs/clusters.md) share the shards of a folder, and split each batch
@@ -19,9 +20,8 @@ otherwise.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,24 +33,29 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from jaxdiff import config as cfg
+from jaxdiff.commands.conditions import conditions, guide_of, prompts_of, say_doubts
 from jaxdiff.config import ConfigError
-from jaxdiff.data.text import TEXT, given_captions
-from jaxdiff.guidance import CFG
+from jaxdiff.data.text import TEXT
 from jaxdiff.launch.output import check_output, write_output
 from jaxdiff.launch.signals import end_at_signals
 from jaxdiff.methods import parse_cache, parse_grid, parse_guidance, parse_sampler
-from jaxdiff.runs.prompts import doubts, rows_of_prompts
-from jaxdiff.runs.run import Run, rows_of_labels
+from jaxdiff.pretrained import LongPrompt, Pretrained
+from jaxdiff.pretrained.origin import is_published
+from jaxdiff.runs.reading import load_published
+from jaxdiff.runs.run import Run
 from jaxdiff.runs.shards import SHARD_SIZE, Request, claim_samples, read_request, wait_for_shards, write_shards
 from jaxdiff.train import CheckpointError, make_mesh
+
+PUBLISHED = ("prompt_weights", "size", "strict", "clip_skip")
+"""Options that published models alone have."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(cfg.ProcessOptions):
-    """Sample from a trained run. What is left out is as the run's configuration says."""
+    """Sample from a trained run, or from a published model. What is left out is as its configuration says."""
 
     run: tyro.conf.Positional[Path | None] = None
-    """Folder of the run, such as runs/digits."""
+    """Folder of the run, such as runs/digits, or of a published model, with model_index.json."""
     num: int | None = None
     """How many samples in all; by default 10 for each class or prompt shown."""
     label: tuple[str, ...] = ()
@@ -63,6 +68,14 @@ class Options(cfg.ProcessOptions):
     """File of more of them, one a line."""
     negative: str | None = None
     """Text that guidance leads away from, in the place of no text."""
+    prompt_weights: bool = False
+    """Of a published model: take parentheses in prompts as weights, "a (red:1.3) heart"."""
+    size: tuple[int, int] | None = None
+    """Of a published model: height and width of the pictures, pixels."""
+    strict: bool = False
+    """Of a published model: the steps of diffusers' own scheduler, in the place of sampler and grid."""
+    clip_skip: int = 0
+    """Of a published model: so many of CLIP's last blocks are left out."""
     sampler: str | None = None
     """A method and its numbers, such as unipc:order=2 or ddim:eta=1: docs/samplers.md lists all."""
     steps: int | None = None
@@ -80,7 +93,8 @@ class Options(cfg.ProcessOptions):
     seed: int = 0
     """The same seed gives the same samples."""
     out: Path | None = None
-    """grid.png, samples.npz, or a folder of many such arrays; by default samples.png in the run's folder."""
+    """grid.png, samples.npz, or a folder of many such arrays; by default samples.png in the folder of the run, of a
+    published model in the working folder."""
     shard_size: int = SHARD_SIZE
     """Samples in each file of a folder."""
     batch_size: int | None = None
@@ -104,7 +118,8 @@ def sample(arguments: Sequence[str]) -> None:
     if options.run is None:
         raise ConfigError(f"the folder of a run is missing, for instance: {cfg.program('sample')} runs/digits")
     path = options.run
-    out = path / "samples.png" if options.out is None else options.out
+    here = Path() if is_published(path) else path
+    out = here / "samples.png" if options.out is None else options.out
     check(options, out)
     cfg.join(options)
     kept = cfg.keep_compiled(options.cache)
@@ -125,7 +140,7 @@ def sample(arguments: Sequence[str]) -> None:
     drawn = draw(run, options, num, cond)
     if lead:
         write_output(out, lambda file: run.save(file, drawn, columns))
-        print(f"{num} samples from step {run.step} of {path}: {out}")
+        print(f"{said(run, num, path)}: {out}")
 
 
 def check(options: Options, out: Path) -> None:
@@ -158,97 +173,10 @@ def check(options: Options, out: Path) -> None:
         check_output(out)
 
 
-def conditions(run: Run, options: Options) -> tuple[dict[str, Any] | None, int, int | None]:
-    """The conditions that the options ask for, the number of samples, and the columns of a picture."""
-    given = {}
-    for text in options.cond:
-        name, equals, value = text.partition("=")
-        if not equals or name not in run.model.conditions:
-            known = ", ".join(run.model.conditions) or "none"
-            raise ConfigError(f"--cond: {text!r} is no NAME=VALUE of this run's conditions ({known})")
-        if name in given or (name == "label" and options.label):
-            raise ConfigError(f"{name} is given twice: give it once, by --label or by --cond")
-        given[name] = _value(name, value)
-    labels = [_label(run, text) for text in options.label] if "label" not in given else []
-    prompts = prompts_of(run, options)
-    if prompts and TEXT in given:
-        raise ConfigError("text is given twice: give it once, by --prompt or by --cond")
-    shown = run.num_classes if "label" not in given and (labels or not prompts) else None
-    num, columns = options.num, None
-    if num is not None and num < len(prompts):
-        raise ConfigError(f"--num {num}: {len(prompts)} prompts need {len(prompts)} samples or more: raise --num")
-    with cfg.as_config_error("--num"):  # more than memory has
-        if prompts:
-            which, columns = rows_of_prompts(prompts, num)
-            num, given[TEXT] = len(which), np.array(prompts)[which]
-        rows, across = rows_of_labels(shown, num, labels) if run.num_classes or labels else (None, None)
-    num = len(rows["label"]) if rows else num or 64
-    cond = {**(rows or {}), **given}
-    if not cond and (options.guide or options.guidance is not None):
-        ways = [
-            option for option, there in (("--prompt", run.config.tokenizer), ("--cond", run.model.conditions)) if there
-        ]
-        how = f"add {' or '.join(ways)}, or leave it out" if ways else "this run has none: leave it out"
-        raise ConfigError(f"{'--guide' if options.guide else '--guidance'} leads towards a condition: {how}")
-    return cond or None, num, columns or across
-
-
-def prompts_of(run: Run, options: Options) -> list[str]:
-    """The prompts that the options ask for.
-
-    Raises:
-      ConfigError: a run that knows no text, or a file that cannot be read.
-    """
-    asked = {"--prompt": options.prompt, "--prompts": options.prompts, "--negative": options.negative}
-    if run.config.tokenizer is None and (names := [name for name, value in asked.items() if value not in ((), None)]):
-        raise ConfigError(f"{names[0]}: this run was trained without text: leave it out")
-    if options.negative is not None and not any(
-        isinstance(each, CFG) for each in parse_guidance(guide_of(run, options))
-    ):
-        raise ConfigError(
-            "--negative is what guidance leads away from, and there is no guidance: add --guidance 2, or leave it out"
-        )
-    if options.prompts is None:
-        return list(options.prompt)
-    try:
-        lines = options.prompts.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prompts: {options.prompts} cannot be read: {error}") from error
-    if not lines:
-        raise ConfigError(f"--prompts: {options.prompts} is empty, expected one prompt a line")
-    return [*options.prompt, *lines]
-
-
-def say_doubts(run: Run, cond: Mapping[str, Any] | None) -> None:
-    """Says on stderr which prompts are cut, and which of their words the run does not know."""
-    for line in doubts(run.config.tokenizer, given_captions((cond or {}).get(TEXT)) or ()):
-        if jax.process_index() == 0:
-            print(f"WARNING: {line}", file=sys.stderr, flush=True)
-
-
-def _label(run: Run, text: str) -> int:
-    classes = run.config.data.classes or ()
-    if text in classes:
-        return classes.index(text)
-    try:
-        return int(text)
-    except ValueError:
-        known = f"; there are {', '.join(classes[:20])}" if classes else ""
-        known += "; several stand apart, as in --label 3 5" if "," in text else ""
-        raise ConfigError(f"--label: {text!r} is neither a number nor the name of a class{known}") from None
-
-
-def _value(name: str, text: str) -> Any:
-    if text.endswith(".npy"):
-        try:
-            return np.load(Path(text).expanduser(), allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"--cond: {name}: {text} cannot be read: {error}") from error
-    try:
-        numbers = [float(part) if any(letter in part for letter in ".en") else int(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"--cond: {name}: {text!r} is to be numbers with commas, or a .npy file") from None
-    return np.asarray(numbers[0] if len(numbers) == 1 and "," not in text else numbers)
+def said(run: Run | Pretrained, num: int, path: Path) -> str:
+    """What was drawn, and of what."""
+    of = f"step {run.step} of {path}" if isinstance(run, Run) else str(path)
+    return f"{num} sample{'' if num == 1 else 's'} from {of}"
 
 
 def into_folder(options: Options, path: Path, out: Path, kept: Path | None) -> None:
@@ -277,38 +205,28 @@ def into_folder(options: Options, path: Path, out: Path, kept: Path | None) -> N
 
         return draw(run, options, n, {name: rows(value) for name, value in cond.items()} if cond else None, first)
 
-    part, together = (jax.process_index(), jax.process_count()), run.mesh.is_multi_process
+    part, together = (jax.process_index(), jax.process_count()), _spans_processes(run)
     write_shards(out, request, records, part=part, together=together, say=say)
     if lead:
         wait_for_shards(out, request)
-    say(f"{num} samples from step {run.step} of {path}: {out}")
+    say(f"{said(run, num, path)}: {out}")
 
 
-def made_by(run: Run, options: Options) -> dict[str, Any]:
+def made_by(run: Run | Pretrained, options: Options) -> dict[str, Any]:
     """What decides a sample, for a folder's index: beside the weights all options that change the result."""
-    learned = ["seed", "process", "parameterization", "network", "codec", "loss", "optimizer"]
-    learned += [] if run.config.tokenizer is None else ["tokenizer"]
-    text = json.dumps({name: cfg.to_json(getattr(run.config, name)) for name in learned}, sort_keys=True)
-    config = hashlib.sha256(text.encode()).hexdigest()[:16]
-    usual = run.config.sample
+    usual = run.model.defaults
     chosen = {
         "sampler": options.sampler or usual.sampler,
         "steps": options.steps or usual.steps,
-        "grid": options.grid or usual.grid,
+        "grid": options.grid or (usual.grid if isinstance(usual.grid, str) else "its own"),
         "guide": list(guide_of(run, options)),
         "clip": usual.clip,
     }
     chosen |= {name: getattr(options, name) for name in ("feature_cache", "label", "cond", "average", "dtype")}
     asked = {"prompt": prompts_of(run, options), "negative": options.negative}
     chosen |= {name: value for name, value in asked.items() if value not in ([], None)}
-    return {"run": run.config.name, "config": config, "step": run.step, "seed": options.seed, **chosen}
-
-
-def guide_of(run: Run, options: Options) -> tuple[str, ...]:
-    """The guidance that the options ask for, or else the run's."""
-    if options.guidance is not None:
-        return (f"cfg:{options.guidance:g}",)
-    return run.config.sample.guide if options.guide is None else options.guide
+    chosen |= {name: value for name in PUBLISHED if (value := getattr(options, name)) not in (None, False, 0)}
+    return {**run.decided_by(), "seed": options.seed, **chosen}
 
 
 def mesh_of(options: Options, *, apart: bool = False) -> Mesh:
@@ -324,25 +242,44 @@ def mesh_of(options: Options, *, apart: bool = False) -> Mesh:
         return make_mesh(**dataclasses.asdict(sizes), devices=own if apart else None)
 
 
-def load(options: Options, path: Path, step: int | None, mesh: Mesh) -> Run:
-    """The run, with the sampler that the options ask for tried on its process.
+def load(options: Options, path: Path, step: int | None, mesh: Mesh) -> Run | Pretrained:
+    """The run or the published model, with the sampler that the options ask for tried on its process.
 
     Raises:
       ConfigError: an unknown sampler, a number that it does not have, or one out of its range.
     """
     average = True if options.average is None else False if options.average == "none" else options.average
     trusted = ("jaxdiff", *options.trust)
-    run = Run.load(path, step=step, ema=average, trusted=trusted, mesh=mesh, dtype=options.dtype)
+    run: Run | Pretrained
+    if is_published(path):
+        if taken := [
+            name for name in ("step", "average", "trust", "compiled") if getattr(options, name) not in (None, ())
+        ]:
+            raise ConfigError(f"--{taken[0]} is of runs, and {path} is a published model: leave it out")
+        run = load_published(path, mesh=mesh, dtype=options.dtype or "float32")
+    else:
+        if path.is_dir() and (taken := [each for each in PUBLISHED if getattr(options, each) not in (None, False, 0)]):
+            raise ConfigError(f"--{taken[0]} is of published models, and {path} is a run: leave it out")
+        run = Run.load(path, step=step, ema=average, trusted=trusted, mesh=mesh, dtype=options.dtype)
     if options.sampler is not None:
         with cfg.as_config_error("--sampler"):
             parse_sampler(options.sampler, run.process)
     return run
 
 
+def _spans_processes(run: Run | Pretrained) -> bool:
+    sharding = run.model.sharding
+    return sharding is not None and sharding.mesh.is_multi_process
+
+
 def draw(
-    run: Run, options: Options, num: int, cond: Mapping[str, Any] | None, start: int = 0
+    run: Run | Pretrained, options: Options, num: int, cond: Mapping[str, Any] | None, start: int = 0
 ) -> dict[str, NDArray[Any]]:
     """Samples `start` to `start + num - 1`, as the options say: a record."""
+    chosen: dict[str, Any] = {"compiled": options.compiled}
+    if isinstance(run, Pretrained):
+        chosen = {name: getattr(options, name) for name in PUBLISHED}
+        warnings.simplefilter("ignore", LongPrompt)  # `say_doubts` has told
     record: dict[str, NDArray[Any]] = run.sample(
         jax.random.key(options.seed),
         num,
@@ -355,7 +292,7 @@ def draw(
         batch_size=options.batch_size,
         start=start,
         cache=options.feature_cache,
-        compiled=options.compiled,
+        **chosen,
     )
     return record
 

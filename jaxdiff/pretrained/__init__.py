@@ -8,7 +8,10 @@ the steps of diffusers' own scheduler.
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import FAMILIES, Loaded, load_network, write_network
 from jaxdiff.pretrained.lora import Lora, load_lora, write_lora
-from jaxdiff.pretrained.pipeline import KINDS, Pretrained, load_pipeline
+from jaxdiff.pretrained.model import LongPrompt, Pretrained
+from jaxdiff.pretrained.origin import Origin
+from jaxdiff.pretrained.pipeline import KINDS, load_pipeline
+from jaxdiff.pretrained.saving import save_pipeline
 from jaxdiff.pretrained.schedulers import SCHEDULERS
 
 __all__ = [
@@ -16,12 +19,15 @@ __all__ = [
     "KINDS",
     "SCHEDULERS",
     "Loaded",
+    "LongPrompt",
     "Lora",
+    "Origin",
     "Pretrained",
     "PretrainedError",
     "load_lora",
     "load_network",
     "load_pipeline",
+    "save_pipeline",
     "write_lora",
     "write_network",
 ]

@@ -1,9 +1,5 @@
 """A published pipeline as one model: `model_index.json`, and a folder for each of its parts.
 
-    model = load_pipeline("stable-diffusion-v1-5")
-    pictures = model.sample(0, 4, {"text": "a red heart"}, guide="cfg:7.5")["x"]         # our samplers
-    pictures = model.sample(0, 4, {"text": "a red heart"}, guide="cfg:7.5", strict=True)  # diffusers', step for step
-
 The scheduler's configuration says the process and what the network predicts, for our samplers (`process_of`), and the
 steps of diffusers (`jaxdiff.pretrained.schedulers`).
 """
@@ -27,22 +23,19 @@ from jaxdiff.data.clip_files import padding_token
 from jaxdiff.data.tokenizers import TokenizerFile
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.discrete import DiscreteVP
-from jaxdiff.launch.errors import as_config_error, refuse_unknown_options
 from jaxdiff.model import Defaults, Model
 from jaxdiff.networks.text import T5, TextEncoder
 from jaxdiff.parameterization import X0, Eps, Parameterization, ScaledTime, TimeIndex, V, Velocity
-from jaxdiff.pretrained import autoencoder_kl, prompts, schedulers
+from jaxdiff.pretrained import autoencoder_kl, prompts
 from jaxdiff.pretrained.chains import chain
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import Loaded, load_network
 from jaxdiff.pretrained.fields import Fields, read_fields
-from jaxdiff.pretrained.lora import Lora, load_lora, merged
+from jaxdiff.pretrained.model import SCHEDULER, Pretrained
+from jaxdiff.pretrained.origin import INDEX, Origin, found, licence_of
 from jaxdiff.pretrained.prompts import Branch, Prompts
-from jaxdiff.pretrained.strict import draw_strictly
 from jaxdiff.process import Process
 from jaxdiff.schedule import Flow
-
-INDEX, SCHEDULER = "model_index.json", "scheduler"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,140 +95,8 @@ KINDS: dict[str, Kind] = {
 """Classes of pipelines that are read."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Pretrained:
-    """A published model. Made by `load_pipeline`.
-
-    Args:
-      model: everything that samples.
-      scheduler: the fields of its `scheduler_config.json`.
-      parts: its networks, by the names of their folders, as they are written back.
-      index: the fields of its `model_index.json`.
-      folder: where it lies.
-    """
-
-    model: Model
-    scheduler: Mapping[str, Any]
-    parts: Mapping[str, Loaded]
-    index: Mapping[str, Any]
-    folder: Path
-
-    def sample(
-        self,
-        key: Array | int,
-        n: int,
-        cond: Mapping[str, Any] | None = None,
-        *,
-        negative: Mapping[str, Any] | None = None,
-        size: tuple[int, int] | None = None,
-        strict: bool = False,
-        eta: float = 0.0,
-        clip_skip: int = 0,
-        **options: Any,
-    ) -> Any:
-        """Draws samples: arguments and result as `jaxdiff.model.Model.sample`, and
-
-        Args:
-          key, n, cond, options: see there. Of a network that is told the weight of guidance itself, it is
-            ``cond["guidance"]``.
-          negative: what guidance leads away from; of text, where it is left out, the empty text (of Stable Diffusion XL
-            zeros, as published).
-          size: height and width of the pictures, in pixels; None: the published ones.
-          strict: take the steps of diffusers' own scheduler in the place of a sampler and a grid.
-          eta: noise of a strict DDIM.
-          clip_skip: the number of CLIP's last blocks that are left out.
-
-        Raises:
-          ConfigError: an argument that is out of range, or that this model cannot follow.
-        """
-        with as_config_error("sampling"):
-            refuse_unknown_options(self.model.sample, options)
-            model, given = self._sized(size, clip_skip), dict(cond or {})
-            if "time_ids" in model.conditions and "time_ids" not in given:
-                given["time_ids"] = self._time_ids(model)
-            guide = options.get("guide")
-            guided = guide != () and (guide is not None or bool(model.defaults.guide)) and "text" in given
-            if negative is None and guided and not self.index.get("force_zeros_for_empty_prompt", False):
-                negative = {"text": ""}
-            if strict:
-                options |= self._strictly(model, options, eta)
-            return model.sample(key, n, given or None, negative=negative, **options)
-
-    def save(self, path: str | os.PathLike[str], record: Mapping[str, Any], columns: int | None = None) -> None:
-        """Writes samples as the suffix of a path says: .png or .npz."""
-        with as_config_error("save"):
-            self.model.codec.save(path, record, columns)
-
-    def with_lora(self, lora: Lora | str | os.PathLike[str], weight: float = 1.0) -> Pretrained:
-        """This model with a LoRA merged into its weights, those of its text encoders too. Called again, LoRAs add up.
-
-        Args:
-          lora: from `load_lora`, or the path of its file.
-          weight: of the change; with 0 the weights are as they were.
-
-        Raises:
-          PretrainedError: a file that cannot be read, or a LoRA of another model.
-        """
-        parts = merged(self.parts, lora if isinstance(lora, Lora) else load_lora(lora), weight)
-        kind, encoders = KINDS[_class_of(self.index)], dict(self.model.encoders)
-        if "text" in encoders:
-            prompts: Any = encoders["text"]
-            names = [encoder for encoder, _ in kind.text if encoder in parts]
-            branches = zip(prompts.branches, names, strict=True)
-            told = tuple(dataclasses.replace(branch, params=parts[name].params) for branch, name in branches)
-            encoders["text"] = dataclasses.replace(prompts, branches=told)
-        denoise = dataclasses.replace(self.model.denoise, params=parts[kind.network].params)
-        return dataclasses.replace(
-            self, model=dataclasses.replace(self.model, denoise=denoise, encoders=encoders), parts=parts
-        )
-
-    def _strictly(self, model: Model, options: dict[str, Any], eta: float) -> dict[str, Any]:
-        if taken := [name for name in ("sampler", "grid", "ts", "cache") if options.get(name) is not None]:
-            raise ValueError(f"strict steps are those of the model's scheduler: leave {taken[0]} out")
-        steps = options.pop("steps", None) or model.defaults.steps
-        factor = getattr(_configuration(model), "patch", 1)
-        tokens = int(np.prod(model.shape[:2])) // factor**2
-        fields = Fields(self.scheduler, str(self.folder / SCHEDULER / "scheduler_config.json"))
-        even = KINDS[_class_of(self.index)].even
-        table = schedulers.table(fields, steps, eta=eta, tokens=tokens, even=even)
-        return {"steps": None, "program": functools.partial(draw_strictly, table)}
-
-    def _sized(self, size: tuple[int, int] | None, clip_skip: int) -> Model:
-        model, encoders = self.model, dict(self.model.encoders)
-        if clip_skip:
-            if "text" not in encoders:
-                raise ValueError("clip_skip is of a model with a text encoder: leave it out")
-            text: Any = encoders["text"]
-            encoders["text"] = dataclasses.replace(text, dropped=clip_skip)
-            model = dataclasses.replace(model, encoders=encoders)
-        if size is None:
-            return model
-        codec: Any = model.codec
-        if not isinstance(codec, LatentImages):
-            return dataclasses.replace(model, codec=Images((*size, codec.shape[2])))
-        factor = codec.net.factor
-        if len(size) != 2 or any(side < factor or side % factor for side in size):
-            raise ValueError(f"size is (height, width) in multiples of {factor} pixels, got {size}")
-        images = dataclasses.replace(codec.images, shape=(*size, codec.images.shape[2]))
-        shape = (size[0] // factor, size[1] // factor, codec.shape[2])
-        return dataclasses.replace(model, codec=dataclasses.replace(codec, images=images, shape=shape))
-
-    def _time_ids(self, model: Model) -> list[float]:
-        """Stable Diffusion XL's: the picture's size, no crop, the size again; of the refiner the aesthetic score."""
-        codec: Any = model.codec
-        height, width = codec.images.shape[:2]
-        ids = model.conditions["time_ids"]
-        assert not isinstance(ids, Mapping)
-        last = [6.0] if ids.shape == (5,) else [height, width]
-        return [float(each) for each in (height, width, 0, 0, *last)]
-
-
 def _class_of(index: Mapping[str, Any]) -> str:
     return str(index.get("_class_name")).removeprefix("Flax")
-
-
-def _configuration(model: Model) -> Any:
-    return getattr(model.denoise.net, "build", None)
 
 
 def load_pipeline(
@@ -249,16 +110,16 @@ def load_pipeline(
     """A model from a folder of diffusers.
 
     Args:
-      folder: that holds `model_index.json`.
+      folder: that holds `model_index.json`; or the Hub's repository ``hf:OWNER/NAME``.
       variant, dtype, shardings: of all networks: see `load_network`.
       length: ids of T5's texts; None: as published.
 
     Raises:
       PretrainedError: a folder, a class or a part that cannot be read.
     """
-    folder = Path(folder).expanduser()
+    folder = found(folder, variant)
     if not (folder / INDEX).is_file():
-        raise PretrainedError(f"{folder}: there is no {INDEX if folder.is_dir() else 'such folder'}")
+        raise PretrainedError(f"{folder}: there is no {INDEX}")
     index = read_fields(folder / INDEX)
     name = _class_of(index.values)
     if name not in KINDS:
@@ -283,7 +144,8 @@ def load_pipeline(
         dataclasses.replace(defaults, guide=kind.guide),
         encoders=encoders,
     )
-    return Pretrained(model, scheduler.values, parts, index.values, folder)
+    origin = Origin(folder, name, licence_of(folder))
+    return Pretrained(model, scheduler.values, parts, index.values, origin, kind.even)
 
 
 def _join(kind: Kind, network: Loaded, length: int | None) -> Any:
@@ -309,7 +171,7 @@ def _branches(
             padding = _id_of(folder / tokenizer, padding_token(folder / tokenizer), ids)
         file = TokenizerFile(str(folder / tokenizer), ids, padding)
         file.encode([""])  # reads it
-        made.append(Branch(file, TextEncoder(config), loaded.params, masked))
+        made.append(Branch(file, TextEncoder(config), loaded.params, masked, tokenizer))
     return tuple(made)
 
 

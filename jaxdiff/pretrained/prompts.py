@@ -17,18 +17,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
 from jaxdiff.data.text import encoded_once, stored_captions
 from jaxdiff.data.tokenizers import TokenizerFile
 from jaxdiff.networks.text import TextEncoder
+from jaxdiff.pretrained.weighted import plain, weigh, weighted_ids
 
 _AT_ONCE = 32  # texts that an encoder sees
 
@@ -42,26 +44,57 @@ class Branch:
       net: its pure functions, with the state that is taken.
       params: its parameters.
       masked: whether it is told which tokens are a caption's.
+      name: of the tokenizer's folder in a published model.
     """
 
     tokenizer: TokenizerFile
     net: TextEncoder
     params: Any
     masked: bool = False
+    name: str = "tokenizer"
 
-    def states(self, texts: list[str]) -> dict[str, Any]:
-        """The states of texts, and ``"mask"``, 1 up to a caption's end."""
-        ids = self.tokenizer.encode(texts)
-        mask = np.zeros(ids.shape, np.float32)
-        for row, text in zip(mask, texts, strict=True):
-            row[: len(self.tokenizer.ids(text))] = 1
+    def states(self, texts: list[str], *, weighted: bool = False) -> dict[str, Any]:
+        """The states of texts, and ``"mask"``, 1 up to a caption's end.
+
+        Args:
+          texts: some.
+          weighted: whether they say weights, which the tokens' states then have (`jaxdiff.pretrained.weighted`).
+        """
+        if weighted:
+            ids, weights = weighted_ids(self.tokenizer, texts)
+        else:
+            ids, weights = self.tokenizer.encode(texts), None
+        lengths = [len(self.tokenizer.ids(plain(text) if weighted else text)) for text in texts]
+        mask = (np.arange(ids.shape[1]) < np.array(lengths)[:, None]).astype(np.float32)
         found = _apply(self.net, self.params, ids, mask if self.masked else None)
+        if weights is not None:
+            found = {**found, "tokens": weigh(found["tokens"], weights)}
         return {**found, "mask": mask}
 
+    def cut(self, texts: Sequence[str]) -> str | None:
+        """What a person is told of texts that are longer than what the encoder takes; None where none is."""
+        lengths = [len(self.tokenizer.ids(text)) for text in texts]
+        if not (cut := sum(length > self.tokenizer.length for length in lengths)):
+            return None
+        return (
+            f"{cut} of {len(lengths)} prompts {'is' if cut == 1 else 'are'} cut to the {self.tokenizer.length} ids "
+            f"that the text encoder takes; the longest has {max(lengths)}"
+        )
 
-@functools.partial(jax.jit, static_argnames=("net",))
-def _apply(net: TextEncoder, params: Any, ids: Array, mask: Array | None) -> dict[str, Array]:
-    return net.apply(params, ids, mask)
+
+def _apply(net: TextEncoder, params: Any, ids: Any, mask: Any) -> dict[str, Array]:
+    """States, whole on every device that holds the parameters."""
+    over = jax.tree.leaves(params)[0].sharding
+    whole = NamedSharding(over.mesh, PartitionSpec()) if isinstance(over, NamedSharding) else None
+    return _states(net, params, ids, mask, whole)
+
+
+@functools.partial(jax.jit, static_argnames=("net", "whole"))
+def _states(
+    net: TextEncoder, params: Any, ids: Array, mask: Array | None, whole: NamedSharding | None
+) -> dict[str, Array]:
+    found = net.apply(params, ids, mask)
+    return found if whole is None else jax.lax.with_sharding_constraint(found, whole)
 
 
 Join = Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -117,11 +150,13 @@ class Prompts:
       branches: the encoders.
       join: makes tokens, mask and pooled of their states.
       dropped: how many more of CLIP's last blocks are left out ("CLIP skip").
+      weighted: whether texts say weights, ``"a (red:1.3) heart"``: see `jaxdiff.pretrained.weighted`.
     """
 
     branches: tuple[Branch, ...]
     join: Join
     dropped: int = 0
+    weighted: bool = False
 
     def __call__(self, value: Any) -> Any:
         """Arrays of a text, or of several, the batch first; arrays as they are."""
@@ -133,7 +168,7 @@ class Prompts:
 
     def _encoded(self, texts: list[str]) -> dict[str, Any]:
         branches = [self._shortened(each) for each in self.branches]
-        return self.join([branch.states(texts) for branch in branches])
+        return self.join([branch.states(texts, weighted=self.weighted) for branch in branches])
 
     def _shortened(self, branch: Branch) -> Branch:
         config = branch.net.config
@@ -142,6 +177,11 @@ class Prompts:
         return dataclasses.replace(
             branch, net=TextEncoder(dataclasses.replace(config, skip=config.skip + self.dropped))
         )
+
+    def doubts(self, texts: Sequence[str]) -> list[str]:
+        """What a person is told of texts that an encoder cuts: one line for each length."""
+        said = [branch.cut([plain(text) if self.weighted else text for text in texts]) for branch in self.branches]
+        return list(dict.fromkeys(line for line in said if line))
 
     def stored(self, value: Any, n: int) -> NDArray[Any] | None:
         """Text as a record of n samples stores it; None where no text was given but arrays."""

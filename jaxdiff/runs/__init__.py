@@ -8,14 +8,16 @@ from jaxdiff.lazy import lazily
 if TYPE_CHECKING:
     from jaxdiff.runs.autoencoder import AutoencoderRun
     from jaxdiff.runs.listing import RunError, Status, read_status
-    from jaxdiff.runs.run import Run, rows_of_labels
+    from jaxdiff.runs.prompts import rows_of_labels
+    from jaxdiff.runs.run import Run
     from jaxdiff.runs.shards import load_samples
 
 __getattr__ = lazily(
     __name__,
     {
         **dict.fromkeys(("RunError", "Status", "read_status"), "listing"),
-        **dict.fromkeys(("Run", "rows_of_labels"), "run"),
+        "Run": "run",
+        "rows_of_labels": "prompts",
         "AutoencoderRun": "autoencoder",
         "load_samples": "shards",
     },

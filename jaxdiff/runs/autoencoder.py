@@ -33,7 +33,7 @@ from jaxdiff.launch.errors import refuse_unknown
 from jaxdiff.networks.autoencoder import Autoencoder
 from jaxdiff.networks.placement import parts_of, samples_over
 from jaxdiff.noise import as_key, sample_keys, white_noise
-from jaxdiff.runs.run import Run, read_examples
+from jaxdiff.runs.run import read_examples
 from jaxdiff.spec import finite
 from jaxdiff.train import batch_sharding, make_mesh, params_template
 from jaxdiff.train.ema import rules_by_name
@@ -287,14 +287,3 @@ def decoded(net: Autoencoder, params: Any, codec: Any, z: Array) -> Array:
 def reconstructed(net: Autoencoder, params: Any, codec: Any, x: Array) -> Array:
     """Of stored images those of their mean latents, likewise."""
     return decoded(net, params, codec, moments(net, params, codec, x)[0])
-
-
-def load(path: str | os.PathLike[str], **options: Any) -> Any:
-    """What lies at a path: a run's folder gives its `Run`, ready to sample, or its `AutoencoderRun`. Arguments as
-    `Run.load`.
-
-    Raises:
-      ConfigError, CheckpointError: as `Run.load`.
-    """
-    trained = read_config(path, options.get("trusted", TRUSTED))
-    return (AutoencoderRun if isinstance(trained, AutoencoderConfig) else Run).load(path, **options)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from jaxdiff.data.sources import spread
 from jaxdiff.data.text import TEXT, count, encoded_once, stored_captions
 from jaxdiff.data.tokenizers import Tokenizer
+from jaxdiff.launch.errors import ConfigError
 from jaxdiff.spec import as_array
 
 PROMPTS = "prompts.txt"
@@ -81,6 +82,41 @@ def rows_of_prompts(prompts: Sequence[Any], num: int | None) -> tuple[NDArray[np
     """
     num = 10 * len(prompts) if num is None else num
     return np.arange(num) * len(prompts) // num, num // len(prompts) if num % len(prompts) == 0 else None
+
+
+def rows_of_labels(
+    num_classes: int | None, num: int | None, labels: Sequence[int] = (), most: int = 20
+) -> tuple[dict[str, NDArray[np.int32]] | None, int | None]:
+    """Labels for a grid of one class a row.
+
+    Args:
+      num_classes: of the run; None: no labels.
+      num: samples in all; None: 10 a class.
+      labels: the classes to show; empty: all, or 10 spread over them where there are more than ``most``.
+
+    Returns:
+      The condition for `Run.sample` (None without labels), and the grid's columns (None where the rows would differ in
+      length).
+
+    Raises:
+      ConfigError: labels for a run without, or out of range.
+
+    >>> rows_of_labels(3, 6)
+    ({'label': array([0, 0, 1, 1, 2, 2], dtype=int32)}, 2)
+    """
+    if num_classes is None:
+        if labels:
+            raise ConfigError("this run was trained without labels: leave the label out")
+        return None, None
+    for label in labels:
+        if not 0 <= label <= num_classes:
+            raise ConfigError(f"label {label} is out of range: this run knows the labels 0 to {num_classes - 1}")
+    shown = labels or (
+        range(num_classes) if num_classes <= most else np.linspace(0, num_classes - 1, 10).astype(int).tolist()
+    )
+    num = 10 * len(shown) if num is None else num
+    rows = np.asarray(shown, np.int32)[np.arange(num) * len(shown) // num]
+    return {"label": rows}, num // len(shown) if num % len(shown) == 0 else None
 
 
 def shown_examples(examples: Mapping[str, NDArray[Any]], num: int) -> NDArray[np.int64]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +34,7 @@ from jaxdiff.config import (
     build_defaults,
     build_network,
     read_config,
+    to_json,
 )
 from jaxdiff.config.autoencoder import nothing_to_sample
 from jaxdiff.config.folder import CHECKPOINTS, EXAMPLES
@@ -42,7 +45,15 @@ from jaxdiff.model import Model
 from jaxdiff.plan import Plan, draw
 from jaxdiff.process import Process
 from jaxdiff.runs.compiled import Kept
-from jaxdiff.runs.prompts import Prompt, drawn_examples, labels, rows_of_prompts, shown_examples
+from jaxdiff.runs.prompts import (
+    Prompt,
+    doubts,
+    drawn_examples,
+    labels,
+    rows_of_labels,
+    rows_of_prompts,
+    shown_examples,
+)
 from jaxdiff.spec import Condition, Spec, droppable, whole
 from jaxdiff.train import Checkpoints, batch_sharding, check_heads, make_mesh, params_template
 from jaxdiff.train.ema import rules_by_name
@@ -202,9 +213,26 @@ class Run:
         return self.config.num_classes
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of its classes, in order of their labels; () where they have none."""
+        return self.config.data.classes or ()
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Of one x0, such as (H, W, C) of an image or (D,) of a point."""
         return self.model.shape
+
+    def doubts(self, texts: Sequence[str]) -> list[str]:
+        """What a person is told of prompts that do not fit: which are cut, and what the run does not know."""
+        return doubts(self.config.tokenizer, texts)
+
+    def decided_by(self) -> dict[str, Any]:
+        """What decides its samples beside options: its name, its step, and a checksum of its configuration."""
+        learned = ["seed", "process", "parameterization", "network", "codec", "loss", "optimizer"]
+        learned += [] if self.config.tokenizer is None else ["tokenizer"]
+        text = json.dumps({name: to_json(getattr(self.config, name)) for name in learned}, sort_keys=True)
+        config = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return {"run": self.config.name, "config": config, "step": self.step}
 
     def check(self) -> None:
         """Traces sampling as configured without running it; the weights may be mere shapes.
@@ -289,41 +317,6 @@ class Run:
         """What ``config.picture`` measures, by name; nothing where it is a grid of samples."""
         figures: dict[str, float] = {} if self.config.picture is None else self.config.picture.measure(self)
         return figures
-
-
-def rows_of_labels(
-    num_classes: int | None, num: int | None, labels: Sequence[int] = (), most: int = 20
-) -> tuple[dict[str, NDArray[np.int32]] | None, int | None]:
-    """Labels for a grid of one class a row.
-
-    Args:
-      num_classes: of the run; None: no labels.
-      num: samples in all; None: 10 a class.
-      labels: the classes to show; empty: all, or 10 spread over them where there are more than ``most``.
-
-    Returns:
-      The condition for `Run.sample` (None without labels), and the grid's columns (None where the rows would differ in
-      length).
-
-    Raises:
-      ConfigError: labels for a run without, or out of range.
-
-    >>> rows_of_labels(3, 6)
-    ({'label': array([0, 0, 1, 1, 2, 2], dtype=int32)}, 2)
-    """
-    if num_classes is None:
-        if labels:
-            raise ConfigError("this run was trained without labels: leave the label out")
-        return None, None
-    for label in labels:
-        if not 0 <= label <= num_classes:
-            raise ConfigError(f"label {label} is out of range: this run knows the labels 0 to {num_classes - 1}")
-    shown = labels or (
-        range(num_classes) if num_classes <= most else np.linspace(0, num_classes - 1, 10).astype(int).tolist()
-    )
-    num = 10 * len(shown) if num is None else num
-    rows = np.asarray(shown, np.int32)[np.arange(num) * len(shown) // num]
-    return {"label": rows}, num // len(shown) if num % len(shown) == 0 else None
 
 
 def read_examples(folder: Path) -> dict[str, NDArray[Any]] | None:

@@ -16,8 +16,7 @@ import pytest
 from jaxdiff.data.clip_files import padding_token
 from jaxdiff.data.tokenizers import TokenizerFile
 from jaxdiff.launch.errors import ConfigError
-from jaxdiff.pretrained import PretrainedError, write_network
-from jaxdiff.pretrained.pipeline import Pretrained, load_pipeline
+from jaxdiff.pretrained import Pretrained, PretrainedError, load_pipeline, save_pipeline, write_network
 from tests.pretrained.tiny import tiny
 
 tokenizers: Any = pytest.importorskip("tokenizers")
@@ -169,3 +168,24 @@ def test_a_folder_that_is_none_is_one_line(folder: Path, tmp_path: Path) -> None
     (tmp_path / "model_index.json").write_text((folder / "model_index.json").read_text())
     with pytest.raises(PretrainedError, match="/unet: there is no such folder"):
         load_pipeline(tmp_path)
+
+
+def test_a_written_model_is_the_same(model: Pretrained, tmp_path: Path) -> None:
+    save_pipeline(tmp_path / "again", model)
+    again = load_pipeline(tmp_path / "again")
+    options: dict[str, Any] = {"steps": 2, "decode": False}
+    np.testing.assert_array_equal(
+        again.sample(0, 1, {"text": "a cat"}, **options), model.sample(0, 1, {"text": "a cat"}, **options)
+    )
+    assert again.index["safety_checker"] == [None, None]
+    save_pipeline(tmp_path / "again", model, dtype="float16")  # over one that is there
+    assert load_pipeline(tmp_path / "again", dtype=None).parts["vae"].params["project_in"]["kernel"].dtype == "float16"
+
+
+def test_a_folder_of_something_else_is_not_written_over(model: Pretrained, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(PretrainedError, match="holds something else than a published model"):
+        save_pipeline(tmp_path, model)
+    with pytest.raises(PretrainedError, match="is where this model was read from"):
+        save_pipeline(model.origin.folder, model)
+    assert [each.name for each in tmp_path.iterdir()] == ["thesis.tex"]

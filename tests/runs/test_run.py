@@ -15,7 +15,8 @@ from jaxdiff import DDIM, DDPM, CosineVP, Prediction
 from jaxdiff.codecs import Images
 from jaxdiff.config import ConfigError, build_network, parse_config
 from jaxdiff.networks import DeepCache, TaylorSeer
-from jaxdiff.runs.run import Run, rows_of_labels
+from jaxdiff.runs.prompts import rows_of_labels
+from jaxdiff.runs.run import Run
 from jaxdiff.train import CheckpointError, make_mesh
 from tests.tiny_run import TINY
 

@@ -1,0 +1,238 @@
+"""A published pipeline as a model that samples: by our samplers, or by the steps of diffusers' own scheduler.
+
+model = jaxdiff.load("stable-diffusion-v1-5")
+pictures = model.sample(0, 4, {"text": "a red heart"}, guide="cfg:7.5")["x"]         # our samplers
+pictures = model.sample(0, 4, {"text": "a red heart"}, guide="cfg:7.5", strict=True)  # diffusers', step for step
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxdiff.codecs import Images
+from jaxdiff.codecs.latents import LatentImages
+from jaxdiff.data.text import TEXT, given_captions
+from jaxdiff.denoiser import NetworkDenoiser
+from jaxdiff.launch.errors import as_config_error, refuse_unknown_options
+from jaxdiff.model import Model
+from jaxdiff.pretrained import schedulers
+from jaxdiff.pretrained.families import Loaded
+from jaxdiff.pretrained.fields import Fields
+from jaxdiff.pretrained.lora import Lora, load_lora, merged
+from jaxdiff.pretrained.origin import Origin
+from jaxdiff.pretrained.strict import draw_strictly
+from jaxdiff.process import Process
+from jaxdiff.spec import Spec
+
+SCHEDULER = "scheduler"
+
+
+class LongPrompt(UserWarning):
+    """A text is longer than what an encoder takes, and is cut."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A published model. Made by `load_pipeline`.
+
+    Args:
+      model: everything that samples.
+      scheduler: the fields of its `scheduler_config.json`.
+      parts: its networks, by the names of their folders, as they are written back.
+      index: the fields of its `model_index.json`.
+      origin: where it comes from, and under which licence.
+      even: whether a flow's scheduler is given noise levels evenly from 1 to 1/n.
+    """
+
+    model: Model
+    scheduler: Mapping[str, Any]
+    parts: Mapping[str, Loaded]
+    index: Mapping[str, Any]
+    origin: Origin
+    even: bool = False
+
+    @property
+    def denoise(self) -> NetworkDenoiser:
+        """The denoiser of its weights: ``denoise(x, t, {"text": ...})`` gives a `Prediction`."""
+        return self.model.denoise
+
+    @property
+    def process(self) -> Process:
+        """The process that its scheduler is of."""
+        return self.model.process
+
+    @property
+    def codec(self) -> Any:
+        """Between stored records and what the network sees."""
+        return self.model.codec
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one x0, at the published size."""
+        return self.model.shape
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of its classes, in order of their labels; () where it has none."""
+        named = self.index.get("id2label") or {}
+        return tuple(str(named[number]) for number in sorted(named, key=int))
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of labels; None where it takes none."""
+        label = self.model.conditions.get("label")
+        return int(label.high) + 1 if isinstance(label, Spec) and label.high is not None else None
+
+    def sample(
+        self,
+        key: Array | int,
+        n: int,
+        cond: Mapping[str, Any] | None = None,
+        *,
+        negative: Mapping[str, Any] | None = None,
+        size: tuple[int, int] | None = None,
+        strict: bool = False,
+        eta: float = 0.0,
+        clip_skip: int = 0,
+        prompt_weights: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Draws samples: arguments and result as `jaxdiff.model.Model.sample`, and
+
+        Args:
+          key, n, cond, options: see there. Of a network that is told the weight of guidance itself, it is
+            ``cond["guidance"]``.
+          negative: what guidance leads away from; of text, where it is left out, the empty text (of Stable Diffusion XL
+            zeros, as published).
+          size: height and width of the pictures, in pixels; None: the published ones.
+          strict: take the steps of diffusers' own scheduler in the place of a sampler and a grid.
+          eta: noise of a strict DDIM.
+          clip_skip: the number of CLIP's last blocks that are left out.
+          prompt_weights: take parentheses and brackets in texts as weights, ``"a (red:1.3) heart"``:
+            `jaxdiff.pretrained.weighted`.
+
+        Raises:
+          ConfigError: an argument that is out of range, or that this model cannot follow.
+        """
+        with as_config_error("sampling"):
+            refuse_unknown_options(self.model.sample, options)
+            model, given = self._changed(size, clip_skip, prompt_weights), dict(cond or {})
+            encoder: Any = model.encoders.get(TEXT)
+            for line in encoder.doubts(given_captions(given.get(TEXT)) or ()) if encoder else ():
+                warnings.warn(line, LongPrompt, stacklevel=2)
+            if "time_ids" in model.conditions and "time_ids" not in given:
+                given["time_ids"] = self._time_ids(model)
+            guide = options.get("guide")
+            guided = guide != () and (guide is not None or bool(model.defaults.guide)) and TEXT in given
+            if negative is None and guided and not self.index.get("force_zeros_for_empty_prompt", False):
+                negative = {TEXT: ""}
+            if strict:
+                options |= self._strictly(model, options, eta)
+            return model.sample(key, n, given or None, negative=negative, **options)
+
+    def save(self, path: str | os.PathLike[str], record: Mapping[str, Any], columns: int | None = None) -> None:
+        """Writes samples as the suffix of a path says: .png or .npz."""
+        with as_config_error("save"):
+            self.model.codec.save(path, record, columns)
+
+    def invert(self, record: Mapping[str, Any], cond: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        """As `jaxdiff.model.Model.invert`.
+
+        Raises:
+          ConfigError: an argument that is out of range, or that this model cannot follow.
+        """
+        with as_config_error("inversion"):
+            refuse_unknown_options(self.model.invert, options)
+            return self.model.invert(record, cond, **options)
+
+    def doubts(self, texts: Sequence[str]) -> list[str]:
+        """What a person is told of texts that do not fit: one line for each encoder that cuts them."""
+        encoder: Any = self.model.encoders.get(TEXT)
+        return [] if encoder is None else encoder.doubts(texts)
+
+    def decided_by(self) -> dict[str, Any]:
+        """What decides its samples beside options: its class, and a checksum of configurations and weights."""
+        fields = {name: dict(part.fields) for name, part in self.parts.items()} | {SCHEDULER: dict(self.scheduler)}
+        params = [part.params for part in self.parts.values()]
+        sums = [float(jnp.sum(leaf, dtype=jnp.float32)) for leaf in jax.tree.leaves(params)]
+        text = json.dumps([fields, sums], sort_keys=True, default=str)
+        return {"run": self.origin.kind, "config": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+    def with_lora(self, lora: Lora | str | os.PathLike[str], weight: float = 1.0) -> Pretrained:
+        """This model with a LoRA merged into its weights, those of its text encoders too. Called again, LoRAs add up.
+
+        Args:
+          lora: from `load_lora`, or the path of its file.
+          weight: of the change; with 0 the weights are as they were.
+
+        Raises:
+          PretrainedError: a file that cannot be read, or a LoRA of another model.
+        """
+        network, parts = next(iter(self.parts)), dict(self.parts)
+        parts[network] = parts[network]._replace(params=self.denoise.params)
+        parts = merged(parts, lora if isinstance(lora, Lora) else load_lora(lora), weight)
+        encoders = dict(self.model.encoders)
+        if (text := encoders.get(TEXT)) is not None:
+            prompts: Any = text
+            told = [
+                dataclasses.replace(each, params=parts[each.name.replace("tokenizer", "text_encoder")].params)
+                for each in prompts.branches
+            ]
+            encoders[TEXT] = dataclasses.replace(prompts, branches=tuple(told))
+        denoise = dataclasses.replace(self.denoise, params=parts[network].params)
+        return dataclasses.replace(
+            self, model=dataclasses.replace(self.model, denoise=denoise, encoders=encoders), parts=parts
+        )
+
+    def _strictly(self, model: Model, options: dict[str, Any], eta: float) -> dict[str, Any]:
+        if taken := [name for name in ("sampler", "grid", "ts", "cache") if options.get(name) is not None]:
+            raise ValueError(f"strict steps are those of the model's scheduler: leave {taken[0]} out")
+        steps = options.pop("steps", None) or model.defaults.steps
+        factor = getattr(getattr(model.denoise.net, "build", None), "patch", 1)
+        tokens = int(np.prod(model.shape[:2])) // factor**2
+        fields = Fields(self.scheduler, str(self.origin.folder / SCHEDULER / "scheduler_config.json"))
+        table = schedulers.table(fields, steps, eta=eta, tokens=tokens, even=self.even)
+        return {"steps": None, "program": functools.partial(draw_strictly, table)}
+
+    def _changed(self, size: tuple[int, int] | None, clip_skip: int, prompt_weights: bool) -> Model:
+        """The model for pictures of a size, with what is asked of its text encoder."""
+        model, changes = self.model, {"dropped": clip_skip, "weighted": prompt_weights}
+        if asked := [name for name, value in changes.items() if value]:
+            if TEXT not in model.encoders:
+                option = {"dropped": "clip_skip", "weighted": "prompt_weights"}[asked[0]]
+                raise ValueError(f"{option} is of a model with a text encoder: leave it out")
+            text: Any = model.encoders[TEXT]
+            changed = dataclasses.replace(text, **{name: changes[name] for name in asked})
+            model = dataclasses.replace(model, encoders={**model.encoders, TEXT: changed})
+        if size is None:
+            return model
+        codec: Any = model.codec
+        if not isinstance(codec, LatentImages):
+            return dataclasses.replace(model, codec=Images((*size, codec.shape[2])))
+        factor = codec.net.factor
+        if len(size) != 2 or any(side < factor or side % factor for side in size):
+            raise ValueError(f"size is (height, width) in multiples of {factor} pixels, got {size}")
+        images = dataclasses.replace(codec.images, shape=(*size, codec.images.shape[2]))
+        shape = (size[0] // factor, size[1] // factor, codec.shape[2])
+        return dataclasses.replace(model, codec=dataclasses.replace(codec, images=images, shape=shape))
+
+    def _time_ids(self, model: Model) -> list[float]:
+        """Stable Diffusion XL's: the picture's size, no crop, the size again; of the refiner the aesthetic score."""
+        codec: Any = model.codec
+        height, width = codec.images.shape[:2]
+        ids = model.conditions["time_ids"]
+        assert not isinstance(ids, Mapping)
+        last = [6.0] if ids.shape == (5,) else [height, width]
+        return [float(each) for each in (height, width, 0, 0, *last)]

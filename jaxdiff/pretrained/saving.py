@@ -1,0 +1,80 @@
+"""A model as a folder of diffusers, which `diffusers.DiffusionPipeline.from_pretrained` opens.
+
+The folder is complete when `model_index.json` is there, which is written last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxdiff.data.text import TEXT
+from jaxdiff.pretrained.errors import PretrainedError
+from jaxdiff.pretrained.families import write_network
+from jaxdiff.pretrained.model import SCHEDULER, Pretrained
+from jaxdiff.pretrained.origin import INDEX
+
+
+def save_pipeline(path: str | os.PathLike[str], model: Pretrained, *, dtype: str | None = None) -> None:
+    """Writes a model: configurations, weights, scheduler and tokenizers, and the licence that it came with.
+
+    Args:
+      path: a new folder, an empty one, or one that holds such a model, which is replaced.
+      model: the model.
+      dtype: of the weights, ``"float16"``; None: as its parameters are.
+
+    Raises:
+      PretrainedError: a folder that holds something else, or that cannot be written.
+    """
+    folder = Path(path).expanduser()
+    if folder.exists() and not (folder / INDEX).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise PretrainedError(f"{folder}: holds something else than a published model: choose another folder")
+    if model.origin.folder.exists() and folder.exists() and folder.samefile(model.origin.folder):
+        raise PretrainedError(f"{folder}: is where this model was read from: choose another folder")
+    network, *others = model.parts
+    written = {network: model.parts[network]._replace(params=model.denoise.params)}
+    written |= {name: model.parts[name] for name in others}
+    encoder: Any = model.model.encoders.get(TEXT)
+    tokenizers = {each.name: Path(each.tokenizer.path) for each in (encoder.branches if encoder else ())}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / INDEX).unlink(missing_ok=True)
+        for name, part in written.items():
+            write_network(folder / name, part, dtype=dtype)
+        (folder / SCHEDULER).mkdir(exist_ok=True)
+        _write_json(folder / SCHEDULER / "scheduler_config.json", model.scheduler)
+        for name, place in tokenizers.items():
+            shutil.copytree(place, folder / name, dirs_exist_ok=True)
+        _write_licence(folder, model)
+        _write_json(folder / INDEX, _index(model, {*written, *tokenizers, SCHEDULER}))
+    except OSError as error:
+        raise PretrainedError(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
+
+
+def _index(model: Pretrained, there: set[str]) -> dict[str, Any]:
+    """The fields of `model_index.json`; of parts that are not written, such as a safety checker, none."""
+    found: dict[str, Any] = {}
+    for name, value in model.index.items():
+        is_part = isinstance(value, list) and len(value) == 2 and all(isinstance(each, str | None) for each in value)
+        found[name] = [None, None] if is_part and name not in there else value
+    if "safety_checker" in found:
+        found["requires_safety_checker"] = False
+    return found
+
+
+def _write_licence(folder: Path, model: Pretrained) -> None:
+    if model.origin.folder.is_dir():
+        for file in model.origin.folder.glob("LICEN[CS]E*"):
+            shutil.copy2(file, folder / file.name)
+    licence = model.origin.licence
+    head = f"---\nlicense: {licence}\n---\n\n" if licence and not licence.startswith("see ") else ""
+    text = f"{head}A {model.origin.kind}, written by jaxdiff from {model.origin.folder.name}.\n"
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _write_json(file: Path, values: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(dict(values), indent=2) + "\n", encoding="utf-8")

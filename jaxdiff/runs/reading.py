@@ -1,0 +1,69 @@
+"""`jaxdiff.load`: the model that lies at a path, whether a run has trained it or it was published."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxdiff.config import TRUSTED, AutoencoderConfig, as_config_error, read_config
+from jaxdiff.launch.errors import ConfigError, refuse_unknown
+from jaxdiff.pretrained import Pretrained, load_pipeline
+from jaxdiff.pretrained.origin import is_published
+from jaxdiff.runs.autoencoder import AutoencoderRun
+from jaxdiff.runs.run import Run
+from jaxdiff.train import batch_sharding, make_mesh
+from jaxdiff.train.sharding import split_sharding
+
+_OF_RUNS = ("step", "ema", "trusted")
+_OF_PUBLISHED = ("variant", "length", "dtype", "mesh")
+
+
+def load(path: str | os.PathLike[str], **options: Any) -> Any:
+    """What lies at a path, ready to sample.
+
+    Args:
+      path: the folder of a run, which gives its `Run` or `AutoencoderRun`; or a published model, which gives a
+        `jaxdiff.pretrained.Pretrained`: a folder of diffusers with `model_index.json`, or the Hub's repository
+        ``hf:OWNER/NAME``.
+      options: of a run as `Run.load` takes them, of a published model as `load_published` does.
+
+    Raises:
+      ConfigError, CheckpointError: as `Run.load` and `load_published`.
+    """
+    if is_published(path):
+        return load_published(path, **options)
+    trained = read_config(path, options.get("trusted", TRUSTED))
+    return (AutoencoderRun if isinstance(trained, AutoencoderConfig) else Run).load(path, **options)
+
+
+def load_published(
+    path: str | os.PathLike[str], *, mesh: Mesh | None = None, dtype: str | None = "float32", **options: Any
+) -> Pretrained:
+    """A published model on several devices.
+
+    Args:
+      path: see `load`.
+      mesh: the devices, from `jaxdiff.train.make_mesh`, over whose axes fsdp and tensor weights are split; batches are
+        split over data and fsdp. None: this process's devices, each with whole weights.
+      dtype: of the parameters, and what the networks compute in; None: as they are stored.
+      options: see `jaxdiff.pretrained.load_pipeline`.
+
+    Raises:
+      PretrainedError: a folder, a class or a part that cannot be read.
+      ConfigError: an option that only runs have, or that there is none of.
+    """
+    if taken := [name for name in _OF_RUNS if options.get(name) not in (None, True, TRUSTED)]:
+        raise ConfigError(f"{path} is a published model, and {taken[0]} is of runs: leave it out")
+    chosen = {name: value for name, value in options.items() if name not in _OF_RUNS}
+    refuse_unknown("option", chosen, _OF_PUBLISHED)
+    mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
+    with as_config_error(str(Path(path))):
+        made = load_pipeline(path, dtype=dtype, shardings=lambda shapes: split_sharding(shapes, mesh), **chosen)
+        denoise = dataclasses.replace(made.denoise, anew=mesh.shape["fsdp"] > 1)
+        model = dataclasses.replace(made.model, denoise=denoise, sharding=batch_sharding(mesh))
+    return dataclasses.replace(made, model=model)
