@@ -24,20 +24,17 @@ from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from jaxdiff.codecs.base import Codec
-from jaxdiff.denoiser import Denoiser, NetCache, NetworkDenoiser
-from jaxdiff.guidance import CFG, Function, Guidance, nulls_of
-from jaxdiff.methods import parse_cache, parse_guidance, parse_sampler, times
+from jaxdiff.denoiser import NetCache, NetworkDenoiser
+from jaxdiff.guidance import CFG, nulls_of
+from jaxdiff.methods import Guide, guidance_of, parse_cache, parse_sampler, times
 from jaxdiff.networks.placement import parts_of
 from jaxdiff.noise import as_key, sample_keys
-from jaxdiff.plan import Plan, draw, integrated, joined, rows_of
+from jaxdiff.plan import Plan, draw, from_image, integrated, joined, rows_of
 from jaxdiff.process import Process
 from jaxdiff.sampling import Keep
 from jaxdiff.sampling.base import start as check_start
 from jaxdiff.sampling.checks import refuse_noise_on_rising_times
 from jaxdiff.spec import Spec, Specs, check, complete, droppable, finite, shapes, whole
-
-Guide = str | float | Guidance | Callable[[Denoiser], Denoiser]
-"""An element of guidance: its name with its numbers, the weight of `CFG`, an object, or any function of a denoiser."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +48,8 @@ class Defaults:
       guide: guidance, in order.
       clip: limit predictions to the data's range, where it has one.
       batch_size: most samples at once.
+      negative: what guidance leads away from, of the conditions that are given; of others, and where it is left out,
+        their absence.
     """
 
     sampler: Any = "ddim"
@@ -59,6 +58,7 @@ class Defaults:
     guide: Sequence[Guide] = ()
     clip: bool = True
     batch_size: int = 128
+    negative: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Model:
         """
         defaults = self.defaults
         given = self.given(whole("n", n), cond)
-        elements = self.elements(guide if guide is not None or cond else ())
+        elements = guidance_of(defaults.guide if guide is None and cond else () if guide is None else guide)
         weights = [element.weight for element in elements if isinstance(element, CFG)]
         guided = bool(weights)
         if wrong := [each for each in weights if np.shape(each) not in ((), (n,)) or not jnp.isfinite(each).all()]:
@@ -148,6 +148,8 @@ class Model:
         if cache is not None:
             plain = dataclasses.replace(plain, cache=parse_cache(cache))  # type: ignore[arg-type]
             elements = [dataclasses.replace(e, sequential=True) if isinstance(e, CFG) else e for e in elements]
+        if negative is None and guided:
+            negative = {name: value for name, value in defaults.negative.items() if name in (cond or {})} or None
         instead = None if negative is None else self.given(n, negative, fill=False)
         if instead and not guided:
             raise ValueError("negative is what guidance leads away from, and there is no guidance: give guide='cfg:2'")
@@ -183,6 +185,9 @@ class Model:
         guide: Guide | Sequence[Guide] | None = None,
         cache: str | NetCache | None = None,
         x: ArrayLike | None = None,
+        image: ArrayLike | None = None,
+        strength: float | None = None,
+        mask: ArrayLike | None = None,
         keep: Keep | None = None,
         decode: bool = True,
         batch_size: int | None = None,
@@ -207,6 +212,11 @@ class Model:
             Denoiser``, or a list of them that is applied in order. (): none.
           cache: features to reuse between evaluations, ``"deepcache:3"`` or an object of `jaxdiff.networks`.
           x: samples at the first time to start from, ``(n, ...)`` at that time's scale; None: noise.
+          image: what samples begin as, with noise on it (`jaxdiff.inverse.sdedit`): ``(H, W, C)`` as stored, or one a
+            sample.
+          strength: how much noise, above 0 and at most 1; None: 0.8, with a mask 1.
+          mask: ``(H, W)`` of that image, or one a sample: 1 where samples are drawn anew, 0 where the image is kept
+            (`jaxdiff.inverse.replacement`).
           keep: states or predictions at some steps to give beside the samples: `jaxdiff.sampling.Keep`.
           decode: give records as they are stored, else x0 as the network sees it.
           batch_size: most samples at once, or the next number that the devices divide; the last batch is filled up, so
@@ -230,6 +240,10 @@ class Model:
             cond = self.draw_cond(sample_keys(key, start, n))
         options = {"negative": negative, "sampler": sampler, "steps": steps, "grid": grid, "ts": ts, "guide": guide}
         plan = self.plan(n, cond, **options, cache=cache, x=x)
+        if image is None and (mask is not None or strength is not None):
+            raise ValueError(f"{'mask' if strength is None else 'strength'} is of an image: give image=... too")
+        if image is not None:
+            plan = from_image(plan, sample_keys(key, start, n), image, strength, mask)
         self._check_start(plan, n)
         parts = []
         for first in range(0, n, size):
@@ -324,16 +338,6 @@ class Model:
         parts = 1 if self.sharding is None else parts_of(self.sharding)
         return -(-n // parts) * parts
 
-    def elements(self, guide: Guide | Sequence[Guide] | None) -> list[Guidance]:
-        """Guidance as a list of elements.
-
-        Raises:
-          ValueError: an unknown name or number.
-        """
-        chosen = self.defaults.guide if guide is None else guide
-        listed: Sequence[Any] = chosen if isinstance(chosen, tuple | list) else [chosen]
-        return [element for each in listed for element in _element(each)]
-
     def check(self) -> None:
         """Traces sampling by the defaults without running it; the weights may be mere shapes.
 
@@ -371,18 +375,6 @@ class Model:
             one = rows_of(plan, slice(0, 1), 1, n)
             check_start(one.sampler, one.denoise, x, np.asarray(plan.ts), one.cond or None)
             self._checked.add(known)
-
-
-def _element(guide: Guide) -> list[Guidance]:
-    if isinstance(guide, str):
-        return list(parse_guidance([guide]))
-    if isinstance(guide, Guidance):
-        return [guide]
-    if isinstance(guide, float | int | np.number | Array) and not isinstance(guide, bool) and np.ndim(guide) == 0:
-        return [CFG(float(guide))]
-    if not callable(guide) or isinstance(guide, type):
-        raise ValueError(f"an element of guidance is a name, a weight, or a function of a denoiser, got {guide!r}")
-    return [Function(guide)]
 
 
 def _by_name(cond: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from jaxdiff.denoiser import Denoiser, NetworkDenoiser
 from jaxdiff.guidance import Clipped, Guidance, apply
+from jaxdiff.inverse import Known, noised, remaining
 from jaxdiff.networks.placement import samples_over
 from jaxdiff.noise import Noise, step_noise
 from jaxdiff.record import field, record
@@ -155,3 +157,76 @@ def joined(parts: list[Any], n: int) -> tuple[Any, Any, NDArray[np.bool_]]:
 
     given, kept, finite = zip(*parts, strict=True)
     return jax.tree.map(join(0), *given), jax.tree.map(join(1), *kept), join(0)(*finite)
+
+
+def from_image(
+    plan: Plan, keys: Array, image: ArrayLike, strength: float | None = None, mask: ArrayLike | None = None
+) -> Plan:
+    """The plan of samples that begin as an image with noise on it, or keep a part of it.
+
+    Args:
+      plan: of n samples.
+      keys: ``(n,)``.
+      image: see `encoded`.
+      strength: see `jaxdiff.inverse.sdedit`; None: 0.8, with a mask 1.
+      mask: see `mask_of`.
+
+    Raises:
+      ValueError: a plan that has an x, or an argument that does not fit it.
+    """
+    if plan.x is not None:
+        raise ValueError("image and x are both what samples begin as: give one of them")
+    x0 = encoded(plan.codec, plan.shape, image, len(keys))
+    ts = remaining(plan.ts, (0.8 if mask is None else 1.0) if strength is None else strength)
+    guide = plan.guide
+    if mask is not None:
+        guide = (*guide, Known(x0, jnp.asarray(mask_of(plan.codec, plan.shape, mask, len(keys)))))
+    return dataclasses.replace(plan, ts=ts, guide=guide, x=noised(plan.plain.process, x0, ts[0], keys))
+
+
+def encoded(codec: Any, shape: tuple[int, ...], image: ArrayLike, n: int) -> Array:
+    """x0 ``(n, ...)`` of an image as it is stored, such as uint8 ``(H, W, C)``, or of n of them.
+
+    Raises:
+      ValueError: another size or type.
+    """
+    one, stored = _stored(codec, shape), np.asarray(image)
+    if stored.shape not in (one.shape, (n, *one.shape)) or stored.dtype != one.dtype:
+        size = "x".join(map(str, one.shape))
+        raise ValueError(f"image is {one.dtype} {size}, or {n} of them, got {stored.dtype} {stored.shape}")
+    x0: Array = codec.encode({"x": jnp.asarray(np.broadcast_to(stored, (n, *one.shape)))})["x"]
+    return x0
+
+
+def mask_of(codec: Any, shape: tuple[int, ...], mask: ArrayLike, n: int) -> NDArray[np.float32]:
+    """A mask ``(H, W)`` of pixels, or n of them, at the size of x: ``(n, h, w, 1)``. A latent has the mask of the first
+    of its pixels, as in diffusers.
+
+    Raises:
+      ValueError: another size, or numbers other than 0 and 1.
+    """
+    found, sides = np.asarray(mask), _stored(codec, shape).shape[:2]
+    if found.shape not in (sides, (n, *sides)) or not np.isin(found, (0, 1)).all():
+        numbers = f" from {found.min():g} to {found.max():g}" if found.size and found.dtype.kind in "biuf" else ""
+        raise ValueError(
+            f"mask is {'x'.join(map(str, sides))} of 0 (kept) and 1 (drawn anew), or {n} of them, got "
+            f"{found.shape}{numbers}"
+        )
+    rows, columns = sides[0] // shape[0], sides[1] // shape[1]
+    return np.broadcast_to(found, (n, *sides))[:, ::rows, ::columns, None].astype(np.float32)
+
+
+def stored_shape(codec: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of one decoded sample, such as (H, W, C) in pixels.
+
+    Args:
+      codec: of the data.
+      shape: of one x0.
+    """
+    return _stored(codec, shape).shape
+
+
+def _stored(codec: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """Of one decoded sample."""
+    one = jax.eval_shape(codec.decode, jax.ShapeDtypeStruct((1, *shape), jnp.float32))["x"]
+    return jax.ShapeDtypeStruct(one.shape[1:], one.dtype)

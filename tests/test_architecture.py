@@ -36,6 +36,7 @@ LAYERS = [
     {"score_matching"},
     {"sampling"},
     {"likelihood"},
+    {"inverse"},
     {"networks"},
     {"autoencoding"},
     {"methods"},

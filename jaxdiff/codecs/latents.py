@@ -263,7 +263,11 @@ class LatentImages:
             keys = salted_keys(sample_keys(key, 0, mu.shape[0]), POSTERIOR)
             eps = jax.vmap(lambda each: jax.random.normal(each, self.shape, jnp.float32))(keys)
             mu = mu + jnp.exp(0.5 * log_variance) * eps  # (1)
-        return {**batch, "x": (mu - _channels(self.mean)) / _channels(self.std)}  # (2)
+        return {**batch, "x": self.standardised(mu)}
+
+    def standardised(self, z: Array) -> Array:
+        """Equation (2)."""
+        return (z - _channels(self.mean)) / _channels(self.std)
 
     def _parts(self, stored: Array, key: Array | None) -> tuple[Array, Array | None]:
         """mu and log s^2 of what `precompute` makes: (B, h, w, c or 2 c), or with a mirrored copy (B, 2, h, w, ...)."""

@@ -34,11 +34,13 @@ from numpy.typing import NDArray
 
 from jaxdiff import config as cfg
 from jaxdiff.commands.conditions import conditions, guide_of, prompts_of, say_doubts
+from jaxdiff.commands.pictures import read_mask, read_picture
 from jaxdiff.config import ConfigError
 from jaxdiff.data.text import TEXT
 from jaxdiff.launch.output import check_output, write_output
 from jaxdiff.launch.signals import end_at_signals
 from jaxdiff.methods import parse_cache, parse_grid, parse_guidance, parse_sampler
+from jaxdiff.plan import stored_shape
 from jaxdiff.pretrained import LongPrompt, Pretrained
 from jaxdiff.pretrained.origin import is_published
 from jaxdiff.runs.reading import load_published
@@ -68,6 +70,12 @@ class Options(cfg.ProcessOptions):
     """File of more of them, one a line."""
     negative: str | None = None
     """Text that guidance leads away from, in the place of no text."""
+    image: Path | None = None
+    """Picture that samples begin as, with noise on it; or whose part under --mask is drawn anew."""
+    mask: Path | None = None
+    """Picture beside it: white where samples are drawn anew, black where --image is kept."""
+    strength: float | None = None
+    """Noise on --image, above 0 and at most 1; by default 0.8, with a mask 1."""
     prompt_weights: bool = False
     """Of a published model: take parentheses in prompts as weights, "a (red:1.3) heart"."""
     size: tuple[int, int] | None = None
@@ -223,6 +231,8 @@ def made_by(run: Run | Pretrained, options: Options) -> dict[str, Any]:
         "clip": usual.clip,
     }
     chosen |= {name: getattr(options, name) for name in ("feature_cache", "label", "cond", "average", "dtype")}
+    begun = {name: getattr(options, name) for name in ("image", "mask", "strength")}
+    chosen |= {name: str(value) for name, value in begun.items() if value is not None}
     asked = {"prompt": prompts_of(run, options), "negative": options.negative}
     chosen |= {name: value for name, value in asked.items() if value not in ([], None)}
     chosen |= {name: value for name in PUBLISHED if (value := getattr(options, name)) not in (None, False, 0)}
@@ -277,6 +287,9 @@ def draw(
 ) -> dict[str, NDArray[Any]]:
     """Samples `start` to `start + num - 1`, as the options say: a record."""
     chosen: dict[str, Any] = {"compiled": options.compiled}
+    begun: dict[str, Any] = {"strength": options.strength}
+    if options.image is not None or options.mask is not None:
+        begun |= _pictures(run, options)
     if isinstance(run, Pretrained):
         chosen = {name: getattr(options, name) for name in PUBLISHED}
         warnings.simplefilter("ignore", LongPrompt)  # `say_doubts` has told
@@ -293,8 +306,22 @@ def draw(
         start=start,
         cache=options.feature_cache,
         **chosen,
+        **begun,
     )
     return record
+
+
+def _pictures(run: Run | Pretrained, options: Options) -> dict[str, Any]:
+    """The picture that samples begin as, and its mask, at the model's size."""
+    shape = stored_shape(run.codec, run.shape)
+    if options.size is not None:
+        shape = (*options.size, *shape[2:])
+    found: dict[str, Any] = {}
+    if options.image is not None:
+        found["image"] = read_picture(options.image, shape, "--image")
+    if options.mask is not None:
+        found["mask"] = read_mask(options.mask, shape, "--mask")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

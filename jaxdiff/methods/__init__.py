@@ -13,14 +13,16 @@ add a row, ``SAMPLERS["mine"] = Mine``. From Python the object itself may stand 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from jaxdiff.denoiser import Denoiser
 from jaxdiff.grid import karras_times, log_snr_times, quadratic_times, trailing_times, uniform_times
-from jaxdiff.guidance import CFG, Guidance, Interval, Reuse
+from jaxdiff.guidance import CFG, Function, Guidance, Interval, Reuse
 from jaxdiff.methods.legacy import legacy
 from jaxdiff.methods.parser import describe, made, method
 from jaxdiff.networks.caching import DeepCache, FeatureCache, FirstBlock, TaylorSeer
@@ -66,6 +68,7 @@ __all__ = [
     "SAMPLERS",
     "Grid",
     "describe",
+    "guidance_of",
     "legacy",
     "parse_cache",
     "parse_grid",
@@ -76,6 +79,8 @@ __all__ = [
 
 Grid = Callable[[Process, int], Array]
 """Times ``(n,)`` of a process, falling."""
+Guide = str | float | Guidance | Callable[[Denoiser], Denoiser]
+"""An element of guidance: its name with its numbers, the weight of `CFG`, an object, or any function of a denoiser."""
 
 
 # --- rows that are not simply a class
@@ -253,6 +258,34 @@ def parse_guidance(texts: str | Iterable[Any]) -> tuple[Any, ...]:
         if isinstance(each, str) and each.strip().replace(".", "", 1).isdigit():
             raise ValueError(f"there is no guidance {each!r}; did you mean 'cfg:{each}'?")
     return tuple(made(GUIDANCE, each, "guidance") if isinstance(each, str) else each for each in elements)
+
+
+def guidance_of(guide: Guide | Sequence[Guide]) -> list[Guidance]:
+    """Guidance as a list of elements.
+
+    Args:
+      guide: an element, or several in order.
+
+    Raises:
+      ValueError: an unknown name or number, or what is no element.
+
+    >>> guidance_of([2, "interval:0.2,5"])
+    [CFG(weight=2.0, sequential=False), Interval(low=0.2, high=5.0)]
+    """
+    listed: Sequence[Any] = guide if isinstance(guide, tuple | list) else [guide]
+    return [element for each in listed for element in _element(each)]
+
+
+def _element(guide: Guide) -> list[Guidance]:
+    if isinstance(guide, str):
+        return list(parse_guidance([guide]))
+    if isinstance(guide, Guidance):
+        return [guide]
+    if isinstance(guide, float | int | np.number | Array) and not isinstance(guide, bool) and np.ndim(guide) == 0:
+        return [CFG(float(guide))]
+    if not callable(guide) or isinstance(guide, type):
+        raise ValueError(f"an element of guidance is a name, a weight, or a function of a denoiser, got {guide!r}")
+    return [Function(guide)]
 
 
 def parse_cache(text: str | FeatureCache) -> FeatureCache:

@@ -27,6 +27,7 @@ from jaxdiff.data.text import TEXT, given_captions
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.launch.errors import as_config_error, refuse_unknown_options
 from jaxdiff.model import Model
+from jaxdiff.plan import encoded, mask_of
 from jaxdiff.pretrained import schedulers
 from jaxdiff.pretrained.families import Loaded
 from jaxdiff.pretrained.fields import Fields
@@ -115,7 +116,7 @@ class Pretrained:
           key, n, cond, options: see there. Of a network that is told the weight of guidance itself, it is
             ``cond["guidance"]``.
           negative: what guidance leads away from; of text, where it is left out, the empty text (of Stable Diffusion XL
-            zeros, as published).
+            zeros, as published). Of an inpainting network image and mask are conditions.
           size: height and width of the pictures, in pixels; None: the published ones.
           strict: take the steps of diffusers' own scheduler in the place of a sampler and a grid.
           eta: noise of a strict DDIM.
@@ -134,10 +135,8 @@ class Pretrained:
                 warnings.warn(line, LongPrompt, stacklevel=2)
             if "time_ids" in model.conditions and "time_ids" not in given:
                 given["time_ids"] = self._time_ids(model)
-            guide = options.get("guide")
-            guided = guide != () and (guide is not None or bool(model.defaults.guide)) and TEXT in given
-            if negative is None and guided and not self.index.get("force_zeros_for_empty_prompt", False):
-                negative = {TEXT: ""}
+            if "masked" in model.conditions and "masked" not in given and options.get("mask") is not None:
+                given |= self._masked(model, n, options)
             if strict:
                 options |= self._strictly(model, options, eta)
             return model.sample(key, n, given or None, negative=negative, **options)
@@ -197,6 +196,8 @@ class Pretrained:
         )
 
     def _strictly(self, model: Model, options: dict[str, Any], eta: float) -> dict[str, Any]:
+        if options.get("image") is not None:
+            raise ValueError("strict steps begin with noise alone: leave image out, or strict")
         if taken := [name for name in ("sampler", "grid", "ts", "cache") if options.get(name) is not None]:
             raise ValueError(f"strict steps are those of the model's scheduler: leave {taken[0]} out")
         steps = options.pop("steps", None) or model.defaults.steps
@@ -227,6 +228,22 @@ class Pretrained:
         images = dataclasses.replace(codec.images, shape=(*size, codec.images.shape[2]))
         shape = (size[0] // factor, size[1] // factor, codec.shape[2])
         return dataclasses.replace(model, codec=dataclasses.replace(codec, images=images, shape=shape))
+
+    def _masked(self, model: Model, n: int, options: dict[str, Any]) -> dict[str, Any]:
+        """What an inpainting network is told of an image and its mask, which leave the options: the mask, and the
+        latents of the image with grey in the place of what is to be drawn. With a strength the image stays."""
+        codec: Any = model.codec
+        image, mask = options.get("image"), options.pop("mask")
+        if image is None:
+            raise ValueError("mask is of an image: give image=... too")
+        encoded(codec, model.shape, image, n)  # checks it
+        small = mask_of(codec, model.shape, mask, n)
+        keep = np.broadcast_to(np.asarray(mask) == 0, (n, *codec.images.shape[:2]))[..., None]
+        stored = np.broadcast_to(np.asarray(image), (n, *codec.images.shape))
+        latents = codec.net.moments(codec.params, codec.images.encode({"x": stored})["x"] * keep)[0]
+        if options.get("strength") in (None, 1, 1.0):
+            options |= {"image": None, "strength": None}
+        return {"mask": small, "masked": codec.standardised(latents)}
 
     def _time_ids(self, model: Model) -> list[float]:
         """Stable Diffusion XL's: the picture's size, no crop, the size again; of the refiner the aesthetic score."""

@@ -141,11 +141,16 @@ def load_pipeline(
     model = Model(
         NetworkDenoiser(network.net, network.params, process, parameterization),
         _codec(network, parts.get("vae")),
-        dataclasses.replace(defaults, guide=kind.guide),
+        dataclasses.replace(defaults, guide=kind.guide, negative=_negative(kind, index.values)),
         encoders=encoders,
     )
     origin = Origin(folder, name, licence_of(folder))
     return Pretrained(model, scheduler.values, parts, index.values, origin, kind.even)
+
+
+def _negative(kind: Kind, index: Mapping[str, Any]) -> dict[str, Any]:
+    """What guidance leads away from: the empty text, and where the pipeline says so zeros in its place."""
+    return {} if kind.join is None or index.get("force_zeros_for_empty_prompt", False) else {"text": ""}
 
 
 def _join(kind: Kind, network: Loaded, length: int | None) -> Any:

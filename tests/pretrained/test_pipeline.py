@@ -16,7 +16,8 @@ import pytest
 from jaxdiff.data.clip_files import padding_token
 from jaxdiff.data.tokenizers import TokenizerFile
 from jaxdiff.launch.errors import ConfigError
-from jaxdiff.pretrained import Pretrained, PretrainedError, load_pipeline, save_pipeline, write_network
+from jaxdiff.pretrained import LongPrompt, Pretrained, PretrainedError, load_pipeline, save_pipeline, write_network
+from jaxdiff.pretrained.origin import licence_of
 from tests.pretrained.tiny import tiny
 
 tokenizers: Any = pytest.importorskip("tokenizers")
@@ -41,8 +42,9 @@ def write_tokenizer(folder: Path, padding: str) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": padding}))
 
 
-def write_pipeline(folder: Path, scheduler: dict[str, Any]) -> Path:
-    for name, (kind, changes) in PARTS.items():
+def write_pipeline(folder: Path, scheduler: dict[str, Any], parts: dict[str, Any] | None = None) -> Path:
+    parts = PARTS if parts is None else parts
+    for name, (kind, changes) in parts.items():
         made = tiny(kind, **changes)
         quiet = made._replace(params=_scaled(made.params, 0.05))  # so that the flow is smooth
         write_network(folder / name, quiet)
@@ -50,7 +52,7 @@ def write_pipeline(folder: Path, scheduler: dict[str, Any]) -> Path:
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     index = {"_class_name": "StableDiffusionPipeline", "safety_checker": [None, None]}
-    index |= {name: ["library", kind] for name, (kind, _) in PARTS.items()}
+    index |= {name: ["library", kind] for name, (kind, _) in parts.items()}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
@@ -189,3 +191,74 @@ def test_a_folder_of_something_else_is_not_written_over(model: Pretrained, tmp_p
     with pytest.raises(PretrainedError, match="is where this model was read from"):
         save_pipeline(model.origin.folder, model)
     assert [each.name for each in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_picture_and_a_mask(model: Pretrained) -> None:
+    """Latents of the kept part are the picture's."""
+    picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    mask = np.zeros((16, 16), int)
+    mask[:, 8:] = 1
+    options: dict[str, Any] = {"steps": 4, "image": picture, "decode": False}
+    latents = np.asarray(model.codec.encode({"x": picture[None]})["x"])
+    kept = model.sample(0, 1, {"text": "a cat"}, mask=mask, **options)
+    np.testing.assert_allclose(kept[:, :, :4], latents[:, :, :4], atol=2e-4)
+    assert np.abs(kept[:, :, 4:] - latents[:, :, 4:]).max() > 0.1
+    near, far = (
+        np.abs(model.sample(0, 1, {"text": "a cat"}, strength=s, **options) - latents).mean() for s in (0.25, 1)
+    )
+    assert near < far
+    with pytest.raises(ConfigError, match="strict steps begin with noise alone"):
+        model.sample(0, 1, {"text": "a cat"}, strict=True, **options)
+
+
+def test_an_inpainting_network_is_told_of_picture_and_mask(folder: Path, tmp_path: Path) -> None:
+    """The mask of the first pixel of each latent, and the latents of the picture with grey where it is drawn anew."""
+    scheduler = {"_class_name": "DDIMScheduler", **SD}
+    parts = {**PARTS, "unet": ("UNet2DConditionModel", {**PARTS["unet"][1], "in_channels": 9, "out_channels": 4})}
+    inpainting = load_pipeline(write_pipeline(tmp_path, scheduler, parts))
+    picture = np.full((16, 16, 3), 255, np.uint8)
+    mask = np.zeros((16, 16), int)
+    mask[:, 8:] = 1
+    options: dict[str, Any] = {"steps": 2, "decode": False}
+    found = inpainting.sample(0, 1, {"text": "a cat"}, image=picture, mask=mask, **options)
+    codec = inpainting.codec
+    pixels = np.where(mask[None, :, :, None] == 1, 0.0, 1.0) * np.ones((1, 16, 16, 3), np.float32)
+    latents = codec.standardised(codec.net.moments(codec.params, pixels)[0])
+    told = {"text": "a cat", "mask": mask[None, ::2, ::2, None].astype(np.float32), "masked": latents}
+    np.testing.assert_allclose(found, inpainting.sample(0, 1, told, **options), atol=1e-5)
+    with pytest.raises(ConfigError, match="mask is of an image"):
+        inpainting.sample(0, 1, {"text": "a cat"}, mask=mask, **options)
+
+
+def test_long_prompts_are_told_of_and_weights_count(model: Pretrained) -> None:
+    options: dict[str, Any] = {"steps": 2, "decode": False, "guide": ()}
+    with pytest.warns(LongPrompt, match="1 of 1 prompts is cut to the 77 ids that the text encoder takes; the longest"):
+        model.sample(0, 1, {"text": "cat " * 60}, **options)
+    encoder: Any = model.model.encoders["text"]
+    weighted = dataclasses.replace(encoder, weighted=True)
+    plain, one, more = (
+        each(text)["tokens"]
+        for each, text in ((encoder, "a red cat"), (weighted, "a (red:1) cat"), (weighted, "a (red:1.4) cat"))
+    )
+    np.testing.assert_array_equal(one, plain)
+    ratio = more / plain  # r, e, d are the ids 2 to 4
+    np.testing.assert_allclose(ratio[2:5] / ratio[:1], 1.4, rtol=1e-4)
+    np.testing.assert_allclose(more.mean(), plain.mean(), rtol=1e-3)
+    found = model.sample(0, 1, {"text": "a (red:1.4) cat"}, prompt_weights=True, **options)
+    assert found.shape == (1, *model.shape)
+
+
+def test_where_it_is_from(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\ntags: [a]\nlicense: other\nlicense_name: stabilityai-ai-community\n---\n")
+    assert licence_of(tmp_path) == "stabilityai-ai-community"
+    assert licence_of(folder) is None
+    (tmp_path / "README.md").unlink()
+    (tmp_path / "LICENSE.md").write_text("")
+    assert licence_of(tmp_path) == "see LICENSE.md"
+
+
+def test_no_network_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(PretrainedError, match="hf:nobody/nothing: ") as error:
+        load_pipeline("hf:nobody/nothing")
+    assert "\n" not in str(error.value)
