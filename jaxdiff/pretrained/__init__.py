@@ -8,6 +8,7 @@ the steps of diffusers' own scheduler.
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import FAMILIES, Loaded, load_network, write_network
 from jaxdiff.pretrained.lora import Lora, load_lora, write_lora
+from jaxdiff.pretrained.lora_trained import trained_lora
 from jaxdiff.pretrained.model import LongPrompt, Pretrained
 from jaxdiff.pretrained.origin import Origin
 from jaxdiff.pretrained.pipeline import KINDS, load_pipeline
@@ -28,6 +29,7 @@ __all__ = [
     "load_network",
     "load_pipeline",
     "save_pipeline",
+    "trained_lora",
     "write_lora",
     "write_network",
 ]

@@ -13,7 +13,9 @@ attention and perceptron, their factors stand side by side: r is the sum of thei
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +24,38 @@ from numpy.typing import NDArray
 
 from jaxdiff.networks.lora import ADDED, BASE, Form, LoRA
 from jaxdiff.pretrained.errors import PretrainedError
-from jaxdiff.pretrained.families import family_of
-from jaxdiff.pretrained.fields import Fields
-from jaxdiff.pretrained.lora import Factors
+from jaxdiff.pretrained.families import CONFIG, family_of
+from jaxdiff.pretrained.fields import Fields, read_fields
+from jaxdiff.pretrained.lora import Factors, Lora
 from jaxdiff.pretrained.naming import Leaf
 
+DENOISERS = ("unet", "transformer")
 Pair = tuple[NDArray[Any], NDArray[Any]]
+
+
+def trained_lora(run: Any, folder: str | os.PathLike[str] | None = None) -> Lora:
+    """The LoRA that a run has trained on a published model, for `jaxdiff.pretrained.write_lora`.
+
+    Args:
+      run: from `jaxdiff.load`, or from `jaxdiff.fit`.
+      folder: of the published model; None: where the run began.
+
+    Raises:
+      PretrainedError: a run without a LoRA, or on no published model.
+    """
+    net = getattr(getattr(run, "denoise", None), "net", None)
+    if not isinstance(net, LoRA):
+        raise PretrainedError(f"expected a run that was trained with lora.rank, got a {type(run).__name__} without one")
+    named = [each.path for each in run.config.frozen if each.name == BASE]
+    whole = Path(named[0] if folder is None else folder).expanduser()
+    place = next((whole / name for name in DENOISERS if (whole / name / CONFIG).is_file()), whole)
+    fields = read_fields(place / CONFIG).values
+    if "_class_name" not in fields:
+        raise PretrainedError(
+            f"{whole} is no published model, so its modules have no published names: the LoRA stays with its run"
+        )
+    part = "unet" if str(fields["_class_name"]).startswith("UNet") else "transformer"
+    return Lora({part: published_factors(net, run.denoise.params, fields)}, str(whole))
 
 
 def published_factors(net: LoRA, params: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Factors]:
