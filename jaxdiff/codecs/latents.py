@@ -128,7 +128,7 @@ class Latents:
                     f"{source.spec['x'].shape}: name the folder of an autoencoder's run"
                 )
             return default_codec(source, flip=flip)
-        config, folder = find(self.path)
+        config, folder = find(self.path, "vae")
         net = config.network
         if not all(hasattr(net, name) for name in ("factor", "channels", "in_channels")):
             raise ValueError(
@@ -138,7 +138,7 @@ class Latents:
         if self.mean:  # noted: the run in the folder may have gone on since
             step, mean, std = self.step, self.mean, self.std
         else:
-            step, mean, std = _statistics(folder, net.channels)
+            step, mean, std = _statistics(config, folder, net.channels)
             if self.step not in (None, step):
                 raise ValueError(
                     f"codec.step {self.step}: {folder} states mean and std of the latents of step {step} alone "
@@ -182,7 +182,7 @@ class Latents:
     def build(self, read: Read) -> tuple[Latents, Codec]:
         """The codec, by the run's averaged weights."""
         assert self.path is not None and self.images is not None and self.shape is not None, "resolve it first"
-        weights = read(self.path, self.step, self.checksum)
+        weights = read(self.path, self.step, self.checksum, "vae")
         codec = LatentImages(
             weights.params,
             np.asarray(self.mean, np.float32),
@@ -195,8 +195,11 @@ class Latents:
         return dataclasses.replace(self, step=weights.step, checksum=weights.checksum), codec
 
 
-def _statistics(folder: Path, channels: int) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
-    """Step, mean and standard deviation of each channel, as the autoencoder's training has written them."""
+def _statistics(config: Any, folder: Path, channels: int) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+    """Step, mean and standard deviation of each channel, as the autoencoder's training has written them, or
+    as it was published with."""
+    if hasattr(config, "std"):
+        return 0, (config.mean,) * channels, (config.std,) * channels
     file = folder / STATISTICS
     if not file.is_file():
         raise ValueError(

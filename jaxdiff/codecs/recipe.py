@@ -39,10 +39,11 @@ class Weights(NamedTuple):
     checksum: str
 
 
-Read = Callable[[str, int | None, str | None], Weights]
-"""``(path, step, checksum) -> Weights``: a step of None is the newest; weights of another checksum are refused."""
-Find = Callable[[str], tuple[Any, Path]]
-"""``(path) -> (configuration, folder)`` of what lies there."""
+Read = Callable[[str, int | None, str | None, str], Weights]
+"""``(path, step, checksum, part) -> Weights``: a step of None is the newest; weights of another checksum are refused.
+The part is the name of a network's folder in a published model, such as "vae"; a run has one network alone."""
+Find = Callable[[str, str], tuple[Any, Path]]
+"""``(path, part) -> (configuration, folder)`` of what lies there."""
 
 
 class Recipe(Protocol):

@@ -46,7 +46,8 @@ class WithText:
     ids.
 
     Args:
-      path: folder of the encoder and its weights, from `jaxdiff.train.save_network`. It is looked for from the working
+      path: folder of the encoder and its weights, from `jaxdiff.train.save_network`, or published, by itself or in a
+        model (its first encoder). It is looked for from the working
         folder, and for a saved run also beside it and above.
       inner: the codec of the data, `Latents` or another; None: the one that goes with the data.
       mask: the tokens that the network attends to: "caption", up to its end, or "all".
@@ -123,7 +124,7 @@ class WithText:
             inner: Any = default_codec(source, flip=flip)
         else:
             inner = resolved(self.inner, source, find, flip=flip)
-        net = find(self.path)[0].network if self.net is None else self.net
+        net = find(self.path, "text_encoder")[0].network if self.net is None else self.net
         if not all(hasattr(net, name) for name in ("apply", "init")) or not hasattr(net, "config"):
             raise ValueError(f"{self.path} holds {type(net).__name__}, not a text encoder")
         ids = source.spec.get(TEXT)
@@ -153,7 +154,7 @@ class WithText:
         """The codec, by the encoder's weights."""
         assert self.length is not None and self.padding is not None, "resolve it first"
         recipe, inner = built(self.inner, read)
-        weights = read(self.path, self.step, self.checksum)
+        weights = read(self.path, self.step, self.checksum, "text_encoder")
         parts = {name: getattr(self, name) for name in (*_OF_TOKENIZER, "mask", "masked", "pooled")}
         codec = TextAndData(inner, weights.params, net=weights.net, **parts)
         return dataclasses.replace(self, inner=recipe, step=weights.step, checksum=weights.checksum), codec

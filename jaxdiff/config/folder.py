@@ -24,6 +24,8 @@ from jaxdiff.config.upgrade import upgraded
 from jaxdiff.launch.distributed import lead_first
 from jaxdiff.launch.errors import ConfigError
 from jaxdiff.launch.lock import locked
+from jaxdiff.pretrained.origin import INDEX
+from jaxdiff.pretrained.parts import is_published_part, read_part
 
 CONFIG, CHECKPOINTS, LAST_SAVED, SAMPLES, LOCK = "config.json", "checkpoints", "checkpoints.json", "samples", "lock"
 NETWORK, WEIGHTS = "network.json", "weights.npz"
@@ -90,13 +92,16 @@ class FrozenConfig(NamedTuple):
     codec: Any = None
 
 
-def read_frozen_config(folder: str | os.PathLike[str]) -> Any:
-    """The configuration of frozen weights: of a run, or the `FrozenConfig` of a folder that holds a network alone.
+def read_frozen_config(folder: str | os.PathLike[str], *parts: str) -> Any:
+    """The configuration of frozen weights: of a run, the `FrozenConfig` of a folder that holds a network alone, or the
+    `jaxdiff.pretrained.parts.Part` of a published folder, by the names of parts.
 
     Raises:
       ConfigError: there is none, or it cannot be read.
     """
     file = Path(folder).expanduser() / NETWORK
+    if is_published_part(folder):
+        return read_part(Path(folder).expanduser(), *parts)
     if not os.path.isfile(file):
         return read_config(folder)
     try:
@@ -125,7 +130,7 @@ def find_run(path: str | os.PathLike[str], near: str | os.PathLike[str] | None =
     if near is not None:
         places.append(Path(near).absolute().parent / path.name)
     for place in (*places, *here) if known else (*here, *places):
-        if os.path.isfile(place / CONFIG) or os.path.isfile(place / NETWORK):
+        if any(os.path.isfile(place / name) for name in (CONFIG, NETWORK, INDEX)):
             return place
     beside = "" if near is None else f", nor from {Path(near).absolute()} upwards"
     where = f"in {Path(near) / CONFIG} (codec, path)" if known and near is not None else "by codec.path"
@@ -138,9 +143,9 @@ def find_run(path: str | os.PathLike[str], near: str | os.PathLike[str] | None =
 def finder(config: RunConfig) -> Find:
     """How what a configuration's codec names is found: `find_run` near the run's folder, and its configuration."""
 
-    def find(path: str) -> tuple[Any, Path]:
+    def find(path: str, part: str) -> tuple[Any, Path]:
         folder = find_run(path, config.folder)
-        return read_frozen_config(folder), folder
+        return read_frozen_config(folder, part), folder
 
     return find
 

@@ -23,7 +23,7 @@ from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.fields import Fields, read_fields
 from jaxdiff.pretrained.naming import Naming
 from jaxdiff.pretrained.reading import load_params
-from jaxdiff.pretrained.safetensors import open_safetensors, write_safetensors
+from jaxdiff.pretrained.safetensors import SafeTensors, open_safetensors, write_safetensors
 from jaxdiff.pretrained.writing import Published
 
 CONFIG = "config.json"
@@ -96,21 +96,40 @@ def load_network(
         missing, are damaged or do not fit; one line.
     """
     folder = Path(folder).expanduser()
+    fields, family, net = described(folder)
+    tensors = open_weights(folder, family, variant)
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    spread = None if shardings is None else shardings(shapes)
+    naming = family.naming(fields)
+    params = load_params(shapes, naming, tensors, dtype=dtype, shardings=spread, where=str(folder))
+    return Loaded(net, params, dict(fields.values))
+
+
+def open_weights(folder: Path, family: Family, variant: str | None = None) -> SafeTensors:
+    """The tensors of a network's folder.
+
+    Raises:
+      PretrainedError: there are none, or they are damaged.
+    """
+    tensors = open_safetensors(folder, family.stem, variant)
+    if tensors is None:
+        raise PretrainedError(f"{folder}: there is no {family.stem}.safetensors{_other_weights(folder, family.stem)}")
+    return tensors
+
+
+def described(folder: Path) -> tuple[Fields, Family, Any]:
+    """What a folder says of its network: the fields of its configuration, its family, and its pure functions.
+
+    Raises:
+      PretrainedError: as `load_network`, but for the weights.
+    """
     if not (folder / CONFIG).is_file():
         raise PretrainedError(
             f"{folder}: there is no {CONFIG}" if folder.is_dir() else f"{folder}: there is no such folder"
         )
     fields = read_fields(folder / CONFIG)
     family = family_of(fields)
-    net = family.pure(_configured(family, fields))
-    tensors = open_safetensors(folder, family.stem, variant)
-    if tensors is None:
-        raise PretrainedError(f"{folder}: there is no {family.stem}.safetensors{_other_weights(folder, family.stem)}")
-    shapes = jax.eval_shape(net.init, jax.random.key(0))
-    spread = None if shardings is None else shardings(shapes)
-    naming = family.naming(fields)
-    params = load_params(shapes, naming, tensors, dtype=dtype, shardings=spread, where=str(folder))
-    return Loaded(net, params, dict(fields.values))
+    return fields, family, family.pure(_configured(family, fields))
 
 
 def write_network(folder: str | os.PathLike[str], loaded: Loaded, *, dtype: str | None = None) -> None:

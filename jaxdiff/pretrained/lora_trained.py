@@ -28,8 +28,8 @@ from jaxdiff.pretrained.families import CONFIG, family_of
 from jaxdiff.pretrained.fields import Fields, read_fields
 from jaxdiff.pretrained.lora import Factors, Lora
 from jaxdiff.pretrained.naming import Leaf
+from jaxdiff.pretrained.parts import DENOISERS, part_folder
 
-DENOISERS = ("unet", "transformer")
 Pair = tuple[NDArray[Any], NDArray[Any]]
 
 
@@ -48,7 +48,7 @@ def trained_lora(run: Any, folder: str | os.PathLike[str] | None = None) -> Lora
         raise PretrainedError(f"expected a run that was trained with lora.rank, got a {type(run).__name__} without one")
     named = [each.path for each in run.config.frozen if each.name == BASE]
     whole = Path(named[0] if folder is None else folder).expanduser()
-    place = next((whole / name for name in DENOISERS if (whole / name / CONFIG).is_file()), whole)
+    place = part_folder(whole, *DENOISERS)
     fields = read_fields(place / CONFIG).values
     if "_class_name" not in fields:
         raise PretrainedError(

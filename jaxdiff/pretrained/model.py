@@ -33,6 +33,7 @@ from jaxdiff.pretrained.families import Loaded
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.lora import Lora, load_lora, merged
 from jaxdiff.pretrained.origin import Origin
+from jaxdiff.pretrained.processes import FlowTimes
 from jaxdiff.pretrained.strict import draw_strictly
 from jaxdiff.process import Process
 from jaxdiff.spec import Spec
@@ -201,10 +202,8 @@ class Pretrained:
         if taken := [name for name in ("sampler", "grid", "ts", "cache") if options.get(name) is not None]:
             raise ValueError(f"strict steps are those of the model's scheduler: leave {taken[0]} out")
         steps = options.pop("steps", None) or model.defaults.steps
-        factor = getattr(getattr(model.denoise.net, "build", None), "patch", 1)
-        tokens = int(np.prod(model.shape[:2])) // factor**2
         fields = Fields(self.scheduler, str(self.origin.folder / SCHEDULER / "scheduler_config.json"))
-        table = schedulers.table(fields, steps, eta=eta, tokens=tokens, even=self.even)
+        table = schedulers.table(fields, steps, eta=eta, tokens=tokens_of(model), even=self.even)
         return {"steps": None, "program": functools.partial(draw_strictly, table)}
 
     def _changed(self, size: tuple[int, int] | None, clip_skip: int, prompt_weights: bool) -> Model:
@@ -221,13 +220,13 @@ class Pretrained:
             return model
         codec: Any = model.codec
         if not isinstance(codec, LatentImages):
-            return dataclasses.replace(model, codec=Images((*size, codec.shape[2])))
+            return sized(dataclasses.replace(model, codec=Images((*size, codec.shape[2]))))
         factor = codec.net.factor
         if len(size) != 2 or any(side < factor or side % factor for side in size):
             raise ValueError(f"size is (height, width) in multiples of {factor} pixels, got {size}")
         images = dataclasses.replace(codec.images, shape=(*size, codec.images.shape[2]))
         shape = (size[0] // factor, size[1] // factor, codec.shape[2])
-        return dataclasses.replace(model, codec=dataclasses.replace(codec, images=images, shape=shape))
+        return sized(dataclasses.replace(model, codec=dataclasses.replace(codec, images=images, shape=shape)))
 
     def _masked(self, model: Model, n: int, options: dict[str, Any]) -> dict[str, Any]:
         """What an inpainting network is told of an image and its mask, which leave the options: the mask, and the
@@ -253,3 +252,18 @@ class Pretrained:
         assert not isinstance(ids, Mapping)
         last = [6.0] if ids.shape == (5,) else [height, width]
         return [float(each) for each in (height, width, 0, 0, *last)]
+
+
+def tokens_of(model: Model) -> int:
+    """How many tokens its pictures have."""
+    patch = getattr(getattr(model.denoise.net, "build", None), "patch", 1)
+    return int(np.prod(model.shape[:2])) // patch**2
+
+
+def sized(model: Model) -> Model:
+    """The model with the default times of its pictures' size, which a flow's dynamic shift depends on."""
+    grid = model.defaults.grid
+    if not isinstance(grid, FlowTimes):
+        return model
+    grid = dataclasses.replace(grid, tokens=tokens_of(model))
+    return dataclasses.replace(model, defaults=dataclasses.replace(model.defaults, grid=grid))

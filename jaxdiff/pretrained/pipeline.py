@@ -1,7 +1,7 @@
 """A published pipeline as one model: `model_index.json`, and a folder for each of its parts.
 
-The scheduler's configuration says the process and what the network predicts, for our samplers (`process_of`), and the
-steps of diffusers (`jaxdiff.pretrained.schedulers`).
+The scheduler's configuration says the process and what the network predicts, for our samplers
+(`jaxdiff.pretrained.processes`), and the steps of diffusers (`jaxdiff.pretrained.schedulers`).
 """
 
 from __future__ import annotations
@@ -13,29 +13,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from jaxdiff.codecs import Images
 from jaxdiff.codecs.latents import LatentImages
 from jaxdiff.data.clip_files import padding_token
 from jaxdiff.data.tokenizers import TokenizerFile
 from jaxdiff.denoiser import NetworkDenoiser
-from jaxdiff.discrete import DiscreteVP
-from jaxdiff.model import Defaults, Model
+from jaxdiff.model import Model
 from jaxdiff.networks.text import T5, TextEncoder
-from jaxdiff.parameterization import X0, Eps, Parameterization, ScaledTime, TimeIndex, V, Velocity
 from jaxdiff.pretrained import autoencoder_kl, prompts
-from jaxdiff.pretrained.chains import chain
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import Loaded, load_network
 from jaxdiff.pretrained.fields import Fields, read_fields
-from jaxdiff.pretrained.model import SCHEDULER, Pretrained
+from jaxdiff.pretrained.model import SCHEDULER, Pretrained, sized
 from jaxdiff.pretrained.origin import INDEX, Origin, found, licence_of
+from jaxdiff.pretrained.processes import process_of
 from jaxdiff.pretrained.prompts import Branch, Prompts
-from jaxdiff.process import Process
-from jaxdiff.schedule import Flow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +139,7 @@ def load_pipeline(
         encoders=encoders,
     )
     origin = Origin(folder, name, licence_of(folder))
-    return Pretrained(model, scheduler.values, parts, index.values, origin, kind.even)
+    return Pretrained(sized(model), scheduler.values, parts, index.values, origin, kind.even)
 
 
 def _negative(kind: Kind, index: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,38 +191,3 @@ def _codec(network: Loaded, vae: Loaded | None) -> Any:
     mean, std = (np.full(channels, each, np.float32) for each in (found.shift, 1 / found.factor))
     images = Images((height * factor, width * factor, vae.net.build.in_channels))
     return LatentImages(vae.params, mean, std, images, net=vae.net, shape=(height, width, channels))
-
-
-def process_of(fields: Fields) -> tuple[Process, Parameterization, Defaults]:
-    """The process that a scheduler's configuration is of, what the network predicts and is told, and a way to sample.
-
-    Raises:
-      PretrainedError: a schedule or a prediction that jaxdiff does not know.
-
-    >>> process, parameterization, _ = process_of(Fields({"_class_name": "DDIMScheduler"}))
-    >>> type(process).__name__, type(parameterization).__name__
-    ('DiscreteVP', 'Eps')
-    """
-    name = str(fields.values.get("_class_name"))
-    if "FlowMatch" in name:
-        return (
-            Flow(),
-            Velocity(time=ScaledTime(1000.0)),
-            Defaults("euler", 28, functools.partial(_flow_times, fields), clip=False),
-        )
-    defaults = {"LCM": (0.00085, 0.012, "scaled_linear"), "Heun": (0.00085, 0.012, "linear")}
-    betas = next((each for key, each in defaults.items() if key in name), (1e-4, 0.02, "linear"))
-    on = chain(Fields(fields.values, fields.where), betas=betas)
-    kinds: dict[str, Any] = {"epsilon": Eps, "sample": X0, "v_prediction": V}
-    return (
-        DiscreteVP(on.betas),
-        kinds[on.kind](time=TimeIndex(on.length)),
-        Defaults("dpmpp_2m", 25, "uniform", clip=False),
-    )
-
-
-def _flow_times(fields: Fields, process: Process, n: int) -> Array:
-    """A flow's own times: its noise levels, shifted as its scheduler says, and once only."""
-    shift = fields.get("shift", 1.0)
-    level = np.linspace(1.0, 1 / n, n)
-    return jnp.asarray(shift * level / (1 + (shift - 1) * level), jnp.float32)

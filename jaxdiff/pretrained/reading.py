@@ -36,6 +36,8 @@ def load_params(
     dtype: str | None = "float32",
     shardings: Mapping[str, Any] | Sharding | None = None,
     where: str = "",
+    missing: bool = False,
+    extra: bool = False,
 ) -> dict[str, Any]:
     """The parameters of a network, from published tensors.
 
@@ -46,6 +48,9 @@ def load_params(
       dtype: of floating numbers; None: each as it is stored.
       shardings: one for all, or a tree of them; None: the first device.
       where: the folder or file, for messages.
+      missing: whether leaves may be left out: those whose tensors are not there, or have another shape, stay as they
+        stand in ``shapes``.
+      extra: whether tensors may be left over.
 
     Raises:
       PretrainedError: tensors that are missing, that are left over, or that have another shape; all by name.
@@ -54,9 +59,12 @@ def load_params(
     flat: dict[str, Any] = traverse_util.flatten_dict(dict(shapes), sep="/")
     leaves = {path: naming.leaf(path, leaf.shape) for path, leaf in flat.items()}
     stored = {naming.newer(name): name for name in tensors}
-    _compare(leaves, naming, tensors, stored, where)
+    params: dict[str, Any] = {}
+    if missing:
+        params = {path: flat[path] for path, leaf in leaves.items() if not _is_there(leaf, tensors, stored)}
+        leaves = {path: leaf for path, leaf in leaves.items() if path not in params}
+    _compare(leaves, naming, tensors, stored, where, extra=extra)
     spread = traverse_util.flatten_dict(dict(shardings), sep="/") if isinstance(shardings, Mapping) else None
-    params = {}
     for path, leaf in leaves.items():
         sharding: Any = shardings if spread is None else spread[path]
         sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -75,23 +83,33 @@ def load_params(
 
 
 def _compare(
-    leaves: Mapping[str, Leaf], naming: Naming, tensors: SafeTensors, stored: Mapping[str, str], where: str
+    leaves: Mapping[str, Leaf],
+    naming: Naming,
+    tensors: SafeTensors,
+    stored: Mapping[str, str],
+    where: str,
+    *,
+    extra: bool = False,
 ) -> None:
     wanted = {name: leaf.tensor for leaf in leaves.values() for name in leaf.names}
     missing = [name for name in wanted if name not in stored]
     known = wanted.keys() | naming.copies.keys() | naming.tables.keys()
-    extra = [name for name in stored if name not in known and not naming.is_unused(name)]
+    left = [] if extra else [name for name in stored if name not in known and not naming.is_unused(name)]
     shapes = {name: (tensors[stored[name]].shape, shape) for name, shape in wanted.items() if name in stored}
     other = [f"{name} is {has}, expected {shape}" for name, (has, shape) in shapes.items() if not _fits(has, shape)]
     said = [
         f"{len(names)} {what}: {', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''}"
-        for what, names in (("tensors are missing", missing), ("are not known", extra), ("have another shape", other))
+        for what, names in (("tensors are missing", missing), ("are not known", left), ("have another shape", other))
         if names
     ]
     if said:
         raise PretrainedError(
             f"{where or tensors.files[0]}: the weights do not fit the configuration: {'; '.join(said)}"
         )
+
+
+def _is_there(leaf: Leaf, tensors: SafeTensors, stored: Mapping[str, str]) -> bool:
+    return all(name in stored and _fits(tensors[stored[name]].shape, leaf.tensor) for name in leaf.names)
 
 
 def _check_fixed(naming: Naming, tensors: SafeTensors, where: str) -> None:

@@ -165,7 +165,8 @@ def fit(
     run_of(template, 0).check()
     folder, weights = cfg.check_folder(config), None
     if init_from is not None and not isinstance(net, LoRA) and not (folder / LAST_SAVED).exists():
-        weights = training.read_weights(init_from, template.params, partial=init_partial or bool(frozen_part))
+        partial = init_partial or bool(frozen_part)
+        weights = training.read_weights(init_from, template.params, partial=partial, network=config.network)
     if lead:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(template.params))
         where = f"{mesh.size} device(s)" + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")

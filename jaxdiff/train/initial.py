@@ -33,12 +33,13 @@ from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.launch.distributed import as_lead, meet
 from jaxdiff.networks import functional
 from jaxdiff.networks.lora import LoRA
+from jaxdiff.pretrained.parts import denoiser_params, is_published_part, load_part
 from jaxdiff.train.checkpoint import Checkpoints
 from jaxdiff.train.checkpoint_format import CheckpointError
 from jaxdiff.train.checksum import leaf_sums, text_sum
 from jaxdiff.train.frozen import partition
 from jaxdiff.train.network_folder import network_weights
-from jaxdiff.train.sharding import batch_sharding, make_mesh, params_template
+from jaxdiff.train.sharding import batch_sharding, make_mesh, params_template, split_sharding
 from jaxdiff.train.state import Network, TrainState
 from jaxdiff.train.step import Given
 
@@ -56,23 +57,43 @@ def read_weights(
     ema: bool = True,
     partial: bool = False,
     say: Callable[[str], None] | None = None,
+    network: Any = None,
 ) -> Any:
     """The weights of a checkpoint, for `with_weights`.
 
     Args:
-        path: the folder of a run (its newest checkpoint), a folder of checkpoints, or the folder of one step.
+        path: the folder of a run (its newest checkpoint), a folder of checkpoints, or the folder of one step; or of a
+            published model or network.
         template: the parameters' shapes and shardings.
         ema: take the averaged weights (of several averages the first) rather than those of the last step.
         partial: take the leaves that fit by name and shape; the others stay `jax.ShapeDtypeStruct`, and are told of.
         say: gets warnings, and what is new.
+        network: the configuration that the weights are for, with which that of a published network is compared.
 
     Raises:
         CheckpointError: there is no checkpoint, none that can be read, or its leaves differ and `partial` is not set.
     """
+    if is_published_part(Path(path).expanduser()):
+        return _published_weights(Path(path).expanduser(), template, network, partial, say)
     folder, step = _located(Path(path).expanduser())
     with Checkpoints(folder, readonly=True, say=say) as checkpoints:
         average = ema and _average_of(folder)
         return checkpoints.restore_weights(template, ema=average, partial=partial, step=step)[1]
+
+
+def _published_weights(
+    folder: Path, template: Any, network: Any, partial: bool, say: Callable[[str], None] | None
+) -> Any:
+    params = denoiser_params(folder, template, network, partial=partial)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    new = [jax.tree_util.keystr(path, simple=True, separator="/") for path, leaf in leaves if not _is_read(leaf)]
+    if new and jax.process_index() == 0:
+        (say or print)(f"{len(new)} of {len(leaves)} leaves are new: {', '.join(new)}")
+    return params
+
+
+def _is_read(leaf: Any) -> bool:
+    return not isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def read_codec(config: Kind, mesh: Mesh, near: str | os.PathLike[str] | None = None) -> tuple[Kind, Codec]:
@@ -89,8 +110,14 @@ def read_codec(config: Kind, mesh: Mesh, near: str | os.PathLike[str] | None = N
     """
     near = config.folder if near is None else near
 
-    def read(path: str, step: int | None, checksum: str | None) -> Weights:
+    def read(path: str, step: int | None, checksum: str | None, part: str) -> Weights:
         folder = find_run(path, near, known=checksum is not None)
+        if is_published_part(folder):
+            loaded = load_part(folder, lambda shapes: split_sharding(shapes, mesh), part)
+            known = FrozenWeights(name="codec", path=str(folder), step=0, checksum=checksum)
+            now = _with_checksum(known, loaded.params)
+            assert now.checksum is not None
+            return Weights(loaded.net, loaded.params, 0, now.checksum)
         of = read_frozen_config(folder)
         net = build_network(of) if isinstance(of, RunConfig) else of.network
         net = net[AUTOENCODER] if isinstance(of, AutoencoderConfig) else net
@@ -223,7 +250,7 @@ def read_frozen(
             with as_config_error("train.freeze"):
                 template = partition(params_template(net, mesh), config.train.freeze)[1]
             if isinstance(net, LoRA):  # whose own weights lie there without the name that they have here
-                base, now = _checked(each, template[BASE])
+                base, now = _checked(each, template[BASE], config.network)
                 base = {BASE: base}
             else:
                 base, now = _checked(each, template)
@@ -261,9 +288,12 @@ def read_part(folder: Path, template: Any, *, ema: bool | str = True, step: int 
     return found, params
 
 
-def _checked(each: FrozenWeights, template: Any) -> tuple[Any, FrozenWeights]:
-    """Weights, and what is noted of them."""
-    if (Path(each.path).expanduser() / NETWORK).is_file():
+def _checked(each: FrozenWeights, template: Any, network: Any = None) -> tuple[Any, FrozenWeights]:
+    """Weights, and what is noted of them. With a network's configuration, one that was published with another is
+    refused."""
+    if is_published_part(Path(each.path).expanduser()):
+        found, params = 0, denoiser_params(Path(each.path).expanduser(), template, network)
+    elif (Path(each.path).expanduser() / NETWORK).is_file():
         found, params = 0, network_weights(Path(each.path).expanduser(), template)
     else:
         folder, step = _located(Path(each.path).expanduser())
@@ -272,13 +302,22 @@ def _checked(each: FrozenWeights, template: Any) -> tuple[Any, FrozenWeights]:
             found, params = checkpoints.restore_weights(template, ema=average, partial=True, step=each.step or step)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
         raise CheckpointError(f"{each.path}: it lacks a part of the weights that are needed ({each.name})")
+    return params, _with_checksum(dataclasses.replace(each, step=found), params)
+
+
+def _with_checksum(each: FrozenWeights, params: Any) -> FrozenWeights:
+    """What is noted of weights.
+
+    Raises:
+        CheckpointError: they are others than those noted before.
+    """
     checksum = str(text_sum([str(number) for number in leaf_sums(jax.tree.leaves(params))]))
     if each.checksum is not None and checksum != each.checksum:
         raise CheckpointError(
-            f"{each.path} step {found}: its weights are not those that this run began with ({each.name}): bring them "
-            "back, or start a new run"
+            f"{each.path} step {each.step}: its weights are not those that this run began with ({each.name}): bring "
+            "them back, or start a new run"
         )
-    return params, dataclasses.replace(each, step=found, checksum=checksum)
+    return dataclasses.replace(each, checksum=checksum)
 
 
 def with_weights(state: TrainState, weights: Any) -> TrainState:

@@ -14,7 +14,8 @@ import pytest
 from jaxdiff.pretrained import PretrainedError
 from jaxdiff.pretrained.chains import chain
 from jaxdiff.pretrained.fields import Fields
-from jaxdiff.pretrained.schedulers import SCHEDULERS, flow_levels, table
+from jaxdiff.pretrained.flow_steps import flow_levels
+from jaxdiff.pretrained.schedulers import SCHEDULERS, table
 from jaxdiff.pretrained.steps import StepTable, follow
 
 SD: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -42,6 +43,11 @@ ENDING_AT_0: dict[str, dict[str, Any]] = {
     "HeunDiscreteScheduler": {},
     "DPMSolverMultistepScheduler": {"solver_order": 3},
     "UniPCMultistepScheduler": {"solver_order": 3},
+    "DPMSolverSinglestepScheduler": {"solver_order": 3},
+    "LMSDiscreteScheduler": {"use_beta_sigmas": True},
+    "KDPM2DiscreteScheduler": {},
+    "KDPM2AncestralDiscreteScheduler": {},
+    "DPMSolverSDEScheduler": {},
 }
 
 
@@ -104,7 +110,7 @@ def test_a_static_shift_of_a_flow_is_applied_twice() -> None:
     """diffusers' fault 13243: with a shift of 3, 28 steps end at 0.00893, not at 0.00299."""
     level = flow_levels(Fields({"shift": 3.0}), 28, None)
     assert level[-2:].round(5).tolist() == [0.00893, 0.0] and level[0] == 1.0
-    dynamic = flow_levels(Fields({"use_dynamic_shifting": True}), 4, 4096)
+    dynamic = flow_levels(Fields({"use_dynamic_shifting": True}), 4, 4096, even=True)
     factor = np.exp(1.15)
     expected = [factor * s / (1 + (factor - 1) * s) for s in (1.0, 0.75, 0.5, 0.25)]
     np.testing.assert_allclose(dynamic, [*expected, 0.0], rtol=1e-12)
@@ -123,7 +129,12 @@ def test_ddim_with_noise_has_ddpms_variance() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("IPNDMScheduler", {}, "IPNDMScheduler is not followed step by step; jaxdiff follows DDIMScheduler, "),
+        ("IPNDMScheduler", {}, "IPNDMScheduler has noise levels of its own, whatever the model was trained on"),
+        (
+            "VQDiffusionScheduler",
+            {},
+            "VQDiffusionScheduler is not followed step by step; jaxdiff follows DDIMScheduler, ",
+        ),
         ("DDIMScheduler", {"beta_schedule": "laplace"}, "beta_schedule is 'laplace'; jaxdiff has linear, "),
         ("DDIMScheduler", {"timestep_spacing": "other"}, "timestep_spacing is 'other'; jaxdiff has linspace, "),
         ("DDIMScheduler", {"prediction_type": "flow_prediction"}, "prediction_type is 'flow_prediction'; jaxdiff has"),
@@ -131,15 +142,61 @@ def test_ddim_with_noise_has_ddpms_variance() -> None:
         ("DDIMScheduler", {"new": 1}, "new is 1, which jaxdiff does not know"),
         ("DDPMScheduler", {"variance_type": "learned"}, "variance_type is 'learned'; jaxdiff has 'fixed_small' or"),
         ("PNDMScheduler", {}, "skip_prk_steps is false: the first steps by Runge and Kutta"),
-        ("EulerDiscreteScheduler", {"timestep_type": "continuous"}, "timestep_type is 'continuous'; jaxdiff has"),
-        ("EulerDiscreteScheduler", {"use_beta_sigmas": True}, "use_beta_sigmas is True; jaxdiff has False or None"),
+        ("EulerDiscreteScheduler", {"timestep_type": "other"}, "timestep_type is 'other'; jaxdiff has"),
+        (
+            "DDIMScheduler",
+            {"prediction_type": "epsilon", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+            "where x is noise alone",
+        ),
+        ("DDIMInverseScheduler", {"prediction_type": "sample"}, "the first step begins at x0, which has no noise"),
+        ("DDIMInverseScheduler", {"timestep_spacing": "linspace"}, "timestep_spacing is 'linspace', which diffusers'"),
+        ("LMSDiscreteScheduler", {"prediction_type": "flow_prediction"}, "prediction_type is 'flow_prediction'"),
+        (
+            "KDPM2DiscreteScheduler",
+            {"prediction_type": "sample"},
+            "prediction_type is 'sample'; jaxdiff has epsilon, v_",
+        ),
         (
             "EulerDiscreteScheduler",
             {"use_karras_sigmas": True, "use_exponential_sigmas": True},
             "use_karras_sigmas too",
         ),
         ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver"}, "algorithm_type is 'dpmsolver'; jaxdiff has"),
-        ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True}, "use_lu_lambdas is True; jaxdiff has False alone"),
+        ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True}, "prediction_type is 'epsilon': they go together"),
+        (
+            "DPMSolverMultistepScheduler",
+            {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "use_karras_sigmas": True},
+            "use_karras_sigmas is true with use_flow_sigmas, which ends in NaN",
+        ),
+        (
+            "DPMSolverMultistepScheduler",
+            {"use_exponential_sigmas": True, "final_sigmas_type": "sigma_min", "algorithm_type": "sde-dpmsolver++"},
+            "final_sigmas_type is 'sigma_min', which ends in NaN",
+        ),
+        ("DPMSolverSinglestepScheduler", {"solver_order": 4}, "solver_order is 4; jaxdiff has 1 to 3"),
+        ("DEISMultistepScheduler", {"solver_order": 4}, "solver_order is 4; jaxdiff has 1 to 3"),
+        (
+            "SASolverScheduler",
+            {"algorithm_type": "noise_prediction"},
+            "algorithm_type is 'noise_prediction'; jaxdiff has",
+        ),
+        ("SASolverScheduler", {"corrector_order": 0}, "corrector_order is 0; jaxdiff has 1 to 4"),
+        ("EDMEulerScheduler", {"sigma_schedule": "linear"}, "sigma_schedule is 'linear'; jaxdiff has"),
+        (
+            "EDMDPMSolverMultistepScheduler",
+            {"solver_order": 3, "algorithm_type": "sde-dpmsolver++"},
+            "solver_order is 3 with sde-dpmsolver++, which diffusers' own does not have",
+        ),
+        (
+            "CMStochasticIterativeScheduler",
+            {"num_train_timesteps": 5},
+            "num_train_timesteps is 5, and 7 steps are asked",
+        ),
+        ("TCDScheduler", {"original_inference_steps": 5}, "original_inference_steps is 5, and 7 steps are asked for"),
+        ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "invert_sigmas is True; jaxdiff has False alone"),
+        ("FlowMatchLCMScheduler", {"scale_factors": [0.5]}, "scale_factors is (0.5,); jaxdiff has None alone"),
+        ("UniPCMultistepScheduler", {"shift_terminal": 0.1}, "shift_terminal is of flows"),
+        ("UniPCMultistepScheduler", {"lower_order_final": False}, "lower_order_final is false, which ends in NaN"),
         ("UniPCMultistepScheduler", {"solver_order": 4}, "solver_order is 4; jaxdiff has 1 to 3"),
         ("UniPCMultistepScheduler", {"solver_type": "bh1"}, "solver_type is 'bh1', which ends in NaN"),
         (
@@ -162,4 +219,6 @@ def test_every_scheduler_has_a_table_by_its_defaults() -> None:
     for name in SCHEDULERS:
         options = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
         steps = table(fields(name, options), 5)
-        assert np.isfinite(steps.moves).all() and np.isfinite(steps.x0).all() and (np.diff(steps.told) <= 0).all()
+        assert np.isfinite(steps.moves).all() and np.isfinite(steps.x0).all()
+        rising = name == "DDIMInverseScheduler"
+        assert (np.diff(steps.told) >= 0 if rising else np.diff(steps.told) <= 0).all(), name
