@@ -18,7 +18,10 @@ import train
 from jaxdiff.config import ConfigError, LoraConfig
 from jaxdiff.networks import DiT
 from jaxdiff.networks.lora import LoRA
+from jaxdiff.pretrained import trained_lora, write_network
+from jaxdiff.pretrained.lora import merged
 from jaxdiff.train import CheckpointError, Checkpoints
+from tests.pretrained.tiny import tiny
 from tests.runs.test_fit import config as settings
 from tests.runs.test_fit import same
 from tests.tiny_run import TINY
@@ -142,3 +145,24 @@ def test_the_command_line(trained: Path, tmp_path: Path, capsys: Any) -> None:
     said = capsys.readouterr().err
     assert "error: lora: target 'sideways': it matches no weight" in said
     assert said.count("\n") == 1
+
+
+def test_on_a_published_network_it_becomes_factors_of_published_modules(tmp_path: Path, tuned: Any) -> None:
+    loaded = tiny("DiTTransformer2DModel", out_channels=4, num_layers=1)
+    write_network(tmp_path / "transformer", loaded)
+    data = {"x": np.random.default_rng(2).normal(size=(32, 8, 8, 4)).astype("f"), "label": np.arange(32) % 4}
+    mine = config(tmp_path / "r", network=loaded.net.build, lora={"alpha": 4.0})
+    run = jaxdiff.fit(mine, data, init_from=tmp_path / "transformer")
+    lora = trained_lora(jaxdiff.load(tmp_path / "r"))
+    names = {f"transformer_blocks.0.attn1.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")}
+    assert {*lora} == {"transformer"} and {*lora["transformer"]} == names
+    theirs = merged({"transformer": loaded}, lora)["transformer"].params
+    ours = jax.jit(run.denoise.net.merged)(run.denoise.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), theirs, ours)
+    other = config(tmp_path / "o", network=dataclasses.replace(loaded.net.build, heads=4))
+    with pytest.raises(ConfigError, match=r"network\.heads is 2 there, and 4 here"):
+        jaxdiff.fit(other, data, init_from=tmp_path / "transformer")
+    with pytest.raises(ConfigError, match="is no published model, so its modules have no published names"):
+        trained_lora(tuned)
+    with pytest.raises(ConfigError, match=r"expected a run that was trained with lora\.rank"):
+        trained_lora(loaded)
