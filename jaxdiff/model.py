@@ -153,7 +153,8 @@ class Model:
         instead = None if negative is None else self.given(n, negative, fill=False)
         if instead and not guided:
             raise ValueError("negative is what guidance leads away from, and there is no guidance: give guide='cfg:2'")
-        told = {name: value for name, value in given.items() if name in (cond or {})}
+        settings = getattr(self.denoise.net, "settings", ())  # which are the same on both sides
+        told = {name: value for name, value in given.items() if name in (cond or {}) and name not in settings}
         nulls = nulls_of(self.conditions, told, n, instead) if guided else {}
         bounds = self.codec.spec["x"].clip if defaults.clip and isinstance(self.codec.spec["x"], Spec) else None
         begin = None if x is None else finite("x", x, (n, *self.shape), "samples at the first time")
@@ -345,7 +346,8 @@ class Model:
           ValueError: sampler, times, parameterization, codec and network do not fit each other.
         """
         cond = {name: jax.tree.map(_example, each) for name, each in shapes(self.conditions, 2).items()}
-        plan = self.plan(2, {name: value for name, value in cond.items() if not droppable(self.conditions[name])})
+        needed = not all(droppable(each) for each in self.conditions.values())
+        plan = self.plan(2, cond if needed else {})  # all: guidance leads away from one that can be left out
 
         def traced(params: Any) -> Any:
             mine = dataclasses.replace(plan, plain=dataclasses.replace(plan.plain, params=params))

@@ -163,6 +163,7 @@ def test_song_euler_maruyama() -> None:
         "digits_unet",
         "digits_dit",
         "mnist_unet",
+        "mnist_control",
         "mnist_style",
         "mnist_superres",
         "mnist_latent_unet",

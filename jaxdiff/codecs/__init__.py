@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jaxdiff.codecs.default import default_codec
     from jaxdiff.codecs.images import Images, grid, save_png, to_model_range, to_uint8
     from jaxdiff.codecs.latents import LatentImages, Latents
+    from jaxdiff.codecs.outlines import Outlines
     from jaxdiff.codecs.points import Points, scatter
     from jaxdiff.codecs.strokes import Strokes
     from jaxdiff.codecs.text import TextAndData, WithText
@@ -27,6 +28,7 @@ __getattr__ = lazily(
         **dict.fromkeys(("Images", "grid", "save_png", "to_model_range", "to_uint8"), "images"),
         **dict.fromkeys(("LatentImages", "Latents"), "latents"),
         **dict.fromkeys(("Points", "scatter"), "points"),
+        "Outlines": "outlines",
         "Strokes": "strokes",
         **dict.fromkeys(("TextAndData", "WithText"), "text"),
     },
@@ -38,6 +40,7 @@ __all__ = [
     "Images",
     "LatentImages",
     "Latents",
+    "Outlines",
     "Points",
     "Strokes",
     "TextAndData",

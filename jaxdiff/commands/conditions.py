@@ -42,6 +42,8 @@ def conditions(run: Run | Pretrained, options: Options) -> tuple[dict[str, Any] 
     num, columns = options.num, None
     if num is None and isinstance(run, Pretrained):  # whose samples take longer
         num = len(prompts) or (None if shown else 4)
+    if run.model.draw_cond is not None and not (given or labels or prompts):  # of training records, labels among them
+        return None, num or 64, None
     if num is not None and num < len(prompts):
         raise ConfigError(f"--num {num}: {len(prompts)} prompts need {len(prompts)} samples or more: raise --num")
     with cfg.as_config_error("--num"):  # more than memory has

@@ -27,7 +27,7 @@ from jaxdiff.data.encoded import Encoded
 from jaxdiff.data.sources import DataError, Source, Subset, classes_of, name_of
 from jaxdiff.data.tokenizers import Encoder
 from jaxdiff.launch.errors import ConfigError, as_config_error, suggestion
-from jaxdiff.loss import SNR, DenoisingLoss, Likelihood, Objective
+from jaxdiff.loss import SNR, DenoisingLoss, Likelihood, Objective, PriorPreserving
 from jaxdiff.methods import parse_grid, parse_guidance, parse_sampler
 from jaxdiff.model import Defaults
 from jaxdiff.networks import functional
@@ -116,6 +116,8 @@ def _check_diffusion(config: Config) -> None:
     look_up(OBJECTIVES, config.loss.objective, "loss.objective")
     if config.loss.vlb_weight and config.loss.objective != "denoising":
         raise ConfigError(f"loss.vlb_weight is of the objective denoising, not of {config.loss.objective}")
+    if config.loss.prior is None and config.loss.prior_weight != 1.0:
+        raise ConfigError("loss.prior_weight: there are no pictures of the class: name them, --loss.prior FOLDER")
     _check_dropout(config)
     _check_process(config.process)
 
@@ -179,7 +181,7 @@ def build_network(config: RunConfig) -> Any:
     return with_lora(config, net)
 
 
-def build_loss(config: RunConfig) -> Objective | FokkerPlanck | AutoencoderLoss:
+def build_loss(config: RunConfig) -> Objective | FokkerPlanck | PriorPreserving | AutoencoderLoss:
     """What training minimises."""
     if isinstance(config, AutoencoderConfig):
         return config.loss
@@ -194,7 +196,8 @@ def build_loss(config: RunConfig) -> Objective | FokkerPlanck | AutoencoderLoss:
     objective = look_up(OBJECTIVES, config.loss.objective, "loss.objective")(parts, config.loss)
     if isinstance(objective, DenoisingLoss) and objective.vlb_weight and config.codec is not None:
         objective = dataclasses.replace(objective, levels=grey_levels(config.codec))
-    return FokkerPlanck(objective, config.loss.fokker_planck) if config.loss.fokker_planck else objective
+    whole: Any = FokkerPlanck(objective, config.loss.fokker_planck) if config.loss.fokker_planck else objective
+    return whole if config.loss.prior is None else PriorPreserving(whole, config.loss.prior_weight)
 
 
 def build_defaults(config: Config) -> Defaults:
@@ -250,10 +253,10 @@ def build_source(config: RunConfig, *, cache: bool = True) -> Source:
 
 def stored_conditions(config: RunConfig) -> tuple[str, ...]:
     """The conditions that the network takes and the codec does not make, or makes of what is stored under that name:
-    the source's part."""
+    the source's part. Settings of a call, which the network names, are in no data."""
     made = {} if config.codec is None else config.codec.spec
-    reads = getattr(config.codec, "reads", ())
-    return tuple(name for name in config.cond if name not in made or name in reads)
+    reads, settings = getattr(config.codec, "reads", ()), getattr(config.network, "settings", ())
+    return tuple(name for name in config.cond if name not in settings and (name not in made or name in reads))
 
 
 def with_conditions(source: Source, config: RunConfig) -> Source:

@@ -26,6 +26,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "loss.projections": (1, 2**16, True),
     "loss.hessian_weight": (0, _INF, True),
     "loss.fokker_planck": (0, _INF, True),
+    "loss.prior_weight": (0, _INF, True),
     "lora.rank": (0, 2**16, True),
     "lora.alpha": (0, _INF, False),
     "optimizer.lr": (0, _INF, False),

@@ -95,6 +95,13 @@ class LossConfig:
     """Weight of the Hessian's term (second_order, high_order)."""
     fokker_planck: float = 0.0
     """Weight of the score Fokker-Planck regulariser."""
+    prior: str | None = None
+    """File or folder of pictures of the class, like data.path, which has those of one thing: DreamBooth's loss."""
+    prior_weight: float = 1.0
+    """Weight of the class' pictures in DreamBooth's loss."""
+
+    def __post_init__(self) -> None:
+        _as_text(self, "prior")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@
 from jaxdiff.networks.autoencoder import Autoencoder, KLAutoencoder, VQAutoencoder, ldm_kl, ldm_vq
 from jaxdiff.networks.caching import DeepCache, FirstBlock, TaylorSeer
 from jaxdiff.networks.conditions import Image, Level, Map, Text, Tokens, Vector
+from jaxdiff.networks.control import Controlled, ControlNet
 from jaxdiff.networks.critic import PatchCritic
 from jaxdiff.networks.dit import DiT, dit, pixart_sigma
 from jaxdiff.networks.functional import Functional, Networks, Params, functional
@@ -23,6 +24,8 @@ from jaxdiff.networks.uvit import UViT, u_vit
 __all__ = [
     "MLP",
     "Autoencoder",
+    "ControlNet",
+    "Controlled",
     "DeepCache",
     "DiT",
     "FirstBlock",

@@ -52,6 +52,12 @@ class Functional:
         declared: Specs = getattr(self.build, "cond", {})
         return declared
 
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Those conditions that are settings of a call: in no data, and nothing that guidance leads away from."""
+        declared: tuple[str, ...] = getattr(self.build, "settings", ())
+        return declared
+
     def init(self, key: Array) -> Params:
         """Fresh parameters, float32. Under `jax.jit`, `jax.vmap` and `jax.eval_shape` as outside them.
 

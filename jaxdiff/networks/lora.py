@@ -146,6 +146,12 @@ class LoRA:
         return declared
 
     @property
+    def settings(self) -> tuple[str, ...]:
+        """Those conditions that are settings of a call."""
+        declared: tuple[str, ...] = getattr(self.base, "settings", ())
+        return declared
+
+    @property
     def scale(self) -> float:
         """alpha / r."""
         return 1.0 if self.alpha is None else self.alpha / self.rank

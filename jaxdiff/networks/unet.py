@@ -8,21 +8,13 @@ the published ones by name.
 - LDM: Rombach et al. 2022, https://arxiv.org/abs/2112.10752: transformer blocks with cross-attention
   (`jaxdiff.networks.unet_transformer`).
 
-A residual block, with e the embedding of time and class:
-
-    h = conv1(silu(norm1(x)))                               (1)
-    h = norm2(h + W silu(e))                                (2, DDPM)
-    h = norm2(h) (1 + scale) + shift,  W silu(e) = scale|shift   (2, ADM)
-    y = skip(x) + conv2(dropout(silu(h)))                   (3)
-
-where the residual resampling of ADM halves or doubles both x and silu(norm1(x)) in (1). conv2, the output of attention
-and the last convolution start at zero, so that each block starts as its skip connection and the whole network as zero.
+Its blocks are those of `jaxdiff.networks.unet_blocks`.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,7 +24,6 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxdiff.networks.attention import SelfAttention
 from jaxdiff.networks.conditions import (
     NO_LEVEL,
     Level,
@@ -49,19 +40,15 @@ from jaxdiff.networks.layers import (
     Conv3x3,
     DType,
     GroupNorm,
-    Linear,
     Padding,
     at_least_1,
     check_images,
-    downsample,
     draw,
-    dropout,
-    upsample,
     zeros,
 )
 from jaxdiff.networks.placement import by_sample
-from jaxdiff.networks.remat import Remat, check_remat, convolved, recomputed
-from jaxdiff.networks.unet_transformer import Transformer
+from jaxdiff.networks.remat import Remat, check_remat, recomputed
+from jaxdiff.networks.unet_blocks import Resample, ResidualBlock, Resolution, Stage
 from jaxdiff.spec import Condition
 
 
@@ -85,7 +72,7 @@ class UNet:
       num_classes: for a network conditioned on ``cond["label"]``; None for one that is not.
       null_class: whether label ``num_classes`` means "no class" (one row more in the table).
       dropout: rate in the residual blocks, in [0, 1); applies when a key is passed.
-      scale_shift: equation (2, ADM) rather than (2, DDPM).
+      scale_shift: equation (2, ADM) of the blocks rather than (2, DDPM).
       residual_resampling: up- and down-sample inside residual blocks (ADM) rather than by convolutions.
       downsample_padding: of the stride-2 convolutions. DDPM pads at the bottom and the right only, ADM on all sides.
       time_order: which half of the time embedding comes first.
@@ -210,100 +197,11 @@ class UNet:
         return draw(UNetModule(self), rngs.params())
 
 
-class ResidualBlock(nnx.Module):
-    """Equations (1) to (3). ``site`` tells this block's dropout from the others'."""
-
-    def __init__(
-        self, config: UNet, inputs: int, outputs: int, site: int, resample: Literal["up", "down"] | None = None
-    ):
-        self.rate, self.site, self.scale_shift, self.resample = config.dropout, site, config.scale_shift, resample
-        self.norm1 = GroupNorm(inputs, **config.norm)
-        self.conv1 = Conv3x3(inputs, outputs, dtype=config.dtype)
-        self.embed = Linear(4 * config.width, 2 * outputs if config.scale_shift else outputs)
-        self.norm2 = GroupNorm(outputs, **config.norm)
-        self.conv2 = Conv3x3(outputs, outputs, dtype=config.dtype, init=zeros)
-        self.skip = None if inputs == outputs else Linear(inputs, outputs, dtype=config.dtype)
-
-    def __call__(self, x: Array, told: Embedded, key: Array | None) -> Array:
-        h = jax.nn.silu(self.norm1(x))
-        if self.resample == "up":
-            h, x = self.conv1(upsample(h)), upsample(x)
-        elif self.resample == "down":
-            h, x = self.conv1(downsample(h)), downsample(x)
-        else:
-            h = self.conv1(h)
-        h = by_sample(convolved(h))
-        embedding = self.embed(jnp.asarray(told.vector))  # (B, outputs) or (B, 2 outputs)
-        if self.scale_shift:
-            h = self.norm2(h, *jnp.split(embedding, 2, axis=1))
-        else:
-            h = self.norm2(h + embedding[:, None, None, :].astype(h.dtype))
-        h = dropout(jax.nn.silu(h), self.rate, None if key is None else jax.random.fold_in(key, self.site))
-        return convolved(self.conv2(h) + (x if self.skip is None else self.skip(x)))
-
-
-class AttentionBlock(nnx.Module):
-    """``x + attention(norm(x))`` over the pixels."""
-
-    def __init__(self, config: UNet, channels: int):
-        self.norm = GroupNorm(channels, **config.norm)
-        self.attention = SelfAttention(channels, config.heads_of(channels), dtype=config.dtype, init=zeros)
-
-    def __call__(self, x: Array, told: Embedded) -> Array:
-        batch, height, width, channels = x.shape
-        tokens = self.norm(x).reshape(batch, height * width, channels)
-        return x + self.attention(tokens).reshape(x.shape)
-
-
-class Stage(nnx.Module):
-    """A residual block and, where the level has it, a transformer or attention."""
-
-    def __init__(self, config: UNet, inputs: int, outputs: int, level: int | None, site: int):
-        self.block = ResidualBlock(config, inputs, outputs, site)
-        layers = config.layers(level)
-        attention: Transformer | AttentionBlock | None = None
-        if layers:
-            options: dict[str, Any] = {
-                "groups": config.groups,
-                "least_group": config.least_group,
-                "dtype": config.dtype,
-            }
-            attention = Transformer(outputs, config.heads_of(outputs), layers, config.context, **options)
-        elif level is None or config.image_size // 2**level in config.attention_resolutions:
-            attention = AttentionBlock(config, outputs)
-        self.attention = attention
-
-    def __call__(self, x: Array, told: Embedded, key: Array | None) -> Array:
-        x = self.block(x, told, key)
-        return x if self.attention is None else self.attention(x, told)
-
-
-class Resample(nnx.Module):
-    """DDPM's change of resolution: a stride-2 convolution, or nearest neighbour and a convolution."""
-
-    def __init__(self, config: UNet, channels: int, direction: Literal["up", "down"]):
-        self.direction = direction
-        if direction == "down":
-            self.conv = Conv3x3(channels, channels, dtype=config.dtype, stride=2, padding=config.downsample_padding)
-        else:
-            self.conv = Conv3x3(channels, channels, dtype=config.dtype)
-
-    def __call__(self, x: Array, told: Embedded, key: Array | None) -> Array:
-        return self.conv(upsample(x) if self.direction == "up" else x)
-
-
-class Resolution(nnx.Module):
-    """The stages at one resolution and, but for the last level of its direction, the change to the next."""
-
-    def __init__(self, stages: list[Stage], resample: ResidualBlock | Resample | None):
-        self.stages = nnx.List(stages)
-        self.resample = resample
-
-
 class UNetModule(nnx.Module):
-    """The U-Net that a `UNet` configures, called as ``module(x, t, cond, key)``."""
+    """The U-Net that a `UNet` configures, called as ``module(x, t, cond, key)``; ``decoder=False``: up to the middle
+    alone, for `encode`."""
 
-    def __init__(self, config: UNet):
+    def __init__(self, config: UNet, *, decoder: bool = True):
         self.config = config
         levels = range(len(config.multipliers))
         sites = itertools.count()
@@ -337,6 +235,8 @@ class UNetModule(nnx.Module):
         self.down = nnx.List(down)
         self.middle_in = Stage(config, now, now, None, next(sites))
         self.middle_out = ResidualBlock(config, now, now, next(sites))
+        if not decoder:
+            return
         up = []
         for level in reversed(levels):
             stages = []
@@ -350,17 +250,12 @@ class UNetModule(nnx.Module):
         self.conv_out = Conv3x3(now, config.out_channels or config.in_channels, init=zeros)
 
     def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Any], key: Array | None) -> Array:
-        told = jax.tree.map(by_sample, self.embed(x, t, cond))
+        told = self.embed(x, t, cond)
+        return self.decode(*self.encode(self.enter(x, cond), told, key), told, key)
 
-        def run(block: Stage | ResidualBlock | Resample, *inputs: Array) -> Array:
-            # The inputs are joined within, so that the backward pass keeps the skips, not copies of them.
-            def call(*inputs: Array) -> Array:
-                joined = inputs[0] if len(inputs) == 1 else jnp.concatenate(inputs, axis=-1)
-                return block(joined, told, key)
-
-            return by_sample(recomputed(call, self.config.remat)(*inputs))
-
-        h = by_sample(self.enter(x, cond))
+    def encode(self, h: Array, told: Embedded, key: Array | None) -> tuple[Array, list[Array]]:
+        """The middle's features, and those of the skip connections, from the first's on; h as `enter` makes it."""
+        run, h = self._running(told, key), by_sample(h)
         skips = [h]
         for level in self.down:
             for stage in level.stages:
@@ -369,13 +264,29 @@ class UNetModule(nnx.Module):
             if level.resample is not None:
                 h = run(level.resample, h)
                 skips.append(h)
-        h = run(self.middle_out, run(self.middle_in, h))
+        return run(self.middle_out, run(self.middle_in, h)), skips
+
+    def decode(self, h: Array, skips: Sequence[Array], told: Embedded, key: Array | None) -> Array:
+        """The output, of what `encode` makes."""
+        run, left = self._running(told, key), list(skips)
         for level in self.up:
             for stage in level.stages:
-                h = run(stage, h, skips.pop())
+                h = run(stage, h, left.pop())
             if level.resample is not None:
                 h = run(level.resample, h)
         return self.leave(h)
+
+    def _running(self, told: Embedded, key: Array | None) -> Callable[..., Array]:
+        def run(block: Stage | ResidualBlock | Resample, *inputs: Array) -> Array:
+            # The inputs are joined within, so that the backward pass keeps the skips, not copies of them.
+            def call(*inputs: Array) -> Array:
+                joined = inputs[0] if len(inputs) == 1 else jnp.concatenate(inputs, axis=-1)
+                return block(joined, told, key)
+
+            return by_sample(recomputed(call, self.config.remat)(*inputs))
+
+        told = jax.tree.map(by_sample, told)
+        return run
 
     def embed(self, x: Array, t: ArrayLike, cond: Mapping[str, Any]) -> Embedded:
         """The embedding of time, class and vectors ``(B, 4 width)``, as each block's linear map takes it, and the

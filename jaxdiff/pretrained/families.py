@@ -17,8 +17,9 @@ import jax
 
 from jaxdiff.networks import functional
 from jaxdiff.networks.autoencoder import Autoencoder
+from jaxdiff.networks.control import Residuals
 from jaxdiff.networks.text import TextEncoder
-from jaxdiff.pretrained import autoencoder_kl, text, transformers, unet
+from jaxdiff.pretrained import autoencoder_kl, controlnet, text, transformers, unet
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.fields import Fields, read_fields
 from jaxdiff.pretrained.naming import Naming
@@ -50,6 +51,7 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "UNet2DModel": Family(unet.unet_2d, unet.naming),
     "UNet2DConditionModel": Family(unet.unet_2d_condition, unet.naming),
+    "ControlNetModel": Family(controlnet.controlnet, controlnet.naming, Residuals),
     "AutoencoderKL": Family(autoencoder_kl.autoencoder_kl, autoencoder_kl.naming, Autoencoder),
     "DiTTransformer2DModel": Family(transformers.dit, transformers.dit_naming),
     "PixArtTransformer2DModel": Family(transformers.pixart, transformers.pixart_naming),

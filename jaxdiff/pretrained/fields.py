@@ -30,6 +30,11 @@ class Fields:
         self.values, self.where = values, where
         self._used: set[str] = set()
 
+    @property
+    def used(self) -> frozenset[str]:
+        """The names that have been asked for."""
+        return frozenset(self._used)
+
     def get(self, name: str, default: Any) -> Any:
         """A field; where it is left out, the default of its class."""
         self._used.add(name)

@@ -27,8 +27,10 @@ from jaxdiff.data.text import TEXT, given_captions
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.launch.errors import as_config_error, refuse_unknown_options
 from jaxdiff.model import Model
+from jaxdiff.networks.control import PICTURE
 from jaxdiff.plan import encoded, mask_of
 from jaxdiff.pretrained import schedulers
+from jaxdiff.pretrained.control import told
 from jaxdiff.pretrained.families import Loaded
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.lora import Lora, load_lora, merged
@@ -109,6 +111,8 @@ class Pretrained:
         eta: float = 0.0,
         clip_skip: int = 0,
         prompt_weights: bool = False,
+        control: Any = None,
+        control_scale: Any = None,
         **options: Any,
     ) -> Any:
         """Draws samples: arguments and result as `jaxdiff.model.Model.sample`, and
@@ -117,13 +121,17 @@ class Pretrained:
           key, n, cond, options: see there. Of a network that is told the weight of guidance itself, it is
             ``cond["guidance"]``.
           negative: what guidance leads away from; of text, where it is left out, the empty text (of Stable Diffusion XL
-            zeros, as published). Of an inpainting network image and mask are conditions.
+            zeros, as published); of the refiner's ``"time_ids"`` an aesthetic score of 2.5. Of an inpainting network
+            image and mask are conditions.
           size: height and width of the pictures, in pixels; None: the published ones.
           strict: take the steps of diffusers' own scheduler in the place of a sampler and a grid.
           eta: noise of a strict DDIM.
           clip_skip: the number of CLIP's last blocks that are left out.
           prompt_weights: take parentheses and brackets in texts as weights, ``"a (red:1.3) heart"``:
             `jaxdiff.pretrained.weighted`.
+          control: of a model with a ControlNet, pictures of the samples' size, ``(H, W, C)`` or ``(n, H, W, C)`` uint8
+            or their paths; of several ControlNets a dict by their names. None: they count for nothing.
+          control_scale: how far they count; None: 1.
 
         Raises:
           ConfigError: an argument that is out of range, or that this model cannot follow.
@@ -138,6 +146,16 @@ class Pretrained:
                 given["time_ids"] = self._time_ids(model)
             if "masked" in model.conditions and "masked" not in given and options.get("mask") is not None:
                 given |= self._masked(model, n, options)
+            guide = options.get("guide")
+            guided = guide != () and (guide is not None or bool(model.defaults.guide)) and TEXT in given
+            if guided:
+                negative = self._scored(given, self._usual(model, given, negative))
+            if control is not None:
+                pictures = told(model, control, 1.0 if control_scale is None else control_scale)
+                given |= pictures
+                negative = {**(negative or {}), PICTURE: pictures[PICTURE]} if guided else negative
+            elif control_scale is not None:
+                raise ValueError("control_scale is of the pictures in control, and there are none")
             if strict:
                 options |= self._strictly(model, options, eta)
             return model.sample(key, n, given or None, negative=negative, **options)
@@ -244,8 +262,23 @@ class Pretrained:
             options |= {"image": None, "strength": None}
         return {"mask": small, "masked": codec.standardised(latents)}
 
+    def _usual(
+        self, model: Model, given: Mapping[str, Any], negative: Mapping[str, Any] | None
+    ) -> Mapping[str, Any] | None:
+        """What guidance leads away from, where nothing is said."""
+        if negative is not None:
+            return negative
+        return {name: value for name, value in model.defaults.negative.items() if name in given} or None
+
+    def _scored(self, given: Mapping[str, Any], negative: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """What guidance leads away from, of the refiner with a low aesthetic score."""
+        ids = np.asarray(given.get("time_ids", ()), np.float32)
+        if ids.shape[-1:] != (5,) or "time_ids" in (negative or {}):
+            return negative
+        return {**(negative or {}), "time_ids": np.concatenate([ids[..., :4], np.full_like(ids[..., 4:], 2.5)], -1)}
+
     def _time_ids(self, model: Model) -> list[float]:
-        """Stable Diffusion XL's: the picture's size, no crop, the size again; of the refiner the aesthetic score."""
+        """Stable Diffusion XL's: the picture's size, no crop, the size again; of the refiner a score of 6 instead."""
         codec: Any = model.codec
         height, width = codec.images.shape[:2]
         ids = model.conditions["time_ids"]

@@ -22,7 +22,9 @@ from jaxdiff.data.tokenizers import TokenizerFile
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.model import Model
 from jaxdiff.networks.text import T5, TextEncoder
+from jaxdiff.parameterization import LearnedVariance
 from jaxdiff.pretrained import autoencoder_kl, prompts
+from jaxdiff.pretrained.control import Folders, control_folders, with_controls
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import Loaded, load_network
 from jaxdiff.pretrained.fields import Fields, read_fields
@@ -83,8 +85,11 @@ KINDS: dict[str, Kind] = {
     "FluxPipeline": _FLUX,
     "PixArtSigmaPipeline": _PIXART,
     "PixArtAlphaPipeline": dataclasses.replace(_PIXART, length=120),
+    "StableDiffusionControlNetPipeline": _SD,
+    "StableDiffusionXLControlNetPipeline": _XL,
     "DiTPipeline": Kind(network="transformer", guide=("cfg:4",)),
     "DDPMPipeline": Kind(),
+    "DDIMPipeline": Kind(),
 }
 """Classes of pipelines that are read."""
 
@@ -100,6 +105,7 @@ def load_pipeline(
     dtype: str | None = "float32",
     shardings: Callable[[Any], Any] | None = None,
     length: int | None = None,
+    control: Folders = None,
 ) -> Pretrained:
     """A model from a folder of diffusers.
 
@@ -107,6 +113,7 @@ def load_pipeline(
       folder: that holds `model_index.json`; or the Hub's repository ``hf:OWNER/NAME``.
       variant, dtype, shardings: of all networks: see `load_network`.
       length: ids of T5's texts; None: as published.
+      control: the folder of a ControlNet that is added to the pipeline, or folders by name. A pipeline's own are there.
 
     Raises:
       PretrainedError: a folder, a class or a part that cannot be read.
@@ -126,14 +133,19 @@ def load_pipeline(
     parts |= {encoder: load(folder / encoder) for encoder, _ in text}
     if "vae" in there:
         parts["vae"] = load(folder / "vae")
+    controls = {each: load(place) for each, place in control_folders(folder, index.values, control).items()}
+    parts |= controls
     scheduler = read_fields(folder / SCHEDULER / "scheduler_config.json")
     network = parts[kind.network]
+    whole = with_controls(network, controls, str(folder))
     process, parameterization, defaults = process_of(scheduler)
+    if network.net.build.out_channels == 2 * network.net.build.in_channels:  # strict steps leave the variance out
+        parameterization = LearnedVariance(base=parameterization)
     encoders: dict[str, Any] = {}
     if kind.join is not None:
         encoders["text"] = Prompts(_branches(folder, kind, text, parts, length), _join(kind, network, length))
     model = Model(
-        NetworkDenoiser(network.net, network.params, process, parameterization),
+        NetworkDenoiser(whole.net, whole.params, process, parameterization),
         _codec(network, parts.get("vae")),
         dataclasses.replace(defaults, guide=kind.guide, negative=_negative(kind, index.values)),
         encoders=encoders,

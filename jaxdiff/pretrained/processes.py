@@ -52,6 +52,8 @@ from jaxdiff.schedule import Flow, KarrasVE
 RENOISING = "sa_solver:order=1,corrector_order=0,tau=20"
 """x_s = alpha_s x0 + sigma_s z but for e^-400h of x, h half the log-SNR of a step: the steps of consistency models."""
 
+_CLIPPED = ("DDIMScheduler", "DDPMScheduler")  # which limit x0, of pixels, where their configuration says nothing
+
 
 def process_of(fields: Fields) -> tuple[Process, Parameterization, Defaults]:
     """The process that a scheduler's configuration is of, what the network predicts and is told, and a way to sample.
@@ -79,7 +81,8 @@ def process_of(fields: Fields) -> tuple[Process, Parameterization, Defaults]:
         return _of_levels(Fields(ends, fields.where), 1.0)
     on_chain = chain(fields)
     kinds: dict[str, Any] = {"epsilon": Eps, "sample": X0, "v_prediction": V}
-    defaults = Defaults("dpmpp_2m", 25, "uniform", clip=False)
+    clip = bool(fields.get("clip_sample", name in _CLIPPED))
+    defaults = Defaults("dpmpp_2m", 25, "uniform", clip=clip)
     if name in ("LCMScheduler", "TCDScheduler"):
         sampler = RENOISING if name == "LCMScheduler" else "ddim"
         defaults = Defaults(sampler, 4, TaughtTimes(fields.get("original_inference_steps", 50)), clip=False)

@@ -35,22 +35,19 @@ def save_pipeline(path: str | os.PathLike[str], model: Pretrained, *, dtype: str
         raise PretrainedError(f"{folder}: holds something else than a published model: choose another folder")
     if model.origin.folder.exists() and folder.exists() and folder.samefile(model.origin.folder):
         raise PretrainedError(f"{folder}: is where this model was read from: choose another folder")
-    network, *others = model.parts
-    written = {network: model.parts[network]._replace(params=model.denoise.params)}
-    written |= {name: model.parts[name] for name in others}
     encoder: Any = model.model.encoders.get(TEXT)
     tokenizers = {each.name: Path(each.tokenizer.path) for each in (encoder.branches if encoder else ())}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / INDEX).unlink(missing_ok=True)
-        for name, part in written.items():
+        for name, part in model.parts.items():
             write_network(folder / name, part, dtype=dtype)
         (folder / SCHEDULER).mkdir(exist_ok=True)
         _write_json(folder / SCHEDULER / "scheduler_config.json", model.scheduler)
         for name, place in tokenizers.items():
             shutil.copytree(place, folder / name, dirs_exist_ok=True)
         _write_licence(folder, model)
-        _write_json(folder / INDEX, _index(model, {*written, *tokenizers, SCHEDULER}))
+        _write_json(folder / INDEX, _index(model, {*model.parts, *tokenizers, SCHEDULER}))
     except OSError as error:
         raise PretrainedError(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
 

@@ -23,6 +23,7 @@ from jaxdiff.config.folder import CHECKPOINTS, EXAMPLES, LAST_SAVED, SAMPLES
 from jaxdiff.data.sources import DataError, Source, spread, take
 from jaxdiff.data.sources import texts as stored_texts
 from jaxdiff.data.text import TEXT, first_of
+from jaxdiff.loss import PRIOR
 from jaxdiff.networks.lora import LoRA
 from jaxdiff.runs.autoencoder import LATENTS, AutoencoderRun
 from jaxdiff.runs.latents import write_latents
@@ -31,7 +32,8 @@ from jaxdiff.runs.run import Run
 from jaxdiff.spec import droppable
 from jaxdiff.train.ema import rules_by_name
 from jaxdiff.train.frozen import joined, partition
-from jaxdiff.train.initial import BASE, read_frozen
+from jaxdiff.train.initial import BASE, begun_as, read_frozen
+from jaxdiff.train.prior import read_prior
 
 Log = Callable[[int, Mapping[str, float]], None]
 """Gets the step and its figures by name, at every logged step."""
@@ -128,6 +130,8 @@ def fit(
         base = cfg.FrozenWeights(name=BASE, path=str(init_from))
         config = dataclasses.replace(config, frozen=(*config.frozen, base))
     config, given = read_frozen(config, net, mesh)
+    if isinstance(config, cfg.Config) and config.loss.prior is not None:
+        given = given._replace(frozen={**given.frozen, PRIOR: read_prior(config, given.codec, mesh)})
     with cfg.as_config_error("loss"):
         loss = cfg.build_loss(config)
     with cfg.as_config_error("optimizer"):
@@ -163,10 +167,12 @@ def fit(
         )
         jax.eval_shape(step_fn, template, cfg.batch_shapes(config, data), given)
     run_of(template, 0).check()
-    folder, weights = cfg.check_folder(config), None
+    folder, weights, parts = cfg.check_folder(config), None, begun_as(config)
+    if init_from is None and parts:
+        init_from = next((each.path for each in config.frozen if each.name == BASE), None)
     if init_from is not None and not isinstance(net, LoRA) and not (folder / LAST_SAVED).exists():
-        partial = init_partial or bool(frozen_part)
-        weights = training.read_weights(init_from, template.params, partial=partial, network=config.network)
+        options_of: dict[str, Any] = {"partial": init_partial or bool(frozen_part), "begun_as": parts}
+        weights = training.read_weights(init_from, template.params, network=config.network, **options_of)
     if lead:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(template.params))
         where = f"{mesh.size} device(s)" + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
@@ -318,6 +324,8 @@ def _examples(config: cfg.RunConfig, source: Source, codec: Any) -> dict[str, ND
     texts = {TEXT: np.array(first_of(stored_texts(source, chosen)))} if has_text else {}
     if not set(needed) - {TEXT}:
         return texts
+    if "label" in config.cond:  # with the others of its record
+        needed = ["label", *needed]
     records = take(cfg.tokenised(config, source), chosen)
     encoded = jax.jit(lambda codec, records: codec.encode(records))(codec, records)
     return {name: np.asarray(encoded[name]) for name in needed if name in encoded and name != TEXT} | texts

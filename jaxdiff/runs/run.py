@@ -117,6 +117,8 @@ class Run:
             encoders[TEXT] = Prompt(config.tokenizer, codec, mesh)
         examples = dict(examples or {})
         needed = {name: each for name, each in examples.items() if name != "label" and not droppable(cond[name])}
+        if needed and "label" in examples and TEXT not in examples:
+            needed["label"] = examples["label"]
         return cls(
             config,
             Model(
@@ -301,7 +303,8 @@ class Run:
             cond = {name: value[chosen] for name, value in self.examples.items()}
         else:
             rows, columns = rows_of_labels(self.num_classes, n)
-            cond = ({} if self.model.draw_cond is None else dict(self.model.draw_cond(_first_keys(n)))) | (rows or {})
+            drawn_cond = {} if self.model.draw_cond is None else dict(self.model.draw_cond(_first_keys(n)))
+            cond = (rows or {}) | drawn_cond
         x0 = self.sample(self.config.seed, n, cond or None, decode=False)
         finite = np.nan_to_num(x0, posinf=1.0, neginf=-1.0)
         return np.asarray(self.codec.picture(_decoded(self.codec, finite), columns))
@@ -332,7 +335,9 @@ def read_examples(folder: Path) -> dict[str, NDArray[Any]] | None:
 
 
 def _as_trained(name: str, condition: Condition, config: Config) -> Condition:
-    """A condition as the run knows it: without a null where it was never dropped."""
+    """A condition as the run knows it: without a null where it was never dropped, and is no setting."""
+    if name in getattr(config.network, "settings", ()):
+        return condition
     if config.loss.dropout.get(name, 0) > 0 or not droppable(condition):
         return condition
     if isinstance(condition, Spec):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdiff.autoencoding.objective import AUTOENCODER
@@ -56,6 +57,7 @@ def read_weights(
     *,
     ema: bool = True,
     partial: bool = False,
+    begun_as: Sequence[str] = (),
     say: Callable[[str], None] | None = None,
     network: Any = None,
 ) -> Any:
@@ -67,12 +69,23 @@ def read_weights(
         template: the parameters' shapes and shardings.
         ema: take the averaged weights (of several averages the first) rather than those of the last step.
         partial: take the leaves that fit by name and shape; the others stay `jax.ShapeDtypeStruct`, and are told of.
+        begun_as: the paths of parts of the parameters, each of which begins as the checkpoint's network: a U-Net, and
+            the copy of its encoder in a ControlNet. What fits there is taken, all else stays as with ``partial``.
         say: gets warnings, and what is new.
         network: the configuration that the weights are for, with which that of a published network is compared.
 
     Raises:
         CheckpointError: there is no checkpoint, none that can be read, or its leaves differ and `partial` is not set.
     """
+    if begun_as:
+        flat: dict[str, Any] = traverse_util.flatten_dict(dict(template), sep="/")
+        for part in begun_as:
+            inner = {leaf[len(part) + 1 :]: each for leaf, each in flat.items() if leaf.startswith(f"{part}/")}
+            if inner:
+                nested = traverse_util.unflatten_dict(inner, sep="/")
+                found = traverse_util.flatten_dict(read_weights(path, nested, ema=ema, partial=True, say=say), sep="/")
+                flat |= {f"{part}/{leaf}": each for leaf, each in found.items()}
+        return traverse_util.unflatten_dict(flat, sep="/")
     if is_published_part(Path(path).expanduser()):
         return _published_weights(Path(path).expanduser(), template, network, partial, say)
     folder, step = _located(Path(path).expanduser())
@@ -249,11 +262,16 @@ def read_frozen(
         if each.name == BASE:
             with as_config_error("train.freeze"):
                 template = partition(params_template(net, mesh), config.train.freeze)[1]
-            if isinstance(net, LoRA):  # whose own weights lie there without the name that they have here
-                base, now = _checked(each, template[BASE], config.network)
-                base = {BASE: base}
-            else:
-                base, now = _checked(each, template)
+            added = isinstance(net, LoRA)
+            within = BASE if begun_as(config) or added else None  # a name that its weights have here alone
+            if within is not None and set(template) != {within}:
+                others = ", ".join(sorted(set(template) - {within}))
+                raise ConfigError(
+                    f"train.freeze: of this network {within!r} alone has weights to start with, not {others}"
+                )
+            of_base = template if within is None else template[within]
+            base, now = _checked(each, of_base, config.network if added else None)
+            base = base if within is None else {within: base}
         else:
             of = read_config(each.path)
             if isinstance(of, AutoencoderConfig):
@@ -267,6 +285,12 @@ def read_frozen(
         noted.append(now)
     config, codec = read_codec(config, mesh, near)
     return dataclasses.replace(config, frozen=tuple(noted)), Given(codec, frozen, base)
+
+
+def begun_as(config: Kind) -> tuple[str, ...]:
+    """Which parts of a configuration's network begin as the network that it is made around; none of most."""
+    found: tuple[str, ...] = getattr(getattr(config, "network", None), "begun_as", ())
+    return found
 
 
 def read_part(folder: Path, template: Any, *, ema: bool | str = True, step: int | None = None) -> tuple[int, Any]:

@@ -59,7 +59,7 @@ def digits() -> Config:
 
 def test_all_are_here() -> None:
     names = "cifar10_edm cifar10_unet cifar10_vp_continuous digits_dit digits_flow digits_unet digits_ve"
-    more = "imagenet256_dit_xl2 imagenet64_adm mnist_style mnist_superres mnist_unet study_2d"
+    more = "imagenet256_dit_xl2 imagenet64_adm mnist_control mnist_style mnist_superres mnist_unet study_2d"
     latents = "cifar10_autoencoder mnist_autoencoder imagenet256_autoencoder cifar10_latent_dit mnist_latent_unet"
     text = "two_digits_text emoji_text"
     assert {f.stem for f in FILES} == {*names.split(), *more.split(), *latents.split(), *text.split()}

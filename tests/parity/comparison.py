@@ -13,15 +13,23 @@ from jaxdiff.pretrained import load_network, write_network
 from jaxdiff.pretrained.families import family_of
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.writing import Published
+from tests.parity.controlnets import controlnet
 from tests.parity.originals import ENCODERS, ORIGINALS, autoencoder_kl, disturbed, quiet, torch
 
 TIMES = (0.0, 3.0, 421.5, 999.0)
-NAMES = (*ORIGINALS, "AutoencoderKL", *ENCODERS)
+NETWORKS = {**ORIGINALS, "ControlNetModel": controlnet}
+NAMES = (*NETWORKS, "AutoencoderKL", *ENCODERS)
 """The classes that are compared."""
 
 
 def as_torch(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: torch.from_numpy(np.asarray(leaf)), tree)
+
+
+def as_one(output: Any) -> Any:
+    """An array; several side by side."""
+    leaves = jax.tree.leaves(output)
+    return leaves[0] if len(leaves) == 1 else jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], 1)
 
 
 def apart(ours: Any, theirs: Any) -> float:
@@ -45,7 +53,7 @@ def compare(name: str, seed: int, folder: Path) -> dict[str, float]:
       folder: for the files.
     """
     rng = np.random.default_rng(seed)
-    if name in ORIGINALS:
+    if name in NETWORKS:
         return _network(name, rng, seed, folder)
     return _autoencoder(rng, seed, folder) if name == "AutoencoderKL" else _encoder(name, rng, seed, folder)
 
@@ -53,13 +61,13 @@ def compare(name: str, seed: int, folder: Path) -> dict[str, float]:
 def _network(name: str, rng: Any, seed: int, folder: Path) -> dict[str, float]:
     """Outputs at two sizes, two batch sizes and four times."""
     with quiet():
-        original = ORIGINALS[name](rng)
+        original = NETWORKS[name](rng)
         network = disturbed(original.network, seed)
         if name == "DiTTransformer2DModel":
             original.call(torch.zeros(1, 8, 8, 4), torch.zeros(1), {"label": torch.zeros(1, dtype=torch.long)})
         network.save_pretrained(folder / "theirs")
     loaded = load_network(folder / "theirs")
-    apply = jax.jit(loaded.net.apply)
+    apply = jax.jit(lambda *given: as_one(loaded.net.apply(*given)))
     found = {"output": 0.0, "gradient": 0.0, "written": 0.0}
     cases = []
     for size, batch in zip(original.sizes, (1, 4), strict=True):
@@ -85,7 +93,7 @@ def _gradients(original: Any, loaded: Any, x: Any, t: Any, cond: Any, weight: An
     """Of the sum of the output times fixed numbers: by x, and by all weights under their published names."""
 
     def scalar(params: Any, x: Any) -> Any:
-        return (loaded.net.apply(params, x, t, cond) * weight).sum()
+        return (as_one(loaded.net.apply(params, x, t, cond)) * weight).sum()
 
     by_params, by_x = jax.jit(jax.grad(scalar, argnums=(0, 1)))(loaded.params, jnp.asarray(x))
     given = torch.from_numpy(x).requires_grad_()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 
@@ -199,6 +201,97 @@ def stable_diffusion_xl(zeros: bool = True) -> Case:
         return pipe(PROMPTS, **asked(latents, steps, height=16, width=16, guidance_scale=5.0)).images
 
     return Case(pipe, call, {"text": PROMPTS}, {"guide": "cfg:5"})
+
+
+def sdxl_refiner(zeros: bool = False) -> Case:
+    """Its picture at the start is the noise: whole latents are given, to which no noise is added."""
+    pipe = diffusers.StableDiffusionXLImg2ImgPipeline(
+        vae=vae(),
+        text_encoder=None,
+        text_encoder_2=clip("CLIPTextModelWithProjection", 48, "gelu"),
+        tokenizer=None,
+        tokenizer_2=clip_tokenizer("!"),
+        unet=xl_unet(48, 5),
+        scheduler=scheduler("EulerDiscrete", timestep_spacing="leading"),
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=zeros,
+        add_watermarker=False,
+    )
+
+    def call(pipe: Any, latents: Any, steps: int) -> Any:
+        pipe.scheduler.set_timesteps(steps)
+        given = {"image": latents * pipe.scheduler.init_noise_sigma, "denoising_start": 0.0, "strength": 1.0}
+        sizes = {"original_size": (16, 16), "target_size": (16, 16), "guidance_scale": 5.0}
+        return pipe(PROMPTS, num_inference_steps=steps, output_type="latent", **given, **sizes).images
+
+    return Case(pipe, call, {"text": PROMPTS}, {"guide": "cfg:5"})
+
+
+def stepped(pipe: Any, latents: Any, **options: Any) -> Any:
+    """The last sample of a pipeline that draws its first noise itself and gives pictures alone."""
+    last = []
+    take = pipe.scheduler.step
+
+    def step(*args: Any, **others: Any) -> Any:
+        found = take(*args, **others)
+        last.append(found.prev_sample)
+        return found
+
+    with (
+        mock.patch.object(sys.modules[type(pipe).__module__], "randn_tensor", lambda *_, **__: latents),
+        mock.patch.object(pipe.scheduler, "step", step),
+    ):
+        pipe(**options)
+    return last[-1][: len(latents)]
+
+
+def dit() -> Case:
+    """Its pipeline has the null class 1,000, whatever its table has."""
+    network = diffusers.DiTTransformer2DModel(
+        num_attention_heads=4,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=3,
+        sample_size=8,
+        num_embeds_ada_norm=1000,
+    )
+    network = disturbed(network, 8, 0.3)
+    first, *others = network.transformer_blocks
+    for block in others:  # as published: each holds a copy
+        block.norm1.emb.load_state_dict(first.norm1.emb.state_dict())
+    linear = scheduler(
+        "DDIM", beta_schedule="linear", beta_start=1e-4, beta_end=0.02, steps_offset=0, clip_sample=False
+    )
+    pipe = diffusers.DiTPipeline(transformer=network, vae=vae(), scheduler=linear)
+
+    def call(pipe: Any, latents: Any, steps: int) -> Any:
+        return stepped(pipe, latents, class_labels=[3, 207], guidance_scale=4.0, num_inference_steps=steps)
+
+    return Case(pipe, call, {"label": [3, 207]}, {})
+
+
+def ddpm(name: str = "DDPM", **options: Any) -> Case:
+    """Pixels."""
+    network = diffusers.UNet2DModel(
+        sample_size=16,
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        downsample_padding=0,
+        norm_eps=1e-6,
+        attention_head_dim=None,
+    )
+    made = getattr(diffusers, f"{name}Scheduler")(**options)
+    pipe = getattr(diffusers, f"{name}Pipeline")(unet=disturbed(network, 9, 0.3), scheduler=made)
+
+    def call(pipe: Any, latents: Any, steps: int) -> Any:
+        return stepped(pipe, latents, batch_size=len(latents), num_inference_steps=steps)
+
+    return Case(pipe, call, {}, {})
 
 
 def stable_diffusion_3() -> Case:

@@ -18,7 +18,7 @@ from jaxdiff.noise import sample_keys
 from jaxdiff.pretrained import schedulers
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.pipeline import load_pipeline
-from tests.parity import published
+from tests.parity import controlnets, published
 from tests.parity.originals import quiet, torch
 
 pytestmark = pytest.mark.nightly
@@ -38,10 +38,19 @@ CASES: dict[str, tuple[Callable[[], published.Case], int]] = {
     "LCM": (published.latent_consistency, 4),
     "SDXL": (published.stable_diffusion_xl, 20),
     "SDXL empty text": (functools.partial(published.stable_diffusion_xl, False), 20),
+    "SDXL refiner": (published.sdxl_refiner, 20),
+    "SDXL refiner, no negative text": (functools.partial(published.sdxl_refiner, True), 20),
     "SD3": (published.stable_diffusion_3, 20),
     "FLUX dev": (published.flux, 20),
     "FLUX schnell": (functools.partial(published.flux, False), 4),
     "PixArt": (published.pixart, 20),
+    "ControlNet": (controlnets.controlled, 20),
+    "two ControlNets": (functools.partial(controlnets.controlled, "DDIM", 2), 20),
+    "ControlNet of SDXL": (controlnets.controlled_xl, 20),
+    "DiT": (published.dit, 20),
+    "DDPM": (published.ddpm, 20),
+    "DDPM of large variances": (functools.partial(published.ddpm, variance_type="fixed_large"), 20),
+    "DDIM": (functools.partial(published.ddpm, "DDIM", clip_sample=False), 20),
 }
 
 
@@ -69,8 +78,9 @@ def test_the_same_noise_gives_the_same_pictures(name: str, tmp_path: Path, monke
     monkeypatch.setattr(module, "randn_tensor", next_noise, raising=False)
     with quiet(), torch.no_grad():
         latents = case.call(case.pipe, torch.from_numpy(first.transpose(0, 3, 1, 2)).contiguous(), steps)
-        config = case.pipe.vae.config
-        pixels = case.pipe.vae.decode(latents / config.scaling_factor + (config.shift_factor or 0.0)).sample
+        pixels = latents
+        if (vae := case.pipe.components.get("vae")) is not None:
+            pixels = vae.decode(latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)).sample
     table = schedulers.table(Fields(model.scheduler), steps, tokens=int(np.prod(shape[:2])) // 4, even="FLUX" in name)
     given: dict[str, Any] = {"strict": True, "steps": steps, "size": size, "x": first * table.start, **options}
     found = model.sample(0, 2, case.cond, decode=False, **given)
@@ -79,6 +89,9 @@ def test_the_same_noise_gives_the_same_pictures(name: str, tmp_path: Path, monke
     pictures = model.sample(0, 2, case.cond, **given)["x"].astype(int)
     wanted = np.round((published.channels_last(pixels) / 2 + 0.5).clip(0, 1) * 255)
     assert np.abs(pictures - wanted).max() <= 1
+    if name in ("SDXL refiner", "PixArt", "DiT", "DDPM"):
+        ours = model.sample(0, 2, case.cond, decode=False, steps=2, guide=options.get("guide"))
+        assert ours.shape == found.shape and np.isfinite(ours).all()
 
 
 def noise_of(seed: int, n: int, shape: tuple[int, ...], numbers: Any) -> dict[int, Any]:

@@ -93,6 +93,7 @@ COUNTS: dict[str, tuple[dict[str, Any], int]] = {
         35_746_307,
     ),
     "UNet2DConditionModel": ({"cross_attention_dim": 768}, 859_520_964),
+    "ControlNetModel": ({"cross_attention_dim": 768}, 361_279_120),
     "DiTTransformer2DModel": ({"out_channels": 8}, 674_834_720),
     "PixArtTransformer2DModel": ({"caption_channels": 4096, "use_additional_conditions": False}, 610_856_096),
 }
@@ -127,6 +128,8 @@ def test_published_counts_of_more() -> None:
     }
     assert parameters({"_class_name": "UNet2DConditionModel", **sd2}) == 865_910_724
     assert parameters({"_class_name": "UNet2DConditionModel", **xl}) == 2_567_463_684
+    encoder = {name: value for name, value in xl.items() if name != "up_block_types"}
+    assert parameters({"_class_name": "ControlNetModel", **encoder}) == 1_251_014_160
     assert parameters({"_class_name": "AutoencoderKL", **vae}) == 83_653_863
     plain = {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
     assert parameters({"_class_name": "AutoencoderKL", **vae, **plain}) == 83_819_683

@@ -35,6 +35,16 @@ TINY: dict[str, dict[str, Any]] = {
         "addition_time_embed_dim": 8,
         "projection_class_embeddings_input_dim": 68,
     },
+    "ControlNetModel": {
+        "block_out_channels": [16, 32],
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "cross_attention_dim": 24,
+        "attention_head_dim": 4,
+        "norm_num_groups": 8,
+        "layers_per_block": 1,
+        "conditioning_embedding_out_channels": [8, 16],
+        "controlnet_conditioning_channel_order": "bgr",
+    },
     "AutoencoderKL": {
         "block_out_channels": [16, 32],
         "down_block_types": ["DownEncoderBlock2D"] * 2,

@@ -1,0 +1,172 @@
+"""ControlNets in a published pipeline: the network with them, and the pictures that they are given.
+
+Guidance leads from and to answers that both know the picture, as diffusers has it: a picture stands on either side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from jaxdiff.data.decoding import decode
+from jaxdiff.model import Model
+from jaxdiff.networks import UNet, functional
+from jaxdiff.networks.control import NO_PICTURE, PICTURE, SCALE, Controlled
+from jaxdiff.pretrained.errors import PretrainedError
+from jaxdiff.pretrained.families import Loaded
+from jaxdiff.spec import Spec
+
+FOLDER = "controlnet"
+"""The folder of a pipeline's ControlNet; others are ``controlnet_1``, ``controlnet_2``, ..."""
+Folders = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None
+
+
+def control_folders(folder: Path, index: Mapping[str, Any], control: Folders) -> dict[str, Path]:
+    """The folders of a pipeline's ControlNets by their names: its own, or those that are added to it.
+
+    Args:
+      folder: of the pipeline.
+      index: the fields of its `model_index.json`.
+      control: added ones.
+
+    Raises:
+      PretrainedError: added ones, and the pipeline has its own.
+    """
+    own = index.get(FOLDER)
+    if own and own[0] is not None:
+        if control is not None:
+            raise PretrainedError(f"{folder}: this pipeline has a {own[1]} of its own: leave control out")
+        several = own[1] == "MultiControlNetModel"
+        names = [FOLDER, *(f"{FOLDER}_{i}" for i in range(1, 32))]
+        return {name: folder / name for name in names[: None if several else 1] if (folder / name).is_dir()} or {
+            FOLDER: folder / FOLDER
+        }
+    if control is None:
+        return {}
+    named = control if isinstance(control, Mapping) else {FOLDER: control}
+    return {name: Path(each).expanduser() for name, each in named.items()}
+
+
+def with_controls(network: Loaded, controls: Mapping[str, Loaded], where: str) -> Loaded:
+    """A U-Net with ControlNets, for sampling.
+
+    Args:
+      network: the U-Net.
+      controls: by name; none: the U-Net as it is.
+      where: the pipeline, for messages.
+
+    Raises:
+      PretrainedError: a network that is no U-Net, or ControlNets that do not fit it.
+    """
+    if not controls:
+        return network
+    base = network.net.build
+    for name, each in controls.items():
+        if each.fields.get("_class_name") != "ControlNetModel":
+            raise PretrainedError(f"{where}: control {name} is a {each.fields.get('_class_name')}, no ControlNetModel")
+    if not isinstance(base, UNet):
+        raise PretrainedError(
+            f"{where}: a ControlNet is of a U-Net, and this pipeline's network is {type(base).__name__}"
+        )
+    named = tuple(dataclasses.replace(each.net.build, name=name) for name, each in controls.items())
+    try:
+        net = functional(Controlled(base, named))
+    except ValueError as error:
+        raise PretrainedError(f"{where}: control does not fit its U-Net: {error}") from error
+    params = {"base": network.params, "controls": {name: each.params for name, each in controls.items()}}
+    return Loaded(net, params, network.fields)
+
+
+def told(model: Model, control: Any, scale: Any) -> dict[str, Any]:
+    """The conditions of ControlNets.
+
+    Args:
+      model: which has them.
+      control: a picture, or several; of several ControlNets a dict by their names, of which some may be left out.
+      scale: w; of several ControlNets one for all, or a dict.
+
+    Raises:
+      ValueError: no ControlNet, an unknown name, or pictures that are none or of another size.
+    """
+    recipe = getattr(model.denoise.net, "build", None)
+    if not isinstance(recipe, Controlled):
+        raise ValueError("control: this model has no ControlNet: load_pipeline(folder, control=FOLDER) adds one")
+    codec: Any = model.codec
+    size = getattr(codec, "images", codec).shape[:2]
+    specs = {each.name: each.picture for each in recipe.controls}
+    given = control if isinstance(control, Mapping) else dict.fromkeys(specs, control)
+    scales = scale if isinstance(scale, Mapping) else dict.fromkeys(specs, scale)
+    if len(specs) > 1 and not isinstance(control, Mapping):
+        raise ValueError(f"control: of several ControlNets a dict by name, of {', '.join(specs)}")
+    for what, named in (("control", given), ("control_scale", scales)):
+        if unknown := sorted({*named} - {*specs}):
+            raise ValueError(f"{what}: there is no ControlNet {unknown[0]!r}; they are {', '.join(specs)}")
+    pictures: dict[str, Any] = {
+        name: pictures_of(f"control {name}" if len(specs) > 1 else "control", given[name], (*size, spec.shape[-1]))
+        if name in given
+        else np.full((1, 1, spec.shape[-1] or 1), NO_PICTURE, np.float32)
+        for name, spec in specs.items()
+    }
+    weights = {name: np.asarray(scales.get(name, 1.0), np.float32) for name in specs}
+    if isinstance(recipe.cond[PICTURE], Spec):
+        (only,) = specs
+        return {PICTURE: pictures[only], SCALE: weights[only]}
+    return {PICTURE: pictures, SCALE: weights}
+
+
+def pictures_of(name: str, value: Any, shape: tuple[int | None, ...]) -> NDArray[np.float32]:
+    """Pictures from 0 to 1, of bytes or of files.
+
+    Args:
+      name: for messages.
+      value: ``(H, W, C)`` or ``(n, H, W, C)`` uint8; or the path of one, or a list of paths. Grey ones are repeated.
+      shape: ``(H, W, C)``.
+
+    Raises:
+      ValueError: other numbers, another size, or a file that is no picture.
+
+    >>> pictures_of("control", np.full((2, 2, 1), 51, np.uint8), (2, 2, 3))[0, 0].tolist()
+    [0.20000000298023224, 0.20000000298023224, 0.20000000298023224]
+    """
+    if isinstance(value, str | os.PathLike):
+        array: Any = _read(name, value)
+    elif isinstance(value, list | tuple) and value and all(isinstance(each, str | os.PathLike) for each in value):
+        read = [_read(name, each)[..., :3] for each in value]
+        if len({each.shape for each in read}) > 1:
+            raise ValueError(
+                f"{name}: pictures of sizes {sorted({each.shape for each in read})}: bring them to {shape}"
+            )
+        array = np.stack(read)
+    else:
+        array = _array(name, value)
+    if array.dtype != np.uint8:
+        raise ValueError(f"{name} is pictures as uint8, from 0 to 255, or their paths, got {array.dtype}")
+    if array.ndim not in (3, 4) or array.shape[-3:-1] != shape[:2]:
+        found = " x ".join(map(str, array.shape[-3:-1])) if array.ndim in (3, 4) else f"an array {array.shape}"
+        raise ValueError(f"{name} is of the samples' size, {shape[0]} x {shape[1]} pixels, got {found}: size=(H, W)")
+    if array.shape[-1] == 1 and shape[2] != 1:
+        array = np.repeat(array, shape[2] or 1, axis=-1)
+    if array.shape[-1] != shape[2]:
+        raise ValueError(f"{name} has {array.shape[-1]} channels, expected {shape[2]}, or 1 for grey")
+    return array.astype(np.float32) / 255
+
+
+def _read(name: str, path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    try:
+        pixels = decode(Path(path).expanduser().read_bytes(), str(path))
+    except OSError as error:
+        raise ValueError(f"{name}: {path} cannot be read ({error.strerror})") from error
+    return pixels[..., :1] if pixels.shape[-1] == 2 else pixels[..., :3]  # without its opacity
+
+
+def _array(name: str, value: ArrayLike) -> NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} is pictures of one size, (n, H, W, C) uint8, or their paths") from error
