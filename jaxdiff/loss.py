@@ -308,6 +308,68 @@ class DenoisingLoss(Objective):
         return Terms(loss * draws.weight, mse, sum_features(jnp.square(score)))
 
 
+PRIOR = "prior"
+"""The name, in `Context.frozen`, of the batch of all pictures of a class that `PriorPreserving` draws from."""
+
+
+@record
+class PriorDraws:
+    """The draws of an objective for the batch, and for as many pictures of the class."""
+
+    mine: Any
+    prior: Any
+
+    @property
+    def t(self) -> Array:
+        """Times ``(2 B,)``, the class' last."""
+        return jnp.concatenate([self.mine.t, self.prior.t])
+
+
+@record
+class PriorPreserving:
+    """Any objective L with DreamBooth's term (Ruiz et al. 2022, https://arxiv.org/abs/2208.12242, equation 2),
+
+        L(pictures of one thing) + factor L(pictures of its class),
+
+    the latter drawn anew for each step from ``context.frozen["prior"]``, as many as the batch has.
+
+    Args:
+      objective: L.
+      factor: of the class' term, not negative; their lambda, 1.
+    """
+
+    objective: Any
+    factor: float = 1.0
+
+    def init(self) -> History:
+        """The history before the first step."""
+        history: History = self.objective.init()
+        return history
+
+    def draw(self, key: Array, batch: Cond, history: History = (), context: Context = Context()) -> PriorDraws:
+        """The objective's draws for the batch, as without the term, and for pictures of the class."""
+        rows_key, prior_key = jax.random.split(jax.random.fold_in(key, zlib.crc32(PRIOR.encode())))
+        rows = jax.random.randint(rows_key, (len(batch["x"]),), 0, len(context.frozen[PRIOR]["x"]))
+        prior = jax.tree.map(lambda leaf: leaf[rows], context.frozen[PRIOR])
+        mine = self.objective.draw(key, batch, history, context)
+        return PriorDraws(mine, self.objective.draw(prior_key, prior, history, context))
+
+    def terms(
+        self, net: Net, params: Any, draws: PriorDraws, context: Context = Context(), key: Array | None = None
+    ) -> Terms:
+        """The objective's for ``2 B`` samples, so weighted that their mean is the sum of both means."""
+        both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), draws.mine, draws.prior)
+        terms: Terms = self.objective.terms(net, params, both, context, key)
+        ones = jnp.ones_like(draws.mine.t)
+        return terms._replace(loss=terms.loss * jnp.concatenate([2.0 * ones, 2.0 * self.factor * ones]))
+
+    def update(self, history: History, draws: PriorDraws, terms: Terms) -> History:
+        """The history after a step, by the batch alone."""
+        mine = jax.tree.map(lambda leaf: leaf[: len(draws.mine.t)], terms)
+        new: History = self.objective.update(history, draws.mine, mine._replace(loss=mine.loss / 2.0))
+        return new
+
+
 def denoising_loss(
     net: Net,
     params: Any,

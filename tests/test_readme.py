@@ -126,7 +126,7 @@ def test_how_to_runs_and_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     module = types.ModuleType("how_to")
     monkeypatch.setitem(sys.modules, "how_to", module)
     code = blocks(ROOT / "docs" / "how_to.md", "python")
-    assert len(code) == 14
+    assert len(code) == 15
     for number, block in enumerate(code):
         lines = [line for line in block.splitlines() if line.strip()]
         assert number == 0 or len(lines) <= 12, block

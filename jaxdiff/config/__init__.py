@@ -19,12 +19,14 @@ from jaxdiff.config.build import (
     with_conditions,
 )
 from jaxdiff.config.folder import check_folder, claim_folder, finder, read_config, with_saved
+from jaxdiff.config.lora import with_base_frozen
 from jaxdiff.config.ranges import doubts
 from jaxdiff.config.schema import (
     CheckpointConfig,
     Config,
     DataConfig,
     FrozenWeights,
+    LoraConfig,
     LossConfig,
     MeshConfig,
     OptimizerConfig,
@@ -64,6 +66,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "FrozenWeights",
+    "LoraConfig",
     "LossConfig",
     "MeshConfig",
     "OptimizerConfig",
@@ -110,6 +113,7 @@ __all__ = [
     "to_json",
     "tokenised",
     "trust_options",
+    "with_base_frozen",
     "with_conditions",
     "with_saved",
 ]

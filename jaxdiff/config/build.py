@@ -19,6 +19,7 @@ from jaxdiff.autoencoding import AutoencoderLoss
 from jaxdiff.codecs import Codec, default_codec, encoded_specs, grey_levels
 from jaxdiff.codecs.recipe import Find, is_recipe, resolved
 from jaxdiff.config.autoencoder import AutoencoderConfig, check_autoencoder
+from jaxdiff.config.lora import with_lora
 from jaxdiff.config.ranges import check_ranges
 from jaxdiff.config.schema import Config, Kind, LossConfig, RunConfig
 from jaxdiff.config.text import TEXT, check_text, tokenised, with_tokenizer
@@ -26,7 +27,7 @@ from jaxdiff.data.encoded import Encoded
 from jaxdiff.data.sources import DataError, Source, Subset, classes_of, name_of
 from jaxdiff.data.tokenizers import Encoder
 from jaxdiff.launch.errors import ConfigError, as_config_error, suggestion
-from jaxdiff.loss import SNR, DenoisingLoss, Likelihood, Objective
+from jaxdiff.loss import SNR, DenoisingLoss, Likelihood, Objective, PriorPreserving
 from jaxdiff.methods import parse_grid, parse_guidance, parse_sampler
 from jaxdiff.model import Defaults
 from jaxdiff.networks import functional
@@ -115,6 +116,8 @@ def _check_diffusion(config: Config) -> None:
     look_up(OBJECTIVES, config.loss.objective, "loss.objective")
     if config.loss.vlb_weight and config.loss.objective != "denoising":
         raise ConfigError(f"loss.vlb_weight is of the objective denoising, not of {config.loss.objective}")
+    if config.loss.prior is None and config.loss.prior_weight != 1.0:
+        raise ConfigError("loss.prior_weight: there are no pictures of the class: name them, --loss.prior FOLDER")
     _check_dropout(config)
     _check_process(config.process)
 
@@ -175,10 +178,11 @@ def build_network(config: RunConfig) -> Any:
     if config.codec is not None:
         shape = tuple(1 if size is None else size for size in config.codec.spec["x"].shape)
     with as_config_error("network"):
-        return functional(config.network, shape)
+        net = functional(config.network, shape)
+    return with_lora(config, net)
 
 
-def build_loss(config: RunConfig) -> Objective | FokkerPlanck | AutoencoderLoss:
+def build_loss(config: RunConfig) -> Objective | FokkerPlanck | PriorPreserving | AutoencoderLoss:
     """What training minimises."""
     if isinstance(config, AutoencoderConfig):
         return config.loss
@@ -193,7 +197,8 @@ def build_loss(config: RunConfig) -> Objective | FokkerPlanck | AutoencoderLoss:
     objective = look_up(OBJECTIVES, config.loss.objective, "loss.objective")(parts, config.loss)
     if isinstance(objective, DenoisingLoss) and objective.vlb_weight and config.codec is not None:
         objective = dataclasses.replace(objective, levels=grey_levels(config.codec))
-    return FokkerPlanck(objective, config.loss.fokker_planck) if config.loss.fokker_planck else objective
+    whole: Any = FokkerPlanck(objective, config.loss.fokker_planck) if config.loss.fokker_planck else objective
+    return whole if config.loss.prior is None else PriorPreserving(whole, config.loss.prior_weight)
 
 
 def build_defaults(config: Config) -> Defaults:

@@ -95,6 +95,13 @@ class LossConfig:
     """Weight of the Hessian's term (second_order, high_order)."""
     fokker_planck: float = 0.0
     """Weight of the score Fokker-Planck regulariser."""
+    prior: str | None = None
+    """File or folder of pictures of the class, like data.path, which has those of one thing: DreamBooth's loss."""
+    prior_weight: float = 1.0
+    """Weight of the class' pictures in DreamBooth's loss."""
+
+    def __post_init__(self) -> None:
+        _as_text(self, "prior")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +213,21 @@ class FrozenWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Training an addition to a network that stays as --init-from has it (jaxdiff.networks.lora)."""
+
+    rank: int = 0
+    """Columns of the two thin matrices whose product is added to a weight; 0: the network itself is trained."""
+    alpha: float | None = None
+    """The product is scaled by alpha / rank; None: by 1."""
+    targets: tuple[str, ...] = ("attention",)
+    """Weights it is added to: attention, linear, or parameters by their paths: up/*, middle_in."""
+
+    def __post_init__(self) -> None:
+        _as_several(self, "targets")
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeshConfig:
     """How devices are arranged; one size may be -1: what is left."""
 
@@ -292,5 +314,6 @@ class Config(RunConfig):
     process: Process
     parameterization: Parameterization
     loss: LossConfig = LossConfig()
+    lora: LoraConfig = LoraConfig()
     sample: SampleConfig = SampleConfig()
     picture: Any = None

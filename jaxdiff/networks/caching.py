@@ -56,6 +56,7 @@ from jaxdiff.broadcast import expand, mean_features
 from jaxdiff.denoiser import Cond, Memory
 from jaxdiff.networks.dit import DiTModule, Told
 from jaxdiff.networks.functional import Functional, Params
+from jaxdiff.networks.lora import LoRA
 from jaxdiff.networks.unet import UNetModule
 from jaxdiff.record import field, record
 from jaxdiff.spec import complete
@@ -120,7 +121,7 @@ def _conditions(net: Any, cond: Cond | None, x: Array) -> Cond:
 
 
 def _known_module(net: Any, params: Params, kind: type, name: str, needs: str) -> Any:
-    module = net.module(params) if isinstance(net, Functional) else net
+    module = net.module(params) if isinstance(net, Functional | LoRA) else net
     if not isinstance(module, kind):
         raise ValueError(f"{name} is a cache of a {needs}, got a {type(module).__name__}")
     return module

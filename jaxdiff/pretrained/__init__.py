@@ -8,6 +8,8 @@ the steps of diffusers' own scheduler.
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import FAMILIES, Loaded, load_network, write_network
 from jaxdiff.pretrained.kinds import KINDS
+from jaxdiff.pretrained.lora import Lora, load_lora, write_lora
+from jaxdiff.pretrained.lora_trained import trained_lora
 from jaxdiff.pretrained.model import LongPrompt, Pretrained
 from jaxdiff.pretrained.origin import Origin
 from jaxdiff.pretrained.pipeline import load_pipeline
@@ -20,11 +22,15 @@ __all__ = [
     "SCHEDULERS",
     "Loaded",
     "LongPrompt",
+    "Lora",
     "Origin",
     "Pretrained",
     "PretrainedError",
+    "load_lora",
     "load_network",
     "load_pipeline",
     "save_pipeline",
+    "trained_lora",
+    "write_lora",
     "write_network",
 ]

@@ -27,12 +27,13 @@ from jaxdiff.data.text import TEXT, given_captions
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.launch.errors import as_config_error, refuse_unknown_options
 from jaxdiff.model import Model
-from jaxdiff.networks.control import PICTURE
+from jaxdiff.networks.control import PICTURE, Controlled
 from jaxdiff.plan import encoded, mask_of
 from jaxdiff.pretrained import schedulers
 from jaxdiff.pretrained.control import told
 from jaxdiff.pretrained.families import Loaded
 from jaxdiff.pretrained.fields import Fields
+from jaxdiff.pretrained.lora import Lora, load_lora, merged
 from jaxdiff.pretrained.origin import Origin
 from jaxdiff.pretrained.processes import FlowTimes
 from jaxdiff.pretrained.strict import draw_strictly
@@ -186,6 +187,35 @@ class Pretrained:
         sums = [float(jnp.sum(leaf, dtype=jnp.float32)) for leaf in jax.tree.leaves(params)]
         text = json.dumps([fields, sums], sort_keys=True, default=str)
         return {"run": self.origin.kind, "config": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+    def with_lora(self, lora: Lora | str | os.PathLike[str], weight: float = 1.0) -> Pretrained:
+        """This model with a LoRA merged into its weights, those of its text encoders too. Called again, LoRAs add up.
+
+        Args:
+          lora: from `load_lora`, or the path of its file.
+          weight: of the change; with 0 the weights are as they were.
+
+        Raises:
+          PretrainedError: a file that cannot be read, or a LoRA of another model.
+        """
+        network = next(iter(self.parts))
+        parts = merged(self.parts, lora if isinstance(lora, Lora) else load_lora(lora), weight)
+        encoders = dict(self.model.encoders)
+        if (text := encoders.get(TEXT)) is not None:
+            prompts: Any = text
+            told = [
+                dataclasses.replace(each, params=parts[each.name.replace("tokenizer", "text_encoder")].params)
+                for each in prompts.branches
+            ]
+            encoders[TEXT] = dataclasses.replace(prompts, branches=tuple(told))
+        params = parts[network].params
+        net: Any = self.denoise.net
+        if isinstance(net.build, Controlled):
+            params = {**self.denoise.params, "base": params}
+        denoise = dataclasses.replace(self.denoise, params=params)
+        return dataclasses.replace(
+            self, model=dataclasses.replace(self.model, denoise=denoise, encoders=encoders), parts=parts
+        )
 
     def _strictly(self, model: Model, options: dict[str, Any], eta: float) -> dict[str, Any]:
         if options.get("image") is not None:

@@ -23,6 +23,8 @@ from jaxdiff.config.folder import CHECKPOINTS, EXAMPLES, LAST_SAVED, SAMPLES
 from jaxdiff.data.sources import DataError, Source, spread, take
 from jaxdiff.data.sources import texts as stored_texts
 from jaxdiff.data.text import TEXT, first_of
+from jaxdiff.loss import PRIOR
+from jaxdiff.networks.lora import LoRA
 from jaxdiff.pretrained.origin import is_published
 from jaxdiff.runs.autoencoder import LATENTS, AutoencoderRun
 from jaxdiff.runs.latents import write_latents
@@ -33,6 +35,7 @@ from jaxdiff.spec import droppable
 from jaxdiff.train.ema import rules_by_name
 from jaxdiff.train.frozen import joined, partition
 from jaxdiff.train.initial import BASE, begun_as, read_frozen
+from jaxdiff.train.prior import read_prior
 
 Log = Callable[[int, Mapping[str, float]], None]
 """Gets the step and its figures by name, at every logged step."""
@@ -106,6 +109,7 @@ def fit(
     if log is not None and not callable(log):
         raise cfg.ConfigError(f"log is a function of the step and its figures, got {log!r}")
     cfg.check(config)
+    config = cfg.with_base_frozen(config)
     with cfg.as_config_error("ema"):
         rules = rules_by_name(config.ema)
 
@@ -130,6 +134,8 @@ def fit(
         base = cfg.FrozenWeights(name=BASE, path=str(init_from))
         config = dataclasses.replace(config, frozen=(*config.frozen, base))
     config, given = read_frozen(config, net, mesh)
+    if isinstance(config, cfg.Config) and config.loss.prior is not None:
+        given = given._replace(frozen={**given.frozen, PRIOR: read_prior(config, given.codec, mesh)})
     with cfg.as_config_error("loss"):
         loss = cfg.build_loss(config)
     with cfg.as_config_error("optimizer"):
@@ -168,7 +174,7 @@ def fit(
     folder, weights, parts = cfg.check_folder(config), None, begun_as(config)
     if init_from is None and parts:
         init_from = next((each.path for each in config.frozen if each.name == BASE), None)
-    if init_from is not None and not (folder / LAST_SAVED).exists():
+    if init_from is not None and not isinstance(net, LoRA) and not (folder / LAST_SAVED).exists():
         options_of: dict[str, Any] = {"partial": init_partial or bool(frozen_part), "begun_as": parts}
         weights = training.read_weights(init_from, template.params, network=config.network, **options_of)
     if lead:

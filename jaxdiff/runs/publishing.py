@@ -10,6 +10,7 @@ from typing import Any
 from jaxdiff.codecs import Images
 from jaxdiff.launch.errors import ConfigError
 from jaxdiff.networks import UNet
+from jaxdiff.networks.lora import LoRA
 from jaxdiff.pretrained import Loaded, Origin, Pretrained, load_pipeline, save_pipeline
 from jaxdiff.pretrained.own import scheduler_fields, unet_fields
 from jaxdiff.pretrained.parts import is_published_part
@@ -37,7 +38,8 @@ def _published(run: Run) -> Pretrained:
     """A run as a published model."""
     codec: Any = run.config.codec
     base = getattr(codec, "path", None)
-    params = run.denoise.params
+    net: Any = run.denoise.net
+    params = net.merged(run.denoise.params) if isinstance(net, LoRA) else run.denoise.params
     if base is not None and is_published_part(base):
         made = load_pipeline(base)
         network = next(iter(made.parts))
@@ -57,4 +59,4 @@ def _published(run: Run) -> Pretrained:
         "scheduler": ["diffusers", "DDPMScheduler"],
     }
     origin = Origin(run.folder or Path(run.config.folder), "DDPMPipeline")
-    return Pretrained(run.model, scheduler, {"unet": Loaded(run.denoise.net, params, fields)}, index, origin)
+    return Pretrained(run.model, scheduler, {"unet": Loaded(net, params, fields)}, index, origin)

@@ -33,6 +33,7 @@ from jaxdiff.data.sources import Source, captions
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.launch.distributed import as_lead, meet
 from jaxdiff.networks import functional
+from jaxdiff.networks.lora import LoRA
 from jaxdiff.pretrained.parts import denoiser_params, is_published_part, load_part
 from jaxdiff.train.checkpoint import Checkpoints
 from jaxdiff.train.checkpoint_format import CheckpointError
@@ -249,7 +250,8 @@ def read_frozen(
     named, whole = {each.name: each for each in config.frozen}, NamedSharding(mesh, PartitionSpec())
     if bool(config.train.freeze) != (BASE in named):
         raise ConfigError(
-            "train.freeze: the parts that are not trained need weights to start with: --init-from RUN"
+            f"{'lora' if isinstance(net, LoRA) else 'train.freeze'}: the parts that are not trained need weights to "
+            "start with: --init-from RUN"
             if config.train.freeze
             else f"frozen: weights named {BASE!r} are of train.freeze, which names nothing"
         )
@@ -260,13 +262,15 @@ def read_frozen(
         if each.name == BASE:
             with as_config_error("train.freeze"):
                 template = partition(params_template(net, mesh), config.train.freeze)[1]
-            within = BASE if begun_as(config) else None
+            added = isinstance(net, LoRA)
+            within = BASE if begun_as(config) or added else None  # a name that its weights have here alone
             if within is not None and set(template) != {within}:
                 others = ", ".join(sorted(set(template) - {within}))
                 raise ConfigError(
                     f"train.freeze: of this network {within!r} alone has weights to start with, not {others}"
                 )
-            base, now = _checked(each, template if within is None else template[within])
+            of_base = template if within is None else template[within]
+            base, now = _checked(each, of_base, config.network if added else None)
             base = base if within is None else {within: base}
         else:
             of = read_config(each.path)
@@ -308,10 +312,11 @@ def read_part(folder: Path, template: Any, *, ema: bool | str = True, step: int 
     return found, params
 
 
-def _checked(each: FrozenWeights, template: Any) -> tuple[Any, FrozenWeights]:
-    """Weights, and what is noted of them."""
+def _checked(each: FrozenWeights, template: Any, network: Any = None) -> tuple[Any, FrozenWeights]:
+    """Weights, and what is noted of them. With a network's configuration, one that was published with another is
+    refused."""
     if is_published_part(Path(each.path).expanduser()):
-        found, params = 0, denoiser_params(Path(each.path).expanduser(), template)
+        found, params = 0, denoiser_params(Path(each.path).expanduser(), template, network)
     elif (Path(each.path).expanduser() / NETWORK).is_file():
         found, params = 0, network_weights(Path(each.path).expanduser(), template)
     else:
