@@ -9,6 +9,7 @@ from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import FAMILIES, Loaded, load_network, write_network
 from jaxdiff.pretrained.pipeline import KINDS, Pretrained, load_pipeline
 from jaxdiff.pretrained.schedulers import SCHEDULERS
+from jaxdiff.pretrained.single_file import SingleFile, read_single_file, write_single_file
 
 __all__ = [
     "FAMILIES",
@@ -17,7 +18,10 @@ __all__ = [
     "Loaded",
     "Pretrained",
     "PretrainedError",
+    "SingleFile",
     "load_network",
     "load_pipeline",
+    "read_single_file",
     "write_network",
+    "write_single_file",
 ]

@@ -24,6 +24,7 @@ from jaxdiff.pretrained.fields import Fields, read_fields
 from jaxdiff.pretrained.naming import Naming
 from jaxdiff.pretrained.reading import load_params
 from jaxdiff.pretrained.safetensors import open_safetensors, write_safetensors
+from jaxdiff.pretrained.tensors import Tensors
 from jaxdiff.pretrained.writing import Published
 
 CONFIG = "config.json"
@@ -101,15 +102,40 @@ def load_network(
             f"{folder}: there is no {CONFIG}" if folder.is_dir() else f"{folder}: there is no such folder"
         )
     fields = read_fields(folder / CONFIG)
+    configured(fields)  # a field is refused before a file is opened
     family = family_of(fields)
-    net = family.pure(_configured(family, fields))
     tensors = open_safetensors(folder, family.stem, variant)
     if tensors is None:
         raise PretrainedError(f"{folder}: there is no {family.stem}.safetensors{_other_weights(folder, family.stem)}")
+    return network_of(fields, tensors, dtype=dtype, shardings=shardings, where=str(folder))
+
+
+def network_of(
+    fields: Fields,
+    tensors: Tensors,
+    naming: Naming | None = None,
+    *,
+    dtype: str | None = "float32",
+    shardings: Callable[[Any], Any] | None = None,
+    where: str = "",
+) -> Loaded:
+    """A network of its configuration and its tensors.
+
+    Args:
+      fields: of its configuration.
+      tensors: its weights.
+      naming: their names; None: those of its family.
+      dtype, shardings: see `load_network`.
+      where: the folder or file, for messages.
+
+    Raises:
+      PretrainedError: a class or a field that jaxdiff does not know, or weights that do not fit.
+    """
+    net = family_of(fields).pure(configured(fields))
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     spread = None if shardings is None else shardings(shapes)
-    naming = family.naming(fields)
-    params = load_params(shapes, naming, tensors, dtype=dtype, shardings=spread, where=str(folder))
+    naming = family_of(fields).naming(fields) if naming is None else naming
+    params = load_params(shapes, naming, tensors, dtype=dtype, shardings=spread, where=where)
     return Loaded(net, params, dict(fields.values))
 
 
@@ -149,9 +175,14 @@ def family_of(fields: Fields) -> Family:
     return FAMILIES[name]
 
 
-def _configured(family: Family, fields: Fields) -> Any:
+def configured(fields: Fields) -> Any:
+    """The configuration here of a published one.
+
+    Raises:
+      PretrainedError: a class or a field that jaxdiff does not know.
+    """
     try:
-        return family.network(fields)
+        return family_of(fields).network(fields)
     except PretrainedError:
         raise
     except (TypeError, ValueError, ArithmeticError) as error:  # of a configuration here

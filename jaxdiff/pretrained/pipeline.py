@@ -23,7 +23,7 @@ from jax import Array
 
 from jaxdiff.codecs import Images
 from jaxdiff.codecs.latents import LatentImages
-from jaxdiff.data.clip_files import padding_token
+from jaxdiff.data.clip_files import END, MERGES, VOCABULARY, padding_token
 from jaxdiff.data.tokenizers import TokenizerFile
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.discrete import DiscreteVP
@@ -37,6 +37,7 @@ from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import Loaded, load_network
 from jaxdiff.pretrained.fields import Fields, read_fields
 from jaxdiff.pretrained.prompts import Branch, Prompts
+from jaxdiff.pretrained.single_file import read_single_file
 from jaxdiff.pretrained.strict import draw_strictly
 from jaxdiff.process import Process
 from jaxdiff.schedule import Flow
@@ -90,6 +91,7 @@ KINDS: dict[str, Kind] = {
     "StableDiffusionInpaintPipeline": _SD,
     "LatentConsistencyModelPipeline": dataclasses.replace(_SD, guide=()),
     "StableDiffusionXLPipeline": _XL,
+    "StableDiffusionXLInpaintPipeline": _XL,
     "StableDiffusionXLImg2ImgPipeline": _XL,
     "StableDiffusion3Pipeline": _SD3,
     "FluxPipeline": _FLUX,
@@ -221,18 +223,36 @@ def load_pipeline(
     dtype: str | None = "float32",
     shardings: Callable[[Any], Any] | None = None,
     length: int | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    prediction: str | None = None,
 ) -> Pretrained:
-    """A model from a folder of diffusers.
+    """A model from a folder of diffusers, or from one file of Stable Diffusion 1, 2 or XL in its authors' layout.
 
     Args:
-      folder: that holds `model_index.json`.
+      folder: that holds `model_index.json`; or a file of safetensors.
       variant, dtype, shardings: of all networks: see `load_network`.
       length: ids of T5's texts; None: as published.
+      tokenizer: of one file, which has none: the folder of CLIP's `vocab.json` and `merges.txt`.
+      prediction: of one file: see `jaxdiff.pretrained.read_single_file`.
 
     Raises:
       PretrainedError: a folder, a class or a part that cannot be read.
     """
     folder = Path(folder).expanduser()
+    if folder.is_file():
+        if variant is not None:
+            raise PretrainedError(f"{folder}: a single file has no variants: leave variant={variant!r} out")
+        words = _words(folder, tokenizer)
+        found = read_single_file(folder, prediction=prediction, dtype=dtype, shardings=shardings)
+        if END in found.padding.values() and (token := padding_token(words)) != END:
+            raise PretrainedError(
+                f"tokenizer: {words} pads with {token!r}, expected {END!r}: give Stable Diffusion 1's"
+            )
+        tokenizers = {part: (words, padding) for part, padding in found.padding.items()}
+        return _assembled(found.index, Fields(found.scheduler, str(folder)), found.parts, tokenizers, folder, length)
+    for option, value in (("tokenizer", tokenizer), ("prediction", prediction)):
+        if value is not None:
+            raise PretrainedError(f"{folder}: {option}={value!r} is for a single file; a folder has its own")
     if not (folder / INDEX).is_file():
         raise PretrainedError(f"{folder}: there is no {INDEX if folder.is_dir() else 'such folder'}")
     index = read_fields(folder / INDEX)
@@ -248,18 +268,44 @@ def load_pipeline(
     if "vae" in there:
         parts["vae"] = load(folder / "vae")
     scheduler = read_fields(folder / SCHEDULER / "scheduler_config.json")
+    tokenizers = {encoder: (folder / each, padding_token(folder / each)) for encoder, each in text}
+    return _assembled(index.values, scheduler, parts, tokenizers, folder, length)
+
+
+def _assembled(
+    index: Mapping[str, Any],
+    scheduler: Fields,
+    parts: Mapping[str, Loaded],
+    tokenizers: Mapping[str, tuple[Path, str]],
+    folder: Path,
+    length: int | None,
+) -> Pretrained:
+    """The model of its parts, and of each text encoder's tokenizer: its folder and the token that pads."""
+    kind = KINDS[_class_of(index)]
     network = parts[kind.network]
     process, parameterization, defaults = process_of(scheduler)
     encoders: dict[str, Any] = {}
     if kind.join is not None:
-        encoders["text"] = Prompts(_branches(folder, kind, text, parts, length), _join(kind, network, length))
+        encoders["text"] = Prompts(_branches(kind, tokenizers, parts, length), _join(kind, network, length))
     model = Model(
         NetworkDenoiser(network.net, network.params, process, parameterization),
         _codec(network, parts.get("vae")),
         dataclasses.replace(defaults, guide=kind.guide),
         encoders=encoders,
     )
-    return Pretrained(model, scheduler.values, parts, index.values, folder)
+    return Pretrained(model, scheduler.values, parts, index, folder)
+
+
+def _words(file: Path, tokenizer: str | os.PathLike[str] | None) -> Path:
+    """The folder of a tokenizer that is given beside a single file."""
+    what = f"a folder with CLIP's {VOCABULARY} and {MERGES}, as the folder tokenizer of Stable Diffusion 1"
+    if tokenizer is None:
+        raise PretrainedError(f"{file}: a single file has no tokenizer: say tokenizer=FOLDER, {what}")
+    folder = Path(tokenizer).expanduser()
+    missing = [name for name in (VOCABULARY, MERGES) if not (folder / name).is_file()]
+    if missing and not (folder / "tokenizer.json").is_file():
+        raise PretrainedError(f"tokenizer: {folder} has no {missing[0]}, expected {what}")
+    return folder
 
 
 def _join(kind: Kind, network: Loaded, length: int | None) -> Any:
@@ -271,19 +317,20 @@ def _join(kind: Kind, network: Loaded, length: int | None) -> Any:
 
 
 def _branches(
-    folder: Path, kind: Kind, text: list[tuple[str, str]], parts: Mapping[str, Loaded], length: int | None
+    kind: Kind, tokenizers: Mapping[str, tuple[Path, str]], parts: Mapping[str, Loaded], length: int | None
 ) -> tuple[Branch, ...]:
     made = []
-    for encoder, tokenizer in text:
+    for encoder, (folder, token) in tokenizers.items():
         loaded = parts[encoder]
         config = loaded.net.config
+        special: tuple[str, ...] = ()
         if isinstance(config, T5):
             ids, padding, masked = length or kind.length, 0, kind.join is prompts.pixart
         else:
             config = dataclasses.replace(config, **kind.states)
-            ids, masked = config.length, False
-            padding = _id_of(folder / tokenizer, padding_token(folder / tokenizer), ids)
-        file = TokenizerFile(str(folder / tokenizer), ids, padding)
+            ids, masked, special = config.length, False, (token,)
+            padding = _id_of(folder, token, ids)
+        file = TokenizerFile(str(folder), ids, padding, special=special)
         file.encode([""])  # reads it
         made.append(Branch(file, TextEncoder(config), loaded.params, masked))
     return tuple(made)
@@ -291,7 +338,7 @@ def _branches(
 
 def _id_of(folder: Path, token: str, length: int) -> int:
     """The id of a special token: what stands between begin and end."""
-    ids = TokenizerFile(str(folder), length).ids(token)
+    ids = TokenizerFile(str(folder), length, special=(token,)).ids(token)
     return ids[1] if len(ids) > 2 else ids[-1]
 
 

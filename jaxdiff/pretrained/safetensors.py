@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdiff.pretrained.errors import PretrainedError
+from jaxdiff.pretrained.tensors import Tensors
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
@@ -64,7 +65,7 @@ class Place(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-class SafeTensors(Mapping[str, Place]):
+class SafeTensors(Tensors):
     """The tensors of one file, or of several, by name.
 
     Args:
