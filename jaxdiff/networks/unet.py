@@ -100,6 +100,8 @@ class UNet:
       joined_conditions: one perceptron for all vectors and pooled texts, as in SDXL, rather than one each.
       guidance_frequencies: if not 0, ``cond["guidance"]`` is the weight w of guidance that a distilled network is told:
         so many sines and cosines of it join those of the time (`jaxdiff.networks.embeddings.guidance_embedding`).
+      flax_numerics: let the transformers compute as the Flax classes of diffusers did: their group normalisation with
+        eps 1e-5, and gelu by tanh.
 
     Raises:
       ValueError: values that do not fit each other.
@@ -138,6 +140,7 @@ class UNet:
     conditions: tuple[NetCondition, ...] = ()
     joined_conditions: bool = False
     guidance_frequencies: int = 0
+    flax_numerics: bool = False
 
     def __post_init__(self) -> None:
         at_least_1(self, "image_size", "in_channels", "out_channels", "width", "blocks")
@@ -263,11 +266,8 @@ class Stage(nnx.Module):
         layers = config.layers(level)
         attention: Transformer | AttentionBlock | None = None
         if layers:
-            options: dict[str, Any] = {
-                "groups": config.groups,
-                "least_group": config.least_group,
-                "dtype": config.dtype,
-            }
+            options: dict[str, Any] = {"groups": config.groups, "least_group": config.least_group}
+            options |= {"dtype": config.dtype, "flax_numerics": config.flax_numerics}
             attention = Transformer(outputs, config.heads_of(outputs), layers, config.context, **options)
         elif level is None or config.image_size // 2**level in config.attention_resolutions:
             attention = AttentionBlock(config, outputs)

@@ -21,6 +21,7 @@ from jaxdiff.networks.text import TextEncoder
 from jaxdiff.pretrained import autoencoder_kl, text, transformers, unet
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.fields import Fields, read_fields
+from jaxdiff.pretrained.flax_folders import flax_naming, open_flax, plain_fields
 from jaxdiff.pretrained.naming import Naming
 from jaxdiff.pretrained.reading import load_params
 from jaxdiff.pretrained.safetensors import open_safetensors, write_safetensors
@@ -83,14 +84,17 @@ def load_network(
     variant: str | None = None,
     dtype: str | None = "float32",
     shardings: Callable[[Any], Any] | None = None,
+    flax_numerics: bool = False,
 ) -> Loaded:
-    """A network from a published folder: diffusers' or transformers'.
+    """A network from a published folder: diffusers' or transformers', in torch's layout or in Flax's.
 
     Args:
       folder: that holds its `config.json` and its weights.
       variant: of the weights, ``"fp16"``; None: the plain ones, or the only variant there is.
       dtype: of the parameters; None: as they are stored.
       shardings: ``(shapes of the parameters) -> shardings`` of the same tree; None: the first device.
+      flax_numerics: compute as the Flax class of diffusers did, which differs a little from torch's (see
+        `jaxdiff.pretrained.flax_folders`).
 
     Raises:
       PretrainedError: a folder that holds none, a class or a field that jaxdiff does not know, or weights that are
@@ -101,13 +105,16 @@ def load_network(
         raise PretrainedError(
             f"{folder}: there is no {CONFIG}" if folder.is_dir() else f"{folder}: there is no such folder"
         )
-    fields = read_fields(folder / CONFIG)
+    fields = plain_fields(read_fields(folder / CONFIG), flax_numerics)
     configured(fields)  # a field is refused before a file is opened
-    family = family_of(fields)
-    tensors = open_safetensors(folder, family.stem, variant)
+    family, naming = family_of(fields), None
+    tensors: Tensors | None = open_safetensors(folder, family.stem, variant)
+    if tensors is None and variant is None:
+        tensors = open_flax(folder, family.stem)
+        naming = flax_naming(family.naming(fields), of_diffusers=family.stem == DIFFUSERS)
     if tensors is None:
         raise PretrainedError(f"{folder}: there is no {family.stem}.safetensors{_other_weights(folder, family.stem)}")
-    return network_of(fields, tensors, dtype=dtype, shardings=shardings, where=str(folder))
+    return network_of(fields, tensors, naming, dtype=dtype, shardings=shardings, where=str(folder))
 
 
 def network_of(
@@ -191,9 +198,7 @@ def configured(fields: Fields) -> Any:
 
 def _other_weights(folder: Path, stem: str) -> str:
     """What else lies there, and what to do."""
-    flax = "flax_model.msgpack" if stem == TRANSFORMERS else "diffusion_flax_model.msgpack"
     torch = "pytorch_model.bin" if stem == TRANSFORMERS else f"{stem}.bin"
-    for name, what in ((torch, "a pickle of torch"), (flax, "a file of Flax")):
-        if (folder / name).exists():
-            return f", but {name}, {what}: save it as safetensors with the library that made it"
+    if (folder / torch).exists():
+        return f", but {torch}, a pickle of torch: save it as safetensors with the library that made it"
     return ": fetch the weights beside the configuration"

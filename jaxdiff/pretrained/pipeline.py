@@ -36,6 +36,7 @@ from jaxdiff.pretrained.chains import chain
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import Loaded, load_network
 from jaxdiff.pretrained.fields import Fields, read_fields
+from jaxdiff.pretrained.flax_folders import plain_classes
 from jaxdiff.pretrained.prompts import Branch, Prompts
 from jaxdiff.pretrained.single_file import read_single_file
 from jaxdiff.pretrained.strict import draw_strictly
@@ -225,6 +226,7 @@ def load_pipeline(
     length: int | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     prediction: str | None = None,
+    flax_numerics: bool = False,
 ) -> Pretrained:
     """A model from a folder of diffusers, or from one file of Stable Diffusion 1, 2 or XL in its authors' layout.
 
@@ -234,6 +236,7 @@ def load_pipeline(
       length: ids of T5's texts; None: as published.
       tokenizer: of one file, which has none: the folder of CLIP's `vocab.json` and `merges.txt`.
       prediction: of one file: see `jaxdiff.pretrained.read_single_file`.
+      flax_numerics: of all networks: see `load_network`.
 
     Raises:
       PretrainedError: a folder, a class or a part that cannot be read.
@@ -242,6 +245,8 @@ def load_pipeline(
     if folder.is_file():
         if variant is not None:
             raise PretrainedError(f"{folder}: a single file has no variants: leave variant={variant!r} out")
+        if flax_numerics:
+            raise PretrainedError(f"{folder}: a single file was never Flax's: leave flax_numerics out")
         words = _words(folder, tokenizer)
         found = read_single_file(folder, prediction=prediction, dtype=dtype, shardings=shardings)
         if END in found.padding.values() and (token := padding_token(words)) != END:
@@ -255,19 +260,22 @@ def load_pipeline(
             raise PretrainedError(f"{folder}: {option}={value!r} is for a single file; a folder has its own")
     if not (folder / INDEX).is_file():
         raise PretrainedError(f"{folder}: there is no {INDEX if folder.is_dir() else 'such folder'}")
-    index = read_fields(folder / INDEX)
+    index = Fields(plain_classes(read_fields(folder / INDEX).values), str(folder / INDEX))
     name = _class_of(index.values)
     if name not in KINDS:
         raise PretrainedError(f"{folder / INDEX}: {name} is not known; jaxdiff reads {', '.join(KINDS)}")
     kind = KINDS[name]
-    load = functools.partial(load_network, variant=variant, dtype=dtype, shardings=shardings)
+    load = functools.partial(
+        load_network, variant=variant, dtype=dtype, shardings=shardings, flax_numerics=flax_numerics
+    )
     there = {part for part, value in index.values.items() if isinstance(value, list) and value and value[0] is not None}
     parts = {kind.network: load(folder / kind.network)}
     text = [each for each in kind.text if each[0] in there]
     parts |= {encoder: load(folder / encoder) for encoder, _ in text}
     if "vae" in there:
         parts["vae"] = load(folder / "vae")
-    scheduler = read_fields(folder / SCHEDULER / "scheduler_config.json")
+    place = folder / SCHEDULER / "scheduler_config.json"
+    scheduler = Fields(plain_classes(read_fields(place).values), str(place))
     tokenizers = {encoder: (folder / each, padding_token(folder / each)) for encoder, each in text}
     return _assembled(index.values, scheduler, parts, tokenizers, folder, length)
 

@@ -191,6 +191,7 @@ def unet_2d_condition(fields: Fields) -> UNet:
         transformer_layers=layers,
         **_heads(fields, common, levels),
         null_class=False,
+        flax_numerics=bool(fields.values.get("_flax_numerics")),
     )
     fields.done()
     return made
