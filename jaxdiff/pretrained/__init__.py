@@ -5,6 +5,7 @@
 the steps of diffusers' own scheduler.
 """
 
+from jaxdiff.pretrained.dit_files import dit_model, load_dit, write_dit
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import FAMILIES, Loaded, load_network, write_network
 from jaxdiff.pretrained.pipeline import KINDS, Pretrained, load_pipeline
@@ -19,9 +20,12 @@ __all__ = [
     "Pretrained",
     "PretrainedError",
     "SingleFile",
+    "dit_model",
+    "load_dit",
     "load_network",
     "load_pipeline",
     "read_single_file",
+    "write_dit",
     "write_network",
     "write_single_file",
 ]

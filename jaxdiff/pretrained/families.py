@@ -23,6 +23,7 @@ from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.fields import Fields, read_fields
 from jaxdiff.pretrained.flax_folders import flax_naming, open_flax, plain_fields
 from jaxdiff.pretrained.naming import Naming
+from jaxdiff.pretrained.npz_files import open_tensors
 from jaxdiff.pretrained.reading import load_params
 from jaxdiff.pretrained.safetensors import open_safetensors, write_safetensors
 from jaxdiff.pretrained.tensors import Tensors
@@ -112,6 +113,8 @@ def load_network(
     if tensors is None and variant is None:
         tensors = open_flax(folder, family.stem)
         naming = flax_naming(family.naming(fields), of_diffusers=family.stem == DIFFUSERS)
+        if tensors is None and (folder / f"{family.stem}.npz").is_file():
+            tensors, naming = open_tensors(folder / f"{family.stem}.npz"), None
     if tensors is None:
         raise PretrainedError(f"{folder}: there is no {family.stem}.safetensors{_other_weights(folder, family.stem)}")
     return network_of(fields, tensors, naming, dtype=dtype, shardings=shardings, where=str(folder))
@@ -200,5 +203,8 @@ def _other_weights(folder: Path, stem: str) -> str:
     """What else lies there, and what to do."""
     torch = "pytorch_model.bin" if stem == TRANSFORMERS else f"{stem}.bin"
     if (folder / torch).exists():
-        return f", but {torch}, a pickle of torch: save it as safetensors with the library that made it"
+        return (
+            f", but {torch}, a pickle of torch: save it as safetensors with the library that made it, or by "
+            f"python -m jaxdiff.pretrained.convert {torch} {stem}.safetensors"
+        )
     return ": fetch the weights beside the configuration"

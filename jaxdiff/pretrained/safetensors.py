@@ -239,7 +239,10 @@ def other_kind(head: bytes) -> str | None:
     if head.startswith(b"version https://git-lfs"):
         return "is a pointer of Git LFS, not the weights: run git lfs pull in its folder, or fetch the file itself"
     if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x05")):
-        return "is a pickle of torch, which may run code when it is read: save it as safetensors where it was made"
+        return (
+            "is a pickle of torch, which may run code when it is read: save it as safetensors where it was made, or by "
+            "python -m jaxdiff.pretrained.convert"
+        )
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "is a web page, not the weights: fetch the file again"
     return "is empty: fetch it again" if not head else None

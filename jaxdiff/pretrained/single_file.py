@@ -28,7 +28,8 @@ from jaxdiff.pretrained.families import Loaded, configured, network_of
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.ldm_fields import RELEASES, Release, Shapes
 from jaxdiff.pretrained.naming import Naming
-from jaxdiff.pretrained.safetensors import SafeTensors, write_safetensors
+from jaxdiff.pretrained.npz_files import open_tensors
+from jaxdiff.pretrained.safetensors import write_safetensors
 from jaxdiff.pretrained.tensors import Part
 from jaxdiff.pretrained.writing import Published
 
@@ -75,7 +76,7 @@ def read_single_file(
     """The networks of a Stable Diffusion 1, 2, XL or XL's refiner that lies in one file.
 
     Args:
-      file: of safetensors.
+      file: of safetensors, or an archive ``.npz``.
       prediction: what the network predicts, ``"epsilon"`` or ``"v_prediction"``; None: what the file says, or what was
         published: v of Stable Diffusion 2 with four channels, at 768 pixels; else eps.
       dtype, shardings: see `jaxdiff.pretrained.load_network`.
@@ -84,7 +85,7 @@ def read_single_file(
       PretrainedError: another file, or tensors that are missing, left over or of another shape; one line.
     """
     file = Path(file).expanduser()
-    tensors = SafeTensors(file)
+    tensors = open_tensors(file)
     release = ldm_fields.release_of(tensors, str(file))
     prediction = _prediction(release, tensors, prediction, str(file))
     size = 96 if release.name == "Stable Diffusion 2" and prediction == "v_prediction" else release.size
