@@ -14,7 +14,7 @@ from typing import Any
 
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
 CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
-_BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
+_BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 _WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 
@@ -34,16 +34,16 @@ def clip_tokenizer(package: Any, folder: Path) -> Any:
     merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
     if wrong := [pair for pair in merges if len(pair) != 2]:
         raise ValueError(f"{MERGES} has {' '.join(wrong[0])!r}, expected two pieces a line")
-    if missing := [name for name in (_BEGIN, _END) if name not in vocabulary]:
+    if missing := [name for name in (_BEGIN, END) if name not in vocabulary]:
         raise ValueError(f"{VOCABULARY} has no {missing[0]}: it is not CLIP's")
-    model = package.models.BPE(vocabulary, merges, end_of_word_suffix="</w>", fuse_unk=False, unk_token=_END)
+    model = package.models.BPE(vocabulary, merges, end_of_word_suffix="</w>", fuse_unk=False, unk_token=END)
     made = package.Tokenizer(model)
     normalizers, cutters = package.normalizers, package.pre_tokenizers
     blanks = normalizers.Replace(package.Regex(r"\s+"), " ")
     made.normalizer = normalizers.Sequence([normalizers.NFC(), blanks, normalizers.Lowercase()])
     words = cutters.Split(package.Regex(_WORDS), behavior="removed", invert=True)
     made.pre_tokenizer = cutters.Sequence([words, cutters.ByteLevel(add_prefix_space=False)])
-    ends = ((name, vocabulary[name]) for name in (_END, _BEGIN))
+    ends = ((name, vocabulary[name]) for name in (END, _BEGIN))
     made.post_processor = package.processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)
     made.add_special_tokens([package.AddedToken(name, normalized=False) for name in _special(folder)])
     return made
@@ -51,13 +51,13 @@ def clip_tokenizer(package: Any, folder: Path) -> Any:
 
 def padding_token(folder: Path) -> str:
     """The token after the end: of Stable Diffusion 1 the end itself, of 2 "!"."""
-    return _text(_read(folder, SPECIAL).get("pad_token") or _read(folder, CONFIG).get("pad_token") or _END)
+    return _text(_read(folder, SPECIAL).get("pad_token") or _read(folder, CONFIG).get("pad_token") or END)
 
 
 def _special(folder: Path) -> list[str]:
     added = _read(folder, CONFIG).get("added_tokens_decoder", {})
     named = [_text(each) for each in added.values() if each.get("special", True)]
-    return list(dict.fromkeys([_BEGIN, _END, padding_token(folder), *named]))
+    return list(dict.fromkeys([_BEGIN, END, padding_token(folder), *named]))
 
 
 def _text(token: Any) -> str:

@@ -242,6 +242,7 @@ class TokenizerFile:
       length: ids of a caption, those that the file adds among them: 77 for CLIP.
       padding: the id after the end: of CLIP its end 49407 (Stable Diffusion 1), or 0 (Stable Diffusion 2); of T5 0.
       checksum: of the file, noted when training began; another file is refused.
+      special: tokens of its vocabulary that are special beside its own: "!" where that is CLIP's padding.
 
     Raises:
       ValueError: a length or padding out of range.
@@ -252,6 +253,7 @@ class TokenizerFile:
     length: int
     padding: int = 0
     checksum: str | None = None
+    special: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", os.fspath(self.path))
@@ -269,7 +271,7 @@ class TokenizerFile:
 
     @functools.cached_property
     def _file(self) -> _Opened:  # held: its file may be gone by the time a prompt comes
-        return _opened(self.path, self.checksum, self.length)
+        return _opened(self.path, self.checksum, self.length, self.special)
 
     @property
     def size(self) -> int:
@@ -339,7 +341,7 @@ class _Opened(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)
-def _opened(path: str, checksum: str | None, length: int) -> _Opened:
+def _opened(path: str, checksum: str | None, length: int, special: tuple[str, ...] = ()) -> _Opened:
     """A file of the package `tokenizers`, without its own padding: as it is, and cutting to a length."""
     try:
         package = importlib.import_module("tokenizers")
@@ -364,6 +366,7 @@ def _opened(path: str, checksum: str | None, length: int) -> _Opened:
     if checksum not in (None, found):
         raise DataError(f"tokenizer.path: {file} is another file than this run began with: bring that one back")
     for each in both:
+        each.add_special_tokens([package.AddedToken(name, normalized=False) for name in special])
         each.no_padding()
         each.no_truncation()
     both[1].enable_truncation(length)

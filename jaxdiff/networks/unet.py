@@ -87,6 +87,8 @@ class UNet:
       joined_conditions: one perceptron for all vectors and pooled texts, as in SDXL, rather than one each.
       guidance_frequencies: if not 0, ``cond["guidance"]`` is the weight w of guidance that a distilled network is told:
         so many sines and cosines of it join those of the time (`jaxdiff.networks.embeddings.guidance_embedding`).
+      flax_numerics: let the transformers compute as the Flax classes of diffusers did: their group normalisation with
+        eps 1e-5, and gelu by tanh.
 
     Raises:
       ValueError: values that do not fit each other.
@@ -125,6 +127,7 @@ class UNet:
     conditions: tuple[NetCondition, ...] = ()
     joined_conditions: bool = False
     guidance_frequencies: int = 0
+    flax_numerics: bool = False
 
     def __post_init__(self) -> None:
         at_least_1(self, "image_size", "in_channels", "out_channels", "width", "blocks")

@@ -83,11 +83,8 @@ class Stage(nnx.Module):
         layers = config.layers(level)
         attention: Transformer | AttentionBlock | None = None
         if layers:
-            options: dict[str, Any] = {
-                "groups": config.groups,
-                "least_group": config.least_group,
-                "dtype": config.dtype,
-            }
+            options: dict[str, Any] = {"groups": config.groups, "least_group": config.least_group}
+            options |= {"dtype": config.dtype, "flax_numerics": config.flax_numerics}
             attention = Transformer(outputs, config.heads_of(outputs), layers, config.context, **options)
         elif level is None or config.image_size // 2**level in config.attention_resolutions:
             attention = AttentionBlock(config, outputs)

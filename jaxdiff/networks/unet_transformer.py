@@ -13,10 +13,13 @@ C the tokens of the context, m their mask and h the pixels of x as tokens,
 (2) to (4) once a layer. Queries, keys and values have no bias; gelu is the exact one, x Phi(x); (4) is GEGLU (Shazeer
 2020, https://arxiv.org/abs/2002.05202), value first and gate second. The group normalisation has eps 1e-6, whatever the
 residual blocks have. W_in and W_out are linear maps of each pixel: the 1x1 convolutions of Stable Diffusion 1 and the
-linear layers of 2 and XL are the same function. W_out starts at zero.
+linear layers of 2 and XL are the same function. W_out starts at zero. ``flax_numerics`` chooses what the Flax classes
+of diffusers had: the gelu by tanh, and eps 1e-5.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,10 +38,11 @@ class GatedLinear(nnx.Module):
       width: of the tokens.
       hidden: of the result.
       dtype: what it computes in and returns.
+      by_tanh: whether gelu is the one by tanh.
     """
 
-    def __init__(self, width: int, hidden: int, *, dtype: DType = "float32"):
-        self.dtype = dtype
+    def __init__(self, width: int, hidden: int, *, dtype: DType = "float32", by_tanh: bool = False):
+        self.dtype, self.by_tanh = dtype, by_tanh
         drawn = fan_average((width, 2 * hidden))
         self.kernel = type(drawn)(drawn[...].reshape(width, 2, hidden))
         self.bias = zeros((2, hidden))
@@ -51,20 +55,20 @@ class GatedLinear(nnx.Module):
         """
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
         value, gate = jnp.einsum("nc,ctd->tnd", by_rows(x).astype(self.dtype), kernel) + bias[:, None]
-        return (value * jax.nn.gelu(gate, approximate=False)).reshape(*x.shape[:-1], -1)
+        return (value * jax.nn.gelu(gate, approximate=self.by_tanh)).reshape(*x.shape[:-1], -1)
 
 
 class TransformerLayer(nnx.Module):
     """Equations (2) to (4)."""
 
-    def __init__(self, width: int, heads: int, context: int | None, *, dtype: DType = "float32"):
+    def __init__(self, width: int, heads: int, context: int | None, *, dtype: DType = "float32", by_tanh: bool = False):
         self.norm1, self.norm3 = LayerNorm(width), LayerNorm(width)
         self.attention = SelfAttention(width, heads, bias=False, dtype=dtype)
         if context is not None:
             self.norm2 = LayerNorm(width)
             self.cross_attention = CrossAttention(width, context, heads, bias=False, dtype=dtype)
         self.attends = context is not None
-        self.expand = GatedLinear(width, 4 * width, dtype=dtype)
+        self.expand = GatedLinear(width, 4 * width, dtype=dtype, by_tanh=by_tanh)
         self.contract = Linear(4 * width, width, dtype=dtype)
 
     def __call__(self, h: Array, context: Array | None, mask: Array | None) -> Array:
@@ -85,6 +89,7 @@ class Transformer(nnx.Module):
       groups: of the normalisation.
       least_group: fewest channels of a group.
       dtype: what it computes in.
+      flax_numerics: see above.
     """
 
     def __init__(
@@ -97,10 +102,12 @@ class Transformer(nnx.Module):
         groups: int = 32,
         least_group: int = 4,
         dtype: DType = "float32",
+        flax_numerics: bool = False,
     ):
-        self.norm = GroupNorm(channels, groups=groups, eps=1e-6, least=least_group)
+        self.norm = GroupNorm(channels, groups=groups, eps=1e-5 if flax_numerics else 1e-6, least=least_group)
         self.enter = Linear(channels, channels, dtype=dtype)
-        self.layers = nnx.List([TransformerLayer(channels, heads, context, dtype=dtype) for _ in range(layers)])
+        options: dict[str, Any] = {"dtype": dtype, "by_tanh": flax_numerics}
+        self.layers = nnx.List([TransformerLayer(channels, heads, context, **options) for _ in range(layers)])
         self.leave = Linear(channels, channels, dtype=dtype, init=zeros)
 
     def __call__(self, x: Array, told: Embedded) -> Array:

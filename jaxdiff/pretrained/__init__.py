@@ -5,6 +5,7 @@
 the steps of diffusers' own scheduler.
 """
 
+from jaxdiff.pretrained.dit_files import dit_model, load_dit, write_dit
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import FAMILIES, Loaded, load_network, write_network
 from jaxdiff.pretrained.kinds import KINDS
@@ -15,6 +16,7 @@ from jaxdiff.pretrained.origin import Origin
 from jaxdiff.pretrained.pipeline import load_pipeline
 from jaxdiff.pretrained.saving import save_pipeline
 from jaxdiff.pretrained.schedulers import SCHEDULERS
+from jaxdiff.pretrained.single_file import SingleFile, read_single_file, write_single_file
 
 __all__ = [
     "FAMILIES",
@@ -26,11 +28,17 @@ __all__ = [
     "Origin",
     "Pretrained",
     "PretrainedError",
+    "SingleFile",
+    "dit_model",
+    "load_dit",
     "load_lora",
     "load_network",
     "load_pipeline",
+    "read_single_file",
     "save_pipeline",
     "trained_lora",
+    "write_dit",
     "write_lora",
     "write_network",
+    "write_single_file",
 ]

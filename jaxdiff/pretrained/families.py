@@ -22,9 +22,12 @@ from jaxdiff.networks.text import TextEncoder
 from jaxdiff.pretrained import autoencoder_kl, controlnet, text, transformers, unet
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.fields import Fields, read_fields
+from jaxdiff.pretrained.flax_folders import flax_naming, open_flax, plain_fields
 from jaxdiff.pretrained.naming import Naming
+from jaxdiff.pretrained.npz_files import open_tensors
 from jaxdiff.pretrained.reading import load_params
-from jaxdiff.pretrained.safetensors import SafeTensors, open_safetensors, write_safetensors
+from jaxdiff.pretrained.safetensors import open_safetensors, write_safetensors
+from jaxdiff.pretrained.tensors import Tensors
 from jaxdiff.pretrained.writing import Published
 
 CONFIG = "config.json"
@@ -84,42 +87,46 @@ def load_network(
     variant: str | None = None,
     dtype: str | None = "float32",
     shardings: Callable[[Any], Any] | None = None,
+    flax_numerics: bool = False,
 ) -> Loaded:
-    """A network from a published folder: diffusers' or transformers'.
+    """A network from a published folder: diffusers' or transformers', in torch's layout or in Flax's.
 
     Args:
       folder: that holds its `config.json` and its weights.
       variant: of the weights, ``"fp16"``; None: the plain ones, or the only variant there is.
       dtype: of the parameters; None: as they are stored.
       shardings: ``(shapes of the parameters) -> shardings`` of the same tree; None: the first device.
+      flax_numerics: compute as the Flax class of diffusers did, which differs a little from torch's (see
+        `jaxdiff.pretrained.flax_folders`).
 
     Raises:
       PretrainedError: a folder that holds none, a class or a field that jaxdiff does not know, or weights that are
         missing, are damaged or do not fit; one line.
     """
     folder = Path(folder).expanduser()
-    fields, family, net = described(folder)
-    tensors = open_weights(folder, family, variant)
-    shapes = jax.eval_shape(net.init, jax.random.key(0))
-    spread = None if shardings is None else shardings(shapes)
-    naming = family.naming(fields)
-    params = load_params(shapes, naming, tensors, dtype=dtype, shardings=spread, where=str(folder))
-    return Loaded(net, params, dict(fields.values))
+    fields, family, _ = described(folder, flax_numerics)  # a field is refused before a file is opened
+    tensors, naming = open_weights(folder, fields, family, variant)
+    return network_of(fields, tensors, naming, dtype=dtype, shardings=shardings, where=str(folder))
 
 
-def open_weights(folder: Path, family: Family, variant: str | None = None) -> SafeTensors:
-    """The tensors of a network's folder.
+def open_weights(folder: Path, fields: Fields, family: Family, variant: str | None = None) -> tuple[Tensors, Naming]:
+    """The tensors of a network's folder, and their names: of safetensors, else of Flax, else of NumPy.
 
     Raises:
       PretrainedError: there are none, or they are damaged.
     """
-    tensors = open_safetensors(folder, family.stem, variant)
-    if tensors is None:
-        raise PretrainedError(f"{folder}: there is no {family.stem}.safetensors{_other_weights(folder, family.stem)}")
-    return tensors
+    naming = family.naming(fields)
+    if (tensors := open_safetensors(folder, family.stem, variant)) is not None:
+        return tensors, naming
+    if variant is None:
+        if (flax := open_flax(folder, family.stem)) is not None:
+            return flax, flax_naming(naming, of_diffusers=family.stem == DIFFUSERS)
+        if (folder / f"{family.stem}.npz").is_file():
+            return open_tensors(folder / f"{family.stem}.npz"), naming
+    raise PretrainedError(f"{folder}: there is no {family.stem}.safetensors{_other_weights(folder, family.stem)}")
 
 
-def described(folder: Path) -> tuple[Fields, Family, Any]:
+def described(folder: Path, flax_numerics: bool = False) -> tuple[Fields, Family, Any]:
     """What a folder says of its network: the fields of its configuration, its family, and its pure functions.
 
     Raises:
@@ -129,9 +136,38 @@ def described(folder: Path) -> tuple[Fields, Family, Any]:
         raise PretrainedError(
             f"{folder}: there is no {CONFIG}" if folder.is_dir() else f"{folder}: there is no such folder"
         )
-    fields = read_fields(folder / CONFIG)
+    fields = plain_fields(read_fields(folder / CONFIG), flax_numerics)
     family = family_of(fields)
-    return fields, family, family.pure(_configured(family, fields))
+    return fields, family, family.pure(configured(fields))
+
+
+def network_of(
+    fields: Fields,
+    tensors: Tensors,
+    naming: Naming | None = None,
+    *,
+    dtype: str | None = "float32",
+    shardings: Callable[[Any], Any] | None = None,
+    where: str = "",
+) -> Loaded:
+    """A network of its configuration and its tensors.
+
+    Args:
+      fields: of its configuration.
+      tensors: its weights.
+      naming: their names; None: those of its family.
+      dtype, shardings: see `load_network`.
+      where: the folder or file, for messages.
+
+    Raises:
+      PretrainedError: a class or a field that jaxdiff does not know, or weights that do not fit.
+    """
+    net = family_of(fields).pure(configured(fields))
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    spread = None if shardings is None else shardings(shapes)
+    naming = family_of(fields).naming(fields) if naming is None else naming
+    params = load_params(shapes, naming, tensors, dtype=dtype, shardings=spread, where=where)
+    return Loaded(net, params, dict(fields.values))
 
 
 def write_network(folder: str | os.PathLike[str], loaded: Loaded, *, dtype: str | None = None) -> None:
@@ -170,9 +206,14 @@ def family_of(fields: Fields) -> Family:
     return FAMILIES[name]
 
 
-def _configured(family: Family, fields: Fields) -> Any:
+def configured(fields: Fields) -> Any:
+    """The configuration here of a published one.
+
+    Raises:
+      PretrainedError: a class or a field that jaxdiff does not know.
+    """
     try:
-        return family.network(fields)
+        return family_of(fields).network(fields)
     except PretrainedError:
         raise
     except (TypeError, ValueError, ArithmeticError) as error:  # of a configuration here
@@ -181,9 +222,10 @@ def _configured(family: Family, fields: Fields) -> Any:
 
 def _other_weights(folder: Path, stem: str) -> str:
     """What else lies there, and what to do."""
-    flax = "flax_model.msgpack" if stem == TRANSFORMERS else "diffusion_flax_model.msgpack"
     torch = "pytorch_model.bin" if stem == TRANSFORMERS else f"{stem}.bin"
-    for name, what in ((torch, "a pickle of torch"), (flax, "a file of Flax")):
-        if (folder / name).exists():
-            return f", but {name}, {what}: save it as safetensors with the library that made it"
+    if (folder / torch).exists():
+        return (
+            f", but {torch}, a pickle of torch: save it as safetensors with the library that made it, or by "
+            f"python -m jaxdiff.pretrained.convert {torch} {stem}.safetensors"
+        )
     return ": fetch the weights beside the configuration"

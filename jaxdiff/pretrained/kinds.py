@@ -12,6 +12,11 @@ from jaxdiff.data.clip_files import padding_token
 from jaxdiff.data.tokenizers import TokenizerFile
 from jaxdiff.networks.text import T5, TextEncoder
 from jaxdiff.pretrained import prompts
+from jaxdiff.pretrained.errors import PretrainedError
+from jaxdiff.pretrained.fields import Fields, read_fields
+from jaxdiff.pretrained.flax_folders import plain_classes
+from jaxdiff.pretrained.model import SCHEDULER
+from jaxdiff.pretrained.origin import INDEX
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +65,7 @@ KINDS: dict[str, Kind] = {
     "StableDiffusionInpaintPipeline": _SD,
     "LatentConsistencyModelPipeline": dataclasses.replace(_SD, guide=()),
     "StableDiffusionXLPipeline": _XL,
+    "StableDiffusionXLInpaintPipeline": _XL,
     "StableDiffusionXLImg2ImgPipeline": _XL,
     "StableDiffusion3Pipeline": _SD3,
     "FluxPipeline": _FLUX,
@@ -72,6 +78,26 @@ KINDS: dict[str, Kind] = {
     "DDIMPipeline": Kind(),
 }
 """Classes of pipelines that are read."""
+
+
+def index_of(folder: Path) -> Mapping[str, Any]:
+    """The fields of a pipeline's `model_index.json`.
+
+    Raises:
+      PretrainedError: there is none, or it is of a class that is not known.
+    """
+    if not (folder / INDEX).is_file():
+        raise PretrainedError(f"{folder}: there is no {INDEX}")
+    index = plain_classes(read_fields(folder / INDEX).values)
+    if (name := class_of(index)) not in KINDS:
+        raise PretrainedError(f"{folder / INDEX}: {name} is not known; jaxdiff reads {', '.join(KINDS)}")
+    return index
+
+
+def scheduler_of(folder: Path) -> Fields:
+    """The fields of a pipeline's scheduler."""
+    place = folder / SCHEDULER / "scheduler_config.json"
+    return Fields(plain_classes(read_fields(place).values), str(place))
 
 
 def class_of(index: Mapping[str, Any]) -> str:
@@ -98,7 +124,9 @@ def join_of(kind: str, *, width: int, length: int) -> Any:
     return functools.partial(prompts.stable_diffusion_3, width=width, length=length)
 
 
-def branch_of(folder: Path, kind: str, config: Any, length: int | None) -> tuple[TokenizerFile, TextEncoder, bool]:
+def branch_of(
+    folder: Path, kind: str, config: Any, length: int | None, padding: str | None = None
+) -> tuple[TokenizerFile, TextEncoder, bool]:
     """Of a text encoder: its tokenizer, its pure functions with the state that is taken, and whether it is told which
     tokens are a caption's.
 
@@ -107,20 +135,21 @@ def branch_of(folder: Path, kind: str, config: Any, length: int | None) -> tuple
       kind: a name of `KINDS`.
       config: of the encoder.
       length: ids of T5's texts; None: as published.
+      padding: the token after a text's end; None: the tokenizer's own.
     """
     chosen = KINDS[kind]
     if isinstance(config, T5):
-        ids, padding, masked = length or chosen.length, 0, chosen.join is prompts.pixart
+        file, masked = TokenizerFile(str(folder), length or chosen.length), chosen.join is prompts.pixart
     else:
-        config = dataclasses.replace(config, **chosen.states)
-        ids, masked = config.length, False
-        padding = _id_of(folder, padding_token(folder), ids)
-    file = TokenizerFile(str(folder), ids, padding)
+        config, masked = dataclasses.replace(config, **chosen.states), False
+        token = padding_token(folder) if padding is None else padding
+        number = _id_of(folder, token, config.length)
+        file = TokenizerFile(str(folder), config.length, number, special=() if padding is None else (token,))
     file.encode([""])  # reads it
     return file, TextEncoder(config), masked
 
 
 def _id_of(folder: Path, token: str, length: int) -> int:
     """The id of a special token: what stands between begin and end."""
-    ids = TokenizerFile(str(folder), length).ids(token)
+    ids = TokenizerFile(str(folder), length, special=(token,)).ids(token)
     return ids[1] if len(ids) > 2 else ids[-1]

@@ -95,6 +95,7 @@ class Naming:
       aliases: pairs (pattern, replacement) for names of a file, older ones for newer.
       unused: patterns of tensors that may stand in a file and are no weights of ours.
       tables: fixed tensors that are computed here, by name: what makes them. A file that has another one is refused.
+      last: ``(path, leaf) -> leaf``, which changes what was found; None: nothing does.
 
     >>> naming = Naming(renames=[("^block/", "layers.{}.")], parts={"qkv": ("q", "k", "v")})
     >>> leaf = naming.leaf("block/qkv/kernel", (2, 8, 3, 4))
@@ -111,6 +112,7 @@ class Naming:
     aliases: Sequence[tuple[str, str]] = ()
     unused: Sequence[str] = ()
     tables: Mapping[str, Callable[[], NDArray[Any]]] = field(default_factory=dict)
+    last: Callable[[str, Leaf], Leaf] | None = None
 
     def leaf(self, path: str, shape: Sequence[int]) -> Leaf:
         """What the array at a path is made of.
@@ -135,7 +137,8 @@ class Naming:
         pattern = next((axes for found, axes in self.axes if re.search(found, path)), usual)
         parts = len(self.parts[joined]) if joined else None
         cut = next((cut for found, cut in self.cuts if re.search(found, path)), None)
-        return Leaf(tuple(names), parts, blocks, Axes(pattern, self.sizes), one, cut)
+        found = Leaf(tuple(names), parts, blocks, Axes(pattern, self.sizes), one, cut)
+        return found if self.last is None else self.last(path, found)
 
     def newer(self, name: str) -> str:
         """A file's name as this table has it."""

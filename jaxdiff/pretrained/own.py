@@ -74,7 +74,7 @@ def unet_fields(network: UNet) -> dict[str, Any]:
     again = unet_2d(Fields(fields))
     ours = dataclasses.replace(
         network,
-        out_channels=fields["out_channels"],
+        out_channels=network.out_channels or network.in_channels,
         num_classes=rows,
         null_class=False,
         groups=groups,

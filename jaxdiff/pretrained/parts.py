@@ -111,10 +111,11 @@ def denoiser_params(folder: Path, template: Any, network: Any = None, *, partial
     whole = {path: leaf.sharding or None for path, leaf in flat.items()}
     shardings = traverse_util.unflatten_dict(whole, sep="/") if all(whole.values()) else None
     some = partial or len(flat) < len(jax.tree.leaves(jax.eval_shape(net.init, jax.random.key(0))))
+    tensors, naming = open_weights(folder, fields, family)
     return load_params(
         template,
-        family.naming(fields),
-        open_weights(folder, family),
+        naming,
+        tensors,
         shardings=shardings,
         where=str(folder),
         missing=partial,

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxdiff.codecs import Images
 from jaxdiff.codecs.latents import LatentImages
+from jaxdiff.data.clip_files import END, MERGES, VOCABULARY, padding_token
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.model import Model
 from jaxdiff.parameterization import LearnedVariance
@@ -24,12 +25,13 @@ from jaxdiff.pretrained import autoencoder_kl
 from jaxdiff.pretrained.control import Folders, control_folders, with_controls
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import Loaded, load_network
-from jaxdiff.pretrained.fields import Fields, read_fields
-from jaxdiff.pretrained.kinds import KINDS, Kind, branch_of, class_of, join_of, parts_of
-from jaxdiff.pretrained.model import SCHEDULER, Pretrained, sized
-from jaxdiff.pretrained.origin import INDEX, Origin, found, licence_of
+from jaxdiff.pretrained.fields import Fields
+from jaxdiff.pretrained.kinds import KINDS, Kind, branch_of, class_of, index_of, join_of, parts_of, scheduler_of
+from jaxdiff.pretrained.model import Pretrained, sized
+from jaxdiff.pretrained.origin import Origin, found, licence_of
 from jaxdiff.pretrained.processes import process_of
 from jaxdiff.pretrained.prompts import Branch, Prompts
+from jaxdiff.pretrained.single_file import read_single_file
 
 
 def load_pipeline(
@@ -40,37 +42,70 @@ def load_pipeline(
     shardings: Callable[[Any], Any] | None = None,
     length: int | None = None,
     control: Folders = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    prediction: str | None = None,
+    flax_numerics: bool = False,
 ) -> Pretrained:
-    """A model from a folder of diffusers.
+    """A model from a folder of diffusers, or from one file of Stable Diffusion 1, 2 or XL in its authors' layout.
 
     Args:
-      folder: that holds `model_index.json`; or the Hub's repository ``hf:OWNER/NAME``.
+      folder: that holds `model_index.json`; the Hub's repository ``hf:OWNER/NAME``; or a file of safetensors.
       variant, dtype, shardings: of all networks: see `load_network`.
       length: ids of T5's texts; None: as published.
       control: the folder of a ControlNet that is added to the pipeline, or folders by name. A pipeline's own are there.
+      tokenizer: of one file, which has none: the folder of CLIP's `vocab.json` and `merges.txt`.
+      prediction: of one file: see `jaxdiff.pretrained.read_single_file`.
+      flax_numerics: of all networks: see `load_network`.
 
     Raises:
       PretrainedError: a folder, a class or a part that cannot be read.
     """
     folder = found(folder, variant)
-    if not (folder / INDEX).is_file():
-        raise PretrainedError(f"{folder}: there is no {INDEX}")
-    index = read_fields(folder / INDEX)
-    name = class_of(index.values)
-    if name not in KINDS:
-        raise PretrainedError(f"{folder / INDEX}: {name} is not known; jaxdiff reads {', '.join(KINDS)}")
-    kind = KINDS[name]
-    load = functools.partial(load_network, variant=variant, dtype=dtype, shardings=shardings)
-    there = parts_of(index.values)
-    parts = {kind.network: load(folder / kind.network)}
-    text = [each for each in kind.text if each[0] in there]
-    parts |= {encoder: load(folder / encoder) for encoder, _ in text}
-    if "vae" in there:
-        parts["vae"] = load(folder / "vae")
-    controls = {each: load(place) for each, place in control_folders(folder, index.values, control).items()}
-    parts |= controls
-    scheduler = read_fields(folder / SCHEDULER / "scheduler_config.json")
-    network = parts[kind.network]
+    load = functools.partial(
+        load_network, variant=variant, dtype=dtype, shardings=shardings, flax_numerics=flax_numerics
+    )
+    if folder.is_file():
+        if variant is not None:
+            raise PretrainedError(f"{folder}: a single file has no variants: leave variant={variant!r} out")
+        if flax_numerics:
+            raise PretrainedError(f"{folder}: a single file was never Flax's: leave flax_numerics out")
+        words = _words(folder, tokenizer)
+        one = read_single_file(folder, prediction=prediction, dtype=dtype, shardings=shardings)
+        if END in one.padding.values() and (token := padding_token(words)) != END:
+            raise PretrainedError(
+                f"tokenizer: {words} pads with {token!r}, expected {END!r}: give Stable Diffusion 1's"
+            )
+        tokenizers: dict[str, tuple[Path, str | None]] = {each: (words, pad) for each, pad in one.padding.items()}
+        index, scheduler, parts = one.index, Fields(one.scheduler, str(folder)), dict(one.parts)
+    else:
+        for option, value in (("tokenizer", tokenizer), ("prediction", prediction)):
+            if value is not None:
+                raise PretrainedError(f"{folder}: {option}={value!r} is for a single file; a folder has its own")
+        index = index_of(folder)
+        kind, there = KINDS[class_of(index)], parts_of(index)
+        parts = {kind.network: load(folder / kind.network)}
+        text = [each for each in kind.text if each[0] in there]
+        parts |= {encoder: load(folder / encoder) for encoder, _ in text}
+        if "vae" in there:
+            parts["vae"] = load(folder / "vae")
+        scheduler = scheduler_of(folder)
+        tokenizers = {encoder: (folder / each, None) for encoder, each in text}
+    controls = {each: load(place) for each, place in control_folders(folder, index, control).items()}
+    return _assembled(index, scheduler, parts, controls, tokenizers, folder, length)
+
+
+def _assembled(
+    index: Mapping[str, Any],
+    scheduler: Fields,
+    parts: dict[str, Loaded],
+    controls: Mapping[str, Loaded],
+    tokenizers: Mapping[str, tuple[Path, str | None]],
+    folder: Path,
+    length: int | None,
+) -> Pretrained:
+    """The model of its parts, and of each text encoder's tokenizer: its folder and the token that pads."""
+    name = class_of(index)
+    kind, network = KINDS[name], parts[KINDS[name].network]
     whole = with_controls(network, controls, str(folder))
     process, parameterization, defaults = process_of(scheduler)
     if network.net.build.out_channels == 2 * network.net.build.in_channels:  # strict steps leave the variance out
@@ -79,15 +114,15 @@ def load_pipeline(
     if kind.join is not None:
         tokens: Any = network.net.cond["text"]
         join = join_of(name, width=int(tokens["tokens"].shape[-1]), length=length or kind.length)
-        encoders["text"] = Prompts(_branches(folder, name, text, parts, length), join)
+        encoders["text"] = Prompts(_branches(name, tokenizers, parts, length), join)
     model = Model(
         NetworkDenoiser(whole.net, whole.params, process, parameterization),
         _codec(network, parts.get("vae")),
-        dataclasses.replace(defaults, guide=kind.guide, negative=_negative(kind, index.values)),
+        dataclasses.replace(defaults, guide=kind.guide, negative=_negative(kind, index)),
         encoders=encoders,
     )
-    origin = Origin(folder, name, licence_of(folder))
-    return Pretrained(sized(model), scheduler.values, parts, index.values, origin, kind.even)
+    origin = Origin(folder, name, licence_of(folder if folder.is_dir() else folder.parent))
+    return Pretrained(sized(model), scheduler.values, {**parts, **controls}, index, origin, kind.even)
 
 
 def _negative(kind: Kind, index: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,14 +130,29 @@ def _negative(kind: Kind, index: Mapping[str, Any]) -> dict[str, Any]:
     return {} if kind.join is None or index.get("force_zeros_for_empty_prompt", False) else {"text": ""}
 
 
+def _words(file: Path, tokenizer: str | os.PathLike[str] | None) -> Path:
+    """The folder of a tokenizer that is given beside a single file."""
+    what = f"a folder with CLIP's {VOCABULARY} and {MERGES}, as the folder tokenizer of Stable Diffusion 1"
+    if tokenizer is None:
+        raise PretrainedError(f"{file}: a single file has no tokenizer: say tokenizer=FOLDER, {what}")
+    folder = Path(tokenizer).expanduser()
+    missing = [name for name in (VOCABULARY, MERGES) if not (folder / name).is_file()]
+    if missing and not (folder / "tokenizer.json").is_file():
+        raise PretrainedError(f"tokenizer: {folder} has no {missing[0]}, expected {what}")
+    return folder
+
+
 def _branches(
-    folder: Path, kind: str, text: list[tuple[str, str]], parts: Mapping[str, Loaded], length: int | None
+    kind: str,
+    tokenizers: Mapping[str, tuple[Path, str | None]],
+    parts: Mapping[str, Loaded],
+    length: int | None,
 ) -> tuple[Branch, ...]:
     made = []
-    for encoder, tokenizer in text:
+    for encoder, (folder, padding) in tokenizers.items():
         loaded = parts[encoder]
-        file, net, masked = branch_of(folder / tokenizer, kind, loaded.net.config, length)
-        made.append(Branch(file, net, loaded.params, masked, tokenizer))
+        file, net, masked = branch_of(folder, kind, loaded.net.config, length, padding)
+        made.append(Branch(file, net, loaded.params, masked, encoder.replace("text_encoder", "tokenizer")))
     return tuple(made)
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.naming import Leaf, Naming
-from jaxdiff.pretrained.safetensors import SafeTensors
+from jaxdiff.pretrained.tensors import Tensors
 
 _LISTED = 6  # names of a list in a message
 Rows = Callable[[str, tuple[int, int] | None], NDArray[Any]]
@@ -31,7 +31,7 @@ Rows = Callable[[str, tuple[int, int] | None], NDArray[Any]]
 def load_params(
     shapes: Mapping[str, Any],
     naming: Naming,
-    tensors: SafeTensors,
+    tensors: Tensors,
     *,
     dtype: str | None = "float32",
     shardings: Mapping[str, Any] | Sharding | None = None,
@@ -85,7 +85,7 @@ def load_params(
 def _compare(
     leaves: Mapping[str, Leaf],
     naming: Naming,
-    tensors: SafeTensors,
+    tensors: Tensors,
     stored: Mapping[str, str],
     where: str,
     *,
@@ -108,11 +108,11 @@ def _compare(
         )
 
 
-def _is_there(leaf: Leaf, tensors: SafeTensors, stored: Mapping[str, str]) -> bool:
+def _is_there(leaf: Leaf, tensors: Tensors, stored: Mapping[str, str]) -> bool:
     return all(name in stored and _fits(tensors[stored[name]].shape, leaf.tensor) for name in leaf.names)
 
 
-def _check_fixed(naming: Naming, tensors: SafeTensors, where: str) -> None:
+def _check_fixed(naming: Naming, tensors: Tensors, where: str) -> None:
     """Checks the tensors that are not read: computed tables, and tensors that repeat another one."""
     for name, make in naming.tables.items():
         if name in tensors and not np.allclose(tensors.read(name).astype(np.float32), make(), atol=1e-2):
@@ -138,7 +138,7 @@ def _put(leaf: Leaf, read: Rows, dtype: np.dtype, sharding: Sharding, shape: tup
     if leaf.blocks is None:
         return _array(leaf, leaf.names, read, dtype, sharding)
     inner = _of_block(sharding)
-    made = jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=sharding)()
+    made = jnp.zeros(shape, dtype, device=sharding)
     for number, names in enumerate(leaf.groups()):
         made = _with_block(made, _array(leaf, names, read, dtype, inner), number)
     return made

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdiff.pretrained.errors import PretrainedError
+from jaxdiff.pretrained.tensors import Tensors
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
@@ -64,7 +65,7 @@ class Place(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-class SafeTensors(Mapping[str, Place]):
+class SafeTensors(Tensors):
     """The tensors of one file, or of several, by name.
 
     Args:
@@ -106,20 +107,34 @@ class SafeTensors(Mapping[str, Place]):
             row = math.prod(shape[1:]) * dtype.itemsize
             start, shape = start + rows[0] * row, (rows[1] - rows[0], *shape[1:])
         made = np.empty(shape, dtype)
-        left = memoryview(made.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-        try:
-            number = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                while left:
-                    got = os.preadv(number, [left[:_AT_ONCE]], start)
-                    if got == 0:
-                        raise PretrainedError(f"{file}: ends before {name} does: fetch it again")
-                    left, start = left[got:], start + got
-            finally:
-                os.close(number)
-        except OSError as error:
-            raise PretrainedError(f"{file}: cannot be read ({error.strerror})") from error
+        read_bytes(file, start, memoryview(made.reshape(-1).view(np.uint8)), name)  # type: ignore[arg-type]
         return made
+
+
+def read_bytes(file: Path, start: int, to: memoryview, name: str) -> None:
+    """Fills memory with what stands in a file.
+
+    Args:
+      file: to read.
+      start: of the bytes, from its begin.
+      to: is filled.
+      name: of the tensor, for messages.
+
+    Raises:
+      PretrainedError: a file that cannot be read, or ends too early.
+    """
+    try:
+        number = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while to:
+                got = os.preadv(number, [to[:_AT_ONCE]], start)
+                if got == 0:
+                    raise PretrainedError(f"{file}: ends before {name} does: fetch it again")
+                to, start = to[got:], start + got
+        finally:
+            os.close(number)
+    except OSError as error:
+        raise PretrainedError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def open_safetensors(folder: Path, stem: str, variant: str | None = None) -> SafeTensors | None:
@@ -186,7 +201,7 @@ def _header(file: Path) -> tuple[dict[str, Place], dict[str, str]]:
     try:
         with open(file, "rb") as opened:
             whole, head = os.fstat(opened.fileno()).st_size, opened.read(8)
-            why = _other_kind(head + opened.read(64))
+            why = other_kind(head + opened.read(64))
             if why is not None:
                 raise PretrainedError(f"{file}: {why}")
             opened.seek(8)
@@ -219,12 +234,15 @@ def _header(file: Path) -> tuple[dict[str, Place], dict[str, str]]:
     return places, metadata
 
 
-def _other_kind(head: bytes) -> str | None:
+def other_kind(head: bytes) -> str | None:
     """What a file is that is no safetensors file, and what to do."""
     if head.startswith(b"version https://git-lfs"):
         return "is a pointer of Git LFS, not the weights: run git lfs pull in its folder, or fetch the file itself"
     if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x05")):
-        return "is a pickle of torch, which may run code when it is read: save it as safetensors where it was made"
+        return (
+            "is a pickle of torch, which may run code when it is read: save it as safetensors where it was made, or by "
+            "python -m jaxdiff.pretrained.convert"
+        )
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "is a web page, not the weights: fetch the file again"
     return "is empty: fetch it again" if not head else None

@@ -25,11 +25,7 @@ ATTENTION = [
     (r"attention/attention/qkv/", "qkv/"),
     (r"attention/attention/out/", "to_out/0/"),
 ]
-_TRANSFORMER = [
-    (r"attention/enter/", "proj_in/"),
-    (r"attention/leave/", "proj_out/"),
-    (r"attention/norm/", "norm/"),
-    (r"attention/layers/(\d+)/", r"transformer_blocks/\1/"),
+LAYERS = [  # of a transformer; the authors' names too
     (r"/attention/qkv/", "/attn1/qkv/"),
     (r"/attention/out/", "/attn1/to_out/0/"),
     (r"/cross_attention/query/", "/attn2/to_q/"),
@@ -38,6 +34,13 @@ _TRANSFORMER = [
     (r"/cross_attention/out/", "/attn2/to_out/0/"),
     (r"/expand/", "/ff/net/0/proj/"),
     (r"/contract/", "/ff/net/2/"),
+]
+_TRANSFORMER = [
+    (r"attention/enter/", "proj_in/"),
+    (r"attention/leave/", "proj_out/"),
+    (r"attention/norm/", "norm/"),
+    (r"attention/layers/(\d+)/", r"transformer_blocks/\1/"),
+    *LAYERS,
 ]
 _PLACES = [
     (r"^down/(\d+)/stages/(\d+)/block/", r"down_blocks/\1/resnets/\2/"),
@@ -188,6 +191,7 @@ def unet_2d_condition(fields: Fields) -> UNet:
         transformer_layers=layers,
         **_heads(fields, common, levels),
         null_class=False,
+        flax_numerics=bool(fields.values.get("_flax_numerics")),
     )
     fields.done()
     return made

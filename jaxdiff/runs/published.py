@@ -22,12 +22,10 @@ from jaxdiff.config import (
     load_config_file,
 )
 from jaxdiff.parameterization import LearnedVariance
-from jaxdiff.pretrained import PretrainedError
 from jaxdiff.pretrained.families import described
-from jaxdiff.pretrained.fields import Fields, read_fields
-from jaxdiff.pretrained.kinds import KINDS, Kind, branch_of, class_of, parts_of
-from jaxdiff.pretrained.model import SCHEDULER
-from jaxdiff.pretrained.origin import INDEX, found, is_published
+from jaxdiff.pretrained.fields import Fields
+from jaxdiff.pretrained.kinds import KINDS, Kind, branch_of, class_of, index_of, parts_of, scheduler_of
+from jaxdiff.pretrained.origin import found, is_published
 from jaxdiff.pretrained.processes import process_of
 from jaxdiff.pretrained.text_codec import PublishedText, Several
 from jaxdiff.spec import Specs
@@ -54,16 +52,12 @@ def published_config(path: str | os.PathLike[str], **changes: Any) -> Config:
       PretrainedError: a folder, a class or a part that cannot be read.
     """
     folder = found(path)
-    if not (folder / INDEX).is_file():
-        raise PretrainedError(f"{folder}: there is no {INDEX}")
-    index = read_fields(folder / INDEX).values
+    index = index_of(folder)
     name = class_of(index)
-    if name not in KINDS:
-        raise PretrainedError(f"{folder / INDEX}: {name} is not known; jaxdiff reads {', '.join(KINDS)}")
     kind, there = KINDS[name], parts_of(index)
     fields, _, net = described(folder / kind.network)
     network = net.build
-    process, parameterization, defaults = process_of(read_fields(folder / SCHEDULER / "scheduler_config.json"))
+    process, parameterization, defaults = process_of(scheduler_of(folder))
     learned = network.out_channels == 2 * network.in_channels
     codec: Any = Latents(str(folder)) if "vae" in there else None
     side = _side(folder, fields, network, "vae" in there)

@@ -20,7 +20,7 @@ from jaxdiff.train import batch_sharding, make_mesh
 from jaxdiff.train.sharding import split_sharding
 
 _OF_RUNS = ("step", "ema", "trusted")
-_OF_PUBLISHED = ("variant", "length", "dtype", "mesh")
+_OF_PUBLISHED = ("variant", "length", "control", "tokenizer", "prediction", "flax_numerics")
 
 
 def load(path: str | os.PathLike[str], **options: Any) -> Any:
@@ -44,7 +44,7 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
 def load_published(
     path: str | os.PathLike[str], *, mesh: Mesh | None = None, dtype: str | None = "float32", **options: Any
 ) -> Pretrained:
-    """A published model on several devices.
+    """A published model on this process's devices, or on those of a mesh.
 
     Args:
       path: see `load`.

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.serialization
 import jax
 import numpy as np
 import pytest
 
 from jaxdiff.pretrained.families import family_of
 from jaxdiff.pretrained.fields import Fields
+from jaxdiff.pretrained.flax_folders import flax_naming
 from jaxdiff.pretrained.safetensors import write_safetensors
 from jaxdiff.pretrained.writing import Published
 
@@ -56,19 +60,50 @@ class Drawn(Mapping[str, Any]):
         return len(self.shapes)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_msgpack(file: Path, tensors: Drawn) -> None:
+    """As `flax.serialization` writes a flat map of arrays, one held at a time."""
+    with file.open("wb") as opened:
+        opened.write(b"\xde" + len(tensors).to_bytes(2, "big"))
+        for name, (dtype, shape) in tensors.described().items():
+            axes = b"".join(b"\xce" + length.to_bytes(4, "big") for length in shape)
+            size = math.prod(shape) * dtype.itemsize
+            kind = str(dtype).encode()
+            head = b"\x93" + bytes([0x90 + len(shape)]) + axes + bytes([0xA0 + len(kind)]) + kind
+            head += b"\xc6" + size.to_bytes(4, "big")
+            opened.write(b"\xd9" + bytes([len(name)]) + name.encode())
+            opened.write(b"\xc9" + (len(head) + size).to_bytes(4, "big") + b"\x01" + head)
+            opened.write(tensors[name].data)
+
+
+@pytest.fixture(scope="module", params=["safetensors", "msgpack"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder, fields = tmp_path_factory.mktemp("sd15"), Fields(FIELDS)
     family = family_of(fields)
     shapes = jax.eval_shape(family.pure(family.network(fields)).init, jax.random.key(0))
-    tensors = Drawn(Published(shapes, family.naming(fields)).described())
-    write_safetensors(folder / "diffusion_pytorch_model.safetensors", tensors)
+    naming = family.naming(fields)
+    if request.param == "msgpack":
+        tensors = Drawn(Published(shapes, flax_naming(naming, of_diffusers=True)).described())
+        write_msgpack(folder / "diffusion_flax_model.msgpack", tensors)
+    else:
+        write_safetensors(folder / "diffusion_pytorch_model.safetensors", Drawn(Published(shapes, naming).described()))
     (folder / "config.json").write_text(json.dumps(FIELDS))
-    return folder
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_the_file_that_is_measured_is_flaxs(tmp_path: Path) -> None:
+    """What `write_msgpack` writes, `flax.serialization` restores."""
+    tensors = Drawn({"a/b": (np.dtype("float32"), (3, 70000)), "c": (np.dtype("float32"), (2,))})
+    write_msgpack(tmp_path / "x", tensors)
+    restored = flax.serialization.msgpack_restore((tmp_path / "x").read_bytes())
+    assert {*restored} == {"a/b", "c"}
+    for name in tensors:
+        np.testing.assert_array_equal(restored[name], tensors[name])
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_the_peak_is_at_most_a_seventh_above_the_parameters(devices: int, checkpoint: Path, run_python: Any) -> None:
     done = run_python("-c", MEASURED, checkpoint, devices=devices)
     ratio, size = json.loads(done.stdout.splitlines()[-1])
+    print(f"{devices} devices: {ratio:.3f}")
     assert size == 4 * 859_520_964 and ratio <= 1.15, ratio

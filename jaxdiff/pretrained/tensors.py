@@ -1,0 +1,68 @@
+"""What a set of published tensors is, whatever the files that hold it: names, shapes, and one tensor read at a time."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@runtime_checkable
+class Described(Protocol):
+    """What is known of a tensor before it is read."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of its numbers."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of it."""
+
+
+class Tensors(Mapping[str, Described], abc.ABC):
+    """Tensors by name."""
+
+    files: tuple[Path, ...]
+    """That hold them, for messages."""
+
+    @abc.abstractmethod
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> NDArray[Any]:
+        """A tensor.
+
+        Args:
+          name: of it.
+          rows: first and last + 1 along its first axis; None: all.
+        """
+
+
+class Part(Tensors):
+    """Those tensors of a set whose names fulfil a condition.
+
+    Args:
+      whole: the set.
+      within: whether a name is of this part.
+    """
+
+    def __init__(self, whole: Tensors, within: Callable[[str], bool]) -> None:
+        self.files, self._whole = whole.files, whole
+        self._names = dict.fromkeys(name for name in whole if within(name))
+
+    def __getitem__(self, name: str) -> Described:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._whole[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> NDArray[Any]:
+        """A tensor of this part: see `Tensors.read`."""
+        return self._whole.read(name, rows)
