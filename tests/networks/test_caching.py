@@ -17,7 +17,7 @@ import jaxdiff as jd
 from jaxdiff.networks import MLP, DeepCache, DiT, FirstBlock, Functional, TaylorSeer, UNet, functional
 from jaxdiff.networks.caching import FeatureCache, forecast_of
 from jaxdiff.networks.embedded import Embedded
-from jaxdiff.networks.unet import ResidualBlock
+from jaxdiff.networks.unet_blocks import ResidualBlock
 
 PROCESS = jd.Flow()
 SMOOTH = jd.Karras(0.5)  # tells the time as ln(rho)/4: of 1000 t these networks, untrained, know every radian

@@ -27,7 +27,7 @@ from jaxdiff.networks import (
 )
 from jaxdiff.networks.embedded import Embedded
 from jaxdiff.networks.layers import draw
-from jaxdiff.networks.unet import Resample, ResidualBlock
+from jaxdiff.networks.unet_blocks import Resample, ResidualBlock
 
 RANDOM = np.random.default_rng(0)
 
