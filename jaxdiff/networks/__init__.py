@@ -16,7 +16,22 @@ from jaxdiff.networks.functional import Functional, Networks, Params, functional
 from jaxdiff.networks.mlp import MLP
 from jaxdiff.networks.mmdit import MMDiT
 from jaxdiff.networks.published_transformers import flux, sd3
-from jaxdiff.networks.published_unets import adm, ddpm_256, ddpm_cifar10, iddpm_cifar10, sd15, sd21, sdxl, sdxl_refiner
+from jaxdiff.networks.published_unets import (
+    adm,
+    adm_256_uncond,
+    adm_upsampler,
+    cm_imagenet64,
+    cm_lsun256,
+    ddpm_256,
+    ddpm_cifar10,
+    iddpm_cifar10,
+    iddpm_imagenet64,
+    iddpm_lsun256,
+    sd15,
+    sd21,
+    sdxl,
+    sdxl_refiner,
+)
 from jaxdiff.networks.unet import UNet
 from jaxdiff.networks.uvit import UViT, u_vit
 
@@ -43,12 +58,18 @@ __all__ = [
     "VQAutoencoder",
     "Vector",
     "adm",
+    "adm_256_uncond",
+    "adm_upsampler",
+    "cm_imagenet64",
+    "cm_lsun256",
     "ddpm_256",
     "ddpm_cifar10",
     "dit",
     "flux",
     "functional",
     "iddpm_cifar10",
+    "iddpm_imagenet64",
+    "iddpm_lsun256",
     "ldm_kl",
     "ldm_vq",
     "pixart_sigma",

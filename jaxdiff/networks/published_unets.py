@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from jaxdiff.networks.conditions import Tokens, Vector
+from jaxdiff.networks.conditions import Image, Tokens, Vector
 from jaxdiff.networks.unet import UNet
 
 
@@ -35,6 +35,7 @@ _ADM: dict[str, Any] = {
     "downsample_padding": "symmetric",
     "time_order": "cos_sin",
     "time_shift": 0.0,
+    "least_group": 1,
     "norm_eps": 1e-5,
     "out_channels": 6,
 }
@@ -50,7 +51,7 @@ def iddpm_cifar10(**changes: Any) -> UNet:
     return UNet(**{**_ADM, **fields, **changes})
 
 
-def adm(image_size: Literal[64, 128, 256, 512], **changes: Any) -> UNet:
+def adm(image_size: Literal[64, 128, 256, 512], /, **changes: Any) -> UNet:
     """The class-conditional ImageNet networks of Dhariwal & Nichol 2021, with learned variance, as published.
 
     They have 295,904,454 / 421,529,606 / 553,838,086 / 558,997,638 parameters at 64 / 128 / 256 / 512 pixels, and no
@@ -82,6 +83,84 @@ def adm(image_size: Literal[64, 128, 256, 512], **changes: Any) -> UNet:
         "null_class": False,
     }
     return UNet(**{**_ADM, **fields, **sizes[image_size], **changes})
+
+
+def iddpm_imagenet64(**changes: Any) -> UNet:
+    """The unconditional 64x64 network of Nichol & Dhariwal 2021: 121,063,942 parameters. ``changes`` replace fields.
+
+    Their class-conditional one has ``width=192, num_classes=1000, null_class=False``: 273,049,350.
+
+    >>> iddpm_imagenet64().multipliers
+    (1, 2, 3, 4)
+    """
+    fields: dict[str, Any] = {"image_size": 64, "multipliers": (1, 2, 3, 4), "dropout": 0.0}
+    return iddpm_cifar10(**{**fields, **changes})
+
+
+def iddpm_lsun256(**changes: Any) -> UNet:
+    """The 256x256 network of Nichol & Dhariwal 2021 (LSUN bedrooms): 113,676,678 parameters: DDPM's, with a learned
+    variance. ``changes`` replace fields.
+
+    >>> iddpm_lsun256().scale_shift
+    False
+    """
+    fields: dict[str, Any] = {"image_size": 256, "multipliers": (1, 1, 2, 2, 4, 4), "scale_shift": False}
+    return UNet(**{**_ADM, **fields, **changes})
+
+
+def adm_256_uncond(**changes: Any) -> UNet:
+    """The 256x256 networks of Dhariwal & Nichol 2021 without classes, of ImageNet and (``dropout=0.1``) of LSUN:
+    552,814,086 parameters. ``changes`` replace fields.
+
+    >>> adm_256_uncond().num_classes is None
+    True
+    """
+    return adm(256, **{"num_classes": None, **changes})
+
+
+def adm_upsampler(image_size: Literal[256, 512], /, **changes: Any) -> UNet:
+    """The class-conditional networks of Dhariwal & Nichol 2021 that enlarge fourfold, from 64 and from 128 pixels: the
+    small picture is the condition ``"low"``, enlarged bilinearly beside x. 311,795,910 / 308,835,270 parameters.
+
+    Args:
+      image_size: 256 or 512, of the large picture.
+      changes: fields of `UNet` to replace.
+
+    Raises:
+      ValueError: another size.
+
+    >>> list(adm_upsampler(256).cond)
+    ['label', 'low']
+    """
+    if image_size not in (256, 512):
+        raise ValueError(f"ADM's upsamplers were published at 256 and 512 pixels, got {image_size}: use `UNet`")
+    fields: dict[str, Any] = {
+        "image_size": image_size,
+        "width": 192,
+        "conditions": (Image("low", (None, None), 3),),
+        **({"heads": 4, "head_width": None} if image_size == 256 else {"attention_resolutions": (32, 16)}),
+    }
+    return adm(256, **{**fields, **changes})
+
+
+def cm_imagenet64(**changes: Any) -> UNet:
+    """The 64x64 network of Song et al. 2023, "Consistency Models", https://arxiv.org/abs/2303.01469: ADM's with three
+    channels, 295,899,267 parameters, which is EDM's on ImageNet-64 (Karras et al. 2022) too. ``changes`` replace
+    fields.
+
+    >>> cm_imagenet64().out_channels
+    3
+    """
+    return adm(64, **{"out_channels": 3, **changes})
+
+
+def cm_lsun256(**changes: Any) -> UNet:
+    """The 256x256 networks of Song et al. 2023 (LSUN): 526,304,771 parameters. ``changes`` replace fields.
+
+    >>> cm_lsun256().scale_shift
+    False
+    """
+    return adm_256_uncond(**{"out_channels": 3, "dropout": 0.1, "scale_shift": False, **changes})
 
 
 _LDM: dict[str, Any] = {
