@@ -24,14 +24,17 @@ from jaxdiff.networks.published_unets import (
     cm_lsun256,
     ddpm_256,
     ddpm_cifar10,
+    ddpmpp,
     iddpm_cifar10,
     iddpm_imagenet64,
     iddpm_lsun256,
+    ncsnpp,
     sd15,
     sd21,
     sdxl,
     sdxl_refiner,
 )
+from jaxdiff.networks.song import SongUNet
 from jaxdiff.networks.unet import UNet
 from jaxdiff.networks.uvit import UViT, u_vit
 
@@ -50,6 +53,7 @@ __all__ = [
     "Networks",
     "Params",
     "PatchCritic",
+    "SongUNet",
     "TaylorSeer",
     "Text",
     "Tokens",
@@ -64,6 +68,7 @@ __all__ = [
     "cm_lsun256",
     "ddpm_256",
     "ddpm_cifar10",
+    "ddpmpp",
     "dit",
     "flux",
     "functional",
@@ -72,6 +77,7 @@ __all__ = [
     "iddpm_lsun256",
     "ldm_kl",
     "ldm_vq",
+    "ncsnpp",
     "pixart_sigma",
     "sd3",
     "sd15",

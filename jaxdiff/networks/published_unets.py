@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from jaxdiff.networks.conditions import Image, Tokens, Vector
+from jaxdiff.networks.song import SongUNet
 from jaxdiff.networks.unet import UNet
 
 
@@ -161,6 +162,29 @@ def cm_lsun256(**changes: Any) -> UNet:
     False
     """
     return adm_256_uncond(**{"out_channels": 3, "dropout": 0.1, "scale_shift": False, **changes})
+
+
+def ddpmpp(**changes: Any) -> SongUNet:
+    """DDPM++ as EDM trains it on CIFAR-10 (Karras et al. 2022, their "VP" network): 55,733,891 parameters, 55,735,299
+    with ten classes; at 64 pixels, with ``image_size=64, multipliers=(1, 2, 2, 2)``, 61,805,571. ``changes`` replace
+    fields.
+
+    >>> ddpmpp().augment
+    9
+    """
+    return SongUNet(**{"augment": 9, **changes})
+
+
+def ncsnpp(**changes: Any) -> SongUNet:
+    """NCSN++ as EDM trains it on CIFAR-10 (their "VE" network): 56,397,827 parameters, 56,400,643 with ten classes; at
+    64 pixels, with ``image_size=64, multipliers=(1, 2, 2, 2)``, 62,761,091; and 128 fixed frequencies. ``changes``
+    replace fields.
+
+    >>> ncsnpp().taps
+    (1, 3, 3, 1)
+    """
+    fields: dict[str, Any] = {"embedding": "fourier", "waves": 2, "residual_input": True, "taps": (1, 3, 3, 1)}
+    return ddpmpp(**{**fields, **changes})
 
 
 _LDM: dict[str, Any] = {

@@ -24,7 +24,7 @@ from jaxdiff.codecs.latents import LatentImages
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.model import Model
 from jaxdiff.networks import functional
-from jaxdiff.pretrained import openai
+from jaxdiff.pretrained import edm, openai
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import Loaded
 from jaxdiff.pretrained.presets import Original
@@ -32,7 +32,7 @@ from jaxdiff.pretrained.reading import load_params
 from jaxdiff.pretrained.safetensors import SafeTensors, write_safetensors
 from jaxdiff.pretrained.writing import Published
 
-ORIGINALS: dict[str, Original] = {**openai.MODELS}
+ORIGINALS: dict[str, Original] = {**openai.MODELS, **edm.MODELS}
 """Published models by name."""
 
 

@@ -213,9 +213,92 @@ def consistency_models(rng: Rng) -> Repository:
     )
 
 
+def _one_hot(network: Any, classes: int | None) -> Callable[[Any, Any, Any], Any]:
+    """A call of NVlabs' networks."""
+
+    def call(x: Any, t: Any, cond: Any) -> Any:
+        label = torch.nn.functional.one_hot(cond["label"], classes).float() if classes else None
+        told = {"augment_labels": cond["augment"]} if "augment" in cond else {}
+        return pixels(network(planes(x), t, label, **told))
+
+    return call
+
+
+_SIGMAS = (0.002, 0.3, 5.0, 80.0)
+_TOLD = tuple(float(np.log(sigma) / 4) for sigma in _SIGMAS)
+
+
+def song(rng: Rng) -> Repository:
+    """DDPM++ and NCSN++."""
+    networks = module("edm", "training.networks")
+    exploding, classes, augment = bool(rng.integers(2)), pick(rng, None, 5), pick(rng, 0, 9)
+    kwargs: dict[str, Any] = {
+        "model_channels": pick(rng, 16, 32),
+        "channel_mult": pick(rng, [1, 2], [2, 2], [1, 1, 2]),
+        "num_blocks": pick(rng, 1, 2),
+        "attn_resolutions": pick(rng, [8], [4], [8, 4]),
+        "label_dim": classes or 0,
+        "augment_dim": augment,
+    }
+    changes = {
+        "image_size": 8,
+        "width": kwargs["model_channels"],
+        "multipliers": tuple(kwargs["channel_mult"]),
+        "blocks": kwargs["num_blocks"],
+        "attention_resolutions": tuple(kwargs["attn_resolutions"]),
+        "num_classes": classes,
+        "augment": augment,
+    }
+    if exploding:
+        kwargs |= {
+            "embedding_type": "fourier",
+            "channel_mult_noise": 2,
+            "encoder_type": "residual",
+            "resample_filter": [1, 3, 3, 1],
+        }
+    network = networks.EDMPrecond(8, 3, classes or 0, model_type="SongUNet", **_without(kwargs, "label_dim"))
+    return Repository(
+        network,
+        _one_hot(network.model, classes),
+        f"edm-cifar10-32x32-cond-{'ve' if exploding else 'vp'}",
+        changes,
+        ((8, 8), (16, 8)),
+        _TOLD,
+        classes=classes,
+        augment=augment,
+    )
+
+
+def dhariwal(rng: Rng) -> Repository:
+    """ADM's network as EDM has it."""
+    networks = module("edm", "training.networks")
+    classes, factors = pick(rng, None, 5), pick(rng, [1, 2], [2, 1])
+    attention = pick(rng, [8], [4], [8, 4])
+    network = networks.EDMPrecond(
+        8, 3, classes or 0, model_channels=64, channel_mult=factors, num_blocks=1, attn_resolutions=attention
+    )
+    changes = {
+        "image_size": 8,
+        "width": 64,
+        "multipliers": tuple(factors),
+        "blocks": 1,
+        "attention_resolutions": tuple(attention),
+        "num_classes": classes,
+    }
+    name = "edm-imagenet-64x64-cond-adm"
+    call = _one_hot(network.model, classes)
+    return Repository(network, call, name, changes, ((8, 8), (16, 8)), _TOLD, classes=classes)
+
+
+def _without(kwargs: dict[str, Any], name: str) -> dict[str, Any]:
+    return {each: value for each, value in kwargs.items() if each != name}
+
+
 REPOSITORIES: dict[str, Callable[[Rng], Repository]] = {
     "guided-diffusion": guided_diffusion,
     "guided-diffusion, upsamplers": super_resolution,
     "improved-diffusion": improved_diffusion,
     "consistency_models": consistency_models,
+    "edm, DDPM++ and NCSN++": song,
+    "edm, ADM": dhariwal,
 }
