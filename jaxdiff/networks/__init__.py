@@ -12,6 +12,7 @@ from jaxdiff.networks.caching import DeepCache, FirstBlock, TaylorSeer
 from jaxdiff.networks.conditions import Image, Level, Map, Text, Tokens, Vector
 from jaxdiff.networks.critic import PatchCritic
 from jaxdiff.networks.dit import DiT, dit, pixart_sigma
+from jaxdiff.networks.edm2 import EDM2
 from jaxdiff.networks.functional import Functional, Networks, Params, functional
 from jaxdiff.networks.mlp import MLP
 from jaxdiff.networks.mmdit import MMDiT
@@ -25,6 +26,8 @@ from jaxdiff.networks.published_unets import (
     ddpm_256,
     ddpm_cifar10,
     ddpmpp,
+    edm2_img64,
+    edm2_img512,
     iddpm_cifar10,
     iddpm_imagenet64,
     iddpm_lsun256,
@@ -39,6 +42,7 @@ from jaxdiff.networks.unet import UNet
 from jaxdiff.networks.uvit import UViT, u_vit
 
 __all__ = [
+    "EDM2",
     "MLP",
     "Autoencoder",
     "DeepCache",
@@ -70,6 +74,8 @@ __all__ = [
     "ddpm_cifar10",
     "ddpmpp",
     "dit",
+    "edm2_img64",
+    "edm2_img512",
     "flux",
     "functional",
     "iddpm_cifar10",

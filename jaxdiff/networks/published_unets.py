@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from jaxdiff.networks.conditions import Image, Tokens, Vector
+from jaxdiff.networks.edm2 import EDM2
 from jaxdiff.networks.song import SongUNet
 from jaxdiff.networks.unet import UNet
 
@@ -185,6 +186,42 @@ def ncsnpp(**changes: Any) -> SongUNet:
     """
     fields: dict[str, Any] = {"embedding": "fourier", "waves": 2, "residual_input": True, "taps": (1, 3, 3, 1)}
     return ddpmpp(**{**fields, **changes})
+
+
+_EDM2_WIDTHS = {"xxs": 64, "xs": 128, "s": 192, "m": 256, "l": 320, "xl": 384, "xxl": 448}
+
+
+def edm2_img512(size: str = "s", /, **changes: Any) -> EDM2:
+    """EDM2 on the latents of ImageNet-512, conditional (Karras et al. 2024, https://arxiv.org/abs/2312.02696): sizes
+    ``"xs"`` to ``"xxl"`` of 124,713,253 / 280,212,837 / 497,807,781 / 777,498,085 / 1,119,283,749 / 1,523,164,773
+    parameters, and fixed frequencies and phases. Without classes, ``num_classes=None``: ``"xs"`` 124,201,253 and
+    ``"s"`` 279,444,837.
+
+    Args:
+      size: ``"xxs"``, ``"xs"``, ``"s"``, ``"m"``, ``"l"``, ``"xl"`` or ``"xxl"``.
+      changes: fields of `EDM2` to replace.
+
+    Raises:
+      ValueError: another size.
+
+    >>> edm2_img512("xs").width
+    128
+    """
+    if size not in _EDM2_WIDTHS:
+        raise ValueError(f"EDM2 has the sizes {', '.join(_EDM2_WIDTHS)}, got {size!r}: use `EDM2`")
+    width = _EDM2_WIDTHS[size]
+    fields: dict[str, Any] = {"num_classes": 1000, "null_class": False, "dropout": 0.1 if width > 192 else 0.0}
+    return EDM2(**{"width": width, **fields, **changes})
+
+
+def edm2_img64(size: str = "s", /, **changes: Any) -> EDM2:
+    """EDM2 on the pixels of ImageNet-64, conditional: sizes ``"xs"`` to ``"xl"`` of 124,710,949 / 280,209,381 /
+    497,803,173 / 777,492,325 / 1,119,276,837 parameters, and fixed frequencies and phases. Arguments as `edm2_img512`.
+
+    >>> edm2_img64().in_channels
+    3
+    """
+    return edm2_img512(size, **{"in_channels": 3, **changes})
 
 
 _LDM: dict[str, Any] = {

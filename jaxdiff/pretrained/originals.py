@@ -24,7 +24,7 @@ from jaxdiff.codecs.latents import LatentImages
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.model import Model
 from jaxdiff.networks import functional
-from jaxdiff.pretrained import edm, openai
+from jaxdiff.pretrained import edm, edm2, openai
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import Loaded
 from jaxdiff.pretrained.presets import Original
@@ -32,7 +32,7 @@ from jaxdiff.pretrained.reading import load_params
 from jaxdiff.pretrained.safetensors import SafeTensors, write_safetensors
 from jaxdiff.pretrained.writing import Published
 
-ORIGINALS: dict[str, Original] = {**openai.MODELS, **edm.MODELS}
+ORIGINALS: dict[str, Original] = {**openai.MODELS, **edm.MODELS, **edm2.MODELS}
 """Published models by name."""
 
 
@@ -147,4 +147,5 @@ def _codec(original: Original, config: Any, autoencoder: Loaded | None, name: st
         raise PretrainedError(f"{name} is of latents of {channels} channels: give the autoencoder that makes them")
     side = size * autoencoder.net.factor
     images = Images((side, side, found.in_channels))
-    return LatentImages(autoencoder.params, mean, std, images, net=autoencoder.net, shape=(size, size, channels))
+    net = autoencoder.net if original.pixels is None else original.pixels(autoencoder.net)
+    return LatentImages(autoencoder.params, mean, std, images, net=net, shape=(size, size, channels))

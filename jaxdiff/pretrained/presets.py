@@ -25,6 +25,7 @@ class Original:
       licence: of the weights.
       enlarges: how much wider its pictures are than the small ones, ``"low"``, that it is told; None: it is told none.
       mean, std: of each channel of an autoencoder's latents, where it is a model of latents: x0 = (z - mean)/std.
+      pixels: of such an autoencoder, the one of pixels in [-1, 1]; None: itself.
     """
 
     network: Callable[..., Any]
@@ -36,3 +37,4 @@ class Original:
     enlarges: int | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    pixels: Callable[[Any], Any] | None = None

@@ -290,6 +290,44 @@ def dhariwal(rng: Rng) -> Repository:
     return Repository(network, call, name, changes, ((8, 8), (16, 8)), _TOLD, classes=classes)
 
 
+def magnitude_preserving(rng: Rng) -> Repository:
+    """EDM2."""
+    networks = module("edm2", "training.networks_edm2")
+    classes, factors, attention = pick(rng, 0, 5), pick(rng, [1, 2], [2, 1], [1, 1, 2]), pick(rng, [8], [4], [8, 4])
+    channels, blocks, level = pick(rng, 3, 4), pick(rng, 1, 2), 12
+    network = networks.Precond(
+        8,
+        channels,
+        classes,
+        logvar_channels=level,
+        model_channels=32,
+        channel_mult=factors,
+        num_blocks=blocks,
+        attn_resolutions=attention,
+        channels_per_head=16,
+    )
+    for each in network.modules():  # gains of 0 are moved by noise, which is too little to see
+        if isinstance(each, networks.Block):
+            torch.nn.init.constant_(each.emb_gain, 0.4)
+    torch.nn.init.constant_(network.unet.out_gain, 0.7)
+    changes = {
+        "image_size": 8,
+        "in_channels": channels,
+        "width": 32,
+        "multipliers": tuple(factors),
+        "blocks": blocks,
+        "attention_resolutions": tuple(attention),
+        "head_width": 16,
+        "num_classes": classes or None,
+        "level_features": level,
+    }
+    name = "edm2-img64-s" if channels == 3 else "edm2-img512-xs"
+    call = _one_hot(network.unet, classes)
+    return Repository(
+        network, call, name, changes, ((8, 8), (16, 8)), _TOLD, channels=channels, classes=classes or None
+    )
+
+
 def _without(kwargs: dict[str, Any], name: str) -> dict[str, Any]:
     return {each: value for each, value in kwargs.items() if each != name}
 
@@ -301,4 +339,5 @@ REPOSITORIES: dict[str, Callable[[Rng], Repository]] = {
     "consistency_models": consistency_models,
     "edm, DDPM++ and NCSN++": song,
     "edm, ADM": dhariwal,
+    "edm2": magnitude_preserving,
 }
