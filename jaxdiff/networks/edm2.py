@@ -360,7 +360,7 @@ class EDM2Module(nnx.Module):
         def run(block: Block, *inputs: Array) -> Array:
             # The inputs are joined within, so that the backward pass keeps the skips, not copies of them.
             def call(*inputs: Array) -> Array:
-                return block(inputs[0] if len(inputs) == 1 else mp_cat(*inputs), e, key)
+                return block(inputs[0] if len(inputs) == 1 else mp_cat(inputs[0], inputs[1]), e, key)
 
             return by_sample(recomputed(call, self.config.remat)(*inputs))
 

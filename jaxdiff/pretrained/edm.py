@@ -146,7 +146,7 @@ def _named(outside: list[tuple[str, str]], filtered: list[str], taps: Taps) -> N
 
 def _model(network: Callable[..., Any], steps: int = 18, **fixed: Any) -> Original:
     def changed(**changes: Any) -> Any:
-        return network(**{**fixed, **changes})
+        return network(**{"null_class": False, **fixed, **changes})
 
     return Original(
         changed,
@@ -158,7 +158,7 @@ def _model(network: Callable[..., Any], steps: int = 18, **fixed: Any) -> Origin
     )
 
 
-_CIFAR, _FACES = {"num_classes": 10, "null_class": False}, {"image_size": 64, "multipliers": (1, 2, 2, 2)}
+_CIFAR, _FACES = {"num_classes": 10}, {"image_size": 64, "multipliers": (1, 2, 2, 2)}
 MODELS: dict[str, Original] = {
     "edm-cifar10-32x32-cond-vp": _model(ddpmpp, **_CIFAR),
     "edm-cifar10-32x32-cond-ve": _model(ncsnpp, **_CIFAR),

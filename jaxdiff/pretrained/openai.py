@@ -120,7 +120,7 @@ def _chain(network: Callable[..., UNet], betas: Callable[[int], Any], steps: int
         return DiscreteVP(betas(steps))
 
     return Original(
-        network,
+        functools.partial(network, null_class=False),
         functools.partial(naming, order=order),
         process,
         LearnedVariance(Eps(time=TimeIndex(float(steps), scale))),
@@ -136,7 +136,7 @@ _TOLD = LogSigma(250.0)
 def _karras(network: Callable[..., UNet], *, consistent: bool = False) -> Original:
     """A model of consistency_models: its teachers, by EDM's recipe, and what was distilled of them."""
     return Original(
-        network,
+        functools.partial(network, null_class=False),
         functools.partial(naming, order="new", planes=True),
         KarrasVE,
         Consistency(0.5, least=0.002, time=_TOLD) if consistent else Karras(0.5, time=_TOLD),
@@ -148,9 +148,7 @@ def _karras(network: Callable[..., UNet], *, consistent: bool = False) -> Origin
 MODELS: dict[str, Original] = {
     "iddpm-cifar10": _chain(iddpm_cifar10, cosine_betas, 4000, scale=0.25),
     "iddpm-imagenet64-uncond": _chain(iddpm_imagenet64, cosine_betas, 4000, scale=0.25),
-    "iddpm-imagenet64": _chain(
-        functools.partial(iddpm_imagenet64, width=192, num_classes=1000, null_class=False), cosine_betas, 4000
-    ),
+    "iddpm-imagenet64": _chain(functools.partial(iddpm_imagenet64, width=192, num_classes=1000), cosine_betas, 4000),
     "iddpm-lsun256": _chain(iddpm_lsun256, linear_betas, 1000),
     "adm-64": _chain(functools.partial(adm, 64), cosine_betas, 1000, order="new"),
     "adm-128": _chain(functools.partial(adm, 128), linear_betas, 1000),

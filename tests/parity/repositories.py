@@ -45,7 +45,7 @@ class Repository(NamedTuple):
     name: str
     changes: dict[str, Any]
     sizes: tuple[tuple[int, int], tuple[int, int]]
-    times: tuple[float, float, float, float] = (0.0, 3.0, 421.0, 999.0)
+    times: tuple[float, ...] = (0.0, 3.0, 421.0, 999.0)
     channels: int = 3
     classes: int | None = None
     low: int | None = None
@@ -91,9 +91,9 @@ def _openai(rng: Rng) -> dict[str, Any]:
     return {
         "image_size": 8,
         "in_channels": 3,
-        "model_channels": 32 * pick(rng, 1, 2),
-        "num_res_blocks": pick(rng, 1, 2),
-        "channel_mult": pick(rng, (1, 2), (1, 1, 2), (2, 1)),
+        "model_channels": 32,
+        "num_res_blocks": pick(rng, 1, 1, 2),
+        "channel_mult": pick(rng, (1, 2), (1, 1)),
         "attention_resolutions": pick(rng, (1, 2), (2,), (1,)),
         "num_classes": pick(rng, None, 7),
     }
@@ -234,8 +234,8 @@ def song(rng: Rng) -> Repository:
     exploding, classes, augment = bool(rng.integers(2)), pick(rng, None, 5), pick(rng, 0, 9)
     kwargs: dict[str, Any] = {
         "model_channels": pick(rng, 16, 32),
-        "channel_mult": pick(rng, [1, 2], [2, 2], [1, 1, 2]),
-        "num_blocks": pick(rng, 1, 2),
+        "channel_mult": pick(rng, [1, 2], [2, 2]),
+        "num_blocks": pick(rng, 1, 1, 2),
         "attn_resolutions": pick(rng, [8], [4], [8, 4]),
         "label_dim": classes or 0,
         "augment_dim": augment,
@@ -293,8 +293,8 @@ def dhariwal(rng: Rng) -> Repository:
 def magnitude_preserving(rng: Rng) -> Repository:
     """EDM2."""
     networks = module("edm2", "training.networks_edm2")
-    classes, factors, attention = pick(rng, 0, 5), pick(rng, [1, 2], [2, 1], [1, 1, 2]), pick(rng, [8], [4], [8, 4])
-    channels, blocks, level = pick(rng, 3, 4), pick(rng, 1, 2), 12
+    classes, factors, attention = pick(rng, 0, 5), pick(rng, [1, 2], [2, 1]), pick(rng, [8], [4], [8, 4])
+    channels, blocks, level = pick(rng, 3, 4), pick(rng, 1, 1, 2), 12
     network = networks.Precond(
         8,
         channels,

@@ -1,4 +1,4 @@
-"""Models of papers' own repositories beside them: outputs, gradients, files in both directions."""
+"""Models of papers' own repositories beside them: outputs, gradients, files in both directions, samples."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff.networks.edm2 import log_variance
 from jaxdiff.pretrained.originals import load_original, original_of, write_original
 from jaxdiff.pretrained.safetensors import SafeTensors, write_safetensors
 from jaxdiff.pretrained.writing import Published
@@ -22,44 +23,48 @@ pytestmark = pytest.mark.nightly
 OUTPUT, GRADIENT = 1e-4, 1e-3  # of the root mean square
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("layout", REPOSITORIES)
-def test_as_the_original(layout: str, seed: int, tmp_path: Path) -> None:
+def loaded(layout: str, seed: int, folder: Path) -> tuple[Any, Any, Any, np.random.Generator]:
+    """A random original, what it stores, and the model that is read of it."""
     rng = np.random.default_rng(seed)
     with quiet():
         original = REPOSITORIES[layout](rng)
-    network = disturbed(original.network, seed)
-    theirs = {name: each.numpy() for name, each in network.state_dict().items()}
-    write_safetensors(tmp_path / "theirs.safetensors", theirs)
-    model = load_original(tmp_path / "theirs.safetensors", original.name, network=original.changes)
+    theirs = {name: each.numpy() for name, each in disturbed(original.network, seed).state_dict().items()}
+    write_safetensors(folder / "theirs.safetensors", theirs)
+    return original, theirs, load_original(folder / "theirs.safetensors", original.name, network=original.changes), rng
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("layout", REPOSITORIES)
+def test_as_the_original(layout: str, seed: int, tmp_path: Path) -> None:
+    """At two sizes, two batch sizes and four times."""
+    original, theirs, model, rng = loaded(layout, seed, tmp_path)
     net, params = model.denoise.net, model.denoise.params
-    apply = jax.jit(net.apply)
-    for size, batch in zip(original.sizes, (1, 4), strict=True):
-        x = rng.normal(size=(batch, *size, original.channels)).astype(np.float32)
-        t = np.array(original.times[-batch:], np.float32)
-        cond = original.cond(rng, batch)
-        with torch.no_grad():
-            expected = original.call(*as_torch((x, t, cond))).numpy()
-        assert np.sqrt(np.square(expected).mean()) > 1e-3
-        assert apart(apply(params, x, t, cond), expected) < OUTPUT
+    x, t, cond, expected = case(original, rng, original.sizes[0], 1)
+    assert np.sqrt(np.square(expected).mean()) > 1e-3
+    assert apart(jax.jit(net.apply)(params, x, t, cond), expected) < OUTPUT
+    x, t, cond, expected = case(original, rng, original.sizes[1], 4)
     weight = rng.normal(size=expected.shape).astype(np.float32)
-    assert gradients(original, model, x, t, cond, weight) < GRADIENT
+    output, pull = jax.vjp(jax.jit(lambda params, x: net.apply(params, x, t, cond)), params, jnp.asarray(x))
+    assert apart(output, expected) < OUTPUT
+    assert gradients(original, net, *pull(jnp.asarray(weight)), x, t, cond, weight) < GRADIENT
     write_original(tmp_path / "ours.safetensors", original.name, params, network=original.changes)
     written = SafeTensors(tmp_path / "ours.safetensors")
     assert {name: each.shape for name, each in written.items()} == {name: each.shape for name, each in theirs.items()}
-    network.load_state_dict({name: torch.from_numpy(written.read(name)) for name in written}, strict=True)
+    original.network.load_state_dict({name: torch.from_numpy(written.read(name)) for name in written}, strict=True)
     for name, each in theirs.items():
         np.testing.assert_array_equal(written.read(name), each, err_msg=name)
 
 
-def gradients(original: Any, model: Any, x: Any, t: Any, cond: Any, weight: Any) -> float:
-    """Of the sum of the output times fixed numbers: the largest difference by x, and by all weights."""
-    net, params = model.denoise.net, model.denoise.params
+def case(original: Any, rng: Any, size: tuple[int, int], batch: int) -> tuple[Any, Any, Any, Any]:
+    x = rng.normal(size=(batch, *size, original.channels)).astype(np.float32)
+    t = np.array(original.times[-batch:], np.float32)
+    cond = original.cond(rng, batch)
+    with torch.no_grad():
+        return x, t, cond, original.call(*as_torch((x, t, cond))).numpy()
 
-    def scalar(params: Any, x: Any) -> Any:
-        return (net.apply(params, x, t, cond) * weight).sum()
 
-    by_params, by_x = jax.jit(jax.grad(scalar, argnums=(0, 1)))(params, jnp.asarray(x))
+def gradients(original: Any, net: Any, by_params: Any, by_x: Any, x: Any, t: Any, cond: Any, weight: Any) -> float:
+    """The largest difference by x, and by all weights, of the sum of the output times fixed numbers."""
     given = torch.from_numpy(x).requires_grad_()
     (original.call(given, *as_torch((t, cond))) * torch.from_numpy(weight)).sum().backward()
     ours = Published(by_params, original_of(original.name).naming(net.build))
@@ -70,3 +75,40 @@ def gradients(original: Any, model: Any, x: Any, t: Any, cond: Any, weight: Any)
         difference = np.abs(ours[name].reshape(each.shape) - each).max()
         worst = max(worst, float(difference / max(np.sqrt(np.square(each).mean()), least)))
     return worst
+
+
+@pytest.mark.parametrize("layout", ["edm, DDPM++ and NCSN++", "edm2"])
+def test_samples_of_edm(layout: str, tmp_path: Path) -> None:
+    """Karras et al. 2022, algorithm 1, written out around the original's own preconditioned denoiser in float64."""
+    original, _, model, rng = loaded(layout, 1, tmp_path)
+    n, steps = 2, 5
+    cond = {name: value for name, value in original.cond(rng, n).items() if name == "label"}
+    noise = rng.normal(size=(n, *original.sizes[0], original.channels))
+    label = None
+    if cond:
+        label = torch.nn.functional.one_hot(torch.from_numpy(cond["label"]), original.classes)
+    levels = (80 ** (1 / 7) + np.arange(steps) / (steps - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+
+    def slope(x: Any, sigma: float) -> Any:
+        planes = torch.from_numpy(x).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            clean = original.network(planes, torch.full((n,), sigma), label).permute(0, 2, 3, 1).numpy()
+        return (x - clean.astype(np.float64)) / sigma
+
+    x = noise * levels[0]
+    for sigma, after in zip(levels, [*levels[1:], 0.0], strict=True):
+        first = slope(x, sigma)
+        new = x + (after - sigma) * first
+        x = new if after == 0 else x + (after - sigma) * 0.5 * (first + slope(new, after))
+    sampled = model.sample(0, n, cond or None, steps=steps, x=noise * levels[0], decode=False)
+    assert model.defaults.sampler == "heun" and model.defaults.grid == "karras"
+    assert apart(sampled, x) < OUTPUT
+
+
+def test_log_variance_of_edm2(tmp_path: Path) -> None:
+    original, _, model, _ = loaded("edm2", 0, tmp_path)
+    t = np.array(original.times, np.float32)
+    with torch.no_grad():
+        network, told = original.network, torch.from_numpy(t)
+        theirs = network.logvar_linear(network.logvar_fourier(told))[:, 0].numpy()
+    assert apart(log_variance(model.denoise.net, model.denoise.params, jnp.asarray(t)), theirs) < OUTPUT
