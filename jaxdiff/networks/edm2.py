@@ -178,8 +178,8 @@ def mp_sum(a: Array, b: Array, t: float = 0.5) -> Array:
 def mp_cat(a: Array, b: Array, t: float = 0.5) -> Array:
     """Equation (5), along the channels.
 
-    >>> mp_cat(jnp.ones((1, 1)), jnp.ones((1, 3))).round(3).tolist()
-    [[1.414, 0.816, 0.816, 0.816]]
+    >>> [round(each, 3) for each in mp_cat(jnp.ones(1), jnp.ones(3)).tolist()]
+    [1.414, 0.816, 0.816, 0.816]
     """
     first, second = a.shape[-1], b.shape[-1]
     both = math.sqrt(first + second) / math.hypot(1 - t, t)
@@ -193,8 +193,8 @@ def unit_weights(params: Any) -> Any:
     Args:
       params: of an `EDM2`, after a step of the optimizer.
 
-    >>> float(unit_weights({"kernel": jnp.array([[3.0], [4.0]])})["kernel"][0, 0].round(3))
-    0.849
+    >>> [round(each, 3) for each in unit_weights({"kernel": jnp.array([[3.0], [4.0]])})["kernel"][:, 0].tolist()]
+    [0.849, 1.131]
     """
     return jax.tree.map(lambda leaf: normalised(leaf, _inputs(leaf)) if leaf.ndim > 1 else leaf, params)
 

@@ -46,7 +46,7 @@ def resample(x: Array, taps: Taps, direction: Direction | None) -> Array:
       ``(B, H/2, W/2, C)`` or ``(B, 2H, 2W, C)``.
 
     >>> resample(jnp.ones((1, 4, 4, 1)), (1, 3, 3, 1), "down")[0, :, :, 0].tolist()  # zeros lie around the image
-    [[0.765625, 0.875], [0.875, 0.765625]]
+    [[0.765625, 0.765625], [0.765625, 0.765625]]
     """
     if direction is None:
         return x

@@ -89,6 +89,7 @@ def test_the_embedding_is_its_equation() -> None:
         told, width = COND["augment"], config.waves * 8
         table = RANDOM.normal(size=(3, width)).astype(np.float32)
         bias = RANDOM.normal(size=width).astype(np.float32)
+        assert module.label is not None and module.label_bias is not None
         module.label[...], module.label_bias[...] = jnp.asarray(table), jnp.asarray(bias)
         if module.frequencies is None:
             angle = T[:, None] * 10_000.0 ** (-np.arange(4) / 3)
@@ -99,6 +100,7 @@ def test_the_embedding_is_its_equation() -> None:
         assert module.augment is not None
         h = h + told @ np.asarray(module.augment.kernel[...])
         for layer in (module.hidden, module.out):
+            assert layer.bias is not None
             h = h @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...])
             h = h / (1 + np.exp(-h))
         np.testing.assert_allclose(module(T, 4, COND), h, atol=1e-4)
