@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff.denoiser import NetworkDenoiser
+from jaxdiff.grid import uniform_times
+from jaxdiff.methods import parse_sampler
 from jaxdiff.networks.edm2 import log_variance
 from jaxdiff.pretrained.originals import load_original, original_of, write_original
 from jaxdiff.pretrained.safetensors import SafeTensors, write_safetensors
 from jaxdiff.pretrained.writing import Published
 from tests.parity.comparison import apart, as_torch
 from tests.parity.originals import disturbed, quiet, torch
-from tests.parity.repositories import REPOSITORIES
+from tests.parity.repositories import REPOSITORIES, module
 
 pytestmark = pytest.mark.nightly
 
@@ -110,6 +115,66 @@ def test_samples_of_edm(layout: str, tmp_path: Path) -> None:
     sampled = model.sample(0, n, cond or None, steps=steps, x=noise * levels[0], decode=False)
     assert model.defaults.sampler == "heun" and model.defaults.grid == "karras"
     assert apart(sampled, x) < OUTPUT
+
+
+class Waves(NamedTuple):
+    """A network that is a formula: of x and of what it is told."""
+
+    cond: Any = MappingProxyType({})
+
+    def apply(self, params: Any, x: Any, t: Any, cond: Any = None, *, key: Any = None) -> Any:
+        told = t.reshape(-1, 1, 1, 1) / 1000
+        return jnp.concatenate([jnp.sin(x + told), jnp.cos(2 * x - told)], axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule", "length", "steps", "told"),
+    [
+        ("adm-64", "cosine", 1000, 10, False),
+        ("adm-256", "linear", 1000, 28, False),
+        ("iddpm-cifar10", "cosine", 4000, 32, True),
+        ("iddpm-imagenet64", "cosine", 4000, 4, False),
+    ],
+)
+def test_steps_of_adm(name: str, schedule: str, length: int, steps: int, told: bool) -> None:
+    """Mean and deviation of each step with the learned variance, over a part of the chain, and the last prediction."""
+    respace = module("guided-diffusion", "guided_diffusion.respace")
+    gaussian = sys.modules["guided_diffusion.gaussian_diffusion"]
+    diffusion = respace.SpacedDiffusion(
+        use_timesteps=respace.space_timesteps(length, [steps]),
+        betas=gaussian.get_named_beta_schedule(schedule, length),
+        model_mean_type=gaussian.ModelMeanType.EPSILON,
+        model_var_type=gaussian.ModelVarType.LEARNED_RANGE,
+        loss_type=gaussian.LossType.MSE,
+        rescale_timesteps=told,
+    )
+
+    def waves(x: Any, t: Any) -> Any:
+        told = t.reshape(-1, 1, 1, 1) / 1000
+        return torch.cat([torch.sin(x + told), torch.cos(2 * x - told)], 1)
+
+    original = original_of(name)
+    process = original.process()
+    denoise = NetworkDenoiser(Waves(), {}, process, original.parameterization)
+    sampler = parse_sampler(original.defaults.sampler, process)
+    times = uniform_times(process, steps)
+    x = np.random.default_rng(0).normal(size=(2, 3, 3, 3)).astype(np.float32)
+    for number in (0, 1, steps // 2, steps - 2, steps - 1):
+        step = torch.full((2,), steps - 1 - number)
+        with torch.no_grad():
+            out = diffusion.p_mean_variance(waves, torch.from_numpy(x).permute(0, 3, 1, 2), step, clip_denoised=False)
+        mean, log_variance, clean = (out[each].permute(0, 2, 3, 1) for each in ("mean", "log_variance", "pred_xstart"))
+        t = times[number]
+        assert apart(denoise(jnp.asarray(x), t).x0, clean) < OUTPUT
+        if number == steps - 1:
+            break
+
+        def step_with(noise: float, t: Any = t, s: Any = times[number + 1]) -> Any:
+            return sampler.step(denoise, lambda *_: jnp.full(x.shape, noise), (), jnp.asarray(x), t, s)[0]
+
+        assert apart(step_with(0.0), mean) < OUTPUT
+        far = 1e6  # so that the mean, which is large at the first step, takes no digits
+        assert apart((step_with(far) - step_with(0.0)) / far, torch.exp(0.5 * log_variance)) < OUTPUT
 
 
 def test_log_variance_of_edm2(tmp_path: Path) -> None:
