@@ -50,7 +50,9 @@ class ScaledTime:
 
 @record
 class TimeIndex:
-    """T t - 1: the index 0..T-1 of the papers' tables at t = k/T (Ho et al. 2020).
+    """scale (T t - 1): the index 0..T-1 of the papers' tables at t = k/T (Ho et al. 2020).
+
+    The scale is 1000/T where chains of all lengths are told alike (Nichol & Dhariwal 2021, their published code).
 
     >>> from jaxdiff.schedule import VP
     >>> print(TimeIndex(1000)(VP(), 0.25))
@@ -58,9 +60,10 @@ class TimeIndex:
     """
 
     steps: float = 1000.0
+    scale: float = 1.0
 
     def __call__(self, process: Process, t: ArrayLike) -> Array:
-        return self.steps * as_time(t) - 1.0
+        return self.scale * (self.steps * as_time(t) - 1.0)
 
 
 @record
@@ -237,6 +240,47 @@ class Karras(Parameterization):
     def eps_jacobian(self, process: Process, t: ArrayLike) -> Array:
         alpha, _, norm = self._norm(process, t)
         return alpha * self.sigma_data / norm
+
+
+@record
+class Consistency(Karras):
+    """`Karras` with the boundary of a consistency model: at the noise level ``least`` the prediction is x itself.
+
+    Song et al. 2023, "Consistency Models", https://arxiv.org/abs/2303.01469, appendix C. With rho = sigma/alpha,
+    d = rho - least and s = sigma_data, equation (1) with
+
+        c_skip = s^2/(d^2 + s^2),  c_out = d s/sqrt(rho^2 + s^2)                                          (3)
+
+    Args:
+      sigma_data: standard deviation of the data, positive.
+      least: the lowest noise level, where it ends; the target is infinite there.
+    """
+
+    least: float = 0.002
+
+    def _scales(self, process: Process, t: ArrayLike) -> tuple[Array, Array, Array, Array]:
+        """rho, 1 - c_skip, c_skip and c_out."""
+        rho = process.sigma(t) / process.alpha(t)
+        d, s = rho - self.least, self.sigma_data
+        whole = jnp.square(d) + s**2
+        return rho, jnp.square(d) / whole, s**2 / whole, d * s / jnp.hypot(rho, s)
+
+    def target(self, process: Process, x0: Array, eps: Array, t: ArrayLike) -> Array:
+        rho, rest, skip, out = self._scales(process, t)
+        return expand(rest / out, x0) * x0 - expand(skip * rho / out, x0) * eps
+
+    def read(self, process: Process, x: Array, t: ArrayLike, output: Array) -> Prediction:
+        rho, rest, skip, out = self._scales(process, t)
+        x = x / expand(process.alpha(t), x)
+        x0 = expand(skip, x) * x + expand(out, x) * output
+        return Prediction(x0, expand(rest / rho, x) * x - expand(out / rho, x) * output)
+
+    def jacobian(self, process: Process, t: ArrayLike) -> Array:
+        return self._scales(process, t)[3]
+
+    def eps_jacobian(self, process: Process, t: ArrayLike) -> Array:
+        rho, _, _, out = self._scales(process, t)
+        return out / rho
 
 
 @record

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxdiff as jd
+from jaxdiff.parameterization import Consistency
 from jaxdiff.prediction import from_eps, from_score, from_v, from_velocity, from_x0, mix
 from tests.tables import NO_SIGNAL_AT_END, PARAMETERIZATIONS, PROCESSES
 
@@ -207,3 +208,30 @@ def test_mix_keeps_what_a_prediction_is() -> None:
         np.testing.assert_array_equal(one, other)
     np.testing.assert_allclose(mix(first, (1.0, second)).eps, second.eps, atol=1e-6)
     assert mix(first._replace(variance=None), (1.0, second)).variance is None
+
+
+def test_a_consistency_model_at_its_boundary() -> None:
+    """Song et al. 2023, appendix C: c_skip and c_out as there, x itself at the least noise level, and (1) of Karras
+    where that is 0."""
+    process, parameterization = jd.KarrasVE(0.002, 80.0), Consistency(0.5, least=0.002)
+    t = jnp.array([0.0, 0.1, 0.5, 1.0])
+    x, output = (jax.random.normal(jax.random.key(seed), (4, 3)) for seed in range(2))
+    sigma = np.asarray(process.sigma(t), np.float64)[:, None]
+    skip, out = 0.25 / ((sigma - 0.002) ** 2 + 0.25), 0.5 * (sigma - 0.002) / np.sqrt(sigma**2 + 0.25)
+    read = parameterization.read(process, x, t, output)
+    np.testing.assert_allclose(read.x0, skip * x + out * output, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(read.x0[0], x[0], atol=1e-6)
+    np.testing.assert_allclose(read.x0 + sigma * read.eps, x, rtol=1e-4, atol=1e-4)
+    for mine, theirs in zip(
+        parameterization.condition(process, x, t), jd.Karras(0.5).condition(process, x, t), strict=True
+    ):
+        np.testing.assert_allclose(mine, theirs)
+    x0, eps, later = x[1:], output[1:], t[1:]
+    target = parameterization.target(process, x0, eps, later)
+    noisy = x0 + sigma[1:] * eps
+    np.testing.assert_allclose(parameterization.read(process, noisy, later, target).x0, x0, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(parameterization.jacobian(process, later), out[1:, 0], rtol=1e-5)
+    np.testing.assert_allclose(parameterization.eps_jacobian(process, later), (out / sigma)[1:, 0], rtol=1e-5)
+    none = Consistency(0.5, least=0.0).read(process, x, t, output)
+    for mine, theirs in zip(none[:2], jd.Karras(0.5).read(process, x, t, output)[:2], strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)

@@ -13,15 +13,37 @@ from jaxdiff.networks.conditions import Image, Level, Map, Text, Tokens, Vector
 from jaxdiff.networks.control import Controlled, ControlNet
 from jaxdiff.networks.critic import PatchCritic
 from jaxdiff.networks.dit import DiT, dit, pixart_sigma
+from jaxdiff.networks.edm2 import EDM2
 from jaxdiff.networks.functional import Functional, Networks, Params, functional
 from jaxdiff.networks.mlp import MLP
 from jaxdiff.networks.mmdit import MMDiT
 from jaxdiff.networks.published_transformers import flux, sd3
-from jaxdiff.networks.published_unets import adm, ddpm_256, ddpm_cifar10, iddpm_cifar10, sd15, sd21, sdxl, sdxl_refiner
+from jaxdiff.networks.published_unets import (
+    adm,
+    adm_256_uncond,
+    adm_upsampler,
+    cm_imagenet64,
+    cm_lsun256,
+    ddpm_256,
+    ddpm_cifar10,
+    ddpmpp,
+    edm2_img64,
+    edm2_img512,
+    iddpm_cifar10,
+    iddpm_imagenet64,
+    iddpm_lsun256,
+    ncsnpp,
+    sd15,
+    sd21,
+    sdxl,
+    sdxl_refiner,
+)
+from jaxdiff.networks.song import SongUNet
 from jaxdiff.networks.unet import UNet
 from jaxdiff.networks.uvit import UViT, u_vit
 
 __all__ = [
+    "EDM2",
     "MLP",
     "Autoencoder",
     "ControlNet",
@@ -38,6 +60,7 @@ __all__ = [
     "Networks",
     "Params",
     "PatchCritic",
+    "SongUNet",
     "TaylorSeer",
     "Text",
     "Tokens",
@@ -46,14 +69,24 @@ __all__ = [
     "VQAutoencoder",
     "Vector",
     "adm",
+    "adm_256_uncond",
+    "adm_upsampler",
+    "cm_imagenet64",
+    "cm_lsun256",
     "ddpm_256",
     "ddpm_cifar10",
+    "ddpmpp",
     "dit",
+    "edm2_img64",
+    "edm2_img512",
     "flux",
     "functional",
     "iddpm_cifar10",
+    "iddpm_imagenet64",
+    "iddpm_lsun256",
     "ldm_kl",
     "ldm_vq",
+    "ncsnpp",
     "pixart_sigma",
     "sd3",
     "sd15",

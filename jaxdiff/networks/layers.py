@@ -178,13 +178,27 @@ class Conv3x3(nnx.Module):
         >>> Conv3x3(4, 6, stride=2, padding="bottom_right")(jnp.ones((2, 8, 8, 4))).shape
         (2, 4, 4, 6)
         """
-        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        machine, edges = present_machine(), EDGES if self.padding == "symmetric" else ((0, 1), (0, 1))
-        if self.stride == 1 and edges == EDGES and by_winograd(machine, x, kernel):
-            y = winograd(x, kernel)
-        else:
-            y = convolve(x, kernel, self.stride, edges, in_order=in_order(machine))
+        kernel = self.kernel[...].astype(self.dtype)
+        y = conv3x3(x.astype(self.dtype), kernel, stride=self.stride, padding=self.padding)
         return y + self.bias[...].astype(self.dtype)[None, None, None, :]
+
+
+def conv3x3(x: Array, kernel: Array, *, stride: int = 1, padding: Padding = "symmetric") -> Array:
+    """A 3x3 convolution with zero padding, without a bias: see `Conv3x3`.
+
+    Args:
+      x: ``(B, H, W, inputs)``.
+      kernel: ``(3, 3, inputs, outputs)``, of the same dtype.
+      stride: 1 or 2.
+      padding: as `Conv3x3`.
+
+    >>> conv3x3(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)))[0, 1, :, 0].tolist()
+    [6.0, 9.0, 6.0]
+    """
+    machine, edges = present_machine(), EDGES if padding == "symmetric" else ((0, 1), (0, 1))
+    if stride == 1 and edges == EDGES and by_winograd(machine, x, kernel):
+        return winograd(x, kernel)
+    return convolve(x, kernel, stride, edges, in_order=in_order(machine))
 
 
 class GroupNorm(nnx.Module):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from jaxdiff.networks.conditions import Tokens, Vector
+from jaxdiff.networks.conditions import Image, Tokens, Vector
+from jaxdiff.networks.edm2 import EDM2
+from jaxdiff.networks.song import SongUNet
 from jaxdiff.networks.unet import UNet
 
 
@@ -35,6 +37,7 @@ _ADM: dict[str, Any] = {
     "downsample_padding": "symmetric",
     "time_order": "cos_sin",
     "time_shift": 0.0,
+    "least_group": 1,
     "norm_eps": 1e-5,
     "out_channels": 6,
 }
@@ -50,7 +53,7 @@ def iddpm_cifar10(**changes: Any) -> UNet:
     return UNet(**{**_ADM, **fields, **changes})
 
 
-def adm(image_size: Literal[64, 128, 256, 512], **changes: Any) -> UNet:
+def adm(image_size: Literal[64, 128, 256, 512], /, **changes: Any) -> UNet:
     """The class-conditional ImageNet networks of Dhariwal & Nichol 2021, with learned variance, as published.
 
     They have 295,904,454 / 421,529,606 / 553,838,086 / 558,997,638 parameters at 64 / 128 / 256 / 512 pixels, and no
@@ -82,6 +85,143 @@ def adm(image_size: Literal[64, 128, 256, 512], **changes: Any) -> UNet:
         "null_class": False,
     }
     return UNet(**{**_ADM, **fields, **sizes[image_size], **changes})
+
+
+def iddpm_imagenet64(**changes: Any) -> UNet:
+    """The unconditional 64x64 network of Nichol & Dhariwal 2021: 121,063,942 parameters. ``changes`` replace fields.
+
+    Their class-conditional one has ``width=192, num_classes=1000, null_class=False``: 273,049,350.
+
+    >>> iddpm_imagenet64().multipliers
+    (1, 2, 3, 4)
+    """
+    fields: dict[str, Any] = {"image_size": 64, "multipliers": (1, 2, 3, 4), "dropout": 0.0}
+    return iddpm_cifar10(**{**fields, **changes})
+
+
+def iddpm_lsun256(**changes: Any) -> UNet:
+    """The 256x256 network of Nichol & Dhariwal 2021 (LSUN bedrooms): 113,676,678 parameters: DDPM's, with a learned
+    variance. ``changes`` replace fields.
+
+    >>> iddpm_lsun256().scale_shift
+    False
+    """
+    fields: dict[str, Any] = {"image_size": 256, "multipliers": (1, 1, 2, 2, 4, 4), "scale_shift": False}
+    return UNet(**{**_ADM, **fields, **changes})
+
+
+def adm_256_uncond(**changes: Any) -> UNet:
+    """The 256x256 networks of Dhariwal & Nichol 2021 without classes, of ImageNet and (``dropout=0.1``) of LSUN:
+    552,814,086 parameters. ``changes`` replace fields.
+
+    >>> adm_256_uncond().num_classes is None
+    True
+    """
+    return adm(256, **{"num_classes": None, **changes})
+
+
+def adm_upsampler(image_size: Literal[256, 512], /, **changes: Any) -> UNet:
+    """The class-conditional networks of Dhariwal & Nichol 2021 that enlarge fourfold, from 64 and from 128 pixels: the
+    small picture is the condition ``"low"``, enlarged bilinearly beside x. 311,795,910 / 308,835,270 parameters.
+
+    Args:
+      image_size: 256 or 512, of the large picture.
+      changes: fields of `UNet` to replace.
+
+    Raises:
+      ValueError: another size.
+
+    >>> list(adm_upsampler(256).cond)
+    ['label', 'low']
+    """
+    if image_size not in (256, 512):
+        raise ValueError(f"ADM's upsamplers were published at 256 and 512 pixels, got {image_size}: use `UNet`")
+    fields: dict[str, Any] = {
+        "image_size": image_size,
+        "width": 192,
+        "conditions": (Image("low", (None, None), 3),),
+        **({"heads": 4, "head_width": None} if image_size == 256 else {"attention_resolutions": (32, 16)}),
+    }
+    return adm(256, **{**fields, **changes})
+
+
+def cm_imagenet64(**changes: Any) -> UNet:
+    """The 64x64 network of Song et al. 2023, "Consistency Models", https://arxiv.org/abs/2303.01469: ADM's with three
+    channels, 295,899,267 parameters, which is EDM's on ImageNet-64 (Karras et al. 2022) too. ``changes`` replace
+    fields.
+
+    >>> cm_imagenet64().out_channels
+    3
+    """
+    return adm(64, **{"out_channels": 3, **changes})
+
+
+def cm_lsun256(**changes: Any) -> UNet:
+    """The 256x256 networks of Song et al. 2023 (LSUN): 526,304,771 parameters. ``changes`` replace fields.
+
+    >>> cm_lsun256().scale_shift
+    False
+    """
+    return adm_256_uncond(**{"out_channels": 3, "dropout": 0.1, "scale_shift": False, **changes})
+
+
+def ddpmpp(**changes: Any) -> SongUNet:
+    """DDPM++ as EDM trains it on CIFAR-10 (Karras et al. 2022, their "VP" network): 55,733,891 parameters, 55,735,299
+    with ten classes; at 64 pixels, with ``image_size=64, multipliers=(1, 2, 2, 2)``, 61,805,571. ``changes`` replace
+    fields.
+
+    >>> ddpmpp().augment
+    9
+    """
+    return SongUNet(**{"augment": 9, **changes})
+
+
+def ncsnpp(**changes: Any) -> SongUNet:
+    """NCSN++ as EDM trains it on CIFAR-10 (their "VE" network): 56,397,827 parameters, 56,400,643 with ten classes; at
+    64 pixels, with ``image_size=64, multipliers=(1, 2, 2, 2)``, 62,761,091; and 128 fixed frequencies. ``changes``
+    replace fields.
+
+    >>> ncsnpp().taps
+    (1, 3, 3, 1)
+    """
+    fields: dict[str, Any] = {"embedding": "fourier", "waves": 2, "residual_input": True, "taps": (1, 3, 3, 1)}
+    return ddpmpp(**{**fields, **changes})
+
+
+_EDM2_WIDTHS = {"xxs": 64, "xs": 128, "s": 192, "m": 256, "l": 320, "xl": 384, "xxl": 448}
+
+
+def edm2_img512(size: str = "s", /, **changes: Any) -> EDM2:
+    """EDM2 on the latents of ImageNet-512, conditional (Karras et al. 2024, https://arxiv.org/abs/2312.02696): sizes
+    ``"xs"`` to ``"xxl"`` of 124,713,253 / 280,212,837 / 497,807,781 / 777,498,085 / 1,119,283,749 / 1,523,164,773
+    parameters, and fixed frequencies and phases. Without classes, ``num_classes=None``: ``"xs"`` 124,201,253 and
+    ``"s"`` 279,444,837.
+
+    Args:
+      size: ``"xxs"``, ``"xs"``, ``"s"``, ``"m"``, ``"l"``, ``"xl"`` or ``"xxl"``.
+      changes: fields of `EDM2` to replace.
+
+    Raises:
+      ValueError: another size.
+
+    >>> edm2_img512("xs").width
+    128
+    """
+    if size not in _EDM2_WIDTHS:
+        raise ValueError(f"EDM2 has the sizes {', '.join(_EDM2_WIDTHS)}, got {size!r}: use `EDM2`")
+    width = _EDM2_WIDTHS[size]
+    fields: dict[str, Any] = {"num_classes": 1000, "null_class": False, "dropout": 0.1 if width > 192 else 0.0}
+    return EDM2(**{"width": width, **fields, **changes})
+
+
+def edm2_img64(size: str = "s", /, **changes: Any) -> EDM2:
+    """EDM2 on the pixels of ImageNet-64, conditional: sizes ``"xs"`` to ``"xl"`` of 124,710,949 / 280,209,381 /
+    497,803,173 / 777,492,325 / 1,119,276,837 parameters, and fixed frequencies and phases. Arguments as `edm2_img512`.
+
+    >>> edm2_img64().in_channels
+    3
+    """
+    return edm2_img512(size, **{"in_channels": 3, **changes})
 
 
 _LDM: dict[str, Any] = {

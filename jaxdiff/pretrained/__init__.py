@@ -1,8 +1,9 @@
-"""Published weights, in and out: the layouts of diffusers and transformers.
+"""Published weights, in and out: the layouts of diffusers and transformers, and those of papers' own repositories.
 
 `load_pipeline` reads a whole pipeline as one model that samples, `load_network` one network of a folder, and
-`write_network` writes it back. Networks are exact to float32 rounding; `Pretrained.sample` with ``strict=True`` takes
-the steps of diffusers' own scheduler.
+`write_network` writes it back; `load_original` reads the one file of a paper's model, and `write_original` writes it.
+Networks are exact to float32 rounding; `Pretrained.sample` with ``strict=True`` takes the steps of diffusers' own
+scheduler.
 """
 
 from jaxdiff.pretrained.dit_files import dit_model, load_dit, write_dit
@@ -13,6 +14,7 @@ from jaxdiff.pretrained.lora import Lora, load_lora, write_lora
 from jaxdiff.pretrained.lora_trained import trained_lora
 from jaxdiff.pretrained.model import LongPrompt, Pretrained
 from jaxdiff.pretrained.origin import Origin
+from jaxdiff.pretrained.originals import ORIGINALS, load_original, write_original
 from jaxdiff.pretrained.pipeline import load_pipeline
 from jaxdiff.pretrained.saving import save_pipeline
 from jaxdiff.pretrained.schedulers import SCHEDULERS
@@ -21,6 +23,7 @@ from jaxdiff.pretrained.single_file import SingleFile, read_single_file, write_s
 __all__ = [
     "FAMILIES",
     "KINDS",
+    "ORIGINALS",
     "SCHEDULERS",
     "Loaded",
     "LongPrompt",
@@ -33,6 +36,7 @@ __all__ = [
     "load_dit",
     "load_lora",
     "load_network",
+    "load_original",
     "load_pipeline",
     "read_single_file",
     "save_pipeline",
@@ -40,5 +44,6 @@ __all__ = [
     "write_dit",
     "write_lora",
     "write_network",
+    "write_original",
     "write_single_file",
 ]

@@ -115,7 +115,10 @@ def _is_there(leaf: Leaf, tensors: Tensors, stored: Mapping[str, str]) -> bool:
 def _check_fixed(naming: Naming, tensors: Tensors, where: str) -> None:
     """Checks the tensors that are not read: computed tables, and tensors that repeat another one."""
     for name, make in naming.tables.items():
-        if name in tensors and not np.allclose(tensors.read(name).astype(np.float32), make(), atol=1e-2):
+        if name not in tensors:
+            continue
+        table, stored = make(), tensors.read(name).astype(np.float32)
+        if table.shape != stored.shape or not np.allclose(stored, table, atol=1e-2):
             raise PretrainedError(f"{where or tensors.files[0]}: {name} is another table than the one that is computed")
     for copy, of in naming.copies.items():
         if copy in tensors and of in tensors and not np.array_equal(tensors.read(copy), tensors.read(of)):

@@ -9,12 +9,14 @@ import jax
 import pytest
 
 from jaxdiff.networks import (
+    EDM2,
     MLP,
     ControlNet,
     DiT,
     KLAutoencoder,
     MMDiT,
     PatchCritic,
+    SongUNet,
     Text,
     UNet,
     UViT,
@@ -29,6 +31,8 @@ CONFIGS: dict[str, Any] = {
     "unet": UNet(image_size=16, in_channels=1, width=32, multipliers=(1, 2), num_classes=3),
     "unet with text": UNet(image_size=16, in_channels=1, width=32, transformer_layers=(1,), multipliers=(1,), heads=4),
     "controlnet": ControlNet(UNet(image_size=16, in_channels=1, width=32, multipliers=(1, 2))),
+    "song": SongUNet(image_size=16, in_channels=1, width=16, multipliers=(1, 1), num_classes=3, augment=2),
+    "edm2": EDM2(image_size=16, in_channels=1, width=64, multipliers=(1, 1), num_classes=3),
     "dit": DiT(in_channels=1, width=32, depth=2, heads=4, num_classes=3),
     "mmdit": MMDiT(in_channels=1, width=32, depth=2, heads=4, single_blocks=1, num_classes=3, conditions=(WORDS,)),
     "uvit": UViT((8, 8), in_channels=1, width=32, depth=3, heads=4, num_classes=3),
