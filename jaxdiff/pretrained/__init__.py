@@ -2,7 +2,9 @@
 
 `load_pipeline` reads a whole pipeline as one model that samples, `load_network` one network of a folder, and
 `write_network` writes it back. Networks are exact to float32 rounding; `Pretrained.sample` with ``strict=True`` takes
-the steps of diffusers' own scheduler.
+the steps of diffusers' own scheduler. Other layouts: one file of a whole Stable Diffusion (`load_pipeline`,
+`write_single_file`), folders of Flax, archives of NumPy, DiT's and SiT's authors (`load_dit`), and files of torch by
+way of `jaxdiff.pretrained.convert`.
 """
 
 from jaxdiff.pretrained.dit_files import dit_model, load_dit, write_dit
