@@ -4,6 +4,10 @@
 `write_network` writes it back; `load_original` reads the one file of a paper's model, and `write_original` writes it.
 Networks are exact to float32 rounding; `Pretrained.sample` with ``strict=True`` takes the steps of diffusers' own
 scheduler.
+`write_network` writes it back. Networks are exact to float32 rounding; `Pretrained.sample` with ``strict=True`` takes
+the steps of diffusers' own scheduler. Other layouts: one file of a whole Stable Diffusion (`load_pipeline`,
+`write_single_file`), folders of Flax, archives of NumPy, DiT's and SiT's authors (`load_dit`), and files of torch by
+way of `jaxdiff.pretrained.convert`.
 """
 
 from jaxdiff.pretrained.dit_files import dit_model, load_dit, write_dit

@@ -41,7 +41,10 @@ COUNTS: dict[tuple[Size, int], int] = {
 }
 
 
-@pytest.mark.parametrize(("size", "patch"), COUNTS)
+@pytest.mark.parametrize(
+    ("size", "patch"),
+    [each if each == ("S", 2) else pytest.param(*each, marks=pytest.mark.nightly) for each in COUNTS],
+)
 def test_published_counts_and_sizes_from_shapes(size: Size, patch: int) -> None:
     """Trainable, and of XL/2 with its fixed table of positions."""
     config = dit(size, patch)
@@ -145,6 +148,7 @@ def test_what_sit_means(tmp_path: Path) -> None:
     assert float(reading.eps_jacobian(Flow(), 0.25)) == pytest.approx(0.75)
 
 
+@pytest.mark.nightly
 def test_models_of_both(tmp_path: Path) -> None:
     autoencoder = tiny("AutoencoderKL")
     model = dit_model(made(), autoencoder)

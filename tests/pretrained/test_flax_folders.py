@@ -37,7 +37,9 @@ def naming_of(fields: Fields) -> Any:
     return flax_naming(family.naming(fields), of_diffusers=family.stem == DIFFUSERS)
 
 
-@pytest.mark.parametrize("name", ORIGINALS)
+@pytest.mark.parametrize(
+    "name", [name if "linear" not in name else pytest.param(name, marks=pytest.mark.nightly) for name in ORIGINALS]
+)
 def test_names_and_shapes_are_those_of_the_old_classes(name: str) -> None:
     fields = plain_fields(Fields(ORIGINALS[name]["fields"]), False)
     network = family_of(fields).pure(configured(fields))
