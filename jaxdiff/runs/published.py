@@ -19,7 +19,6 @@ from jaxdiff.config import (
     OptimizerConfig,
     SampleConfig,
     TrainConfig,
-    load_config_file,
 )
 from jaxdiff.parameterization import LearnedVariance
 from jaxdiff.pretrained.families import described
@@ -38,6 +37,8 @@ def load_config(path: str | os.PathLike[str]) -> Any:
     Raises:
       ConfigError: as `jaxdiff.config.load_config_file` and `published_config`.
     """
+    from jaxdiff.config import load_config_file  # of a module that needs tyro, which not every user of Python has
+
     return published_config(path) if is_published(path) else load_config_file(Path(path))
 
 
