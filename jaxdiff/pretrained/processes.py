@@ -66,7 +66,7 @@ def process_of(fields: Fields) -> tuple[Process, Parameterization, Defaults]:
     name, fields = class_of(fields), own(fields)
     length = fields.get("num_train_timesteps", 1000)
     if name.startswith("FlowMatch") or fields.get("use_flow_sigmas", False):
-        sampler, steps = (RENOISING, 4) if "LCM" in name else ("euler", 28)
+        sampler, steps = (RENOISING, 4) if "LCM" in name else ("unipc:order=2", 28)
         grid = FlowTimes(fields.values, fields.where)
         return Flow(), Velocity(time=ScaledTime(float(length))), Defaults(sampler, steps, grid, clip=False)
     if name.startswith("EDM"):
@@ -79,7 +79,7 @@ def process_of(fields: Fields) -> tuple[Process, Parameterization, Defaults]:
         return _of_levels(Fields(ends, fields.where), 1.0)
     on_chain = chain(fields)
     kinds: dict[str, Any] = {"epsilon": Eps, "sample": X0, "v_prediction": V}
-    defaults = Defaults("dpmpp_2m", 25, "uniform", clip=False)
+    defaults = Defaults("unipc:order=2", 25, "log_snr", clip=False)
     if name in ("LCMScheduler", "TCDScheduler"):
         sampler = RENOISING if name == "LCMScheduler" else "ddim"
         defaults = Defaults(sampler, 4, TaughtTimes(fields.get("original_inference_steps", 50)), clip=False)
@@ -161,7 +161,8 @@ class Consistency(Parameterization):
 
 @dataclass(frozen=True)
 class FlowTimes:
-    """A flow's own times: its noise levels evenly from 1 to 1/n, shifted as its scheduler says, and once only.
+    """A flow's own times: n noise levels evenly from 1 to 1/(2n), shifted as its scheduler says, and once only. Up to 4
+    end at 1/n: networks that were distilled for as many know these.
 
     Args:
       values: the scheduler's fields.
@@ -176,7 +177,7 @@ class FlowTimes:
     def __call__(self, process: Process, n: int) -> Array:
         fields = Fields(self.values, self.where)
         factor = shift_of(fields, self.tokens) or fields.get("shift", fields.get("flow_shift", 1.0))
-        level = shifted(np.linspace(1.0, 1 / n, n), factor)
+        level = shifted(np.linspace(1.0, 1 / n if n <= 4 else 0.5 / n, n), factor)
         return jnp.asarray(stretched(level, fields.get("shift_terminal", None)), jnp.float32)
 
 
