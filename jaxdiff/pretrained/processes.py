@@ -25,6 +25,7 @@ from jax.typing import ArrayLike
 
 from jaxdiff.broadcast import expand
 from jaxdiff.discrete import DiscreteVP
+from jaxdiff.grid import log_snr_times
 from jaxdiff.model import Defaults
 from jaxdiff.parameterization import (
     X0,
@@ -79,7 +80,7 @@ def process_of(fields: Fields) -> tuple[Process, Parameterization, Defaults]:
         return _of_levels(Fields(ends, fields.where), 1.0)
     on_chain = chain(fields)
     kinds: dict[str, Any] = {"epsilon": Eps, "sample": X0, "v_prediction": V}
-    defaults = Defaults("unipc:order=2", 25, "log_snr", clip=False)
+    defaults = Defaults("unipc:order=2", 25, LogSNRTimes(), clip=False)
     if name in ("LCMScheduler", "TCDScheduler"):
         sampler = RENOISING if name == "LCMScheduler" else "ddim"
         defaults = Defaults(sampler, 4, TaughtTimes(fields.get("original_inference_steps", 50)), clip=False)
@@ -179,6 +180,25 @@ class FlowTimes:
         factor = shift_of(fields, self.tokens) or fields.get("shift", fields.get("flow_shift", 1.0))
         level = shifted(np.linspace(1.0, 1 / n if n <= 4 else 0.5 / n, n), factor)
         return jnp.asarray(stretched(level, fields.get("shift_terminal", None)), jnp.float32)
+
+
+@dataclass(frozen=True)
+class LogSNRTimes:
+    """Times evenly in log-SNR where a picture is decided: sigma/alpha from 80 to 0.03, as far as the chain goes there.
+    A chain of zero terminal SNR begins at 200: its network was taught to begin with noise alone.
+
+    Args:
+      least: the last noise level.
+      most: the first one.
+    """
+
+    least: float = 0.03
+    most: float = 80.0
+
+    def __call__(self, process: Process, n: int) -> Array:
+        first, last = (process.time_of_log_snr(-2 * jnp.log(level)) for level in (self.most, self.least))
+        first = jnp.where(process.alpha(1.0) == 0.0, process.max_time(), first)
+        return log_snr_times(process, n, t_max=first, t_min=jnp.maximum(last, process.min_time()))
 
 
 @dataclass(frozen=True)
