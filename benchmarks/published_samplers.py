@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from samplers.problems import empirical, images, mixture
 
+from benchmarks.samplers.problems import empirical, images, mixture
 from jaxdiff.data import open_digits
 from jaxdiff.methods import parse_sampler, times
 from jaxdiff.pretrained.fields import Fields
@@ -186,7 +186,7 @@ def main() -> None:
         return
     samplers = [tuple(each.split("@")) for each in options.also]
     for name in options.schedules:
-        print("\n".join(lines(name, on_exact(name, samplers))), flush=True)  # type: ignore[arg-type]
+        print("\n".join(lines(name, on_exact(name, samplers))), flush=True)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def _of_levels(fields: Fields, data: float) -> tuple[Process, Parameterization, 
     if fields.get("prediction_type", "epsilon") == "v_prediction":
         karras = Negated(karras)
     process = KarrasVE(least, most, float(fields.get("rho", 7.0)))
-    return process, karras, Defaults("dpmpp_2m", 25, "karras", clip=False)
+    return process, karras, Defaults("unipc:order=2", 25, LogSNRTimes(most=most), clip=False)
 
 
 def _consistency(fields: Fields) -> tuple[Process, Parameterization, Defaults]:
