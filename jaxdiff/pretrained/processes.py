@@ -25,6 +25,7 @@ from jax.typing import ArrayLike
 
 from jaxdiff.broadcast import expand
 from jaxdiff.discrete import DiscreteVP
+from jaxdiff.grid import log_snr_times
 from jaxdiff.model import Defaults
 from jaxdiff.parameterization import (
     X0,
@@ -68,7 +69,7 @@ def process_of(fields: Fields) -> tuple[Process, Parameterization, Defaults]:
     name, fields = class_of(fields), own(fields)
     length = fields.get("num_train_timesteps", 1000)
     if name.startswith("FlowMatch") or fields.get("use_flow_sigmas", False):
-        sampler, steps = (RENOISING, 4) if "LCM" in name else ("euler", 28)
+        sampler, steps = (RENOISING, 4) if "LCM" in name else ("unipc:order=2", 28)
         grid = FlowTimes(fields.values, fields.where)
         return Flow(), Velocity(time=ScaledTime(float(length))), Defaults(sampler, steps, grid, clip=False)
     if name.startswith("EDM"):
@@ -82,7 +83,7 @@ def process_of(fields: Fields) -> tuple[Process, Parameterization, Defaults]:
     on_chain = chain(fields)
     kinds: dict[str, Any] = {"epsilon": Eps, "sample": X0, "v_prediction": V}
     clip = bool(fields.get("clip_sample", name in _CLIPPED))
-    defaults = Defaults("dpmpp_2m", 25, "uniform", clip=clip)
+    defaults = Defaults("unipc:order=2", 25, LogSNRTimes(), clip=clip)
     if name in ("LCMScheduler", "TCDScheduler"):
         sampler = RENOISING if name == "LCMScheduler" else "ddim"
         defaults = Defaults(sampler, 4, TaughtTimes(fields.get("original_inference_steps", 50)), clip=False)
@@ -96,7 +97,7 @@ def _of_levels(fields: Fields, data: float) -> tuple[Process, Parameterization, 
     if fields.get("prediction_type", "epsilon") == "v_prediction":
         karras = Negated(karras)
     process = KarrasVE(least, most, float(fields.get("rho", 7.0)))
-    return process, karras, Defaults("dpmpp_2m", 25, "karras", clip=False)
+    return process, karras, Defaults("unipc:order=2", 25, LogSNRTimes(most=most), clip=False)
 
 
 def _consistency(fields: Fields) -> tuple[Process, Parameterization, Defaults]:
@@ -164,7 +165,8 @@ class Consistency(Parameterization):
 
 @dataclass(frozen=True)
 class FlowTimes:
-    """A flow's own times: its noise levels evenly from 1 to 1/n, shifted as its scheduler says, and once only.
+    """A flow's own times: n noise levels evenly from 1 to 1/(2n), shifted as its scheduler says, and once only. Up to 4
+    end at 1/n: networks that were distilled for as many know these.
 
     Args:
       values: the scheduler's fields.
@@ -179,8 +181,27 @@ class FlowTimes:
     def __call__(self, process: Process, n: int) -> Array:
         fields = Fields(self.values, self.where)
         factor = shift_of(fields, self.tokens) or fields.get("shift", fields.get("flow_shift", 1.0))
-        level = shifted(np.linspace(1.0, 1 / n, n), factor)
+        level = shifted(np.linspace(1.0, 1 / n if n <= 4 else 0.5 / n, n), factor)
         return jnp.asarray(stretched(level, fields.get("shift_terminal", None)), jnp.float32)
+
+
+@dataclass(frozen=True)
+class LogSNRTimes:
+    """Times evenly in log-SNR where a picture is decided: sigma/alpha from 80 to 0.03, as far as the chain goes there.
+    A chain of zero terminal SNR begins at 200: its network was taught to begin with noise alone.
+
+    Args:
+      least: the last noise level.
+      most: the first one.
+    """
+
+    least: float = 0.03
+    most: float = 80.0
+
+    def __call__(self, process: Process, n: int) -> Array:
+        first, last = (process.time_of_log_snr(-2 * jnp.log(level)) for level in (self.most, self.least))
+        first = jnp.where(process.alpha(1.0) == 0.0, process.max_time(), first)
+        return log_snr_times(process, n, t_max=first, t_min=jnp.maximum(last, process.min_time()))
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,21 @@ def test_students_times_are_the_published_ones() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "ends"),
+    [
+        ({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}, (14.61, 0.03)),
+        ({}, (80.0, 0.03)),
+        ({"rescale_betas_zero_snr": True, **V}, (200.0, 0.03)),
+    ],
+)
+def test_default_times_of_a_chain_are_even_in_log_snr_within_its_ends(options: Any, ends: tuple[float, float]) -> None:
+    process, _, defaults = process_of(Fields({"_class_name": "DPMSolverMultistepScheduler", **options}))
+    assert not isinstance(defaults.grid, str)
+    log_level = -0.5 * process.log_snr(defaults.grid(process, 9))
+    np.testing.assert_allclose(log_level, np.linspace(np.log(ends[0]), np.log(ends[1]), 9), atol=2e-3)
+
+
 def test_a_students_sampler_forgets_x() -> None:
     """As LCM: x0, and noise up to the next time; two x become one where x0 is the same."""
     process, _, defaults = process_of(Fields({"_class_name": "LCMScheduler"}))
@@ -146,7 +161,7 @@ def test_default_times_of_a_flow_are_shifted_by_the_pictures_size(tmp_path: Path
     for size, tokens in ((None, 64), ((64, 64), 1024)):
         ts = model._changed(size, 0, False).plan(1, {"text": "a"}, steps=4, guide=()).ts
         factor = np.exp(0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256))
-        level = np.array([1.0, 0.75, 0.5, 0.25])
+        level = np.array([1.0, 0.75, 0.5, 0.25])  # up to 4 of them
         np.testing.assert_allclose(ts, factor * level / (1 + (factor - 1) * level), rtol=1e-5)
         strict = table(Fields(shifted), 4, tokens=tokens, even=True)
         np.testing.assert_allclose(1000 * ts, strict.told, rtol=1e-5)
