@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -175,7 +175,7 @@ def test_what_it_takes() -> None:
         ),
         (lambda: dataclasses.replace(OUTLINE, widths=()), "widths=() must be numbers of at least 1"),
         (lambda: dataclasses.replace(OUTLINE, size=(0, 8)), "size=(0, 8) must be (height, width)"),
-        (lambda: dataclasses.replace(OUTLINE, order="grb"), "order='grb' must be 'rgb' or 'bgr'"),
+        (lambda: dataclasses.replace(OUTLINE, order=cast(Any, "grb")), "order='grb' must be 'rgb' or 'bgr'"),
         (
             lambda: ONE.apply(P1, X, T, {"label": LABEL, "control": DISTANCES[..., :1]}),
             "cond['control'] is a picture of (32, 32), expected (8, 8), 1 times x",

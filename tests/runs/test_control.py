@@ -42,7 +42,7 @@ def config(folder: Path, steps: int, **changes: Any) -> Config:
         "ema": Ema(0.9),
         "loss": LossConfig(dropout={"label": 0.2}),
         "train": TrainConfig(
-            steps=steps, batch_size=32, log_every=1, sample_every=0, freeze=() if "network" not in changes else "base"
+            steps=steps, batch_size=32, log_every=1, sample_every=0, freeze=("base",) if "network" in changes else ()
         ),
         "sample": SampleConfig(steps=6, num=8, guide=("cfg:2",)),
     }
