@@ -97,7 +97,6 @@ def test_a_control_is_learned_and_the_base_stays_bit_for_bit(base: Any, tmp_path
     assert np.abs(run.sample(0, 4, cond, decode=False) - off).max() > 0.1
     again = jaxdiff.load(tmp_path / "run")
     assert same(again.denoise.params, params) and again.picture().shape[2] == 1
-    np.testing.assert_array_equal(again.sample(0, 2, steps=2)["x"], run.sample(0, 2, steps=2)["x"])  # records' own
 
 
 @pytest.mark.nightly
