@@ -24,6 +24,7 @@ ALLOWED = {  # file -> what may stand there, and why
     "jaxdiff/config/trust.py": {"exec_module", "import_module"},  # files and modules that the user names
     "jaxdiff/config/serialize.py": {"import_module"},  # of trusted modules only
     "jaxdiff/data/tokenizers.py": {"import_module"},  # of one package, which need not be there
+    "jaxdiff/pretrained/origin.py": {"import_module"},  # of the Hub's package, which need not be there
     "jaxdiff/pretrained/convert.py": {"import_module"},  # of torch, which need not be there
     "jaxdiff/lazy.py": {"import_module"},  # of the package's own names
     "jaxdiff/commands/__init__.py": {"import_module"},  # of its own modules

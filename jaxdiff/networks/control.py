@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -28,7 +28,7 @@ from jax.typing import ArrayLike
 
 from jaxdiff.broadcast import expand
 from jaxdiff.networks.functional import Functional, Params, functional
-from jaxdiff.networks.layers import Conv3x3, Linear, at_least_1, draw, zeros
+from jaxdiff.networks.layers import Conv3x3, DType, Linear, at_least_1, draw, zeros
 from jaxdiff.networks.placement import by_sample
 from jaxdiff.networks.unet import UNet, UNetModule
 from jaxdiff.spec import Condition, Spec, Specs, complete
@@ -36,7 +36,7 @@ from jaxdiff.spec import Condition, Spec, Specs, complete
 PICTURE, SCALE = "control", "control_scale"
 """The names of the conditions."""
 NO_PICTURE = -1.0
-"""Every number of a picture that is not given; those of a picture are from 0 to 1."""
+"""Every number of a picture that is not given; those of a picture are from 0 to 1. Of a map it is one class more."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class ControlNet:
       unet: of F'; its decoder is not built. Beside x and t it is told what this network takes.
       name: which of several it is.
       channels: of the picture.
+      classes: if given, the picture is a map of classes, an id at each pixel, such as a segmentation: one channel each.
       size: height and width of the picture; None: as many as x, times ``factor``.
       widths: channels of E's convolutions. From each to the next one the resolution is halved, if ``halving``.
       halving: pixels of the picture for one of x along a side are ``2^(len(widths) - 1)``, as of latents; else one.
@@ -63,13 +64,14 @@ class ControlNet:
     unet: UNet
     name: str = PICTURE
     channels: int = 3
+    classes: int | None = None
     size: tuple[int | None, int | None] = (None, None)
     widths: tuple[int, ...] = (16, 32, 96, 256)
     halving: bool = True
     order: Literal["rgb", "bgr"] = "rgb"
 
     def __post_init__(self) -> None:
-        at_least_1(self, "channels")
+        at_least_1(self, "channels", "classes")
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"widths={self.widths} must be numbers of at least 1")
         if len(self.size) != 2 or any(side is not None and side < 1 for side in self.size):
@@ -85,6 +87,8 @@ class ControlNet:
     @property
     def picture(self) -> Spec:
         """What a picture is."""
+        if self.classes is not None:
+            return Spec(self.size, "int32", 0, self.classes - 1, self.classes)
         return Spec((*self.size, self.channels), "float32", 0.0, 1.0, NO_PICTURE)
 
     @property
@@ -118,7 +122,7 @@ class PictureEmbedding(nnx.Module):
 
     def __init__(self, config: ControlNet):
         widths, dtype = config.widths, config.unet.dtype
-        self.first = Conv3x3(config.channels, widths[0], dtype=dtype)
+        self.first = Conv3x3(config.classes or config.channels, widths[0], dtype=dtype)
         steps = []
         for inputs, outputs in itertools.pairwise(widths):
             stride = 2 if config.halving else 1
@@ -152,7 +156,10 @@ class ControlNetModule(nnx.Module):
                 f"cond[{PICTURE!r}] is a picture of {picture.shape[1:3]}, expected {wanted}, {factor} times x"
             )
         told = self.encoder.embed(x, t, cond)
-        picture = picture[..., ::-1] if self.config.order == "bgr" else picture
+        if self.config.classes is not None:
+            picture = jax.nn.one_hot(picture, self.config.classes, dtype=x.dtype)
+        elif self.config.order == "bgr":
+            picture = picture[..., ::-1]
         h = self.encoder.enter(x, cond) + self.picture(picture)
         h, skips = self.encoder.encode(h, told, key)
         return [by_sample(out(s)) for out, s in zip(self.out, skips, strict=True)], by_sample(self.middle(h))
@@ -252,6 +259,26 @@ class Controlled:
         return self.base.in_channels
 
     @property
+    def image_size(self) -> int:
+        """See `UNet`; so are heads and their width."""
+        return self.base.image_size
+
+    @property
+    def heads(self) -> int:
+        """Of attention."""
+        return self.base.heads
+
+    @property
+    def head_width(self) -> int | None:
+        """Of attention."""
+        return self.base.head_width
+
+    def computing_in(self, dtype: DType) -> Controlled:
+        """The same, which computes in another dtype."""
+        controls = (replace(each, unet=replace(each.unet, dtype=dtype)) for each in self.controls)
+        return Controlled(replace(self.base, dtype=dtype), tuple(controls))
+
+    @property
     def cond(self) -> dict[str, Condition]:
         """What the network takes beside x and t."""
         pictures = {each.name: each.picture for each in self.controls}
@@ -301,8 +328,9 @@ class ControlledModule(nnx.Module):
             picture, scale = (pictures[name], scales[name]) if several else (pictures, scales)
             if picture.shape[1:3] == (1, 1):  # the null of a picture of any size: no sample has one
                 continue
-            scale = jnp.where(picture.reshape(len(picture), -1)[:, 0] < 0, 0.0, scale)
-            found, middle = self.controls[name](x, t, {**cond, PICTURE: jnp.maximum(picture, 0.0)}, key)
+            absent = jnp.asarray(each.picture.null, picture.dtype) == picture
+            scale = jnp.where(absent.reshape(len(picture), -1).all(axis=1), 0.0, scale)
+            found, middle = self.controls[name](x, t, {**cond, PICTURE: picture}, key)
             skips = [_added(skip, scale, each) for skip, each in zip(skips, found, strict=True)]
             h = _added(h, scale, middle)
         return self.base.decode(h, skips, told, key)

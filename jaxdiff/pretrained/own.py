@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxdiff.discrete import DiscreteVP
 from jaxdiff.networks import UNet
 from jaxdiff.networks.layers import group_count
 from jaxdiff.parameterization import X0, Eps, Parameterization, TimeIndex, V
@@ -102,11 +101,12 @@ def scheduler_fields(process: Process, parameterization: Parameterization) -> di
     >>> scheduler_fields(DiscreteVP(linear_betas(1000)), Eps(time=TimeIndex(1000)))["prediction_type"]
     'epsilon'
     """
-    if not isinstance(process, DiscreteVP):
+    betas = getattr(process, "betas", None)
+    if betas is None:
         raise PretrainedError(
             f"process: a scheduler of diffusers has a chain of betas, DiscreteVP, and this is {type(process).__name__}"
         )
-    betas = np.asarray(process.betas, np.float32)
+    betas = np.asarray(betas, np.float32)
     names: dict[type, str] = {Eps: "epsilon", X0: "sample", V: "v_prediction"}
     if type(parameterization) not in names:
         raise PretrainedError(

@@ -368,7 +368,9 @@ def _computing_in(config: Config, dtype: str) -> Config:
     if not jnp.issubdtype(kind, jnp.floating) or jax.dtypes.canonicalize_dtype(kind) != kind:
         raise ConfigError(f"dtype: {dtype} has no fractions, or needs JAX_ENABLE_X64: use float32, bfloat16 or float16")
     network = config.network
-    if dataclasses.is_dataclass(network) and hasattr(network, "dtype") and not isinstance(network, type):
+    if hasattr(network, "computing_in"):
+        network = network.computing_in(kind.name)
+    elif dataclasses.is_dataclass(network) and hasattr(network, "dtype") and not isinstance(network, type):
         network = dataclasses.replace(network, dtype=kind.name)
     return dataclasses.replace(config, network=network)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,6 @@ from jaxdiff.schedule import Flow
 from jaxdiff.spec import Spec
 
 BASE = UNet(8, in_channels=1, width=8, multipliers=(1, 2), blocks=1, attention_resolutions=(4,), num_classes=3)
-GRB: Any = {"order": "grb"}
 OUTLINE = ControlNet(BASE, "outline", channels=1, widths=(4, 4), halving=False)
 DEPTH = ControlNet(BASE, "depth", channels=3, widths=(4, 6, 4), order="bgr")
 ONE, TWO = functional(Controlled(BASE, (OUTLINE,))), functional(Controlled(BASE, (OUTLINE, DEPTH)))
@@ -71,15 +70,20 @@ def test_without_a_picture_or_at_scale_0_it_is_the_base_bit_for_bit() -> None:
 def test_several_add_up_their_residuals_each_by_its_scale() -> None:
     scales = {"outline": jnp.array([0.5, 1.0]), "depth": jnp.array([1.0, 0.3])}
     cond = {"label": LABEL, "control": {"outline": EDGES, "depth": DISTANCES}, "control_scale": scales}
-    module = PLAIN.module(P2["base"])
-    told = module.embed(X, T, {"label": LABEL})
-    middle, skips = module.encode(module.enter(X, {}), told, None)
-    for config, picture in ((OUTLINE, EDGES), (DEPTH, DISTANCES)):
-        params = P2["controls"][config.name]
-        found, last = Residuals(config).apply(params, X, T, {"label": LABEL, "control": picture})
-        wide = scales[config.name][:, None, None, None]
-        middle, skips = middle + wide * last, [s + wide * r for s, r in zip(skips, found, strict=True)]
-    expected = module.decode(middle, skips, told, None)
+
+    @jax.jit
+    def by_hand() -> Any:
+        module = PLAIN.module(P2["base"])
+        told = module.embed(X, T, {"label": LABEL})
+        middle, skips = module.encode(module.enter(X, {}), told, None)
+        for config, picture in ((OUTLINE, EDGES), (DEPTH, DISTANCES)):
+            params = P2["controls"][config.name]
+            found, last = Residuals(config).apply(params, X, T, {"label": LABEL, "control": picture})
+            wide = scales[config.name][:, None, None, None]
+            middle, skips = middle + wide * last, [s + wide * r for s, r in zip(skips, found, strict=True)]
+        return module.decode(middle, skips, told, None)
+
+    expected = by_hand()
     np.testing.assert_allclose(APPLY_2(P2, X, T, cond), expected, atol=2e-5 * float(np.abs(expected).max()))
     absent = {**cond, "control": {"outline": EDGES, "depth": jnp.full((2, 1, 1, 3), -1.0)}}
     mine = {"base": P2["base"], "controls": {"outline": P2["controls"]["outline"]}}
@@ -106,14 +110,30 @@ def test_a_scale_is_data_and_guidance_leads_away_from_no_picture() -> None:
 
 
 def test_dropout_and_half_precision() -> None:
-    unet = dataclasses.replace(BASE, dropout=0.5, dtype="bfloat16")
-    net = functional(Controlled(unet, (dataclasses.replace(OUTLINE, unet=unet),)))
+    unet = dataclasses.replace(BASE, dropout=0.5)
+    whole = Controlled(unet, (dataclasses.replace(OUTLINE, unet=unet),)).computing_in("bfloat16")
+    assert whole.controls[0].unet.dtype == whole.base.dtype == "bfloat16" and (whole.heads, whole.image_size) == (1, 8)
+    net = functional(whole)
     cond = {"label": LABEL, "control": EDGES}
     apply = jax.jit(net.apply)
     plain, dropped = apply(P1, X, T, cond), apply(P1, X, T, cond, key=jax.random.key(0))
     full = APPLY_1(P1, X, T, cond)
     assert plain.dtype == jnp.float32 and np.abs(plain - full).max() < 0.05 * np.abs(full).max()
     assert np.abs(plain - dropped).max() > 0.1
+
+
+def test_a_map_of_classes_is_a_picture_with_a_channel_for_each() -> None:
+    """The parameters are those of the other, so the outputs are."""
+    three = dataclasses.replace(OUTLINE, channels=3)
+    pictured, mapped = (
+        functional(Controlled(BASE, (each,))) for each in (three, dataclasses.replace(three, classes=3))
+    )
+    params, ids = disturbed(pictured), jnp.asarray(RNG.integers(0, 3, (2, 8, 8)), jnp.int32)
+    cond = {"label": LABEL, "control": jax.nn.one_hot(ids, 3)}
+    found = jax.jit(mapped.apply)(params, X, T, {"label": LABEL, "control": ids.at[1].set(3)})
+    np.testing.assert_allclose(found[0], jax.jit(pictured.apply)(params, X, T, cond)[0], atol=1e-5)
+    np.testing.assert_array_equal(found[1], APPLY(params["base"], X, T, {"label": LABEL})[1])
+    assert mapped.cond["control"] == Spec((None, None), "int32", 0, 2, null=3)
 
 
 def test_what_it_takes() -> None:
@@ -155,7 +175,7 @@ def test_what_it_takes() -> None:
         ),
         (lambda: dataclasses.replace(OUTLINE, widths=()), "widths=() must be numbers of at least 1"),
         (lambda: dataclasses.replace(OUTLINE, size=(0, 8)), "size=(0, 8) must be (height, width)"),
-        (lambda: dataclasses.replace(OUTLINE, **GRB), "order='grb' must be 'rgb' or 'bgr'"),
+        (lambda: dataclasses.replace(OUTLINE, order=cast(Any, "grb")), "order='grb' must be 'rgb' or 'bgr'"),
         (
             lambda: ONE.apply(P1, X, T, {"label": LABEL, "control": DISTANCES[..., :1]}),
             "cond['control'] is a picture of (32, 32), expected (8, 8), 1 times x",

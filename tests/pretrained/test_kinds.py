@@ -50,7 +50,7 @@ def load(kind: str, folder: Path, **scheduler: Any) -> Pretrained:
     [
         ("DiTPipeline", {"label": [1, 4]}),
         ("DDPMPipeline", None),
-        ("StableDiffusionXLImg2ImgPipeline", {"text": "a cat"}),
+        pytest.param("StableDiffusionXLImg2ImgPipeline", {"text": "a cat"}, marks=pytest.mark.nightly),
     ],
 )
 def test_our_samplers_and_strict_steps_come_to_the_same(kind: str, cond: Any, tmp_path: Path) -> None:
