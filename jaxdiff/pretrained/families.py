@@ -213,7 +213,7 @@ def configured(fields: Fields) -> Any:
       PretrainedError: a class or a field that jaxdiff does not know.
     """
     try:
-        return family_of(fields).network(fields)
+        return family_of(fields).network(Fields(fields.values, fields.where))  # which fields were used is noted there
     except PretrainedError:
         raise
     except (TypeError, ValueError, ArithmeticError) as error:  # of a configuration here

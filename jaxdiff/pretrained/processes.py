@@ -23,31 +23,30 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxdiff.broadcast import expand
 from jaxdiff.discrete import DiscreteVP
 from jaxdiff.grid import log_snr_times
 from jaxdiff.model import Defaults
 from jaxdiff.parameterization import (
     X0,
+    Consistency,
     Eps,
     Extended,
     Karras,
     LogSigma,
-    NetworkTime,
     Parameterization,
     ScaledTime,
     TimeIndex,
     V,
     Velocity,
 )
-from jaxdiff.prediction import Prediction, from_x0
+from jaxdiff.prediction import Prediction
 from jaxdiff.pretrained.chain_steps import taught_indices
 from jaxdiff.pretrained.chains import chain
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.flow_steps import shift_of, shifted, stretched
 from jaxdiff.pretrained.scheduler_fields import class_of, own
 from jaxdiff.process import Process
-from jaxdiff.record import field, record
+from jaxdiff.record import record
 from jaxdiff.schedule import Flow, KarrasVE
 
 RENOISING = "sa_solver:order=1,corrector_order=0,tau=20"
@@ -103,7 +102,7 @@ def _of_levels(fields: Fields, data: float) -> tuple[Process, Parameterization, 
 def _consistency(fields: Fields) -> tuple[Process, Parameterization, Defaults]:
     least, most = float(fields.get("sigma_min", 0.002)), float(fields.get("sigma_max", 80.0))
     process = KarrasVE(least, most, float(fields.get("rho", 7.0)))
-    read = Consistency(float(fields.get("sigma_data", 0.5)), least)
+    read = Consistency(float(fields.get("sigma_data", 0.5)), least, time=LogSigma(250.0))
     return process, read, Defaults(RENOISING, 2, ConsistencyTimes(fields.get("num_train_timesteps", 40)))
 
 
@@ -123,41 +122,6 @@ class Negated(Extended):
 
     def read(self, process: Process, x: Array, t: ArrayLike, output: Array) -> Prediction:
         return self.base.read(process, x, t, -output)
-
-
-@record
-class Consistency(Parameterization):
-    """x0 = c_skip x + c_out F, where x is the answer at the least noise (Song et al. 2023,
-    https://arxiv.org/abs/2303.01469, appendix C). Of processes with alpha = 1.
-
-    Args:
-      sigma_data: standard deviation of the data.
-      sigma_min: the least noise.
-    """
-
-    sigma_data: float = 0.5
-    sigma_min: float = 0.002
-    time: NetworkTime = field(default=LogSigma(250.0), kw_only=True)
-
-    def _scales(self, process: Process, t: ArrayLike) -> tuple[Array, Array, Array]:
-        sigma = process.sigma(t)
-        past, norm = sigma - self.sigma_min, jnp.hypot(sigma, self.sigma_data)
-        skip = self.sigma_data**2 / (jnp.square(past) + self.sigma_data**2)
-        return skip, past * self.sigma_data / norm, norm
-
-    def condition(self, process: Process, x: Array, t: ArrayLike) -> tuple[Array, Array]:
-        return x / expand(self._scales(process, t)[2], x), self.time(process, t)
-
-    def target(self, process: Process, x0: Array, eps: Array, t: ArrayLike) -> Array:
-        skip, out, _ = self._scales(process, t)
-        return (x0 - expand(skip, x0) * process.perturb(x0, eps, t)) / expand(out, x0)
-
-    def read(self, process: Process, x: Array, t: ArrayLike, output: Array) -> Prediction:
-        skip, out, _ = self._scales(process, t)
-        return from_x0(process, x, t, expand(skip, x) * x + expand(out, x) * output)
-
-    def jacobian(self, process: Process, t: ArrayLike) -> Array:
-        return self._scales(process, t)[1]
 
 
 # --- times of their own
