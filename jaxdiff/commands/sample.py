@@ -11,6 +11,8 @@
     jaxdiff sample runs/emoji --prompt "a red heart" --num 20        text; several prompts have a row each
     jaxdiff sample runs/large --mesh.fsdp 8                          weights split over 8 devices, as in training
     jaxdiff sample stable-diffusion-v1-5 --prompt "a red heart" --negative "blurry" --num 4 --size 512 512
+    jaxdiff sample model.safetensors --tokenizer DIR --lora hearts.safetensors:0.8 --prompt "a heart"
+    jaxdiff sample runs/digits --image seven.png --strength 0.6      begin as a picture; --mask: keep its black part
 
 Samples are saved as their codec does it: images as a grid or arrays, points as a scatter plot or arrays. A folder is
 read by jaxdiff.load_samples. Several processes (docs/clusters.md) share the shards of a folder, and split each batch
@@ -34,22 +36,17 @@ from numpy.typing import NDArray
 
 from jaxdiff import config as cfg
 from jaxdiff.commands.conditions import conditions, guide_of, prompts_of, say_doubts
-from jaxdiff.commands.pictures import read_mask, read_picture
+from jaxdiff.commands.published import CALL, PUBLISHED, given, load_model, pictures
 from jaxdiff.config import ConfigError
 from jaxdiff.data.text import TEXT
 from jaxdiff.launch.output import check_output, write_output
 from jaxdiff.launch.signals import end_at_signals
 from jaxdiff.methods import parse_cache, parse_grid, parse_guidance, parse_sampler
-from jaxdiff.plan import stored_shape
 from jaxdiff.pretrained import LongPrompt, Pretrained
 from jaxdiff.pretrained.origin import is_published
-from jaxdiff.runs.reading import load_published
 from jaxdiff.runs.run import Run
 from jaxdiff.runs.shards import SHARD_SIZE, Request, claim_samples, read_request, wait_for_shards, write_shards
 from jaxdiff.train import CheckpointError, make_mesh
-
-PUBLISHED = ("prompt_weights", "size", "strict", "clip_skip")
-"""Options that published models alone have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +54,8 @@ class Options(cfg.ProcessOptions):
     """Sample from a trained run, or from a published model. What is left out is as its configuration says."""
 
     run: tyro.conf.Positional[Path | None] = None
-    """Folder of the run, such as runs/digits, or of a published model, with model_index.json."""
+    """Folder of the run, such as runs/digits, or of a published model, with model_index.json; or its one file of
+    safetensors."""
     num: int | None = None
     """How many samples in all; by default 10 for each class or prompt shown."""
     label: tuple[str, ...] = ()
@@ -84,6 +82,16 @@ class Options(cfg.ProcessOptions):
     """Of a published model: the steps of diffusers' own scheduler, in the place of sampler and grid."""
     clip_skip: int = 0
     """Of a published model: so many of CLIP's last blocks are left out."""
+    lora: tuple[str, ...] = ()
+    """Of a published model: files of LoRAs that are merged into it, FILE or FILE:WEIGHT."""
+    controlnet: Path | None = None
+    """Of a published model: folder of a ControlNet beside it."""
+    control: Path | None = None
+    """The ControlNet's picture, an outline or a depth map."""
+    control_scale: float | None = None
+    """How far it counts; by default 1."""
+    tokenizer: Path | None = None
+    """Of a published model in one file: folder of CLIP's vocab.json and merges.txt."""
     sampler: str | None = None
     """A method and its numbers, such as unipc:order=2 or ddim:eta=1: docs/samplers.md lists all."""
     steps: int | None = None
@@ -235,7 +243,8 @@ def made_by(run: Run | Pretrained, options: Options) -> dict[str, Any]:
     chosen |= {name: str(value) for name, value in begun.items() if value is not None}
     asked = {"prompt": prompts_of(run, options), "negative": options.negative}
     chosen |= {name: value for name, value in asked.items() if value not in ([], None)}
-    chosen |= {name: value for name in PUBLISHED if (value := getattr(options, name)) not in (None, False, 0)}
+    more = given(options, PUBLISHED)
+    chosen |= {name: str(value) if isinstance(value, Path) else value for name, value in more.items()}
     return {**run.decided_by(), "seed": options.seed, **chosen}
 
 
@@ -262,13 +271,9 @@ def load(options: Options, path: Path, step: int | None, mesh: Mesh) -> Run | Pr
     trusted = ("jaxdiff", *options.trust)
     run: Run | Pretrained
     if is_published(path):
-        if taken := [
-            name for name in ("step", "average", "trust", "compiled") if getattr(options, name) not in (None, ())
-        ]:
-            raise ConfigError(f"--{taken[0]} is of runs, and {path} is a published model: leave it out")
-        run = load_published(path, mesh=mesh, dtype=options.dtype or "float32")
+        run = load_model(options, path, mesh)
     else:
-        if path.is_dir() and (taken := [each for each in PUBLISHED if getattr(options, each) not in (None, False, 0)]):
+        if path.is_dir() and (taken := list(given(options, PUBLISHED))):
             raise ConfigError(f"--{taken[0]} is of published models, and {path} is a run: leave it out")
         run = Run.load(path, step=step, ema=average, trusted=trusted, mesh=mesh, dtype=options.dtype)
     if options.sampler is not None:
@@ -286,12 +291,12 @@ def draw(
     run: Run | Pretrained, options: Options, num: int, cond: Mapping[str, Any] | None, start: int = 0
 ) -> dict[str, NDArray[Any]]:
     """Samples `start` to `start + num - 1`, as the options say: a record."""
-    chosen: dict[str, Any] = {"compiled": options.compiled}
-    begun: dict[str, Any] = {"strength": options.strength}
-    if options.image is not None or options.mask is not None:
-        begun |= _pictures(run, options)
+    chosen: dict[str, Any] = {"compiled": options.compiled, "strength": options.strength}
+    if any(each is not None for each in (options.image, options.mask, options.control)):
+        chosen |= pictures(run, options)
     if isinstance(run, Pretrained):
-        chosen = {name: getattr(options, name) for name in PUBLISHED}
+        chosen = {**chosen, **given(options, CALL)}
+        del chosen["compiled"]
         warnings.simplefilter("ignore", LongPrompt)  # `say_doubts` has told
     record: dict[str, NDArray[Any]] = run.sample(
         jax.random.key(options.seed),
@@ -306,22 +311,8 @@ def draw(
         start=start,
         cache=options.feature_cache,
         **chosen,
-        **begun,
     )
     return record
-
-
-def _pictures(run: Run | Pretrained, options: Options) -> dict[str, Any]:
-    """The picture that samples begin as, and its mask, at the model's size."""
-    shape = stored_shape(run.codec, run.shape)
-    if options.size is not None:
-        shape = (*options.size, *shape[2:])
-    found: dict[str, Any] = {}
-    if options.image is not None:
-        found["image"] = read_picture(options.image, shape, "--image")
-    if options.mask is not None:
-        found["mask"] = read_mask(options.mask, shape, "--mask")
-    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

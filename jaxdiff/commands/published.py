@@ -1,0 +1,82 @@
+"""What a command line asks of a published model: how it is loaded, and what its call is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from jaxdiff.commands.pictures import read_mask, read_picture
+from jaxdiff.config import ConfigError
+from jaxdiff.networks.control import PICTURE
+from jaxdiff.plan import stored_shape
+from jaxdiff.pretrained import Pretrained
+from jaxdiff.runs.reading import load_published
+from jaxdiff.runs.run import Run
+
+CALL = ("prompt_weights", "size", "strict", "clip_skip", "control_scale")
+"""Options that a published model's `sample` has and a run's has not, by the same names."""
+PUBLISHED = (*CALL, "control", "controlnet", "lora", "tokenizer")
+"""Options of published models alone."""
+OF_RUNS = ("step", "average", "trust", "compiled")
+"""Options of runs alone."""
+
+Options = Any
+"""`jaxdiff.commands.sample.Options`."""
+
+
+def given(options: Options, names: tuple[str, ...]) -> dict[str, Any]:
+    """The options of some names that were given."""
+    found = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in found.items() if value not in (None, False, 0, ())}
+
+
+def load_model(options: Options, path: Path, mesh: Mesh) -> Pretrained:
+    """The published model, with the LoRAs and the ControlNet that the options name.
+
+    Raises:
+      ConfigError: an option that is of runs, or a weight that is no number.
+    """
+    if taken := list(given(options, OF_RUNS)):
+        raise ConfigError(f"--{taken[0]} is of runs, and {path} is a published model: leave it out")
+    if options.control is None and options.control_scale is not None:
+        raise ConfigError("--control_scale is of the picture in --control: give it too")
+    loaded = {} if options.tokenizer is None else {"tokenizer": options.tokenizer}
+    model = load_published(path, mesh=mesh, dtype=options.dtype or "float32", control=options.controlnet, **loaded)
+    if options.control is not None and PICTURE not in model.model.conditions:
+        raise ConfigError("--control: this model has no ControlNet: name the folder of one, --controlnet FOLDER")
+    for text in options.lora:
+        file, weight = _weighted(text)
+        model = model.with_lora(file, weight)
+    return model
+
+
+def _weighted(text: str) -> tuple[Path, float]:
+    """The file and the weight of ``FILE`` or ``FILE:WEIGHT``.
+
+    >>> _weighted("hearts.safetensors:0.8")
+    (PosixPath('hearts.safetensors'), 0.8)
+    """
+    if Path(text).expanduser().exists() or ":" not in text:
+        return Path(text), 1.0
+    file, _, weight = text.rpartition(":")
+    try:
+        return Path(file), float(weight)
+    except ValueError:
+        raise ConfigError(f"--lora: {text!r} is FILE or FILE:WEIGHT, and {weight!r} is no number") from None
+
+
+def pictures(run: Run | Pretrained, options: Options) -> dict[str, Any]:
+    """The pictures that the options name, at the model's size: what samples begin as, its mask, and a ControlNet's."""
+    shape = stored_shape(run.codec, run.shape)
+    if options.size is not None:
+        shape = (*options.size, *shape[2:])
+    found: dict[str, Any] = {}
+    if options.image is not None:
+        found["image"] = read_picture(options.image, shape, "--image")
+    if options.mask is not None:
+        found["mask"] = read_mask(options.mask, shape, "--mask")
+    if options.control is not None:
+        found["control"] = read_picture(options.control, shape, "--control")
+    return found
