@@ -6,6 +6,7 @@ folder/diffusion_pytorch_model.safetensors      the weights; ``model.safetensors
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -94,7 +95,7 @@ def load_network(
     Args:
       folder: that holds its `config.json` and its weights.
       variant: of the weights, ``"fp16"``; None: the plain ones, or the only variant there is.
-      dtype: of the parameters; None: as they are stored.
+      dtype: of the parameters; None: as they are stored. In bfloat16 all but an autoencoder computes in it too.
       shardings: ``(shapes of the parameters) -> shardings`` of the same tree; None: the first device.
       flax_numerics: compute as the Flax class of diffusers did, which differs a little from torch's (see
         `jaxdiff.pretrained.flax_folders`).
@@ -162,7 +163,10 @@ def network_of(
     Raises:
       PretrainedError: a class or a field that jaxdiff does not know, or weights that do not fit.
     """
-    net = family_of(fields).pure(configured(fields))
+    config = configured(fields)
+    if dtype == "bfloat16" and hasattr(config, "dtype"):  # an autoencoder has none, and computes in float32
+        config = dataclasses.replace(config, dtype=dtype)
+    net = family_of(fields).pure(config)
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     spread = None if shardings is None else shardings(shapes)
     naming = family_of(fields).naming(fields) if naming is None else naming

@@ -50,7 +50,7 @@ def load_published(
       path: see `load`.
       mesh: the devices, from `jaxdiff.train.make_mesh`, over whose axes fsdp and tensor weights are split; batches are
         split over data and fsdp. None: this process's devices, each with whole weights.
-      dtype: of the parameters, and what the networks compute in; None: as they are stored.
+      dtype: of the parameters; None: as they are stored. In bfloat16 all but the autoencoder computes in it too.
       options: see `jaxdiff.pretrained.load_pipeline`.
 
     Raises:

@@ -21,7 +21,7 @@ from jaxdiff.pretrained.pipeline import load_pipeline
 from tests.parity import controlnets, published
 from tests.parity.originals import quiet, torch
 
-pytestmark = pytest.mark.nightly
+pytestmark = [pytest.mark.nightly, pytest.mark.filterwarnings("ignore::jaxdiff.pretrained.LongPrompt")]
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "DDIM": {},
     "EulerDiscrete": {"timestep_spacing": "leading"},

@@ -264,3 +264,15 @@ def test_no_network_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PretrainedError, match="hf:nobody/nothing: ") as error:
         load_pipeline("hf:nobody/nothing")
     assert "\n" not in str(error.value)
+
+
+def test_half_the_precision(folder: Path, model: Pretrained) -> None:
+    """The networks compute in it, but for the autoencoder."""
+    half = load_pipeline(folder, dtype="bfloat16")
+    net: Any = half.denoise.net
+    assert net.build.dtype == "bfloat16"
+    assert half.parts["unet"].params["conv_in"]["kernel"].dtype == "bfloat16"
+    options: dict[str, Any] = {"steps": 2, "decode": False}
+    x0 = model.sample(0, 1, {"text": "a cat"}, **options)
+    apart = np.abs(half.sample(0, 1, {"text": "a cat"}, **options) - x0).max()
+    assert 0 < apart < 0.05 * np.abs(x0).max()
