@@ -41,6 +41,7 @@ from jaxdiff.loss import (
 from jaxdiff.noise import brownian_noise, salted_keys, sample_keys, step_noise, white_noise
 from jaxdiff.parameterization import (
     X0,
+    Consistency,
     Eps,
     Karras,
     LearnedVariance,
@@ -184,6 +185,7 @@ __all__ = [
     "Choice",
     "ClassifierFree",
     "Clipped",
+    "Consistency",
     "CosineVP",
     "DPMSolver",
     "DPMpp2M",
