@@ -22,7 +22,7 @@ from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import Loaded
 from jaxdiff.spec import Spec
 
-FOLDER = "controlnet"
+FOLDER, CONTROLNET = "controlnet", "ControlNetModel"
 """The folder of a pipeline's ControlNet; others are ``controlnet_1``, ``controlnet_2``, ..."""
 Folders = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None
 
@@ -68,8 +68,8 @@ def with_controls(network: Loaded, controls: Mapping[str, Loaded], where: str) -
         return network
     base = network.net.build
     for name, each in controls.items():
-        if each.fields.get("_class_name") != "ControlNetModel":
-            raise PretrainedError(f"{where}: control {name} is a {each.fields.get('_class_name')}, no ControlNetModel")
+        if each.fields.get("_class_name") != CONTROLNET:
+            raise PretrainedError(f"{where}: control {name} is a {each.fields.get('_class_name')}, no {CONTROLNET}")
     if not isinstance(base, UNet):
         raise PretrainedError(
             f"{where}: a ControlNet is of a U-Net, and this pipeline's network is {type(base).__name__}"

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxdiff.data.text import TEXT
+from jaxdiff.pretrained.control import CONTROLNET, FOLDER
 from jaxdiff.pretrained.errors import PretrainedError
-from jaxdiff.pretrained.families import write_network
+from jaxdiff.pretrained.families import Loaded, write_network
 from jaxdiff.pretrained.model import SCHEDULER, Pretrained
 from jaxdiff.pretrained.origin import INDEX
 
@@ -40,16 +41,28 @@ def save_pipeline(path: str | os.PathLike[str], model: Pretrained, *, dtype: str
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / INDEX).unlink(missing_ok=True)
-        for name, part in model.parts.items():
+        parts = _by_folder(model.parts)
+        for name, part in parts.items():
             write_network(folder / name, part, dtype=dtype)
         (folder / SCHEDULER).mkdir(exist_ok=True)
         _write_json(folder / SCHEDULER / "scheduler_config.json", model.scheduler)
         for name, place in tokenizers.items():
             shutil.copytree(place, folder / name, dirs_exist_ok=True)
         _write_licence(folder, model)
-        _write_json(folder / INDEX, _index(model, {*model.parts, *tokenizers, SCHEDULER}))
+        _write_json(folder / INDEX, _index(model, {*parts, *tokenizers, SCHEDULER}))
     except OSError as error:
         raise PretrainedError(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
+
+
+def _by_folder(parts: Mapping[str, Loaded]) -> dict[str, Loaded]:
+    """The parts by their folders: ControlNets, whatever they are called here, as diffusers has them."""
+    found: dict[str, Loaded] = {}
+    number = 0
+    for name, part in parts.items():
+        if part.fields.get("_class_name") == CONTROLNET:
+            name, number = f"{FOLDER}_{number}" if number else FOLDER, number + 1
+        found[name] = part
+    return found
 
 
 def _index(model: Pretrained, there: set[str]) -> dict[str, Any]:
@@ -58,6 +71,11 @@ def _index(model: Pretrained, there: set[str]) -> dict[str, Any]:
     for name, value in model.index.items():
         is_part = isinstance(value, list) and len(value) == 2 and all(isinstance(each, str | None) for each in value)
         found[name] = [None, None] if is_part and name not in there else value
+    if controls := [name for name in there if name.split("_")[0] == FOLDER]:
+        kind = str(found["_class_name"])
+        if CONTROLNET.removesuffix("Model") not in kind:  # they were added to a pipeline that had none
+            found["_class_name"] = kind.replace("Pipeline", "ControlNetPipeline")
+        found[FOLDER] = ["diffusers", CONTROLNET if len(controls) == 1 else "MultiControlNetModel"]
     if "safety_checker" in found:
         found["requires_safety_checker"] = False
     return found
