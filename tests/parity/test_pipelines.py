@@ -21,7 +21,7 @@ from jaxdiff.pretrained.pipeline import load_pipeline
 from tests.parity import controlnets, published
 from tests.parity.originals import quiet, torch
 
-pytestmark = [pytest.mark.nightly, pytest.mark.filterwarnings("ignore::jaxdiff.pretrained.LongPrompt")]
+pytestmark = pytest.mark.nightly
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "DDIM": {},
     "EulerDiscrete": {"timestep_spacing": "leading"},
@@ -54,6 +54,7 @@ CASES: dict[str, tuple[Callable[[], published.Case], int]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::jaxdiff.pretrained.LongPrompt")
 @pytest.mark.parametrize("name", CASES)
 def test_the_same_noise_gives_the_same_pictures(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make, steps = CASES[name]
