@@ -18,7 +18,7 @@ import pytest
 from jaxdiff.pretrained import load_network
 from jaxdiff.pretrained.flax_folders import NUMERICS
 
-pytestmark = [pytest.mark.nightly, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.nightly
 diffusers: Any = pytest.importorskip("diffusers")
 transformers: Any = pytest.importorskip("transformers")
 if not hasattr(diffusers, "FlaxUNet2DConditionModel") or not hasattr(transformers, "FlaxCLIPTextModel"):
@@ -65,6 +65,7 @@ def apart(ours: Any, theirs: Any) -> float:
 
 
 @pytest.mark.parametrize("name", UNETS)
+@pytest.mark.filterwarnings("ignore")
 def test_a_unet(name: str, tmp_path: Path) -> None:
     made = diffusers.FlaxUNet2DConditionModel(sample_size=8, cross_attention_dim=24, **UNETS[name])
     params = disturbed(made.init_weights(jax.random.key(0)), 1)
@@ -88,6 +89,7 @@ def test_a_unet(name: str, tmp_path: Path) -> None:
     assert 1e-4 < apart(plain.net.apply(plain.params, x, t, cond), theirs) < 1e-2
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_an_autoencoder(tmp_path: Path) -> None:
     made = diffusers.FlaxAutoencoderKL(
         block_out_channels=(32, 64),
@@ -108,6 +110,7 @@ def test_an_autoencoder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["FlaxCLIPTextModel", "FlaxCLIPTextModelWithProjection"])
+@pytest.mark.filterwarnings("ignore")
 def test_a_clip(kind: str, tmp_path: Path) -> None:
     config = transformers.CLIPTextConfig(
         vocab_size=100,
@@ -136,6 +139,7 @@ def test_a_clip(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", ["10GB", "20KB"])
+@pytest.mark.filterwarnings("ignore")
 def test_a_t5_in_one_file_and_in_several(size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = jnp.clip  # whose argument a_max JAX has taken away since
     monkeypatch.setattr(jnp, "clip", lambda x, a_max: clip(x, max=a_max))
