@@ -24,6 +24,7 @@ from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from jaxdiff.codecs.base import Codec
+from jaxdiff.data.text import TEXT
 from jaxdiff.denoiser import NetCache, NetworkDenoiser
 from jaxdiff.guidance import CFG, nulls_of
 from jaxdiff.methods import Guide, guidance_of, parse_cache, parse_sampler, times
@@ -118,7 +119,7 @@ class Model:
         n: int,
         cond: Mapping[str, Any] | None = None,
         *,
-        negative: Mapping[str, Any] | None = None,
+        negative: Mapping[str, Any] | str | None = None,
         sampler: Any = None,
         steps: int | None = None,
         grid: str | Callable[[Process, int], Array] | None = None,
@@ -148,6 +149,7 @@ class Model:
         if cache is not None:
             plain = dataclasses.replace(plain, cache=parse_cache(cache))  # type: ignore[arg-type]
             elements = [dataclasses.replace(e, sequential=True) if isinstance(e, CFG) else e for e in elements]
+        negative = {TEXT: negative} if isinstance(negative, str) else negative
         if negative is None and guided:
             negative = {name: value for name, value in defaults.negative.items() if name in (cond or {})} or None
         instead = None if negative is None else self.given(n, negative, fill=False)
@@ -178,7 +180,7 @@ class Model:
         n: int,
         cond: Mapping[str, Any] | None = None,
         *,
-        negative: Mapping[str, Any] | None = None,
+        negative: Mapping[str, Any] | str | None = None,
         sampler: Any = None,
         steps: int | None = None,
         grid: str | Callable[[Process, int], Array] | None = None,
@@ -204,7 +206,7 @@ class Model:
           key: a `jax.random.key`, or a seed.
           n: how many, at least 1.
           cond: conditions by name, one value for all or one a sample; one that is left out is absent.
-          negative: conditions that guidance leads away from, in the place of their absence.
+          negative: conditions that guidance leads away from, in the place of their absence; a text alone is ``"text"``.
           sampler: a name with its numbers (``"unipc:order=3"``: docs/samplers.md) or a sampler of `jaxdiff.sampling`.
           steps: number of times on the grid.
           grid: the grid's name, or a function ``(process, steps) -> times``.

@@ -25,7 +25,7 @@ from jaxdiff.codecs import Images
 from jaxdiff.codecs.latents import LatentImages
 from jaxdiff.data.text import TEXT, given_captions
 from jaxdiff.denoiser import NetworkDenoiser
-from jaxdiff.launch.errors import as_config_error, refuse_unknown_options
+from jaxdiff.launch.errors import ConfigError, as_config_error, refuse_unknown_options
 from jaxdiff.model import Model
 from jaxdiff.networks.control import PICTURE, Controlled
 from jaxdiff.plan import encoded, mask_of
@@ -105,7 +105,7 @@ class Pretrained:
         n: int,
         cond: Mapping[str, Any] | None = None,
         *,
-        negative: Mapping[str, Any] | None = None,
+        negative: Mapping[str, Any] | str | None = None,
         size: tuple[int, int] | None = None,
         strict: bool = False,
         eta: float = 0.0,
@@ -144,6 +144,7 @@ class Pretrained:
                 warnings.warn(line, LongPrompt, stacklevel=2)
             if "time_ids" in model.conditions and "time_ids" not in given:
                 given["time_ids"] = self._time_ids(model)
+            negative = {TEXT: negative} if isinstance(negative, str) else negative
             if "masked" in model.conditions and "masked" not in given and options.get("mask") is not None:
                 given |= self._masked(model, n, options)
             guide = options.get("guide")
@@ -187,6 +188,34 @@ class Pretrained:
         sums = [float(jnp.sum(leaf, dtype=jnp.float32)) for leaf in jax.tree.leaves(params)]
         text = json.dumps([fields, sums], sort_keys=True, default=str)
         return {"run": self.origin.kind, "config": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+    def encode(self, texts: Sequence[str]) -> Any:
+        """What the network is told of texts, the batch first: ``cond={"text": model.encode(["a cat", "a dog"])}``.
+
+        Raises:
+          ConfigError: a model without text encoders.
+        """
+        encoder: Any = self.model.encoders.get(TEXT)
+        if encoder is None:
+            raise ConfigError(f"{self.origin.folder}: this model has no text encoders")
+        with as_config_error("text"):
+            return encoder([texts] if isinstance(texts, str) else list(texts))
+
+    def without_encoders(self) -> Pretrained:
+        """This model without its text encoders, whose memory is free once no other model holds them. Its ``"text"`` is
+        what `encode` has given; the empty text for guidance is encoded now."""
+        model = self.model
+        if TEXT not in model.encoders:
+            return self
+        negative = {
+            name: self.encode([""]) if value == "" else value for name, value in model.defaults.negative.items()
+        }
+        others = {name: each for name, each in model.encoders.items() if name != TEXT}
+        parts = {name: part for name, part in self.parts.items() if not name.startswith("text_encoder")}
+        defaults = dataclasses.replace(model.defaults, negative=negative)
+        return dataclasses.replace(
+            self, model=dataclasses.replace(model, encoders=others, defaults=defaults), parts=parts
+        )
 
     def with_lora(self, lora: Lora | str | os.PathLike[str], weight: float = 1.0) -> Pretrained:
         """This model with a LoRA merged into its weights, those of its text encoders too. Called again, LoRAs add up.

@@ -276,3 +276,15 @@ def test_half_the_precision(folder: Path, model: Pretrained) -> None:
     x0 = model.sample(0, 1, {"text": "a cat"}, **options)
     apart = np.abs(half.sample(0, 1, {"text": "a cat"}, **options) - x0).max()
     assert 0 < apart < 0.05 * np.abs(x0).max()
+
+
+def test_text_encoders_can_be_left_behind(model: Pretrained) -> None:
+    """Texts are encoded first; the model without its encoders draws the same."""
+    options: dict[str, Any] = {"steps": 2, "decode": False, "guide": "cfg:3"}
+    light = model.without_encoders()
+    assert set(light.parts) == {"unet", "vae"} and "text" not in light.model.encoders
+    told, bad = model.encode(["a cat", "a dog"]), model.encode("blurry")
+    wanted = model.sample(0, 2, {"text": ["a cat", "a dog"]}, **options)
+    np.testing.assert_array_equal(light.sample(0, 2, {"text": told}, **options), wanted)
+    wanted = model.sample(0, 2, {"text": ["a cat", "a dog"]}, negative="blurry", **options)
+    np.testing.assert_array_equal(light.sample(0, 2, {"text": told}, negative={"text": bad}, **options), wanted)
