@@ -189,8 +189,8 @@ class Pretrained:
         text = json.dumps([fields, sums], sort_keys=True, default=str)
         return {"run": self.origin.kind, "config": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
-    def encode(self, texts: Sequence[str]) -> Any:
-        """What the network is told of texts, the batch first: ``cond={"text": model.encode(["a cat", "a dog"])}``.
+    def encode(self, texts: str | Sequence[str]) -> Any:
+        """What the network is told of a text, or of several, the batch first: ``cond={"text": model.encode("a cat")}``.
 
         Raises:
           ConfigError: a model without text encoders.
@@ -199,7 +199,7 @@ class Pretrained:
         if encoder is None:
             raise ConfigError(f"{self.origin.folder}: this model has no text encoders")
         with as_config_error("text"):
-            return encoder([texts] if isinstance(texts, str) else list(texts))
+            return encoder(texts if isinstance(texts, str) else list(texts))
 
     def without_encoders(self) -> Pretrained:
         """This model without its text encoders, whose memory is free once no other model holds them. Its ``"text"`` is
@@ -207,9 +207,7 @@ class Pretrained:
         model = self.model
         if TEXT not in model.encoders:
             return self
-        negative = {
-            name: self.encode([""]) if value == "" else value for name, value in model.defaults.negative.items()
-        }
+        negative = {name: self.encode("") if value == "" else value for name, value in model.defaults.negative.items()}
         others = {name: each for name, each in model.encoders.items() if name != TEXT}
         parts = {name: part for name, part in self.parts.items() if not name.startswith("text_encoder")}
         defaults = dataclasses.replace(model.defaults, negative=negative)
