@@ -193,7 +193,10 @@ def encoded(codec: Any, shape: tuple[int, ...], image: ArrayLike, n: int) -> Arr
     one, stored = _stored(codec, shape), np.asarray(image)
     if stored.shape not in (one.shape, (n, *one.shape)) or stored.dtype != one.dtype:
         size = "x".join(map(str, one.shape))
-        raise ValueError(f"image is {one.dtype} {size}, or {n} of them, got {stored.dtype} {stored.shape}")
+        raise ValueError(
+            f"image is {one.dtype} {size}, or {n} of them, got {stored.dtype} {stored.shape}: resize it, or where the "
+            "model takes one give its size"
+        )
     x0: Array = codec.encode({"x": jnp.asarray(np.broadcast_to(stored, (n, *one.shape)))})["x"]
     return x0
 

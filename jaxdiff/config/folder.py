@@ -110,7 +110,13 @@ def read_frozen_config(folder: str | os.PathLike[str], *parts: str) -> Any:
         raise ConfigError(f"{file} cannot be read: {error}") from error
 
 
-def find_run(path: str | os.PathLike[str], near: str | os.PathLike[str] | None = None, *, known: bool = False) -> Path:
+def find_run(
+    path: str | os.PathLike[str],
+    near: str | os.PathLike[str] | None = None,
+    *,
+    known: bool = False,
+    step: int | None = None,
+) -> Path:
     """The folder of a run that another run names, such as the autoencoder of its latents.
 
     Args:
@@ -119,6 +125,7 @@ def find_run(path: str | os.PathLike[str], near: str | os.PathLike[str] | None =
         ``/x/runs/runs/a``, ``/x/runs/a``, ... and beside it by its last name.
       known: the other run has been trained, and may have been moved together with this one: what is near comes first.
         Else a path is what a person has just written, from the working folder.
+      step: that was noted: 0 is of weights that no run has trained, so that a run of the same name is another thing.
 
     Raises:
       ConfigError: it is in none of these places.
@@ -130,7 +137,7 @@ def find_run(path: str | os.PathLike[str], near: str | os.PathLike[str] | None =
     if near is not None:
         places.append(Path(near).absolute().parent / path.name)
     for place in (*places, *here) if known else (*here, *places):
-        if any(os.path.isfile(place / name) for name in (CONFIG, NETWORK, INDEX)):
+        if any(os.path.isfile(place / name) for name in (CONFIG, NETWORK, INDEX)) and _suits(place, step):
             return place
     beside = "" if near is None else f", nor from {Path(near).absolute()} upwards"
     where = f"in {Path(near) / CONFIG} (codec, path)" if known and near is not None else "by codec.path"
@@ -138,6 +145,11 @@ def find_run(path: str | os.PathLike[str], near: str | os.PathLike[str] | None =
         f"codec: {str(path)!r} is not the folder of a run or of frozen weights, from the working folder{beside}: bring "
         f"it back, or name the place where it lies now {where}"
     )
+
+
+def _suits(folder: Path, step: int | None) -> bool:
+    """Whether a folder may be what weights of a step were noted of."""
+    return step is None or (step == 0) == (os.path.isfile(folder / NETWORK) or is_published_part(folder))
 
 
 def finder(config: RunConfig) -> Find:

@@ -70,7 +70,10 @@ def captions_said(config: RunConfig, source: Source) -> list[str]:
     counts = count(
         tokenizer, (text for each in texts(source, chosen) for text in ([each] if isinstance(each, str) else each))
     )
-    return counts.lines(tokenizer.length, whole=len(chosen) == len(source))
+    lines = counts.lines(tokenizer.length, whole=len(chosen) == len(source))
+    if hasattr(config.codec, "negative"):  # a published text encoder takes no more
+        lines = [line.partition(": raise it")[0] for line in lines]
+    return lines
 
 
 def check_text(config: RunConfig, condition: Any) -> None:

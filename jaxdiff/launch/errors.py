@@ -78,14 +78,14 @@ def refuse_unknown(what: str, names: Iterable[str], known: Sequence[str]) -> Non
             raise ConfigError(f"there is no {what} {name!r}{suggestion(name, known)} (known: {', '.join(known)})")
 
 
-def refuse_unknown_options(function: Callable[..., Any], options: Iterable[str]) -> None:
-    """Refuses what a function does not take by name.
+def refuse_unknown_options(function: Callable[..., Any], options: Iterable[str], *others: Callable[..., Any]) -> None:
+    """Refuses what a function does not take by name; the message names what others take beside it too.
 
     Raises:
       ConfigError: with what it takes.
     """
-    parameters = inspect.signature(function).parameters.values()
-    refuse_unknown("option", options, [each.name for each in parameters if each.kind is each.KEYWORD_ONLY])
+    parameters = [p for each in (*others, function) for p in inspect.signature(each).parameters.values()]
+    refuse_unknown("option", options, list(dict.fromkeys(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)))
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -96,7 +96,7 @@ def told(model: Model, control: Any, scale: Any) -> dict[str, Any]:
     """
     recipe = getattr(model.denoise.net, "build", None)
     if not isinstance(recipe, Controlled):
-        raise ValueError("control: this model has no ControlNet: load_pipeline(folder, control=FOLDER) adds one")
+        raise ValueError("control: this model has no ControlNet: jaxdiff.load(MODEL, control=FOLDER) adds one")
     codec: Any = model.codec
     size = getattr(codec, "images", codec).shape[:2]
     specs = {each.name: each.picture for each in recipe.controls}

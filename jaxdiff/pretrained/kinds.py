@@ -31,6 +31,7 @@ class Kind:
       length: ids of T5's texts.
       guide: guidance where nothing else is said.
       even: whether a flow's scheduler is given noise levels evenly from 1 to 1/n.
+      told: the weight of guidance that a distilled network is told where nothing else is said.
     """
 
     network: str = "unet"
@@ -40,6 +41,7 @@ class Kind:
     length: int = 77
     guide: tuple[str, ...] = ()
     even: bool = False
+    told: float | None = None
 
 
 _FIRST, _SECOND, _THIRD = (
@@ -58,12 +60,12 @@ _SD3 = Kind(
     length=256,
     guide=("cfg:7",),
 )
-_FLUX = Kind(network="transformer", text=(_FIRST, _SECOND), join=prompts.flux, length=512, even=True)
+_FLUX = Kind(network="transformer", text=(_FIRST, _SECOND), join=prompts.flux, length=512, even=True, told=3.5)
 _PIXART = Kind(network="transformer", text=(_FIRST,), join=prompts.pixart, length=300, guide=("cfg:4.5",))
 KINDS: dict[str, Kind] = {
     "StableDiffusionPipeline": _SD,
     "StableDiffusionInpaintPipeline": _SD,
-    "LatentConsistencyModelPipeline": dataclasses.replace(_SD, guide=()),
+    "LatentConsistencyModelPipeline": dataclasses.replace(_SD, guide=(), told=8.5),
     "StableDiffusionXLPipeline": _XL,
     "StableDiffusionXLInpaintPipeline": _XL,
     "StableDiffusionXLImg2ImgPipeline": _XL,

@@ -47,7 +47,7 @@ class LongPrompt(UserWarning):
     """A text is longer than what an encoder takes, and is cut."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Pretrained:
     """A published model. Made by `load_pipeline`.
 
@@ -58,6 +58,7 @@ class Pretrained:
       index: the fields of its `model_index.json`.
       origin: where it comes from, and under which licence.
       even: whether a flow's scheduler is given noise levels evenly from 1 to 1/n.
+      told: the weight of guidance that a distilled network is told where nothing else is said.
     """
 
     model: Model
@@ -66,6 +67,12 @@ class Pretrained:
     index: Mapping[str, Any]
     origin: Origin
     even: bool = False
+    told: float | None = None
+
+    def __repr__(self) -> str:
+        sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(part.params)) for name, part in self.parts.items()}
+        parts = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+        return f"<{self.origin.kind} of {self.origin.folder}: parameters of {parts}>"
 
     @property
     def denoise(self) -> NetworkDenoiser:
@@ -119,7 +126,7 @@ class Pretrained:
 
         Args:
           key, n, cond, options: see there. Of a network that is told the weight of guidance itself, it is
-            ``cond["guidance"]``.
+            ``cond["guidance"]``; where it is left out, the published one.
           negative: what guidance leads away from; of text, where it is left out, the empty text (of Stable Diffusion XL
             zeros, as published); of the refiner's ``"time_ids"`` an aesthetic score of 2.5. Of an inpainting network
             image and mask are conditions.
@@ -137,7 +144,9 @@ class Pretrained:
           ConfigError: an argument that is out of range, or that this model cannot follow.
         """
         with as_config_error("sampling"):
-            refuse_unknown_options(self.model.sample, options)
+            refuse_unknown_options(self.model.sample, options, self.sample)
+            if not isinstance(cond, Mapping | None):
+                raise ValueError(f"conditions are a dict by name, such as {{'text': 'a cat'}}, got {cond!r}")
             model, given = self._changed(size, clip_skip, prompt_weights), dict(cond or {})
             encoder: Any = model.encoders.get(TEXT)
             for line in encoder.doubts(given_captions(given.get(TEXT)) or ()) if encoder else ():
@@ -157,6 +166,10 @@ class Pretrained:
                 negative = {**(negative or {}), PICTURE: pictures[PICTURE]} if guided else negative
             elif control_scale is not None:
                 raise ValueError("control_scale is of the pictures in control, and there are none")
+            if self.told is not None and "guidance" in model.conditions:
+                given.setdefault("guidance", self.told)
+            if "masked" in model.conditions and not {"mask", "masked"} <= given.keys():
+                raise ValueError("this model draws a part of a picture anew: give image=... and mask=...")
             if strict:
                 options |= self._strictly(model, options, eta)
             return model.sample(key, n, given or None, negative=negative, **options)

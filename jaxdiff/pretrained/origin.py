@@ -52,7 +52,8 @@ def found(path: str | os.PathLike[str], variant: str | None = None) -> Path:
     if not name.startswith(HUB):
         place = Path(path).expanduser()
         if not os.path.exists(place):
-            raise PretrainedError(f"{place}: there is no such folder (a repository of the Hub is hf:OWNER/NAME)")
+            what = "file" if place.suffix in (".safetensors", ".npz") else "folder"
+            raise PretrainedError(f"{place}: there is no such {what} (a repository of the Hub is hf:OWNER/NAME)")
         return place
     try:
         hub: Any = importlib.import_module("huggingface_hub")

@@ -122,7 +122,7 @@ def _assembled(
         encoders=encoders,
     )
     origin = Origin(folder, name, licence_of(folder if folder.is_dir() else folder.parent))
-    return Pretrained(sized(model), scheduler.values, {**parts, **controls}, index, origin, kind.even)
+    return Pretrained(sized(model), scheduler.values, {**parts, **controls}, index, origin, kind.even, kind.told)
 
 
 def _negative(kind: Kind, index: Mapping[str, Any]) -> dict[str, Any]:

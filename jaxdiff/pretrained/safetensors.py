@@ -158,8 +158,9 @@ def open_safetensors(folder: Path, stem: str, variant: str | None = None) -> Saf
     if variant not in found:
         names = sorted(name for name in found if name)
         if variant is not None or len(names) != 1:
+            known = f"there are {', '.join(names)}" if names else "the weights here have none"
             raise PretrainedError(
-                f"{folder}: there is no variant {variant!r}; there are {', '.join(names)}"
+                f"{folder}: there is no variant {variant!r}; {known}"
                 if variant is not None
                 else f"{folder}: several variants, {', '.join(names)}: say which, variant={names[0]!r}"
             )

@@ -175,7 +175,7 @@ class PublishedText:
         """The codec, by the encoders' weights."""
         recipe, inner = built(self.inner, read)
         known = self.checksums or (None,) * len(self.parts)
-        weights = [read(self.path, None, each, part) for part, each in zip(self.parts, known, strict=True)]
+        weights = [read(self.path, 0, each, part) for part, each in zip(self.parts, known, strict=True)]
         recipe = dataclasses.replace(self, inner=recipe, checksums=tuple(each.checksum for each in weights))
         return recipe, PublishedTextAndData(inner, tuple(each.params for each in weights), recipe)
 

@@ -25,7 +25,7 @@ from jaxdiff.pretrained.families import described
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.kinds import KINDS, Kind, branch_of, class_of, index_of, parts_of, scheduler_of
 from jaxdiff.pretrained.origin import found, is_published
-from jaxdiff.pretrained.processes import process_of
+from jaxdiff.pretrained.processes import LogSNRTimes, process_of
 from jaxdiff.pretrained.text_codec import PublishedText, Several
 from jaxdiff.spec import Specs
 from jaxdiff.train.ema import Ema
@@ -67,7 +67,7 @@ def published_config(path: str | os.PathLike[str], **changes: Any) -> Config:
         tokenizer, codec = _text(folder, name, kind, there, net.cond, codec, side)
     known: dict[str, Any] = {
         "name": folder.name or "published",
-        "data": DataConfig(name="parquet" if kind.join else "folder", image_size=side, resize=True),
+        "data": DataConfig(name="folder", image_size=side, resize=True),
         "network": network,
         "process": process,
         "parameterization": LearnedVariance(base=parameterization) if learned else parameterization,
@@ -81,7 +81,7 @@ def published_config(path: str | os.PathLike[str], **changes: Any) -> Config:
         "sample": SampleConfig(
             sampler=defaults.sampler,
             steps=defaults.steps,
-            grid=defaults.grid if isinstance(defaults.grid, str) else "uniform",
+            grid="log_snr" if isinstance(defaults.grid, LogSNRTimes) else "uniform",
             guide=kind.guide,
             clip=defaults.clip,
             num=4,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from jax.sharding import Mesh
 from jaxdiff.config import TRUSTED, AutoencoderConfig, as_config_error, read_config
 from jaxdiff.launch.errors import ConfigError, refuse_unknown
 from jaxdiff.pretrained import Pretrained, load_pipeline
-from jaxdiff.pretrained.origin import is_published
+from jaxdiff.pretrained.families import described
+from jaxdiff.pretrained.origin import HUB, is_published
+from jaxdiff.pretrained.parts import is_published_part
 from jaxdiff.runs.autoencoder import AutoencoderRun
 from jaxdiff.runs.run import Run
 from jaxdiff.train import batch_sharding, make_mesh
 from jaxdiff.train.sharding import split_sharding
 
+HUB_NAME = re.compile(r"[A-Za-z][\w.-]*/[\w.-]+")
 _OF_RUNS = ("step", "ema", "trusted")
 _OF_PUBLISHED = ("variant", "length", "control", "tokenizer", "prediction", "flax_numerics")
 
@@ -28,15 +32,27 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
 
     Args:
       path: the folder of a run, which gives its `Run` or `AutoencoderRun`; or a published model, which gives a
-        `jaxdiff.pretrained.Pretrained`: a folder of diffusers with `model_index.json`, or the Hub's repository
-        ``hf:OWNER/NAME``.
-      options: of a run as `Run.load` takes them, of a published model as `load_published` does.
+        `jaxdiff.pretrained.Pretrained`: a folder of diffusers with `model_index.json`, one file of Stable
+        Diffusion, or the Hub's repository ``hf:OWNER/NAME``.
+      options: of a run as `Run.load` takes them (``step``, ``ema``, ``mesh``, ``dtype``), of a published model as
+        `load_published` does (``mesh``, ``dtype``, ``variant``, ``control``, ``length``, ``tokenizer``).
 
     Raises:
       ConfigError, CheckpointError: as `Run.load` and `load_published`.
     """
     if is_published(path):
         return load_published(path, **options)
+    if is_published_part(path):
+        kind = described(Path(path).expanduser())[0].values.get("_class_name", "a text encoder")
+        raise ConfigError(
+            f"{path} is {kind} alone: jaxdiff.pretrained.load_network reads it; a ControlNet goes beside a model, "
+            "jaxdiff.load(FOLDER, control=...)"
+        )
+    if not Path(path).expanduser().exists() and HUB_NAME.fullmatch(os.fspath(path)):
+        raise ConfigError(
+            f"{os.fspath(path)!r} is not the folder of a run or of a published model: it does not exist (the Hub's "
+            f"repository of this name is {HUB}{os.fspath(path)})"
+        )
     trained = read_config(path, options.get("trusted", TRUSTED))
     return (AutoencoderRun if isinstance(trained, AutoencoderConfig) else Run).load(path, **options)
 
@@ -60,7 +76,7 @@ def load_published(
     if taken := [name for name in _OF_RUNS if options.get(name) not in (None, True, TRUSTED)]:
         raise ConfigError(f"{path} is a published model, and {taken[0]} is of runs: leave it out")
     chosen = {name: value for name, value in options.items() if name not in _OF_RUNS}
-    refuse_unknown("option", chosen, _OF_PUBLISHED)
+    refuse_unknown("option", chosen, ("dtype", "mesh", *_OF_PUBLISHED))
     mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
     with as_config_error(str(Path(path))):
         made = load_pipeline(path, dtype=dtype, shardings=lambda shapes: split_sharding(shapes, mesh), **chosen)

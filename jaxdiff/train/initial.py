@@ -124,7 +124,7 @@ def read_codec(config: Kind, mesh: Mesh, near: str | os.PathLike[str] | None = N
     near = config.folder if near is None else near
 
     def read(path: str, step: int | None, checksum: str | None, part: str) -> Weights:
-        folder = find_run(path, near, known=checksum is not None)
+        folder = find_run(path, near, known=checksum is not None, step=None if checksum is None else step)
         if is_published_part(folder):
             loaded = load_part(folder, lambda shapes: split_sharding(shapes, mesh), part)
             known = FrozenWeights(name="codec", path=str(folder), step=0, checksum=checksum)

@@ -272,7 +272,7 @@ def test_options_that_do_not_fit(files: dict[str, Path], words: Path, tmp_path: 
         lambda: load_pipeline(files["1"], tokenizer=tmp_path / "other"),
         "pads with '!', expected '<|endoftext|>': give S",
     )
-    refused(lambda: load_pipeline(tmp_path / "y.safetensors", tokenizer=words), "there is no such folder")
+    refused(lambda: load_pipeline(tmp_path / "y.safetensors", tokenizer=words), "there is no such file")
 
 
 def test_networks_that_a_file_cannot_hold_are_refused(tmp_path: Path) -> None:

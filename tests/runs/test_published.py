@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def further(folder: Path, data: Path, workdir: Path, steps: int = 2, **changes: Any) -> Any:
     config = published_config(folder, workdir=str(workdir), **changes)
-    source = dataclasses.replace(config.data, path=str(data))
+    source = dataclasses.replace(config.data, name="parquet", path=str(data))
     train = TrainConfig(steps=steps, batch_size=4, log_every=1, sample_every=0)
     config = dataclasses.replace(config, data=source, train=train, checkpoint=CheckpointConfig(every=1))
     return jaxdiff.fit(config, init_from=folder)
@@ -142,7 +143,7 @@ def test_a_run_is_written_as_a_published_model(run: Run, folder: Path, tmp_path:
     jaxdiff.save_pretrained(run, tmp_path / "b")
     again = jaxdiff.load(tmp_path / "b")
     jax.tree.map(np.testing.assert_array_equal, again.denoise.params, jax.device_get(run.denoise.params))
-    options: dict[str, Any] = {"steps": 2, "decode": False, "guide": ()}
+    options: dict[str, Any] = {"steps": 2, "decode": False, "guide": (), "grid": "uniform"}
     ours = run.sample(0, 1, TEXT, **options, sampler="ddim")
     np.testing.assert_allclose(again.sample(0, 1, TEXT, **options, sampler="ddim"), ours, atol=1e-4)
 
@@ -191,10 +192,35 @@ def test_a_pixel_run_becomes_a_pipeline(tmp_path: Path) -> None:
     jaxdiff.save_pretrained(run, tmp_path / "f")
     assert json.loads((tmp_path / "f" / "model_index.json").read_text())["_class_name"] == "DDPMPipeline"
     again = jaxdiff.load(tmp_path / "f")
-    options: dict[str, Any] = {"sampler": "ddim", "steps": 5, "decode": False}
+    options: dict[str, Any] = {"sampler": "ddim", "grid": "uniform", "steps": 5, "decode": False}
     np.testing.assert_allclose(again.sample(0, 2, **options), run.sample(0, 2, **options), atol=1e-4)
     flow = dataclasses.replace(
         run, config=dataclasses.replace(run.config, network=dataclasses.replace(network, width=64))
     )
     with pytest.raises(PretrainedError, match=r"network\.groups: diffusers has one number of groups"):
         jaxdiff.save_pretrained(flow, tmp_path / "g")
+
+
+def test_a_run_named_as_its_model_is_not_taken_for_it(
+    folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a relative path, from the folder that both lie in; and another run beside it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, tmp_path / "sd")
+    run = further(Path("sd"), data, Path("runs/sd"))
+    again = jaxdiff.load("runs/sd")
+    assert again.step == run.step and repr(again.config.codec.path) == "'sd'"
+    shutil.move(tmp_path / "runs" / "sd", tmp_path / "runs" / "other")
+    assert jaxdiff.load("runs/other").step == run.step
+
+
+def test_what_is_no_model_is_named(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unet is UNet2DConditionModel alone: jaxdiff.pretrained.load_network"):
+        jaxdiff.load(folder / "unet")
+    with pytest.raises(ConfigError, match=r"the Hub's repository of this name is hf:runwayml/stable-diffusion-v1-5"):
+        jaxdiff.load("runwayml/stable-diffusion-v1-5")
+    with pytest.raises(ConfigError, match=r"there is no option 'prompt_weigths'; did you mean 'prompt_weights'\?"):
+        jaxdiff.load(folder).sample(0, 1, TEXT, prompt_weigths=True)
+    with pytest.raises(ConfigError, match=r"conditions are a dict by name, such as \{'text': 'a cat'\}, got 'a cat'"):
+        jaxdiff.load(folder).sample(0, 1, "a cat")
+    assert len(repr(jaxdiff.load(folder))) < 400
