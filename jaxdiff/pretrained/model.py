@@ -37,6 +37,7 @@ from jaxdiff.pretrained.lora import Lora, load_lora, merged
 from jaxdiff.pretrained.origin import Origin
 from jaxdiff.pretrained.processes import FlowTimes
 from jaxdiff.pretrained.strict import draw_strictly
+from jaxdiff.pretrained.told_sizes import is_scored, told_sizes
 from jaxdiff.process import Process
 from jaxdiff.spec import Spec
 
@@ -142,8 +143,7 @@ class Pretrained:
             encoder: Any = model.encoders.get(TEXT)
             for line in encoder.doubts(given_captions(given.get(TEXT)) or ()) if encoder else ():
                 warnings.warn(line, LongPrompt, stacklevel=2)
-            if "time_ids" in model.conditions and "time_ids" not in given:
-                given["time_ids"] = self._time_ids(model)
+            given = {**self._sizes(model), **given}
             if "masked" in model.conditions and "masked" not in given and options.get("mask") is not None:
                 given |= self._masked(model, n, options)
             guide = options.get("guide")
@@ -280,14 +280,11 @@ class Pretrained:
             return negative
         return {**(negative or {}), "time_ids": np.concatenate([ids[..., :4], np.full_like(ids[..., 4:], 2.5)], -1)}
 
-    def _time_ids(self, model: Model) -> list[float]:
-        """Stable Diffusion XL's: the picture's size, no crop, the size again; of the refiner a score of 6 instead."""
+    def _sizes(self, model: Model) -> dict[str, list[float]]:
+        """What the network is told of the pictures' size."""
         codec: Any = model.codec
-        height, width = codec.images.shape[:2]
-        ids = model.conditions["time_ids"]
-        assert not isinstance(ids, Mapping)
-        last = [6.0] if ids.shape == (5,) else [height, width]
-        return [float(each) for each in (height, width, 0, 0, *last)]
+        height, width = getattr(codec, "images", codec).shape[:2]
+        return told_sizes(model.conditions, height, width, scored=is_scored(model.conditions))
 
 
 def tokens_of(model: Model) -> int:
