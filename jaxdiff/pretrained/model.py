@@ -31,6 +31,7 @@ from jaxdiff.networks.control import PICTURE, Controlled
 from jaxdiff.plan import encoded, mask_of
 from jaxdiff.pretrained import schedulers
 from jaxdiff.pretrained.control import told
+from jaxdiff.pretrained.embeddings import Embeddings, load_embeddings, with_rows
 from jaxdiff.pretrained.families import Loaded
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.lora import Lora, load_lora, merged
@@ -185,7 +186,9 @@ class Pretrained:
         fields = {name: dict(part.fields) for name, part in self.parts.items()} | {SCHEDULER: dict(self.scheduler)}
         params = [part.params for part in self.parts.values()]
         sums = [float(jnp.sum(leaf, dtype=jnp.float32)) for leaf in jax.tree.leaves(params)]
-        text = json.dumps([fields, sums], sort_keys=True, default=str)
+        encoder: Any = self.model.encoders.get(TEXT)
+        words = [getattr(each.tokenizer, "words", ()) for each in encoder.branches] if encoder else []
+        text = json.dumps([fields, sums, *([words] if any(words) else [])], sort_keys=True, default=str)
         return {"run": self.origin.kind, "config": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
     def with_lora(self, lora: Lora | str | os.PathLike[str], weight: float = 1.0) -> Pretrained:
@@ -216,6 +219,26 @@ class Pretrained:
         return dataclasses.replace(
             self, model=dataclasses.replace(self.model, denoise=denoise, encoders=encoders), parts=parts
         )
+
+    def with_embeddings(self, embeddings: Embeddings | str | os.PathLike[str], token: str | None = None) -> Pretrained:
+        """This model with a new word in its texts: a textual inversion (`jaxdiff.pretrained.embeddings`).
+
+        Args:
+          embeddings: from `load_embeddings`, or the path of its file.
+          token: what stands for it in a text; None: what the file says.
+
+        Raises:
+          PretrainedError: a file that cannot be read, vectors of another model, or a token that it knows.
+        """
+        if not isinstance(embeddings, Embeddings):
+            embeddings = load_embeddings(embeddings, token)
+        elif token is not None:
+            embeddings = dataclasses.replace(embeddings, token=token)
+        encoders = dict(self.model.encoders)
+        prompts: Any = encoders.get(TEXT)
+        branches, parts = with_rows(prompts.branches if prompts else (), self.parts, embeddings)
+        encoders[TEXT] = dataclasses.replace(prompts, branches=branches)
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, encoders=encoders), parts=parts)
 
     def _strictly(self, model: Model, options: dict[str, Any], eta: float) -> dict[str, Any]:
         if options.get("image") is not None:
