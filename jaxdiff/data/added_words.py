@@ -25,12 +25,12 @@ class AddedWord(NamedTuple):
     Attributes:
       word: as it stands in a text.
       first: its first id.
-      count: of its ids, one after the other.
+      ids: how many, one after the other.
     """
 
     word: str
     first: int
-    count: int = 1
+    ids: int = 1
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class WithWords:
     @property
     def size(self) -> int:
         """Ids are 0 to size - 1."""
-        return max(self.tokenizer.size, *(each.first + each.count for each in self.words))
+        return max(self.tokenizer.size, *(each.first + each.ids for each in self.words))
 
     @property
     def padding(self) -> int:
@@ -84,7 +84,7 @@ class WithWords:
 
     def ids(self, text: str) -> list[int]:
         """All ids of one caption, neither cut nor padded."""
-        known = {each.word.lower(): range(each.first, each.first + each.count) for each in self.words}
+        known = {each.word.lower(): range(each.first, each.first + each.ids) for each in self.words}
         begin, *_, end = self.tokenizer.ids("")
         found = [begin]
         for at, piece in enumerate(self._split.split(text)):

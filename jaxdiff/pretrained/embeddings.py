@@ -49,6 +49,9 @@ class Embeddings:
       token: S of equation (1).
       vectors: ``(k, width)`` by the names of the encoders' folders; ``""``: of the one that the model has.
       where: the file, for messages.
+
+    >>> Embeddings("<cat-toy>", {"": np.zeros((2, 768))}).vectors[""].shape
+    (2, 768)
     """
 
     token: str
@@ -64,12 +67,12 @@ def load_embeddings(path: str | os.PathLike[str], token: str | None = None) -> E
       token: what stands for them in a text; None: what the file says.
 
     Raises:
-      PretrainedError: a file that is missing, damaged, or a pickle; tensors that are no vectors; no token.
+      PretrainedError: a file that is missing, damaged, or of torch; tensors that are no vectors; no token.
     """
     file = Path(path).expanduser()
     if file.is_dir():
-        pickled = file / "learned_embeds.bin"
-        file = file / WEIGHTS if (file / WEIGHTS).is_file() or not pickled.is_file() else pickled
+        torch = file / "learned_embeds.bin"
+        file = file / WEIGHTS if (file / WEIGHTS).is_file() or not torch.is_file() else torch
     if not file.is_file():
         raise PretrainedError(f"{file}: there is no such file; embeddings are one file of safetensors")
     tensors = SafeTensors(file)
