@@ -11,6 +11,7 @@ import pytest
 from jaxdiff.pretrained import Pretrained, PretrainedError, load_embeddings, load_pipeline, save_pipeline
 from jaxdiff.pretrained import write_embeddings as write
 from jaxdiff.pretrained.embeddings import Embeddings
+from jaxdiff.pretrained.lora import Factors, Lora
 from jaxdiff.pretrained.safetensors import write_safetensors
 from tests.pretrained.test_pipeline import SD, write_pipeline
 
@@ -53,12 +54,15 @@ def test_a_token_has_the_ids_after_the_table_and_the_rows_of_the_file(model: Pre
     assert np.isfinite(states).all()
 
 
-def test_two_tokens_and_a_lora_of_weight_nothing(model: Pretrained) -> None:
+def test_two_tokens_and_a_lora(model: Pretrained) -> None:
     width = of(model).net.config.width
     one = model.with_embeddings(Embeddings("<a>", {"": rows(1, width)}))
     both = one.with_embeddings(Embeddings("<x>", {"": rows(2, width, 1)}), token="<a>b")
     size = len(of(model).params["tokens"]["embedding"])
     assert of(both).tokenizer.ids("<a> <a>b")[1:-1] == [size, size + 1, size + 2]
+    factors = Factors(rows(1, width), rows(1, width).T, 1.0)
+    merged = both.with_lora(Lora({"text_encoder": {"text_model.encoder.layers.0.self_attn.q_proj": factors}}))
+    assert of(merged).tokenizer == of(both).tokenizer and len(of(merged).params["tokens"]["embedding"]) == size + 3
     with pytest.raises(PretrainedError, match="tokenizer knows '<A>': give another, token='<word>'"):
         both.with_embeddings(Embeddings("<A>", {"": rows(1, width)}))
 
