@@ -273,6 +273,10 @@ class TokenizerFile:
     def _file(self) -> _Opened:  # held: its file may be gone by the time a prompt comes
         return _opened(self.path, self.checksum, self.length, self.special)
 
+    def knows(self, word: str) -> bool:
+        """Whether a piece or an added token of the file is this word."""
+        return self._file.whole.token_to_id(word) is not None
+
     @property
     def size(self) -> int:
         """The ids of the file, those that were added among them."""

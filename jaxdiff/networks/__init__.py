@@ -12,7 +12,7 @@ from jaxdiff.networks.caching import DeepCache, FirstBlock, TaylorSeer
 from jaxdiff.networks.conditions import Image, Level, Map, Text, Tokens, Vector
 from jaxdiff.networks.control import Controlled, ControlNet
 from jaxdiff.networks.critic import PatchCritic
-from jaxdiff.networks.dit import DiT, dit, pixart_sigma
+from jaxdiff.networks.dit import DiT, dit, pixart_alpha, pixart_sigma
 from jaxdiff.networks.edm2 import EDM2
 from jaxdiff.networks.functional import Functional, Networks, Params, functional
 from jaxdiff.networks.mlp import MLP
@@ -87,6 +87,7 @@ __all__ = [
     "ldm_kl",
     "ldm_vq",
     "ncsnpp",
+    "pixart_alpha",
     "pixart_sigma",
     "sd3",
     "sd15",

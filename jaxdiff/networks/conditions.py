@@ -54,10 +54,13 @@ class Vector:
       fourier: if given, each number enters as so many cosines and sines of z (even, at least 4), at frequencies from 1
         down to about 1/10,000 a unit of z: choose std so that z runs over tens or hundreds.
       into: the embedding of time, or a token of its own.
+      channels: if given, each number goes alone through one perceptron, the results stand side by side, and are added
+        to the channels from the first to before the second of the embedding of time: PixArt-alpha's resolution
+        (Chen et al. 2023, https://arxiv.org/abs/2310.00426, and its published code).
 
     Raises:
       ValueError: a size, or a number of means or deviations, that does not fit; a deviation that is not positive; an
-        odd number of sines and cosines.
+        odd number of sines and cosines; channels that are no share for each number.
 
     >>> Vector("style", 2, std=(2.0, 0.3)).spec
     Spec(shape=(2,), dtype='float32', low=None, high=None, null=-10000.0)
@@ -70,6 +73,7 @@ class Vector:
     null: bool = True
     fourier: int = 0
     into: Literal["time", "tokens"] = "time"
+    channels: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -83,6 +87,13 @@ class Vector:
             raise ValueError(f"{self.name}: fourier is 0, or even and at least 4, got {self.fourier}")
         if self.into not in ("time", "tokens"):
             raise ValueError(f"{self.name}: into is 'time' or 'tokens', got {self.into!r}")
+        if self.channels is not None:
+            start, stop = self.channels
+            if not 0 <= start < stop or (stop - start) % self.size or self.into != "time":
+                raise ValueError(
+                    f"{self.name}: channels are (first, before) of the embedding of time, as many for each of "
+                    f"{self.size} numbers, got {self.channels}"
+                )
 
     @property
     def spec(self) -> Spec:

@@ -25,6 +25,7 @@ The blocks are one row (`jaxdiff.networks.modulation.through`).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
@@ -40,6 +41,7 @@ from jaxdiff.networks.attention import CrossAttention, SelfAttention
 from jaxdiff.networks.conditions import (
     NetCondition,
     Tokens,
+    Vector,
     cond_specs,
     image_channels,
     token_width,
@@ -336,3 +338,33 @@ def pixart_sigma(**changes: Any) -> DiT:
     fields: dict[str, Any] = {"in_channels": 4, "out_channels": 8, "patch": 2, "width": 1152, "depth": 28, "heads": 16}
     fields |= {"modulation": "single", "span": 32.0, "conditions": (Tokens("text", 4096),)}
     return DiT(**{**fields, **changes})
+
+
+def pixart_alpha(**changes: Any) -> DiT:
+    """PixArt-alpha for images of 1024 pixels (Chen et al. 2023, https://arxiv.org/abs/2310.00426): `pixart_sigma`, of
+    120 tokens, that is told ``"resolution"``, height and width in pixels, and ``"aspect_ratio"``, height over width.
+
+    Args:
+      changes: fields of `DiT` to replace.
+
+    >>> sorted(pixart_alpha().cond)
+    ['aspect_ratio', 'resolution', 'text']
+    """
+    network = pixart_sigma(**changes)
+    if "conditions" in changes:
+        return network
+    return dataclasses.replace(network, conditions=(*network.conditions, *sizes_told(network.width)))
+
+
+def sizes_told(width: int) -> tuple[NetCondition, ...]:
+    """PixArt-alpha's conditions beside the text, in a network of a width: each of three numbers has its third of the
+    embedding of time.
+
+    >>> [each.name for each in sizes_told(1152)]
+    ['resolution', 'aspect_ratio']
+    """
+    third = width // 3
+    return (
+        Vector("resolution", 2, fourier=256, null=False, channels=(0, 2 * third)),
+        Vector("aspect_ratio", 1, fourier=256, null=False, channels=(2 * third, 3 * third)),
+    )

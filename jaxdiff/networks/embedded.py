@@ -6,11 +6,13 @@ Equations (1) and (2) of `jaxdiff.networks.conditions`. A condition c gives a ve
     t(c) = W c + b, for tokens of another width than the common one;  c itself for those of that width          (2)
 
 In SDXL (Podell et al. 2023, https://arxiv.org/abs/2307.01952) all f(c) go through one perceptron, side by side: its
-``add_embedding``. Here that is ``joined``.
+``add_embedding``. Here that is ``joined``. A vector with channels has for each of its numbers the same perceptron, and
+
+    v(c) = [0, P(f(c_1)), P(f(c_2)), ..., 0],     P(f) = W2 silu(W1 f + b1) + b2                                 (3)
 
 The text's transformer, with h = embedding(id) + position, has in each block
 
-    h <- h + attention(norm(h)) over the ids that are no padding,    h <- h + W2 gelu(W1 norm(h) + b1) + b2     (3)
+    h <- h + attention(norm(h)) over the ids that are no padding,    h <- h + W2 gelu(W1 norm(h) + b1) + b2     (4)
 
 and a normalisation last (pre-norm: Radford et al. 2019, "GPT-2", section 2.3; in both directions: Devlin et al. 2018,
 "BERT", https://arxiv.org/abs/1810.04805). The pooled vector is the state of the last id that is no padding.
@@ -158,16 +160,25 @@ class Perceptron(nnx.Module):
 
 
 class VectorEmbedding(nnx.Module):
-    """A `Vector` in a network: ``(B, size) -> (B, width)``. Joined, what is absent has features of 0."""
+    """A `Vector` in a network: ``(B, size) -> (B, width)``. Joined, what is absent has features of 0.
+
+    Raises:
+      ValueError: channels beyond the width.
+    """
 
     def __init__(self, condition: Vector, width: int, *, joined: bool, init: Init):
-        self.condition = condition
-        inputs = condition.size * (condition.fourier or 1)
-        self.features = inputs if joined else 0
-        if joined:
+        self.condition, self.width = condition, width
+        inputs, share = condition.size * (condition.fourier or 1), width
+        self.features = inputs if joined and condition.channels is None else 0
+        if self.features:
             return
-        self.hidden = Linear(inputs, width, init=init)
-        self.out = Linear(width, width, init=init)
+        if condition.channels is not None:
+            start, stop = condition.channels
+            if stop > width:
+                raise ValueError(f"{condition.name}: channels={condition.channels} of an embedding of width {width}")
+            inputs, share = condition.fourier or 1, (stop - start) // condition.size
+        self.hidden = Linear(inputs, share, init=init)
+        self.out = Linear(share, share, init=init)
         if condition.null:
             self.absent = standard_normal((width,))
 
@@ -183,7 +194,12 @@ class VectorEmbedding(nnx.Module):
         absent = (value == ABSENT).all(axis=-1, keepdims=True) if self.condition.null else None  # (B, 1)
         if self.features:
             return Part(features=z if absent is None else jnp.where(absent, 0.0, z))
-        known = self.out(jax.nn.silu(self.hidden(z)))
+        if self.condition.channels is not None:
+            start, stop = self.condition.channels
+            each = self.out(jax.nn.silu(self.hidden(z.reshape(len(value) * size, fourier or 1))))
+            known = jnp.pad(each.reshape(len(value), stop - start), ((0, 0), (start, self.width - stop)))
+        else:
+            known = self.out(jax.nn.silu(self.hidden(z)))
         if absent is not None:
             known = jnp.where(absent, self.absent[...][None], known)
         if self.condition.into == "time":
@@ -253,7 +269,7 @@ class TextEmbedding(nnx.Module):
 
 
 class TextTransformer(nnx.Module):
-    """Equation (3): ids ``(B, L)`` -> ``{"tokens": (B, L, width), "mask": (B, L), "pooled": (B, width)}``."""
+    """Equation (4): ids ``(B, L)`` -> ``{"tokens": (B, L, width), "mask": (B, L), "pooled": (B, width)}``."""
 
     def __init__(self, condition: Text):
         self.padding = condition.padding
@@ -276,7 +292,7 @@ class TextTransformer(nnx.Module):
 
 
 class TextBlock(nnx.Module):
-    """A block of equation (3)."""
+    """A block of equation (4)."""
 
     def __init__(self, width: int, heads: int):
         self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)

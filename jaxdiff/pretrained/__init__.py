@@ -11,6 +11,7 @@ way of `jaxdiff.pretrained.convert`.
 """
 
 from jaxdiff.pretrained.dit_files import dit_model, load_dit, write_dit
+from jaxdiff.pretrained.embeddings import Embeddings, load_embeddings, write_embeddings
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import FAMILIES, Loaded, load_network, write_network
 from jaxdiff.pretrained.kinds import KINDS
@@ -29,6 +30,7 @@ __all__ = [
     "KINDS",
     "ORIGINALS",
     "SCHEDULERS",
+    "Embeddings",
     "Loaded",
     "LongPrompt",
     "Lora",
@@ -38,6 +40,7 @@ __all__ = [
     "SingleFile",
     "dit_model",
     "load_dit",
+    "load_embeddings",
     "load_lora",
     "load_network",
     "load_original",
@@ -46,6 +49,7 @@ __all__ = [
     "save_pipeline",
     "trained_lora",
     "write_dit",
+    "write_embeddings",
     "write_lora",
     "write_network",
     "write_original",

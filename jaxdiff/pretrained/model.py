@@ -31,12 +31,14 @@ from jaxdiff.networks.control import PICTURE, Controlled
 from jaxdiff.plan import encoded, mask_of
 from jaxdiff.pretrained import schedulers
 from jaxdiff.pretrained.control import told
+from jaxdiff.pretrained.embeddings import Embeddings, load_embeddings, with_rows
 from jaxdiff.pretrained.families import Loaded
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.lora import Lora, load_lora, merged
 from jaxdiff.pretrained.origin import Origin
 from jaxdiff.pretrained.processes import FlowTimes
 from jaxdiff.pretrained.strict import draw_strictly
+from jaxdiff.pretrained.told_sizes import is_scored, told_sizes
 from jaxdiff.process import Process
 from jaxdiff.spec import Spec
 
@@ -151,8 +153,7 @@ class Pretrained:
             encoder: Any = model.encoders.get(TEXT)
             for line in encoder.doubts(given_captions(given.get(TEXT)) or ()) if encoder else ():
                 warnings.warn(line, LongPrompt, stacklevel=2)
-            if "time_ids" in model.conditions and "time_ids" not in given:
-                given["time_ids"] = self._time_ids(model)
+            given = {**self._sizes(model), **given}
             negative = {TEXT: negative} if isinstance(negative, str) else negative
             if "masked" in model.conditions and "masked" not in given and options.get("mask") is not None:
                 given |= self._masked(model, n, options)
@@ -199,7 +200,9 @@ class Pretrained:
         fields = {name: dict(part.fields) for name, part in self.parts.items()} | {SCHEDULER: dict(self.scheduler)}
         params = [part.params for part in self.parts.values()]
         sums = [float(jnp.sum(leaf, dtype=jnp.float32)) for leaf in jax.tree.leaves(params)]
-        text = json.dumps([fields, sums], sort_keys=True, default=str)
+        encoder: Any = self.model.encoders.get(TEXT)
+        words = [getattr(each.tokenizer, "words", ()) for each in encoder.branches] if encoder else []
+        text = json.dumps([fields, sums, *([words] if any(words) else [])], sort_keys=True, default=str)
         return {"run": self.origin.kind, "config": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
     def encode(self, texts: str | Sequence[str]) -> Any:
@@ -256,6 +259,26 @@ class Pretrained:
         return dataclasses.replace(
             self, model=dataclasses.replace(self.model, denoise=denoise, encoders=encoders), parts=parts
         )
+
+    def with_embeddings(self, embeddings: Embeddings | str | os.PathLike[str], token: str | None = None) -> Pretrained:
+        """This model with a new word in its texts: a textual inversion (`jaxdiff.pretrained.embeddings`).
+
+        Args:
+          embeddings: from `load_embeddings`, or the path of its file.
+          token: what stands for it in a text; None: what the file says.
+
+        Raises:
+          PretrainedError: a file that cannot be read, vectors of another model, or a token that it knows.
+        """
+        if not isinstance(embeddings, Embeddings):
+            embeddings = load_embeddings(embeddings, token)
+        elif token is not None:
+            embeddings = dataclasses.replace(embeddings, token=token)
+        encoders = dict(self.model.encoders)
+        prompts: Any = encoders.get(TEXT)
+        branches, parts = with_rows(prompts.branches if prompts else (), self.parts, embeddings)
+        encoders[TEXT] = dataclasses.replace(prompts, branches=branches)
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, encoders=encoders), parts=parts)
 
     def _strictly(self, model: Model, options: dict[str, Any], eta: float) -> dict[str, Any]:
         if options.get("image") is not None:
@@ -320,14 +343,11 @@ class Pretrained:
             return negative
         return {**(negative or {}), "time_ids": np.concatenate([ids[..., :4], np.full_like(ids[..., 4:], 2.5)], -1)}
 
-    def _time_ids(self, model: Model) -> list[float]:
-        """Stable Diffusion XL's: the picture's size, no crop, the size again; of the refiner a score of 6 instead."""
+    def _sizes(self, model: Model) -> dict[str, list[float]]:
+        """What the network is told of the pictures' size."""
         codec: Any = model.codec
-        height, width = codec.images.shape[:2]
-        ids = model.conditions["time_ids"]
-        assert not isinstance(ids, Mapping)
-        last = [6.0] if ids.shape == (5,) else [height, width]
-        return [float(each) for each in (height, width, 0, 0, *last)]
+        height, width = getattr(codec, "images", codec).shape[:2]
+        return told_sizes(model.conditions, height, width, scored=is_scored(model.conditions))
 
 
 def tokens_of(model: Model) -> int:

@@ -27,6 +27,7 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
+from jaxdiff.data.added_words import WithWords
 from jaxdiff.data.text import encoded_once, stored_captions
 from jaxdiff.data.tokenizers import TokenizerFile
 from jaxdiff.networks.text import TextEncoder
@@ -47,7 +48,7 @@ class Branch:
       name: of the tokenizer's folder in a published model.
     """
 
-    tokenizer: TokenizerFile
+    tokenizer: TokenizerFile | WithWords
     net: TextEncoder
     params: Any
     masked: bool = False

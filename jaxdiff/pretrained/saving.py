@@ -37,7 +37,13 @@ def save_pipeline(path: str | os.PathLike[str], model: Pretrained, *, dtype: str
     if model.origin.folder.exists() and folder.exists() and folder.samefile(model.origin.folder):
         raise PretrainedError(f"{folder}: is where this model was read from: choose another folder")
     encoder: Any = model.model.encoders.get(TEXT)
-    tokenizers = {each.name: Path(each.tokenizer.path) for each in (encoder.branches if encoder else ())}
+    branches = encoder.branches if encoder else ()
+    if words := [word for each in branches for word in getattr(each.tokenizer, "words", ())]:
+        raise PretrainedError(
+            f"{folder}: the model has embeddings of {words[0].word!r}, which no tokenizer's folder holds: "
+            "save the model without them, and keep their file"
+        )
+    tokenizers = {each.name: Path(each.tokenizer.path) for each in branches}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / INDEX).unlink(missing_ok=True)

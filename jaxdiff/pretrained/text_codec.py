@@ -26,6 +26,7 @@ from jaxdiff.data.sources import Source
 from jaxdiff.data.text import TEXT
 from jaxdiff.data.tokenizers import TokenizerFile
 from jaxdiff.pretrained.kinds import join_of
+from jaxdiff.pretrained.told_sizes import NAMES, told_sizes
 from jaxdiff.record import field, record
 from jaxdiff.spec import Condition, Spec, Specs
 
@@ -113,7 +114,9 @@ class PublishedText:
       nets: their pure functions, with the states that are taken.
       lengths: L_i of equation (1).
       width: channels of a token, where the kind needs it.
-      time_ids: what the network is told of sizes; (): nothing.
+      sizes: the conditions by which the network is told the size of the data (`jaxdiff.pretrained.told_sizes`).
+      side: of the data's square pictures, in pixels.
+      scored: whether its time_ids end with an aesthetic score.
       checksums: of the weights, noted when training began; other weights are refused.
     """
 
@@ -124,7 +127,9 @@ class PublishedText:
     nets: tuple[Any, ...]
     lengths: tuple[int, ...]
     width: int = 0
-    time_ids: tuple[float, ...] = ()
+    sizes: tuple[str, ...] = ()
+    side: int = 0
+    scored: bool = False
     checksums: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -199,9 +204,11 @@ def _spec(recipe: PublishedText) -> Specs:
     ids = jax.ShapeDtypeStruct((1, sum(recipe.lengths)), jnp.int32)
     made = jax.eval_shape(lambda params, ids: _states(recipe, params, ids), params, ids)
     specs: dict[str, Condition] = {TEXT: {name: Spec(leaf.shape[1:], null=0.0) for name, leaf in made.items()}}
-    if recipe.time_ids:
-        specs["time_ids"] = Spec((len(recipe.time_ids),))
-    return specs
+    return {**specs, **{name: Spec((len(numbers),)) for name, numbers in _sizes(recipe).items()}}
+
+
+def _sizes(recipe: PublishedText) -> dict[str, list[float]]:
+    return told_sizes(recipe.sizes, recipe.side, recipe.side, scored=recipe.scored)
 
 
 @record
@@ -236,8 +243,8 @@ class PublishedTextAndData:
     def encode(self, record: Mapping[str, Any], key: Array | None = None) -> dict[str, Any]:
         """Records ``{"x": ..., "text": ids (B, L), ...}``; text (1) that was kept passes untouched."""
         batch: dict[str, Any] = self.inner.encode({n: value for n, value in record.items() if n != TEXT}, key)
-        if self.recipe.time_ids:
-            batch["time_ids"] = jnp.broadcast_to(jnp.asarray(self.recipe.time_ids), (len(batch["x"]), 6))
+        for name, numbers in _sizes(self.recipe).items():
+            batch[name] = jnp.broadcast_to(jnp.asarray(numbers)[None], (len(batch["x"]), len(numbers)))
         if TEXT not in record:
             return batch
         text = record[TEXT]
@@ -255,7 +262,7 @@ class PublishedTextAndData:
 
     def decode(self, x0: Array, cond: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """As the inner codec's; states and sizes are no part of a record."""
-        others = {name: value for name, value in (cond or {}).items() if name not in (TEXT, "time_ids")}
+        others = {name: value for name, value in (cond or {}).items() if name not in (TEXT, *NAMES)}
         decoded: dict[str, Any] = self.inner.decode(x0, others)
         return decoded
 

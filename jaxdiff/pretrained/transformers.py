@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from jaxdiff.networks import DiT, MMDiT
 from jaxdiff.networks.conditions import Level, NetCondition, Tokens
+from jaxdiff.networks.dit import sizes_told
 from jaxdiff.networks.embeddings import position_embedding
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.naming import Cut, Naming
@@ -116,7 +117,8 @@ def authors_naming(network: DiT) -> Naming:
 
 
 def pixart(fields: Fields) -> DiT:
-    """The configuration of a `PixArtTransformer2DModel`: PixArt-Sigma, and Alpha for 256 and 512 pixels.
+    """The configuration of a `PixArtTransformer2DModel`: PixArt-Sigma and Alpha; the latter's of 1024 pixels is told
+    the picture's height and width, and their ratio.
 
     Raises:
       PretrainedError: a field that jaxdiff does not follow.
@@ -125,10 +127,11 @@ def pixart(fields: Fields) -> DiT:
     fields.only(norm_elementwise_affine=False, attention_type="default", num_embeds_ada_norm=1000)
     common = _common(fields, size=128, out=8)
     size = fields.get("sample_size", 128)
-    if fields.get("use_additional_conditions", None) or (
-        size == 128 and fields.get("use_additional_conditions", None) is None
-    ):
-        fields.refuse("use_additional_conditions", "is true: resolution and aspect ratio, which no DiT here is told")
+    told: tuple[NetCondition, ...] = ()
+    if _told_of_size(fields):
+        if common["width"] % 3:
+            fields.refuse("use_additional_conditions", f"is true, and the width {common['width']} is no multiple of 3")
+        told = sizes_told(common["width"])
     if fields.get("cross_attention_dim", 1152) != common["width"]:
         fields.refuse("cross_attention_dim", f"is not {common['width']}, heads times their width")
     channels = fields.get("caption_channels", None)
@@ -140,10 +143,16 @@ def pixart(fields: Fields) -> DiT:
         **common,
         norm_eps=fields.get("norm_eps", 1e-6),
         modulation="single",
-        conditions=(Tokens("text", channels),),
+        conditions=(Tokens("text", channels), *told),
     )
     fields.done()
     return made
+
+
+def _told_of_size(fields: Fields) -> bool:
+    """Whether a PixArt is told resolution and aspect ratio: where nothing is said, at 128 latents a side."""
+    said = fields.get("use_additional_conditions", None)
+    return fields.get("sample_size", 128) == 128 if said is None else bool(said)
 
 
 def pixart_naming(fields: Fields) -> Naming:
@@ -153,6 +162,8 @@ def pixart_naming(fields: Fields) -> Naming:
             (r"^patches/", "pos_embed/proj/"),
             (r"^time/hidden/", "adaln_single/emb/timestep_embedder/linear_1/"),
             (r"^time/out/", "adaln_single/emb/timestep_embedder/linear_2/"),
+            (r"^told/by_name/(resolution|aspect_ratio)/hidden/", r"adaln_single/emb/\1_embedder/linear_1/"),
+            (r"^told/by_name/(resolution|aspect_ratio)/out/", r"adaln_single/emb/\1_embedder/linear_2/"),
             (r"^told/by_name/text/map/", "caption_projection/linear_1/"),
             (r"^text/", "caption_projection/linear_2/"),
             (r"^modulation/", "adaln_single/linear/"),

@@ -27,6 +27,7 @@ from jaxdiff.pretrained.kinds import KINDS, Kind, branch_of, class_of, index_of,
 from jaxdiff.pretrained.origin import found, is_published
 from jaxdiff.pretrained.processes import LogSNRTimes, process_of
 from jaxdiff.pretrained.text_codec import PublishedText, Several
+from jaxdiff.pretrained.told_sizes import NAMES, is_scored
 from jaxdiff.spec import Specs
 from jaxdiff.train.ema import Ema
 
@@ -111,7 +112,9 @@ def _text(
         tuple(net for _, net, _ in found),
         tuple(file.length for file, _, _ in found),
         width=int(tokens["tokens"].shape[-1]),
-        time_ids=(side, side, 0, 0, side, side) if "time_ids" in cond else (),
+        sizes=tuple(each for each in NAMES if each in cond),
+        side=side,
+        scored=is_scored(cond),
     )
     files = tuple(file for file, _, _ in found)
     return files[0] if len(files) == 1 else Several(files), recipe

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxdiff.networks import DiT, FirstBlock, TaylorSeer, Tokens, dit, functional, pixart_sigma
+from jaxdiff.networks import DiT, FirstBlock, TaylorSeer, Tokens, dit, functional, pixart_alpha, pixart_sigma
 from jaxdiff.networks.backend import UNROLLED, attention_form
 from jaxdiff.networks.dit import DiTBlock, Told
 from jaxdiff.networks.embeddings import position_embedding
@@ -145,6 +145,14 @@ def test_a_configuration_that_does_not_fit_is_refused_where_it_is_written(change
 def test_dit_of_another_size():
     with pytest.raises(ValueError, match="S, B, L, XL, got 'M'"):
         dit("M")  # type: ignore[arg-type]
+
+
+def test_pixart_alpha_is_told_the_pictures_size():
+    """Three numbers by perceptrons of a third of the width: 611,349,152 parameters, as diffusers' has."""
+    net = functional(pixart_alpha())
+    params = jax.eval_shape(net.init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 611_349_152
+    assert pixart_alpha(conditions=()).conditions == ()
 
 
 def test_pixart_sigma_has_its_published_size():

@@ -238,6 +238,14 @@ def test_a_map_is_enlarged_by_the_nearest_pixel_and_never_mixed():
         (lambda: Tokens("t", 0), "at least 1"),
         (lambda: Map("m", (4, 4), 0), "at least 1"),
         (lambda: Vector("v", 1, fourier=3), "even and at least 4, got 3"),
+        (lambda: Vector("v", 2, channels=(0, 3)), "as many for each of 2 numbers"),
+        (lambda: Vector("v", 2, channels=(0, 4), into="tokens"), "of the embedding of time"),
+        (
+            lambda: functional(DiT(width=8, depth=1, heads=2, conditions=(Vector("v", 1, channels=(4, 9)),))).init(
+                jax.random.key(0)
+            ),
+            "of an embedding of width 8",
+        ),
         (lambda: Vector("v", 1, into="x"), "'time' or 'tokens', got 'x'"),  # type: ignore[arg-type]
     ],
 )
@@ -258,3 +266,17 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "conditions.md"
 @pytest.mark.parametrize("number", range(2))
 def test_the_pages_snippets_run(number: int) -> None:
     run_block(blocks(PAGE, "python")[number], f"conditions_{number}")
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_numbers_with_channels_share_a_perceptron_and_stand_side_by_side(joined: bool) -> None:
+    vector = Vector("sizes", 2, fourier=8, null=False, channels=(3, 9))
+    embed = draw(ConditionEmbeddings((vector,), 12, joined=joined), jax.random.key(0))
+    found = np.asarray(embed({"sizes": jnp.array([[5.0, 7.0], [7.0, 7.0]])}).vector)
+    assert found.shape == (2, 12) and not found[:, :3].any() and not found[:, 9:].any()
+    np.testing.assert_allclose(found[1, 3:6], found[1, 6:9], rtol=1e-5)
+    np.testing.assert_allclose(found[0, 6:9], found[1, 6:9], rtol=1e-5)
+    assert np.abs(found[0, 3:6] - found[0, 6:9]).max() > 1e-2
+    one = embed.by_name["sizes"]
+    waves = timestep_embedding(jnp.array([5.0]), 8)
+    np.testing.assert_allclose(found[0, 3:6], one.out(jax.nn.silu(one.hidden(waves)))[0], rtol=1e-4, atol=1e-6)

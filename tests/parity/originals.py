@@ -210,6 +210,8 @@ def dit(rng: Rng) -> Original:
 def pixart(rng: Rng) -> Original:
     """PixArt."""
     heads, depth, channels = pick(rng, 2, 4), pick(rng, 8, 12), pick(rng, 20, 24)
+    told = bool(rng.integers(2))  # of its size, by a third of the width for each of three numbers
+    heads, depth = (heads, 12) if told else (heads, depth)
     network = diffusers.PixArtTransformer2DModel(
         num_attention_heads=heads,
         attention_head_dim=depth,
@@ -219,18 +221,22 @@ def pixart(rng: Rng) -> Original:
         out_channels=pick(rng, 4, 8),
         caption_channels=channels,
         interpolation_scale=pick(rng, None, 2),
-        use_additional_conditions=False,
+        use_additional_conditions=told,
     )
 
     def call(x: Any, t: Any, cond: Any) -> Any:
-        text, none = cond["text"], {"resolution": None, "aspect_ratio": None}
+        text, sizes = cond["text"], {name: cond.get(name) for name in ("resolution", "aspect_ratio")}
         given = {"encoder_hidden_states": text["tokens"], "encoder_attention_mask": text["mask"]}
-        return pixels(network(planes(x), timestep=t, added_cond_kwargs=none, **given).sample)
+        return pixels(network(planes(x), timestep=t, added_cond_kwargs=sizes, **given).sample)
 
     def cond(rng: Rng, batch: int, _: Any) -> dict[str, Any]:
         lengths = rng.integers(1, 8, batch)
         mask = (np.arange(7)[None] < lengths[:, None]).astype(np.float32)
-        return {"text": {"tokens": normal(rng, batch, 7, channels), "mask": mask}}
+        text = {"text": {"tokens": normal(rng, batch, 7, channels), "mask": mask}}
+        if not told:
+            return text
+        resolution = rng.integers(256, 2048, (batch, 2)).astype(np.float32)
+        return {**text, "resolution": resolution, "aspect_ratio": resolution[:, :1] / resolution[:, 1:]}
 
     return Original(network, call, cond, 4, ((8, 8), (12, 16)))
 

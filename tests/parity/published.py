@@ -358,17 +358,18 @@ def flux(dev: bool = True) -> Case:
     return Case(pipe, call, {"text": PROMPTS} | ({"guidance": 3.5} if dev else {}), {"guide": (), "size": (16, 16)})
 
 
-def pixart() -> Case:
+def pixart(name: str = "Sigma") -> Case:
+    """Alpha is that of 1024 pixels: its pipeline tells it the size where the published side is 128 latents."""
+    depth, published, size = (8, 8, (16, 16)) if name == "Sigma" else (12, 128, (24, 16))
     network = diffusers.PixArtTransformer2DModel(
         num_attention_heads=4,
-        attention_head_dim=8,
-        cross_attention_dim=32,
+        attention_head_dim=depth,
+        cross_attention_dim=4 * depth,
         num_layers=3,
-        sample_size=8,
+        sample_size=published,
         caption_channels=24,
-        use_additional_conditions=False,
     )
-    pipe = diffusers.PixArtSigmaPipeline(
+    pipe = getattr(diffusers, f"PixArt{name}Pipeline")(
         tokenizer=t5_tokenizer(),
         text_encoder=t5(),
         vae=vae(),
@@ -377,10 +378,11 @@ def pixart() -> Case:
     )
 
     def call(pipe: Any, latents: Any, steps: int) -> Any:
-        options = {"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 20}
-        return guided(pipe, latents, steps, **options)
+        options: dict[str, Any] = {"height": size[0], "width": size[1], "guidance_scale": 7.5}
+        options |= {"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 20}
+        return pipe(PROMPTS, negative_prompt=NEGATIVE, **asked(latents, steps, **options)).images
 
-    return Case(pipe, call, {"text": PROMPTS}, GUIDED)
+    return Case(pipe, call, {"text": PROMPTS}, {**GUIDED, "size": size} if name == "Alpha" else GUIDED)
 
 
 def channels_last(x: Any) -> Any:

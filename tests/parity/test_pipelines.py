@@ -44,6 +44,7 @@ CASES: dict[str, tuple[Callable[[], published.Case], int]] = {
     "FLUX dev": (published.flux, 20),
     "FLUX schnell": (functools.partial(published.flux, False), 4),
     "PixArt": (published.pixart, 20),
+    "PixArt Alpha": (functools.partial(published.pixart, "Alpha"), 20),
     "ControlNet": (controlnets.controlled, 20),
     "two ControlNets": (functools.partial(controlnets.controlled, "DDIM", 2), 20),
     "ControlNet of SDXL": (controlnets.controlled_xl, 20),

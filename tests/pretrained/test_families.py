@@ -99,6 +99,14 @@ COUNTS: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
+def test_pixart_alpha_is_told_the_size_at_1024_pixels_alone() -> None:
+    """Its two perceptrons, of 256 and 384 numbers to 384."""
+    fields = {"_class_name": "PixArtTransformer2DModel", "caption_channels": 4096}
+    told = 2 * ((256 * 384 + 384) + (384 * 384 + 384))
+    assert parameters({**fields, "sample_size": 64}) == 610_856_096
+    assert parameters(fields) == parameters({**fields, "use_additional_conditions": True}) == 610_856_096 + told
+
+
 @pytest.mark.parametrize("name", COUNTS)
 def test_published_counts(name: str) -> None:
     fields, count = COUNTS[name]
@@ -268,7 +276,11 @@ def test_older_names_are_read(tmp_path: Path) -> None:
             {"norm_type": "ada_norm"},
             "norm_type is 'ada_norm'; jaxdiff has 'ada_norm_zero' alone",
         ),
-        ("PixArtTransformer2DModel", {"use_additional_conditions": True}, "resolution and aspect ratio"),
+        (
+            "PixArtTransformer2DModel",
+            {"use_additional_conditions": True},
+            "is true, and the width 16 is no multiple of",
+        ),
         ("PixArtTransformer2DModel", {"caption_channels": None}, "caption_channels is missing"),
         ("SD3Transformer2DModel", {"dual_attention_layers": [1]}, "dual_attention_layers is (1,), expected the first"),
         ("SD3Transformer2DModel", {"caption_projection_dim": 24}, "caption_projection_dim is not 16"),

@@ -18,12 +18,13 @@ from PIL import Image
 
 import jaxdiff
 from jaxdiff import DiscreteVP, Eps, TimeIndex, linear_betas
-from jaxdiff.codecs import Latents
+from jaxdiff.codecs import Images, Latents
 from jaxdiff.commands.sample import main as sample
 from jaxdiff.config import CheckpointConfig, ConfigError, TrainConfig
 from jaxdiff.config import Config as Config_
 from jaxdiff.networks import UNet
 from jaxdiff.pretrained import Pretrained, PretrainedError, load_network, load_pipeline
+from jaxdiff.pretrained.text_codec import PublishedTextAndData
 from jaxdiff.runs import Run
 from jaxdiff.runs.published import published_config
 from jaxdiff.train.ema import Ema
@@ -224,3 +225,21 @@ def test_what_is_no_model_is_named(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"conditions are a dict by name, such as \{'text': 'a cat'\}, got 'a cat'"):
         jaxdiff.load(folder).sample(0, 1, "a cat")
     assert len(repr(jaxdiff.load(folder))) < 400
+
+
+@pytest.mark.parametrize(
+    ("sizes", "scored", "told"),
+    [
+        (("resolution", "aspect_ratio"), False, {"resolution": [16.0, 16.0], "aspect_ratio": [1.0]}),
+        (("time_ids",), False, {"time_ids": [16.0, 16.0, 0.0, 0.0, 16.0, 16.0]}),
+        (("time_ids",), True, {"time_ids": [16.0, 16.0, 0.0, 0.0, 6.0]}),
+    ],
+)
+def test_training_further_tells_the_network_the_datas_size(folder: Path, sizes: Any, scored: bool, told: Any) -> None:
+    codec: Any = published_config(folder).codec
+    assert codec.sizes == () and codec.side == 16
+    recipe = dataclasses.replace(codec, sizes=sizes, scored=scored)
+    whole = PublishedTextAndData(Images((16, 16, 3)), (), recipe)
+    batch = whole.encode({"x": np.zeros((3, 16, 16, 3), np.uint8)})
+    assert {name: batch[name].tolist() for name in batch if name != "x"} == {name: [told[name]] * 3 for name in told}
+    assert {name: recipe.spec[name].shape for name in told} == {name: (len(told[name]),) for name in told}
