@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxdiff.codecs import Images
@@ -26,7 +27,17 @@ from jaxdiff.pretrained.control import Folders, control_folders, with_controls
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import Loaded, load_network
 from jaxdiff.pretrained.fields import Fields
-from jaxdiff.pretrained.kinds import KINDS, Kind, branch_of, class_of, index_of, join_of, parts_of, scheduler_of
+from jaxdiff.pretrained.kinds import (
+    KINDS,
+    Kind,
+    branch_of,
+    class_of,
+    index_of,
+    join_of,
+    part_of,
+    parts_of,
+    scheduler_of,
+)
 from jaxdiff.pretrained.model import Pretrained, sized
 from jaxdiff.pretrained.origin import Origin, found, licence_of
 from jaxdiff.pretrained.processes import process_of
@@ -83,8 +94,11 @@ def load_pipeline(
                 raise PretrainedError(f"{folder}: {option}={value!r} is for a single file; a folder has its own")
         index = index_of(folder)
         kind, there = KINDS[class_of(index)], parts_of(index)
-        parts = {kind.network: load(folder / kind.network)}
+        part_of(folder / kind.network, text=kind.join is not None)
         text = [each for each in kind.text if each[0] in there]
+        for each in (*(encoder for encoder, _ in text), *(["vae"] if "vae" in there else [])):
+            part_of(folder / each)  # before weights are read
+        parts = {kind.network: load(folder / kind.network)}
         parts |= {encoder: load(folder / encoder) for encoder, _ in text}
         if "vae" in there:
             parts["vae"] = load(folder / "vae")
@@ -114,10 +128,12 @@ def _assembled(
     if kind.join is not None:
         tokens: Any = network.net.cond["text"]
         join = join_of(name, width=int(tokens["tokens"].shape[-1]), length=length or kind.length)
-        encoders["text"] = Prompts(_branches(name, tokenizers, parts, length), join)
+        branches = _branches(name, tokenizers, parts, length)
+        _check_states(network, branches, join, str(folder))
+        encoders["text"] = Prompts(branches, join)
     model = Model(
         NetworkDenoiser(whole.net, whole.params, process, parameterization),
-        _codec(network, parts.get("vae")),
+        _codec(network, parts.get("vae"), str(folder)),
         dataclasses.replace(defaults, guide=kind.guide, negative=_negative(kind, index)),
         encoders=encoders,
     )
@@ -156,13 +172,54 @@ def _branches(
     return tuple(made)
 
 
-def _codec(network: Loaded, vae: Loaded | None) -> Any:
+def _check_states(network: Loaded, branches: tuple[Branch, ...], join: Any, where: str) -> None:
+    """Refuses text encoders whose states are not what the network takes."""
+
+    def made(params: list[Any]) -> Any:
+        ids = [np.zeros((1, each.tokenizer.length), np.int32) for each in branches]
+        mask = np.ones((1, 1), np.float32)
+        told = zip(branches, params, ids, strict=True)
+        states = [
+            each.net.apply(one, two, np.ones(two.shape, np.float32) if each.masked else None) for each, one, two in told
+        ]
+        return join([{**state, "mask": mask} for state in states])
+
+    wanted: Any = network.net.cond["text"]
+    try:
+        found = jax.eval_shape(made, [each.params for each in branches])
+        widths = {
+            name: (found[name].shape[-1], spec.shape[-1])
+            for name, spec in wanted.items()
+            if name in found and name != "mask"
+        }
+        lacking = [name for name in wanted if name not in found]
+    except (KeyError, IndexError, ValueError, TypeError):  # of fewer encoders than the kind joins, or of other ones
+        widths, lacking = {}, ["text"]
+    if lacking:
+        there = ", ".join(each.name.replace("tokenizer", "text_encoder") for each in branches) or "none"
+        raise PretrainedError(
+            f"{where}: its text encoders ({there}) do not make the {lacking[0]} that its network takes"
+        )
+    for name, (has, width) in widths.items():
+        if width not in (None, has):
+            raise PretrainedError(
+                f"{where}: its text encoders make {name} of {has} channels, and its network takes {width}: they are of "
+                "different models"
+            )
+
+
+def _codec(network: Loaded, vae: Loaded | None, where: str) -> Any:
     config = network.net.build
-    size = network.fields.get("sample_size") or (config.image_size if vae is None else 64)
-    height, width = (size, size) if isinstance(size, int) else size
+    size = config.image_size if vae is None else 64
+    height, width = Fields(network.fields).sides() or (size, size)
     if vae is None:
         return Images((height, width, config.in_channels))
     channels, factor = config.in_channels, vae.net.factor
+    if channels != vae.net.build.channels:
+        raise PretrainedError(
+            f"{where}: its network is of {channels} channels, and its vae of {vae.net.build.channels}: they are of "
+            "different models"
+        )
     found = autoencoder_kl.scale(Fields(vae.fields))
     mean, std = (np.full(channels, each, np.float32) for each in (found.shift, 1 / found.factor))
     images = Images((height * factor, width * factor, vae.net.build.in_channels))

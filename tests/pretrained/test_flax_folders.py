@@ -177,8 +177,8 @@ ONE = packed({"a": {"b": np.arange(3.0)}})
     ("content", "message"),
     [
         (b"", "is empty: fetch it again"),
-        (b"version https://git-lfs.github.com/spec/v1\noid", "is a pointer of Git LFS, not the weights"),
-        (b"<!DOCTYPE html>", "is a web page, not the weights"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "is a pointer of Git LFS, not the file itself"),
+        (b"<!DOCTYPE html>", "is a web page, not the file itself"),
         (b"\x80\x02}q\x00.", "is a pickle of torch, which may run code"),
         (ONE[:-5], "it ends too early"),
         (ONE[:-30], "it ends too early"),
