@@ -21,6 +21,7 @@ from jaxdiff.codecs.latents import LatentImages
 from jaxdiff.data.clip_files import END, MERGES, VOCABULARY, padding_token
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.model import Model
+from jaxdiff.networks.text import T5
 from jaxdiff.parameterization import LearnedVariance
 from jaxdiff.pretrained import autoencoder_kl
 from jaxdiff.pretrained.control import Folders, control_folders, with_controls
@@ -94,15 +95,23 @@ def load_pipeline(
                 raise PretrainedError(f"{folder}: {option}={value!r} is for a single file; a folder has its own")
         index = index_of(folder)
         kind, there = KINDS[class_of(index)], parts_of(index)
+        # What can be refused before weights are read
         part_of(folder / kind.network, text=kind.join is not None)
+        if "vae" in there:
+            part_of(folder / "vae")
+        scheduler = scheduler_of(folder)
+        process_of(Fields(scheduler.values, scheduler.where))
         text = [each for each in kind.text if each[0] in there]
-        for each in (*(encoder for encoder, _ in text), *(["vae"] if "vae" in there else [])):
-            part_of(folder / each)  # before weights are read
+        there_is_t5 = any(isinstance(part_of(folder / encoder)[2].config, T5) for encoder, _ in text)
+        if length is not None and (type(length) is not int or not 2 <= length <= 4096 or not there_is_t5):
+            why = "expected a whole number from 2 to 4096" if there_is_t5 else "which is of T5's texts: leave it out"
+            raise PretrainedError(f"{folder}: length is {length!r}, {why}")
+        for encoder, words in text:
+            branch_of(folder / words, class_of(index), part_of(folder / encoder)[2].config, length)
         parts = {kind.network: load(folder / kind.network)}
         parts |= {encoder: load(folder / encoder) for encoder, _ in text}
         if "vae" in there:
             parts["vae"] = load(folder / "vae")
-        scheduler = scheduler_of(folder)
         tokenizers = {encoder: (folder / each, None) for encoder, each in text}
     controls = {each: load(place) for each, place in control_folders(folder, index, control).items()}
     return _assembled(index, scheduler, parts, controls, tokenizers, folder, length)

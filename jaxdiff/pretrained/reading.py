@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.naming import Leaf, Naming
-from jaxdiff.pretrained.tensors import Tensors
+from jaxdiff.pretrained.tensors import Tensors, floating
 
 _LISTED = 6  # names of a list in a message
 Rows = Callable[[str, tuple[int, int] | None], NDArray[Any]]
@@ -55,6 +55,7 @@ def load_params(
     Raises:
       PretrainedError: tensors that are missing, that are left over, or that have another shape; all by name.
     """
+    dtype = floating(dtype)
     _check_fixed(naming, tensors, where)
     flat: dict[str, Any] = traverse_util.flatten_dict(dict(shapes), sep="/")
     leaves = {path: naming.leaf(path, leaf.shape) for path, leaf in flat.items()}
@@ -69,7 +70,7 @@ def load_params(
         sharding: Any = shardings if spread is None else spread[path]
         sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
         kept = tensors[stored[leaf.names[0]]].dtype
-        wanted = kept if dtype is None or not jnp.issubdtype(kept, jnp.floating) else jnp.dtype(dtype)
+        wanted = kept if dtype is None or not jnp.issubdtype(kept, jnp.floating) else dtype
 
         def read(name: str, rows: tuple[int, int] | None, leaf: Leaf = leaf) -> NDArray[Any]:
             whole = tensors.read(stored[name], rows)

@@ -161,7 +161,7 @@ def open_safetensors(folder: Path, stem: str, variant: str | None = None) -> Saf
         names = sorted(name for name in found if name)
         if variant is not None or len(names) != 1:
             raise PretrainedError(
-                f"{folder}: there is no variant {variant!r}; there are {', '.join(names)}"
+                f"{folder}: there is no variant {variant!r}; there are {', '.join(names) or 'the plain files alone'}"
                 if variant is not None
                 else f"{folder}: several variants, {', '.join(names)}: say which, variant={names[0]!r}"
             )

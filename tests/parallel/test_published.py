@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -36,10 +37,8 @@ def test_each_process_reads_its_part(folder: Path, tmp_path: Path) -> None:
         shares = {Path(file).parent.name: size / Path(file).stat().st_size for file, size in read.items()}
         print(number, shares)
         assert {*shares} == {"unet", "vae", "text_encoder"}
-        assert shares["unet"] <= 0.6, shares
+        assert shares["vae"] <= 0.6 and max(shares.values()) <= 0.75, shares  # some are split along columns
     with np.load(tmp_path / "params.npz") as found:
-        import jax
-
         parts = jaxdiff.load(folder).parts
         ours = jax.tree.leaves({name: part.params for name, part in parts.items()})
         assert len(found.files) == len(ours)
