@@ -106,8 +106,8 @@ def load_pipeline(
         if length is not None and (type(length) is not int or not 2 <= length <= 4096 or not there_is_t5):
             why = "expected a whole number from 2 to 4096" if there_is_t5 else "which is of T5's texts: leave it out"
             raise PretrainedError(f"{folder}: length is {length!r}, {why}")
-        for encoder, words in text:
-            branch_of(folder / words, class_of(index), part_of(folder / encoder)[2].config, length)
+        for encoder, tokens in text:
+            branch_of(folder / tokens, class_of(index), part_of(folder / encoder)[2].config, length)
         parts = {kind.network: load(folder / kind.network)}
         parts |= {encoder: load(folder / encoder) for encoder, _ in text}
         if "vae" in there:
