@@ -65,7 +65,9 @@ class Fields:
         """
         for name, values in allowed.items():
             several = values if isinstance(values, tuple) else (values,)
-            value = self.get(name, several[0])
+            self._used.add(name)
+            value = self.values.get(name, several[0])
+            value = tuple(value) if isinstance(value, list) else value
             if value not in several:
                 self.refuse(name, f"is {value!r}; jaxdiff has {' or '.join(map(repr, several))} alone")
 
