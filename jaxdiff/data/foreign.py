@@ -1,4 +1,4 @@
-"""What a file is that is not what its name says: pointers, web pages, pickles; and JSON, read with that in mind."""
+"""What a file is that is not what its name says: pointers, web pages, files of torch; and JSON, read with that in mind."""
 
 from __future__ import annotations
 
