@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -239,8 +240,9 @@ def test_arguments_of_sampling(options: dict[str, Any], message: str, model: Pre
 @pytest.mark.parametrize("value", [3, None, b"x", ["a"]])
 def test_what_is_no_path(value: Any, model: Pretrained, published: Path) -> None:
     message = f"expected a path, as text or pathlib.Path, got {value!r}"
-    for call in (jaxdiff.load, load_pipeline, load_network, load_lora, lambda v: jaxdiff.save_pretrained(model, v)):
-        refused(lambda call=call: call(value), message)
+    calls: list[Callable[[Any], Any]] = [jaxdiff.load, load_pipeline, load_network, load_lora]
+    for call in (*calls, functools.partial(jaxdiff.save_pretrained, model)):
+        refused(functools.partial(call, value), message)
     if value is not None:
         refused(lambda: load_pipeline(published, control=value), message)
 
