@@ -1,4 +1,4 @@
-"""What a file is that is not what its name says: pointers, web pages, files of torch; and JSON, read with that in mind."""
+"""What a file is that is not what its name says: pointers, web pages, files of torch; and JSON, read so."""
 
 from __future__ import annotations
 
