@@ -8,9 +8,10 @@ pattern below. Special tokens, and the token that pads where it is one of the vo
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from jaxdiff.data.foreign import other_kind, read_json
 
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
 CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
@@ -29,8 +30,11 @@ def clip_tokenizer(package: Any, folder: Path) -> Any:
       OSError: a file cannot be read.
       ValueError: it is not what it should be.
     """
-    vocabulary = json.loads((folder / VOCABULARY).read_text(encoding="utf-8"))
-    lines = (folder / MERGES).read_text(encoding="utf-8").split("\n")
+    vocabulary = _read(folder, VOCABULARY)
+    content = (folder / MERGES).read_bytes()
+    if (why := other_kind(content[:72])) is not None:
+        raise ValueError(f"{MERGES} {why}")
+    lines = content.decode("utf-8").split("\n")
     merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
     if wrong := [pair for pair in merges if len(pair) != 2]:
         raise ValueError(f"{MERGES} has {' '.join(wrong[0])!r}, expected two pieces a line")
@@ -66,5 +70,12 @@ def _text(token: Any) -> str:
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
     file = folder / name
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if name != VOCABULARY and not file.exists():
+        return {}
+    try:
+        found = read_json(file)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} is a {type(found).__name__}, expected an object of fields")
     return found

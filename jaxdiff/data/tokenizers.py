@@ -37,6 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdiff.data.clip_files import MERGES, VOCABULARY, clip_tokenizer
+from jaxdiff.data.foreign import other_kind
 from jaxdiff.data.sources import DataError, one_line
 from jaxdiff.spec import Condition, Spec, whole
 
@@ -364,9 +365,12 @@ def _opened(path: str, checksum: str | None, length: int, special: tuple[str, ..
         )
         both = [make() for _ in range(2)]
     except OSError as error:
-        raise DataError(f"tokenizer.path: {file}: {error.strerror}") from error
+        raise DataError(f"tokenizer.path: {error.filename or file}: {error.strerror}") from error
     except Exception as error:  # the package raises Exception itself
-        raise DataError(f"tokenizer.path: {file} is no file of the package tokenizers: {one_line(error)}") from error
+        if of_clip:
+            raise DataError(f"tokenizer.path: {folder} is no tokenizer of CLIP: {one_line(error)}") from error
+        why = other_kind(content[:72]) or f"is no file of the package tokenizers: {one_line(error)}"
+        raise DataError(f"tokenizer.path: {file} {why}") from error
     if checksum not in (None, found):
         raise DataError(f"tokenizer.path: {file} is another file than this run began with: bring that one back")
     for each in both:

@@ -18,7 +18,7 @@ from jaxdiff.data.decoding import decode
 from jaxdiff.model import Model
 from jaxdiff.networks import UNet, functional
 from jaxdiff.networks.control import NO_PICTURE, PICTURE, SCALE, Controlled
-from jaxdiff.pretrained.errors import PretrainedError
+from jaxdiff.pretrained.errors import PretrainedError, path_of
 from jaxdiff.pretrained.families import Loaded
 from jaxdiff.spec import Spec
 
@@ -50,7 +50,7 @@ def control_folders(folder: Path, index: Mapping[str, Any], control: Folders) ->
     if control is None:
         return {}
     named = control if isinstance(control, Mapping) else {FOLDER: control}
-    return {name: Path(each).expanduser() for name, each in named.items()}
+    return {name: path_of(each, "control") for name, each in named.items()}
 
 
 def with_controls(network: Loaded, controls: Mapping[str, Loaded], where: str) -> Loaded:

@@ -21,7 +21,7 @@ from jaxdiff.networks.autoencoder import Autoencoder
 from jaxdiff.networks.control import Residuals
 from jaxdiff.networks.text import TextEncoder
 from jaxdiff.pretrained import autoencoder_kl, controlnet, text, transformers, unet
-from jaxdiff.pretrained.errors import PretrainedError
+from jaxdiff.pretrained.errors import PretrainedError, path_of
 from jaxdiff.pretrained.fields import Fields, read_fields
 from jaxdiff.pretrained.flax_folders import flax_naming, open_flax, plain_fields
 from jaxdiff.pretrained.naming import Naming
@@ -104,7 +104,7 @@ def load_network(
       PretrainedError: a folder that holds none, a class or a field that jaxdiff does not know, or weights that are
         missing, are damaged or do not fit; one line.
     """
-    folder = Path(folder).expanduser()
+    folder = path_of(folder, "folder")
     fields, family, _ = described(folder, flax_numerics)  # a field is refused before a file is opened
     tensors, naming = open_weights(folder, fields, family, variant)
     return network_of(fields, tensors, naming, dtype=dtype, shardings=shardings, where=str(folder))
@@ -185,7 +185,7 @@ def write_network(folder: str | os.PathLike[str], loaded: Loaded, *, dtype: str 
     Raises:
       PretrainedError: a folder that cannot be written.
     """
-    folder, fields = Path(folder).expanduser(), Fields(loaded.fields)
+    folder, fields = path_of(folder, "folder"), Fields(loaded.fields)
     family = family_of(fields)
     tensors = Published(loaded.params, family.naming(fields), dtype=dtype)
     try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxdiff.data.foreign import read_json
 from jaxdiff.pretrained.errors import PretrainedError
 
 
@@ -39,7 +40,22 @@ class Fields:
         """A field; where it is left out, the default of its class."""
         self._used.add(name)
         value = self.values.get(name, default)
-        return tuple(value) if isinstance(value, list) else value
+        value = tuple(value) if isinstance(value, list) else value
+        if name in self.values and (why := _wrong(name, value, default)) is not None:
+            self.refuse(name, f"is {_short(self.values[name])}, {why}")
+        return value
+
+    def sides(self, name: str = "sample_size") -> tuple[int, int] | None:
+        """Height and width of what a network is of; None: it does not say.
+
+        >>> Fields({"sample_size": 8}).sides()
+        (8, 8)
+        """
+        value = self.get(name, None)
+        pair = value if isinstance(value, tuple) else (value, value)
+        if value is not None and (len(pair) != 2 or any(type(side) is not int or side < 1 for side in pair)):
+            self.refuse(name, f"is {_short(value)}, expected a whole number of at least 1, or height and width")
+        return None if value is None else pair
 
     def only(self, **allowed: Any) -> None:
         """Refuses fields that have another value than the one that is known here.
@@ -49,7 +65,9 @@ class Fields:
         """
         for name, values in allowed.items():
             several = values if isinstance(values, tuple) else (values,)
-            value = self.get(name, several[0])
+            self._used.add(name)
+            value = self.values.get(name, several[0])
+            value = tuple(value) if isinstance(value, list) else value
             if value not in several:
                 self.refuse(name, f"is {value!r}; jaxdiff has {' or '.join(map(repr, several))} alone")
 
@@ -68,6 +86,44 @@ class Fields:
         raise PretrainedError(f"{self.where}: {name} {why}")
 
 
+_LISTS = ("layers_per_block", "transformer_layers_per_block", "attention_head_dim", "num_attention_heads")
+"""Fields of one number, for which a list may stand: one a level."""
+_MOST = {"layers": 256, "num_train_timesteps": 100_000, "sample_size": 8192}
+"""Parts of names, and more than any network has: a damaged number is to be refused before memory ends."""
+_KINDS: dict[type, tuple[type | tuple[type, ...], str]] = {
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    str: (str, "text"),
+}
+
+
+def _wrong(name: str, value: Any, default: Any) -> str | None:
+    """What is wrong with a value beside the default of its class; None: nothing."""
+    each = value if isinstance(value, tuple) else (value,)
+    for part, most in _MOST.items():
+        if part in name and any(type(one) is int and one > most for one in each):
+            return f"expected at most {most}"
+    if isinstance(default, tuple):
+        kinds = {type(one) for one in default}
+        if not isinstance(value, tuple):
+            return "expected a list"
+        told = _KINDS.get(kinds.pop()) if len(kinds) == 1 else None
+        wrong = told and any(isinstance(one, bool) or not isinstance(one, told[0]) for one in value)
+        return f"expected a list, each {told[1]}" if told and wrong else None
+    if default is None or value is None or (name in _LISTS and isinstance(value, tuple)):
+        return None
+    kinds_of, said = _KINDS[type(default)]
+    if not isinstance(value, kinds_of) or (isinstance(value, bool) and not isinstance(default, bool)):
+        return f"expected {said}"
+    return "expected a number" if isinstance(value, float) and math.isnan(value) else None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def read_fields(file: Path) -> Fields:
     """The fields of a file of JSON.
 
@@ -75,11 +131,11 @@ def read_fields(file: Path) -> Fields:
       PretrainedError: no such file, or no JSON object.
     """
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file)
     except OSError as error:
         raise PretrainedError(f"{file}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise PretrainedError(f"{file} is no JSON ({type(error).__name__}: {error}): fetch it again") from error
+    except ValueError as error:
+        raise PretrainedError(f"{file} {error}") from error
     if not isinstance(values, dict):
         raise PretrainedError(f"{file} is a {type(values).__name__}, expected an object of fields")
     return Fields(values, str(file))

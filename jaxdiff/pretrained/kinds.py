@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxdiff.data.clip_files import padding_token
+from jaxdiff.data.sources import DataError
 from jaxdiff.data.tokenizers import TokenizerFile
 from jaxdiff.networks.text import T5, TextEncoder
 from jaxdiff.pretrained import prompts
 from jaxdiff.pretrained.errors import PretrainedError
+from jaxdiff.pretrained.families import CONFIG, FAMILIES, described
 from jaxdiff.pretrained.fields import Fields, read_fields
 from jaxdiff.pretrained.flax_folders import plain_classes
 from jaxdiff.pretrained.model import SCHEDULER
@@ -82,6 +84,15 @@ KINDS: dict[str, Kind] = {
 """Classes of pipelines that are read."""
 
 
+_CLASSES = {
+    "unet": ("UNet2DModel", "UNet2DConditionModel"),
+    "transformer": tuple(name for name in FAMILIES if name.endswith("Transformer2DModel")),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"),
+}
+"""Of the parts of a pipeline, by the names of their folders without a number."""
+
+
 def index_of(folder: Path) -> Mapping[str, Any]:
     """The fields of a pipeline's `model_index.json`.
 
@@ -112,6 +123,29 @@ def parts_of(index: Mapping[str, Any]) -> set[str]:
     return {name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None}
 
 
+def part_of(folder: Path, *, text: bool | None = None) -> tuple[Fields, Any, Any]:
+    """What `jaxdiff.pretrained.families.described` says of a part, whose class is one that its folder's name is of.
+
+    Args:
+      folder: of the part.
+      text: of the network that predicts, whether it is told texts; None: either.
+
+    Raises:
+      PretrainedError: a class that is none for this part.
+    """
+    found = fields, _, net = described(folder)
+    part = folder.name.rstrip("_23")
+    named = fields.values.get("_class_name") or next(iter(fields.values.get("architectures") or ()), None)
+    known = [name for name in FAMILIES if name in _CLASSES.get(part, ())]
+    name = str(named).removeprefix("Flax")
+    if known and name not in known:
+        raise PretrainedError(f"{folder / CONFIG}: is of {name}; {folder.name} is one of {', '.join(known)}")
+    if text is not None and text != ("text" in net.cond):
+        told = "takes texts" if text else "takes none"
+        raise PretrainedError(f"{folder / CONFIG}: is of {name}, and a pipeline of this class {told}")
+    return found
+
+
 def join_of(kind: str, *, width: int, length: int) -> Any:
     """What makes tokens, mask and pooled of the encoders' states; None: the kind takes no text.
 
@@ -139,6 +173,19 @@ def branch_of(
       length: ids of T5's texts; None: as published.
       padding: the token after a text's end; None: the tokenizer's own.
     """
+    try:
+        return _branch_of(folder, kind, config, length, padding)
+    except OSError as error:
+        raise PretrainedError(f"{error.filename or folder}: cannot be read ({error.strerror})") from error
+    except DataError:
+        raise
+    except ValueError as error:
+        raise PretrainedError(f"{folder}: {error}") from error
+
+
+def _branch_of(
+    folder: Path, kind: str, config: Any, length: int | None, padding: str | None
+) -> tuple[TokenizerFile, TextEncoder, bool]:
     chosen = KINDS[kind]
     if isinstance(config, T5):
         file, masked = TokenizerFile(str(folder), length or chosen.length), chosen.join is prompts.pixart

@@ -33,7 +33,7 @@ from flax import traverse_util
 from jax import Array
 from numpy.typing import NDArray
 
-from jaxdiff.pretrained.errors import PretrainedError
+from jaxdiff.pretrained.errors import PretrainedError, path_of
 from jaxdiff.pretrained.families import Loaded, family_of
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.lora_names import UNKNOWN_KINDS, Key, parsed, spellings, written
@@ -120,7 +120,7 @@ def load_lora(path: str | os.PathLike[str]) -> Lora:
       PretrainedError: a file that is missing or damaged, that holds another method (LoHa, LoKr, DoRA), or tensors that
         are not known or lack their partner; by name.
     """
-    file = Path(path).expanduser()
+    file = path_of(path, "lora")
     file = file / WEIGHTS if file.is_dir() else file
     if not file.is_file():
         raise PretrainedError(f"{file}: there is no such file; a LoRA is one file of safetensors")
@@ -143,17 +143,34 @@ def load_lora(path: str | os.PathLike[str]) -> Lora:
     parts: dict[str, dict[str, Factors]] = {}
     for (part, module), sides in found.items():
         down, up = tensors.read(sides["down"]), tensors.read(sides["up"])
-        if down.ndim < 2 or up.ndim < 2 or down.shape[0] != up.shape[1] or {*up.shape[2:]} - {1}:
+        if (
+            not down.size
+            or not up.size
+            or down.ndim < 2
+            or up.ndim < 2
+            or down.shape[0] != up.shape[1]
+            or {*up.shape[2:]} - {1}
+        ):
             raise PretrainedError(
                 f"{file}: {sides['up']} is {up.shape} and {sides['down']} {down.shape}, expected (out, r) and (r, in), "
                 "of convolutions (out, r, 1, 1) and (r, in, k, k)"
             )
         rank = len(down)
-        alpha = float(tensors.read(sides["alpha"]).reshape(-1)[0]) if "alpha" in sides else told(part, module, rank)
+        said = tensors.read(sides["alpha"]).reshape(-1) if "alpha" in sides else np.asarray([told(part, module, rank)])
+        for side, numbers in ((sides["down"], down), (sides["up"], up), (sides.get("alpha", "alpha"), said)):
+            _check_numbers(file, side, numbers)
+        alpha = float(said[0])
         parts.setdefault(part, {})[module] = Factors(down, up, alpha)
     if not parts:
         raise PretrainedError(f"{file}: holds no tensor")
     return Lora(parts, str(file))
+
+
+def _check_numbers(file: Path, name: str, numbers: NDArray[Any]) -> None:
+    if not jnp.issubdtype(numbers.dtype, jnp.floating) and not name.endswith("alpha"):
+        raise PretrainedError(f"{file}: {name} is {numbers.dtype}, expected floating numbers")
+    if not numbers.size or not np.isfinite(numbers.astype(np.float32)).all():
+        raise PretrainedError(f"{file}: {name} is empty, or holds numbers that are not finite: fetch the file again")
 
 
 def write_lora(path: str | os.PathLike[str], lora: Mapping[str, Mapping[str, Factors]]) -> None:
@@ -345,7 +362,7 @@ def _metadata(tensors: SafeTensors, where: str) -> Any:
         fields = json.loads(tensors.metadata.get(METADATA) or "{}")
         if not isinstance(fields, dict):
             raise ValueError(f"is a {type(fields).__name__}, expected an object")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PretrainedError(f"{where}: {METADATA} of its header cannot be read ({error})") from error
     for name, value in fields.items():
         field = name.rpartition(".")[2]
@@ -356,6 +373,8 @@ def _metadata(tensors: SafeTensors, where: str) -> Any:
 
     def alpha(part: str, module: str, rank: int) -> float:
         patterns = fields.get(f"{part}.alpha_pattern") or {}
+        if not isinstance(patterns, dict):
+            raise PretrainedError(f"{where}: {part}.alpha_pattern is a {type(patterns).__name__}, expected an object")
         try:
             chosen = next((each for each in patterns if re.match(rf"(.*\.)?({each})$", module)), None)
         except re.error as error:
@@ -363,6 +382,8 @@ def _metadata(tensors: SafeTensors, where: str) -> Any:
         value = fields.get(f"{part}.lora_alpha") if chosen is None else patterns[chosen]
         if value is None:
             return float(rank)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise PretrainedError(f"{where}: alpha of {part}.{module} is {value!r}, expected a number")
         # PEFT's use_rslora divides by the root of r: an alpha that makes it alpha / r
         return float(value) * (math.sqrt(rank) if fields.get(f"{part}.use_rslora") else 1.0)
 

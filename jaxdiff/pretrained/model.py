@@ -40,9 +40,10 @@ from jaxdiff.pretrained.processes import FlowTimes
 from jaxdiff.pretrained.strict import draw_strictly
 from jaxdiff.pretrained.told_sizes import is_scored, told_sizes
 from jaxdiff.process import Process
-from jaxdiff.spec import Spec
+from jaxdiff.spec import Spec, whole
 
 SCHEDULER = "scheduler"
+_MOST_STEPS, _MOST_PIXELS = 10_000, 32_768  # of a mistyped number memory or patience ends first
 
 
 class LongPrompt(UserWarning):
@@ -147,8 +148,17 @@ class Pretrained:
         """
         with as_config_error("sampling"):
             refuse_unknown_options(self.model.sample, options, self.sample)
-            if not isinstance(cond, Mapping | None):
-                raise ValueError(f"conditions are a dict by name, such as {{'text': 'a cat'}}, got {cond!r}")
+            if cond is not None and not isinstance(cond, Mapping):
+                raise ValueError(f"cond is conditions by name, such as {{'text': ...}}, got {cond!r}")
+            if (steps := options.get("steps")) is not None and whole("steps", steps) > _MOST_STEPS:
+                raise ValueError(f"steps is {steps}, expected at most {_MOST_STEPS}")
+            if not isinstance(eta, int | float) or not 0 <= eta <= 1:
+                raise ValueError(f"eta is {eta!r}, expected a number from 0 to 1")
+            for name, flag in (("strict", strict), ("prompt_weights", prompt_weights)):
+                if not isinstance(flag, bool):
+                    raise ValueError(f"{name} is {flag!r}, expected True or False")
+            if eta and not strict:
+                raise ValueError("eta is of strict steps: say strict=True, or sampler='ddim:eta=1'")
             model, given = self._changed(size, clip_skip, prompt_weights), dict(cond or {})
             encoder: Any = model.encoders.get(TEXT)
             for line in encoder.doubts(given_captions(given.get(TEXT)) or ()) if encoder else ():
@@ -158,7 +168,7 @@ class Pretrained:
             if "masked" in model.conditions and "masked" not in given and options.get("mask") is not None:
                 given |= self._masked(model, n, options)
             guide = options.get("guide")
-            guided = guide != () and (guide is not None or bool(model.defaults.guide)) and TEXT in given
+            guided = guide not in ((), []) and (guide is not None or bool(model.defaults.guide)) and TEXT in given
             if guided:
                 negative = self._scored(given, self._usual(model, given, negative))
             if control is not None:
@@ -285,7 +295,8 @@ class Pretrained:
             raise ValueError("strict steps begin with noise alone: leave image out, or strict")
         if taken := [name for name in ("sampler", "grid", "ts", "cache") if options.get(name) is not None]:
             raise ValueError(f"strict steps are those of the model's scheduler: leave {taken[0]} out")
-        steps = options.pop("steps", None) or model.defaults.steps
+        steps = options.pop("steps", None)
+        steps = model.defaults.steps if steps is None else steps
         fields = Fields(self.scheduler, str(self.origin.folder / SCHEDULER / "scheduler_config.json"))
         table = schedulers.table(fields, steps, eta=eta, tokens=tokens_of(model), even=self.even)
         return {"steps": None, "program": functools.partial(draw_strictly, table)}
@@ -302,11 +313,19 @@ class Pretrained:
             model = dataclasses.replace(model, encoders={**model.encoders, TEXT: changed})
         if size is None:
             return model
+        if (
+            not isinstance(size, tuple | list)
+            or len(size) != 2
+            or any(type(side) is bool or not isinstance(side, int | np.integer) for side in size)
+        ):
+            raise ValueError(f"size is (height, width) in pixels, such as (512, 768), got {size!r}")
+        if not 1 <= min(size) <= max(size) <= _MOST_PIXELS:
+            raise ValueError(f"size is (height, width) from 1 to {_MOST_PIXELS} pixels, got {size!r}")
         codec: Any = model.codec
         if not isinstance(codec, LatentImages):
             return sized(dataclasses.replace(model, codec=Images((*size, codec.shape[2]))))
         factor = codec.net.factor
-        if len(size) != 2 or any(side < factor or side % factor for side in size):
+        if any(side < factor or side % factor for side in size):
             raise ValueError(f"size is (height, width) in multiples of {factor} pixels, got {size}")
         images = dataclasses.replace(codec.images, shape=(*size, codec.images.shape[2]))
         shape = (size[0] // factor, size[1] // factor, codec.shape[2])

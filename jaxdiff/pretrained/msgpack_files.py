@@ -11,7 +11,6 @@ where each tensor lies; it is read when it is asked for.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -22,8 +21,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxdiff.data.foreign import other_kind
 from jaxdiff.pretrained.errors import PretrainedError
-from jaxdiff.pretrained.safetensors import other_kind, read_bytes
+from jaxdiff.pretrained.safetensors import names_of, read_bytes
 from jaxdiff.pretrained.tensors import Tensors
 
 _DTYPES = {name: np.dtype(name) for name in ("float64", "float32", "float16", "bool", "uint8")} | {
@@ -123,11 +123,7 @@ def open_msgpack(folder: Path, stem: str) -> Msgpack | None:
         return Msgpack(folder / f"{stem}.msgpack")
     if not index.is_file():
         return None
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [folder / Path(str(name)).name for name in names]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise PretrainedError(f"{index}: cannot be read ({type(error).__name__}: {error})") from error
+    files = [folder / Path(name).name for name in names_of(index)]
     if missing := [file for file in files if not file.is_file()]:
         raise PretrainedError(
             f"{missing[0]} is missing ({len(missing)} of the {len(files)} files of {index.name}): fetch it"

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from jaxdiff.pretrained.errors import PretrainedError
+from jaxdiff.pretrained.errors import PretrainedError, path_of
 
 _FETCHED = ("*.json", "*.txt", "*.model", "*.md", "LICENSE*")  # of a repository, beside weights
 INDEX = "model_index.json"
@@ -34,7 +34,7 @@ class Origin:
 
 def is_published(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a published model's: a folder of diffusers, a repository of the Hub, or a file of weights."""
-    place = Path(path).expanduser()
+    place = path_of(path, "path")
     return os.fspath(path).startswith(HUB) or os.path.isfile(place / INDEX) or place.suffix == ".safetensors"
 
 
@@ -48,6 +48,7 @@ def found(path: str | os.PathLike[str], variant: str | None = None) -> Path:
     Raises:
       PretrainedError: nothing lies there, or the repository cannot be fetched.
     """
+    path_of(path, "folder")
     name = os.fspath(path)
     if not name.startswith(HUB):
         place = Path(path).expanduser()

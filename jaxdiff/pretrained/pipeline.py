@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxdiff.codecs import Images
@@ -20,13 +21,24 @@ from jaxdiff.codecs.latents import LatentImages
 from jaxdiff.data.clip_files import END, MERGES, VOCABULARY, padding_token
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.model import Model
+from jaxdiff.networks.text import T5
 from jaxdiff.parameterization import LearnedVariance
 from jaxdiff.pretrained import autoencoder_kl
 from jaxdiff.pretrained.control import Folders, control_folders, with_controls
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.families import Loaded, load_network
 from jaxdiff.pretrained.fields import Fields
-from jaxdiff.pretrained.kinds import KINDS, Kind, branch_of, class_of, index_of, join_of, parts_of, scheduler_of
+from jaxdiff.pretrained.kinds import (
+    KINDS,
+    Kind,
+    branch_of,
+    class_of,
+    index_of,
+    join_of,
+    part_of,
+    parts_of,
+    scheduler_of,
+)
 from jaxdiff.pretrained.model import Pretrained, sized
 from jaxdiff.pretrained.origin import Origin, found, licence_of
 from jaxdiff.pretrained.processes import process_of
@@ -83,12 +95,23 @@ def load_pipeline(
                 raise PretrainedError(f"{folder}: {option}={value!r} is for a single file; a folder has its own")
         index = index_of(folder)
         kind, there = KINDS[class_of(index)], parts_of(index)
-        parts = {kind.network: load(folder / kind.network)}
+        # What can be refused before weights are read
+        part_of(folder / kind.network, text=kind.join is not None)
+        if "vae" in there:
+            part_of(folder / "vae")
+        scheduler = scheduler_of(folder)
+        process_of(Fields(scheduler.values, scheduler.where))
         text = [each for each in kind.text if each[0] in there]
+        there_is_t5 = any(isinstance(part_of(folder / encoder)[2].config, T5) for encoder, _ in text)
+        if length is not None and (type(length) is not int or not 2 <= length <= 4096 or not there_is_t5):
+            why = "expected a whole number from 2 to 4096" if there_is_t5 else "which is of T5's texts: leave it out"
+            raise PretrainedError(f"{folder}: length is {length!r}, {why}")
+        for encoder, tokens in text:
+            branch_of(folder / tokens, class_of(index), part_of(folder / encoder)[2].config, length)
+        parts = {kind.network: load(folder / kind.network)}
         parts |= {encoder: load(folder / encoder) for encoder, _ in text}
         if "vae" in there:
             parts["vae"] = load(folder / "vae")
-        scheduler = scheduler_of(folder)
         tokenizers = {encoder: (folder / each, None) for encoder, each in text}
     controls = {each: load(place) for each, place in control_folders(folder, index, control).items()}
     return _assembled(index, scheduler, parts, controls, tokenizers, folder, length)
@@ -114,10 +137,12 @@ def _assembled(
     if kind.join is not None:
         tokens: Any = network.net.cond["text"]
         join = join_of(name, width=int(tokens["tokens"].shape[-1]), length=length or kind.length)
-        encoders["text"] = Prompts(_branches(name, tokenizers, parts, length), join)
+        branches = _branches(name, tokenizers, parts, length)
+        _check_states(network, branches, join, str(folder))
+        encoders["text"] = Prompts(branches, join)
     model = Model(
         NetworkDenoiser(whole.net, whole.params, process, parameterization),
-        _codec(network, parts.get("vae")),
+        _codec(network, parts.get("vae"), str(folder)),
         dataclasses.replace(defaults, guide=kind.guide, negative=_negative(kind, index)),
         encoders=encoders,
     )
@@ -156,13 +181,54 @@ def _branches(
     return tuple(made)
 
 
-def _codec(network: Loaded, vae: Loaded | None) -> Any:
+def _check_states(network: Loaded, branches: tuple[Branch, ...], join: Any, where: str) -> None:
+    """Refuses text encoders whose states are not what the network takes."""
+
+    def made(params: list[Any]) -> Any:
+        ids = [np.zeros((1, each.tokenizer.length), np.int32) for each in branches]
+        mask = np.ones((1, 1), np.float32)
+        told = zip(branches, params, ids, strict=True)
+        states = [
+            each.net.apply(one, two, np.ones(two.shape, np.float32) if each.masked else None) for each, one, two in told
+        ]
+        return join([{**state, "mask": mask} for state in states])
+
+    wanted: Any = network.net.cond["text"]
+    try:
+        found = jax.eval_shape(made, [each.params for each in branches])
+        widths = {
+            name: (found[name].shape[-1], spec.shape[-1])
+            for name, spec in wanted.items()
+            if name in found and name != "mask"
+        }
+        lacking = [name for name in wanted if name not in found]
+    except (KeyError, IndexError, ValueError, TypeError):  # of fewer encoders than the kind joins, or of other ones
+        widths, lacking = {}, ["text"]
+    if lacking:
+        there = ", ".join(each.name.replace("tokenizer", "text_encoder") for each in branches) or "none"
+        raise PretrainedError(
+            f"{where}: its text encoders ({there}) do not make the {lacking[0]} that its network takes"
+        )
+    for name, (has, width) in widths.items():
+        if width not in (None, has):
+            raise PretrainedError(
+                f"{where}: its text encoders make {name} of {has} channels, and its network takes {width}: they are of "
+                "different models"
+            )
+
+
+def _codec(network: Loaded, vae: Loaded | None, where: str) -> Any:
     config = network.net.build
-    size = network.fields.get("sample_size") or (config.image_size if vae is None else 64)
-    height, width = (size, size) if isinstance(size, int) else size
+    size = config.image_size if vae is None else 64
+    height, width = Fields(network.fields).sides() or (size, size)
     if vae is None:
         return Images((height, width, config.in_channels))
     channels, factor = config.in_channels, vae.net.factor
+    if channels != vae.net.build.channels:
+        raise PretrainedError(
+            f"{where}: its network is of {channels} channels, and its vae of {vae.net.build.channels}: they are of "
+            "different models"
+        )
     found = autoencoder_kl.scale(Fields(vae.fields))
     mean, std = (np.full(channels, each, np.float32) for each in (found.shift, 1 / found.factor))
     images = Images((height * factor, width * factor, vae.net.build.in_channels))

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.naming import Leaf, Naming
-from jaxdiff.pretrained.tensors import Tensors
+from jaxdiff.pretrained.tensors import Tensors, floating
 
 _LISTED = 6  # names of a list in a message
 Rows = Callable[[str, tuple[int, int] | None], NDArray[Any]]
@@ -55,6 +55,7 @@ def load_params(
     Raises:
       PretrainedError: tensors that are missing, that are left over, or that have another shape; all by name.
     """
+    dtype = floating(dtype)
     _check_fixed(naming, tensors, where)
     flat: dict[str, Any] = traverse_util.flatten_dict(dict(shapes), sep="/")
     leaves = {path: naming.leaf(path, leaf.shape) for path, leaf in flat.items()}
@@ -69,7 +70,7 @@ def load_params(
         sharding: Any = shardings if spread is None else spread[path]
         sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
         kept = tensors[stored[leaf.names[0]]].dtype
-        wanted = kept if dtype is None or not jnp.issubdtype(kept, jnp.floating) else jnp.dtype(dtype)
+        wanted = kept if dtype is None or not jnp.issubdtype(kept, jnp.floating) else dtype
 
         def read(name: str, rows: tuple[int, int] | None, leaf: Leaf = leaf) -> NDArray[Any]:
             whole = tensors.read(stored[name], rows)
@@ -78,7 +79,13 @@ def load_params(
             cut = leaf.cut
             return whole if cut is None else whole.take(range(cut.start, cut.stop), axis=cut.axis)
 
-        params[path] = _put(leaf, read, np.dtype(wanted), sharding, flat[path].shape)
+        try:
+            params[path] = _put(leaf, read, np.dtype(wanted), sharding, flat[path].shape)
+        except PretrainedError as error:
+            told = str(error)
+            raise PretrainedError(
+                told if told.startswith(tuple(map(str, tensors.files))) else f"{where}: {told}"
+            ) from error
     return dict(traverse_util.unflatten_dict(params, sep="/"))
 
 
@@ -102,6 +109,9 @@ def _compare(
         for what, names in (("tensors are missing", missing), ("are not known", left), ("have another shape", other))
         if names
     ]
+    kinds = {name: tensors[stored[name]].dtype for name in wanted if name in stored}
+    if wrong := [name for name, kind in kinds.items() if not jnp.issubdtype(kind, jnp.floating)]:
+        said.append(f"{len(wrong)} are not floating numbers: {wrong[0]} is {kinds[wrong[0]]}")
     if said:
         raise PretrainedError(
             f"{where or tensors.files[0]}: the weights do not fit the configuration: {'; '.join(said)}"
@@ -176,8 +186,12 @@ def _array(leaf: Leaf, names: tuple[str, ...], read: Rows, dtype: np.dtype, shar
         else (None, shape)
     )
     parts = [read(name, rows) for name in names]
-    whole = leaf.axes.to_ours(parts[0] if leaf.parts is None else np.stack(parts), size).astype(dtype)
+    with np.errstate(over="ignore"):  # which is refused in words
+        whole = leaf.axes.to_ours(parts[0] if leaf.parts is None else np.stack(parts), size).astype(dtype)
     del parts
+    if whole.size and not (np.isfinite(whole.max()) and np.isfinite(whole.min())):
+        more = f", or one of {len(names)} beside it," if len(names) > 1 else ""
+        raise PretrainedError(f"{names[0]}{more} holds numbers that are not finite in {dtype}: fetch the file again")
 
     def local(index: tuple[slice, ...] | None) -> NDArray[Any]:
         assert index is not None

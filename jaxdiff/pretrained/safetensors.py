@@ -11,6 +11,7 @@ made of them, and a checkpoint would need twice its size.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -22,6 +23,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxdiff.data.foreign import other_kind, read_json
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.tensors import Tensors
 
@@ -158,9 +160,8 @@ def open_safetensors(folder: Path, stem: str, variant: str | None = None) -> Saf
     if variant not in found:
         names = sorted(name for name in found if name)
         if variant is not None or len(names) != 1:
-            known = f"there are {', '.join(names)}" if names else "the weights here have none"
             raise PretrainedError(
-                f"{folder}: there is no variant {variant!r}; {known}"
+                f"{folder}: there is no variant {variant!r}; there are {', '.join(names) or 'the plain files alone'}"
                 if variant is not None
                 else f"{folder}: several variants, {', '.join(names)}: say which, variant={names[0]!r}"
             )
@@ -183,11 +184,8 @@ def _variant(name: str, stem: str) -> str | bool | None:
 
 
 def _indexed(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [index.parent / str(name) for name in names]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise PretrainedError(f"{index}: cannot be read ({type(error).__name__}: {error})") from error
+    names = names_of(index)
+    files = [index.parent / name for name in names]
     if missing := [file for file in files if file.name in names and not file.is_file()]:
         raise PretrainedError(
             f"{missing[0]} is missing ({len(missing)} of the {len(files)} files of {index.name}): fetch it"
@@ -195,6 +193,25 @@ def _indexed(index: Path) -> list[Path]:
     if outside := [file for file in files if file.resolve().parent != index.parent.resolve() and not file.is_symlink()]:
         raise PretrainedError(f"{index}: {outside[0]} lies outside of its folder")
     return files
+
+
+def names_of(index: Path) -> list[str]:
+    """The files that an index names.
+
+    Raises:
+      PretrainedError: an index that cannot be read.
+    """
+    try:
+        names = read_json(index)["weight_map"].values()
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError("weight_map names no files")
+        return sorted(set(names))
+    except OSError as error:
+        raise PretrainedError(f"{index}: cannot be read ({error.strerror})") from error
+    except (KeyError, AttributeError, TypeError) as error:
+        raise PretrainedError(f"{index}: has no weight_map of tensors' names to files: fetch it again") from error
+    except ValueError as error:
+        raise PretrainedError(f"{index}: {error}") from error
 
 
 def _header(file: Path) -> tuple[dict[str, Place], dict[str, str]]:
@@ -209,44 +226,55 @@ def _header(file: Path) -> tuple[dict[str, Place], dict[str, str]]:
             length = int.from_bytes(head, "little")
             if len(head) < 8 or length > min(_HEADER, whole - 8):
                 raise PretrainedError(f"{file}: is no safetensors file, or is cut off: fetch it again")
-            header = json.loads(opened.read(length))
+            header = json.loads(opened.read(length), object_pairs_hook=_once)
     except OSError as error:
         raise PretrainedError(f"{file}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         if isinstance(error, PretrainedError):
             raise
-        raise PretrainedError(f"{file}: its header is damaged ({type(error).__name__}): fetch it again") from error
-    places = {}
+        why = str(error) if type(error) is ValueError else type(error).__name__
+        raise PretrainedError(f"{file}: its header is damaged ({why}): fetch it again") from error
+    if not isinstance(header, dict) or not isinstance(said := header.pop("__metadata__", {}), dict):
+        raise PretrainedError(f"{file}: its header is damaged (no object of tensors by name): fetch it again")
+    places: dict[str, Place] = {}
+    for name, entry in header.items():
+        places[name] = place = _place(file, 8 + length, name, entry)
+        if place.start + place.size > whole:
+            cut = f"it has {whole:,} bytes and {name} ends at {place.start + place.size:,}"
+            raise PretrainedError(f"{file}: is cut off, {cut}: fetch it again")
+    held = sorted((place.start, place.start + place.size, name) for name, place in places.items() if place.size)
+    for (_, end, one), (begin, _, other) in itertools.pairwise(held):
+        if begin < end:
+            raise PretrainedError(f"{file}: its header is damaged ({one} and {other} overlap): fetch it again")
+    return places, {str(name): str(value) for name, value in said.items()}
+
+
+def _place(file: Path, base: int, name: str, entry: Any) -> Place:
+    """Where a tensor lies, as the header says it; ``base``: where the numbers begin."""
     try:
-        metadata = {str(name): str(value) for name, value in header.pop("__metadata__", {}).items()}
-        for name, entry in header.items():
-            begin, end = entry["data_offsets"]
-            place = Place(file, 8 + length + int(begin), DTYPES[entry["dtype"]], tuple(map(int, entry["shape"])))
-            if min(begin, *place.shape, 0) < 0 or end - begin != place.size:
-                raise ValueError(f"{name} of shape {place.shape} in bytes {begin} to {end}")
-            if 8 + length + end > whole:
-                cut = f"it has {whole:,} bytes and {name} ends at {8 + length + end:,}"
-                raise PretrainedError(f"{file}: is cut off, {cut}: fetch it again")
-            places[name] = place
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, PretrainedError):
-            raise
-        raise PretrainedError(f"{file}: its header is damaged ({type(error).__name__}: {error})") from error
-    return places, metadata
-
-
-def other_kind(head: bytes) -> str | None:
-    """What a file is that is no safetensors file, and what to do."""
-    if head.startswith(b"version https://git-lfs"):
-        return "is a pointer of Git LFS, not the weights: run git lfs pull in its folder, or fetch the file itself"
-    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x05")):
-        return (
-            "is a pickle of torch, which may run code when it is read: save it as safetensors where it was made, or by "
-            "python -m jaxdiff.pretrained.convert"
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    except (KeyError, TypeError, ValueError) as error:
+        why = f"{name} lacks dtype, shape or two data_offsets"
+        raise PretrainedError(f"{file}: its header is damaged ({why}): fetch it again") from error
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise PretrainedError(
+            f"{file}: {name} is of {dtype!r}, which jaxdiff does not read; it reads {', '.join(DTYPES)}"
         )
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return "is a web page, not the weights: fetch the file again"
-    return "is empty: fetch it again" if not head else None
+    place = Place(file, base, DTYPES[dtype], shape)
+    numbers = (begin, end, *shape)
+    if any(type(each) is not int or each < 0 for each in numbers) or end - begin != place.size:
+        why = f"{name} of shape {shape} in bytes {begin} to {end}"
+        raise PretrainedError(f"{file}: its header is damaged ({why}): fetch it again")
+    return place._replace(start=base + begin)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose names stand in it once."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} stands in it twice")
+    return found
 
 
 def write_safetensors(

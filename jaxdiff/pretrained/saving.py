@@ -14,10 +14,11 @@ from typing import Any
 
 from jaxdiff.data.text import TEXT
 from jaxdiff.pretrained.control import CONTROLNET, FOLDER
-from jaxdiff.pretrained.errors import PretrainedError
+from jaxdiff.pretrained.errors import PretrainedError, path_of
 from jaxdiff.pretrained.families import Loaded, write_network
 from jaxdiff.pretrained.model import SCHEDULER, Pretrained
 from jaxdiff.pretrained.origin import INDEX
+from jaxdiff.pretrained.tensors import floating
 
 
 def save_pipeline(path: str | os.PathLike[str], model: Pretrained, *, dtype: str | None = None) -> None:
@@ -31,7 +32,7 @@ def save_pipeline(path: str | os.PathLike[str], model: Pretrained, *, dtype: str
     Raises:
       PretrainedError: a folder that holds something else, or that cannot be written.
     """
-    folder = Path(path).expanduser()
+    folder, dtype = path_of(path, "path"), floating(dtype)
     if folder.exists() and not (folder / INDEX).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise PretrainedError(f"{folder}: holds something else than a published model: choose another folder")
     if model.origin.folder.exists() and folder.exists() and folder.samefile(model.origin.folder):

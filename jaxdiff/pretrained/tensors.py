@@ -7,8 +7,32 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
+
+from jaxdiff.pretrained.errors import PretrainedError
+
+FLOATING = ("float32", "bfloat16", "float16")
+"""What parameters are read and written as."""
+
+
+def floating(dtype: Any) -> Any:
+    """A dtype that parameters may have; None: as they are.
+
+    Raises:
+      PretrainedError: another one.
+
+    >>> floating("bfloat16"), floating(None)
+    (dtype(bfloat16), None)
+    """
+    try:
+        found = None if dtype is None else jnp.dtype(dtype)
+    except TypeError:
+        found = dtype
+    if found is not None and str(found) not in FLOATING:
+        raise PretrainedError(f"dtype is {dtype!r}, expected {', '.join(map(repr, FLOATING))}, or None: as stored")
+    return found
 
 
 @runtime_checkable

@@ -222,8 +222,8 @@ def _common(
     padding = fields.get("downsample_padding", 1)
     if padding not in (0, 1):
         fields.refuse("downsample_padding", f"is {padding!r}; jaxdiff has 0 or 1 alone")
-    size = fields.get("sample_size", None)
-    size = max(size) if isinstance(size, tuple) else size
+    sides = fields.sides()
+    size = None if sides is None else max(sides)
     unit = 2 ** (levels - 1)
     return {
         "image_size": size if size and size % unit == 0 else unit,

@@ -11,6 +11,7 @@ from flax import traverse_util
 from numpy.typing import NDArray
 
 from jaxdiff.pretrained.naming import Leaf, Naming
+from jaxdiff.pretrained.tensors import floating
 
 
 class Published(Mapping[str, NDArray[Any]]):
@@ -29,7 +30,7 @@ class Published(Mapping[str, NDArray[Any]]):
 
     def __init__(self, params: Mapping[str, Any], naming: Naming, *, dtype: Any = None) -> None:
         self._arrays: dict[str, Any] = traverse_util.flatten_dict(dict(params), sep="/")
-        self._dtype = None if dtype is None else np.dtype(dtype)
+        self._dtype = floating(dtype)
         self._places: dict[str, list[tuple[str, Leaf, int]]] = {}
         for path, array in self._arrays.items():
             leaf = naming.leaf(path, array.shape)

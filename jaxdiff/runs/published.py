@@ -21,9 +21,8 @@ from jaxdiff.config import (
     TrainConfig,
 )
 from jaxdiff.parameterization import LearnedVariance
-from jaxdiff.pretrained.families import described
 from jaxdiff.pretrained.fields import Fields
-from jaxdiff.pretrained.kinds import KINDS, Kind, branch_of, class_of, index_of, parts_of, scheduler_of
+from jaxdiff.pretrained.kinds import KINDS, Kind, branch_of, class_of, index_of, part_of, parts_of, scheduler_of
 from jaxdiff.pretrained.origin import found, is_published
 from jaxdiff.pretrained.processes import LogSNRTimes, process_of
 from jaxdiff.pretrained.text_codec import PublishedText, Several
@@ -57,7 +56,7 @@ def published_config(path: str | os.PathLike[str], **changes: Any) -> Config:
     index = index_of(folder)
     name = class_of(index)
     kind, there = KINDS[name], parts_of(index)
-    fields, _, net = described(folder / kind.network)
+    fields, _, net = part_of(folder / kind.network, text=kind.join is not None)
     network = net.build
     process, parameterization, defaults = process_of(scheduler_of(folder))
     learned = network.out_channels == 2 * network.in_channels
@@ -92,9 +91,8 @@ def published_config(path: str | os.PathLike[str], **changes: Any) -> Config:
 
 
 def _side(folder: Path, fields: Fields, network: Any, in_latents: bool) -> int:
-    size = fields.values.get("sample_size") or getattr(network, "image_size", 64)
-    side = max(size) if isinstance(size, list | tuple) else int(size or 64)
-    return side * described(folder / "vae")[2].factor if in_latents else side
+    side = max(fields.sides() or (int(getattr(network, "image_size", 64) or 64),))
+    return side * part_of(folder / "vae")[2].factor if in_latents else side
 
 
 def _text(
@@ -102,7 +100,7 @@ def _text(
 ) -> tuple[Any, PublishedText]:
     """The tokenizers, and the text encoders beside the codec of the data."""
     text = [each for each in kind.text if each[0] in there]
-    found = [branch_of(folder / tokens, name, described(folder / part)[2].config, None) for part, tokens in text]
+    found = [branch_of(folder / tokens, name, part_of(folder / part)[2].config, None) for part, tokens in text]
     tokens: Any = cond["text"]
     recipe = PublishedText(
         str(folder),

@@ -77,6 +77,8 @@ def load_published(
         raise ConfigError(f"{path} is a published model, and {taken[0]} is of runs: leave it out")
     chosen = {name: value for name, value in options.items() if name not in _OF_RUNS}
     refuse_unknown("option", chosen, ("dtype", "mesh", *_OF_PUBLISHED))
+    if not isinstance(mesh, Mesh | None):
+        raise ConfigError(f"mesh is from jaxdiff.train.make_mesh, such as make_mesh(fsdp=8), got {mesh!r}")
     mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh
     with as_config_error(str(Path(path))):
         made = load_pipeline(path, dtype=dtype, shardings=lambda shapes: split_sharding(shapes, mesh), **chosen)
