@@ -241,7 +241,8 @@ def test_arguments_of_sampling(options: dict[str, Any], message: str, model: Pre
 def test_what_is_no_path(value: Any, model: Pretrained, published: Path) -> None:
     message = f"expected a path, as text or pathlib.Path, got {value!r}"
     calls: list[Callable[[Any], Any]] = [jaxdiff.load, load_pipeline, load_network, load_lora]
-    for call in (*calls, functools.partial(jaxdiff.save_pretrained, model)):
+    calls.append(functools.partial(jaxdiff.save_pretrained, model))
+    for call in calls:
         refused(functools.partial(call, value), message)
     if value is not None:
         refused(lambda: load_pipeline(published, control=value), message)
