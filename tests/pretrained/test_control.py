@@ -122,7 +122,7 @@ def test_pictures_that_do_not_fit_are_one_line(model: Pretrained, options: dict[
 
 
 def test_networks_that_do_not_fit_are_one_line(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"control: this model has no ControlNet: load_pipeline\(folder, control="):
+    with pytest.raises(ConfigError, match=r"control: this model has no ControlNet: jaxdiff.load\(MODEL, control="):
         load_pipeline(folder).sample(0, 1, CAT, control=PICTURE, **OPTIONS)
     with pytest.raises(PretrainedError, match="control controlnet is a AutoencoderKL, no ControlNetModel"):
         load_pipeline(folder, control=folder / "vae")
