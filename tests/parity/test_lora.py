@@ -125,7 +125,7 @@ class Pair:
             self.pipe = self.case.pipe
             self.pipe.set_progress_bar_config(disable=True)
             self.pipe.save_pretrained(folder)
-        self.model = load_pipeline(folder, length=20)
+        self.model = load_pipeline(folder, length=published.length_of(folder))
         self.options = dict(self.case.options)
         self.size = self.options.pop("size", None)
         factor = self.model.model.codec.net.factor  # type: ignore[attr-defined]
