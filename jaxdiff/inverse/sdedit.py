@@ -30,6 +30,7 @@ def remaining(ts: Array, strength: float) -> Array:
     Raises:
       ValueError: a strength out of range, or so small that no time is left.
 
+    >>> import jax.numpy as jnp
     >>> remaining(jnp.array([1.0, 0.75, 0.5, 0.25]), 0.5).tolist()
     [0.5, 0.25]
     """
