@@ -65,6 +65,10 @@ NAMES = {
     "sample.guide": ["cfg:2", "interval:0.2,5", "every:2", "cfg:x", "cfg", "every:0"],
     "loss.dropout": ["label"],
     "loss.objective": list(OBJECTIVES),
+    "loss.prior": ["None"],
+    "lora.rank": ["0"],
+    "lora.alpha": ["None"],
+    "lora.targets": ["attention"],
     "data.name": [
         "digits",
         "folder",

@@ -16,7 +16,7 @@ PROCESSES = 3  # `python -m tests.fuzz.overrides 2000` tries more
 
 @pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.nightly)])
 def test_in_one_process(count: int, capsys: Any) -> None:
-    counts = fuzz(count, seed=1)
+    counts = fuzz(count, seed=2)  # whose first 40 hold enough of both
     assert counts["wrong"] == 0, capsys.readouterr().err
     assert counts["tried"] >= count / 2 and min(counts["runs"], counts["refused"]) > count / 15
 
