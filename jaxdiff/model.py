@@ -135,7 +135,8 @@ class Model:
         """
         defaults = self.defaults
         given = self.given(whole("n", n), cond)
-        elements = guidance_of(defaults.guide if guide is None and cond else () if guide is None else guide)
+        usual = defaults.guide if cond else ()
+        elements = guidance_of(usual if guide is None else guide)
         weights = [element.weight for element in elements if isinstance(element, CFG)]
         guided = bool(weights)
         if wrong := [each for each in weights if np.shape(each) not in ((), (n,)) or not jnp.isfinite(each).all()]:

@@ -13,12 +13,13 @@ Stable Diffusion, SD3 and FLUX attend to padding, so ``mask="all"``; PixArt and 
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -176,8 +177,63 @@ def _spec(net: Any, length: int | None, pooled: str | None) -> Condition:
     return specs if pooled is None else {**specs, "pooled": Spec(shapes[pooled], null=0.0)}
 
 
+class BesideData(abc.ABC):
+    """A codec of text beside that of the data, which does all else; abstract.
+
+    Attributes:
+      inner: the codec of the data.
+      told: conditions that it makes, which are no part of a record.
+    """
+
+    inner: Any
+    told: ClassVar[tuple[str, ...]] = (TEXT,)
+
+    @abc.abstractmethod
+    def text(self, ids: Any) -> Any:
+        """What the network is told of ids ``(B, L)``."""
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """As the inner codec's."""
+        suffixes: tuple[str, ...] = self.inner.suffixes
+        return suffixes
+
+    def encode(self, record: Mapping[str, Any], key: Array | None = None) -> dict[str, Any]:
+        """Records ``{"x": ..., "text": ids (B, L), ...}``; text that was kept passes untouched."""
+        batch: dict[str, Any] = self.inner.encode({n: value for n, value in record.items() if n != TEXT}, key)
+        if TEXT not in record:
+            return batch
+        text = record[TEXT]
+        return {**batch, TEXT: text if isinstance(text, Mapping) else self.text(text)}
+
+    def cached_spec(self, stored: Specs) -> Mapping[str, Spec]:
+        """As the inner codec's."""
+        others = {name: spec for name, spec in stored.items() if name != TEXT}
+        return self.inner.cached_spec(others) if hasattr(self.inner, "cached_spec") else {}
+
+    def precompute(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """As the inner codec's."""
+        made: dict[str, Any] = self.inner.precompute(record)
+        return made
+
+    def decode(self, x0: Array, cond: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """As the inner codec's; what the network is told is no part of a record."""
+        others = {name: value for name, value in (cond or {}).items() if name not in self.told}
+        decoded: dict[str, Any] = self.inner.decode(x0, others)
+        return decoded
+
+    def picture(self, stored: Stored, columns: int | None = None) -> NDArray[np.uint8]:
+        """As the inner codec's."""
+        picture: NDArray[np.uint8] = self.inner.picture(stored, columns)
+        return picture
+
+    def save(self, path: str | os.PathLike[str], stored: Stored, columns: int | None = None) -> None:
+        """As the inner codec's."""
+        self.inner.save(path, stored, columns)
+
+
 @record
-class TextAndData:
+class TextAndData(BesideData):
     """The codec that `WithText` stands for, its weights read: equations (1) and (2).
 
     Args:
@@ -199,12 +255,6 @@ class TextAndData:
     pooled: str | None = field(default=None, pytree_node=False)
 
     @property
-    def suffixes(self) -> tuple[str, ...]:
-        """As the inner codec's."""
-        suffixes: tuple[str, ...] = self.inner.suffixes
-        return suffixes
-
-    @property
     def spec(self) -> Specs:
         """As the inner codec's, and text (2)."""
         return {**self.inner.spec, TEXT: _spec(self.net, self.length, self.pooled)}
@@ -224,36 +274,3 @@ class TextAndData:
         place = jnp.arange(ids.shape[1])[None]
         last = jnp.where(ids != self.padding, place, -1).max(axis=1, keepdims=True)
         return place <= last + int(self.ends_in_padding)
-
-    def encode(self, record: Mapping[str, Any], key: Array | None = None) -> dict[str, Any]:
-        """Records ``{"x": ..., "text": ids (B, L), ...}``; text (2) that was kept passes untouched."""
-        batch: dict[str, Any] = self.inner.encode({n: value for n, value in record.items() if n != TEXT}, key)
-        if TEXT not in record:
-            return batch
-        text = record[TEXT]
-        return {**batch, TEXT: text if isinstance(text, Mapping) else self.text(text)}
-
-    def cached_spec(self, stored: Specs) -> Mapping[str, Spec]:
-        """As the inner codec's."""
-        others = {name: spec for name, spec in stored.items() if name != TEXT}
-        return self.inner.cached_spec(others) if hasattr(self.inner, "cached_spec") else {}
-
-    def precompute(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """As the inner codec's."""
-        made: dict[str, Any] = self.inner.precompute(record)
-        return made
-
-    def decode(self, x0: Array, cond: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """As the inner codec's; states are no part of a record."""
-        others = {name: value for name, value in (cond or {}).items() if name != TEXT}
-        decoded: dict[str, Any] = self.inner.decode(x0, others)
-        return decoded
-
-    def picture(self, stored: Stored, columns: int | None = None) -> NDArray[np.uint8]:
-        """As the inner codec's."""
-        picture: NDArray[np.uint8] = self.inner.picture(stored, columns)
-        return picture
-
-    def save(self, path: str | os.PathLike[str], stored: Stored, columns: int | None = None) -> None:
-        """As the inner codec's."""
-        self.inner.save(path, stored, columns)

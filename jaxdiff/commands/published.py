@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ Options = Any
 
 
 def given(options: Options, names: tuple[str, ...]) -> dict[str, Any]:
-    """The options of some names that were given."""
-    found = {name: getattr(options, name) for name in names}
-    return {name: value for name, value in found.items() if value not in (None, False, 0, ())}
+    """The options of some names that differ from what they are by default."""
+    usual = {each.name: each.default for each in dataclasses.fields(options)}
+    return {name: value for name in names if (value := getattr(options, name)) != usual[name]}
 
 
 def load_model(options: Options, path: Path, mesh: Mesh) -> Pretrained:

@@ -28,7 +28,7 @@ from jaxdiff.config.schema import RunConfig
 from jaxdiff.config.trust import load_file
 from jaxdiff.launch.distributed import ProcessOptions, leave_alone
 from jaxdiff.launch.errors import ConfigError, as_config_error, silent_at_a_broken_pipe, suggestion
-from jaxdiff.pretrained.origin import is_published
+from jaxdiff.pretrained.origin import found, is_published
 
 Options = TypeVar("Options")
 Trained = TypeVar("Trained")
@@ -187,7 +187,7 @@ def parse_config(
     if stray is not None and not named:
         raise ConfigError(f"{stray}: the configuration file comes first, before all options")
     kind: Any = TrainOptions[type(config)]  # type: ignore[misc]  # its options have the help of the class
-    begin = Path(arguments[0]) if named and is_published(arguments[0]) else None
+    begin = found(arguments[0]) if named and is_published(arguments[0]) else None
     default = TrainOptions(config=config, init_from=begin)
     return parse(kind, rest, program=f"{program} [CONFIG]", default=default, about=about)
 

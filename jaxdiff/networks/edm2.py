@@ -58,7 +58,7 @@ from jaxdiff.networks.layers import (
 )
 from jaxdiff.networks.placement import by_sample
 from jaxdiff.networks.remat import Remat, check_remat, convolved, recomputed
-from jaxdiff.networks.resampling import Direction, resample
+from jaxdiff.networks.resampling import Direction, halved, resample
 from jaxdiff.spec import Condition
 
 BALANCE = 0.3  # t of (8) and (9)
@@ -114,14 +114,7 @@ class EDM2:
 
     def __post_init__(self) -> None:
         at_least_1(self, "image_size", "in_channels", "width", "blocks", "head_width", "num_classes", "level_features")
-        levels = [self.image_size // 2**level for level in range(len(self.multipliers))]
-        if not levels or self.image_size % 2 ** (len(levels) - 1) or min(self.multipliers) < 1:
-            raise ValueError(
-                f"image_size={self.image_size} must be divisible by 2^(levels - 1), and multipliers={self.multipliers} "
-                "at least 1"
-            )
-        if unknown := set(self.attention_resolutions) - set(levels):
-            raise ValueError(f"attention_resolutions={sorted(unknown)} are no level's; the levels have {levels}")
+        levels = halved(self.image_size, self.multipliers, self.attention_resolutions)
         for level in range(len(levels)):
             channels = self.channels(level)
             if (self.attends(level) or level == len(levels) - 1) and channels % self.head_width:

@@ -11,6 +11,7 @@ With f an even number L of taps, normalised to sum 1, p = L/2 - 1, and x = 0 out
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import jax.numpy as jnp
@@ -20,6 +21,25 @@ from jaxdiff.networks.layers import downsample, upsample
 
 Taps = tuple[int, ...]
 Direction = Literal["up", "down"]
+
+
+def halved(image_size: int, multipliers: Sequence[int], attention_resolutions: Sequence[int]) -> list[int]:
+    """The resolutions of a network's levels, each half of the one before.
+
+    Raises:
+      ValueError: a size that cannot be halved so often, a multiplier below 1, or attention at no level's resolution.
+
+    >>> halved(32, (1, 2, 2), (16,))
+    [32, 16, 8]
+    """
+    levels = [image_size // 2**level for level in range(len(multipliers))]
+    if not levels or image_size % 2 ** (len(levels) - 1) or min(multipliers) < 1:
+        raise ValueError(
+            f"image_size={image_size} must be divisible by 2^(levels - 1), and multipliers={multipliers} at least 1"
+        )
+    if unknown := set(attention_resolutions) - set(levels):
+        raise ValueError(f"attention_resolutions={sorted(unknown)} are no level's; the levels have {levels}")
+    return levels
 
 
 def check_taps(taps: Taps) -> None:

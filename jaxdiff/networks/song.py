@@ -55,7 +55,7 @@ from jaxdiff.networks.layers import (
 )
 from jaxdiff.networks.placement import by_sample
 from jaxdiff.networks.remat import Remat, check_remat, convolved, recomputed
-from jaxdiff.networks.resampling import Direction, Taps, check_taps, half, resample
+from jaxdiff.networks.resampling import Direction, Taps, check_taps, half, halved, resample
 from jaxdiff.spec import Condition, Spec
 
 SCALE = math.sqrt(0.5)  # s
@@ -120,14 +120,7 @@ class SongUNet:
 
     def __post_init__(self) -> None:
         at_least_1(self, "image_size", "in_channels", "out_channels", "width", "blocks", "num_classes", "waves")
-        levels = [self.image_size // 2**level for level in range(len(self.multipliers))]
-        if not levels or self.image_size % 2 ** (len(levels) - 1) or min(self.multipliers) < 1:
-            raise ValueError(
-                f"image_size={self.image_size} must be divisible by 2^(levels - 1), and multipliers={self.multipliers} "
-                "at least 1"
-            )
-        if unknown := set(self.attention_resolutions) - set(levels):
-            raise ValueError(f"attention_resolutions={sorted(unknown)} are no level's; the levels have {levels}")
+        halved(self.image_size, self.multipliers, self.attention_resolutions)
         if self.width < 4 or self.width % 2:
             raise ValueError(f"width={self.width} must be even and at least 4")
         if self.augment < 0:

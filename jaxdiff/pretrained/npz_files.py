@@ -25,7 +25,7 @@ from jaxdiff.pretrained.tensors import Tensors
 _HEADER = 65_536  # bytes of a tensor's header at most
 _LOCAL = 30  # bytes before the name of a file within a zip file
 
-
+# NotImplementedError is zipfile's own, of a compression that it does not know
 _DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, EOFError, RuntimeError)
 
 

@@ -14,7 +14,7 @@ from jaxdiff.pretrained.errors import PretrainedError, path_of
 _FETCHED = ("*.json", "*.txt", "*.model", "*.md", "LICENSE*")  # of a repository, beside weights
 INDEX = "model_index.json"
 HUB = "hf:"
-"""What the name of a repository of the Hub begins with."""
+"""The prefix of a repository of the Hub."""
 
 
 @dataclasses.dataclass(frozen=True)

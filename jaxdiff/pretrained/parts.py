@@ -54,7 +54,7 @@ def is_published_part(folder: str | os.PathLike[str]) -> bool:
 
 
 def part_folder(folder: Path, *names: str) -> Path:
-    """The folder of a part: of a whole model the first of some names that is there, else the folder itself.
+    """The folder of a part: in a whole model the first of some names, else the folder itself.
 
     Raises:
       PretrainedError: a model without such a part.

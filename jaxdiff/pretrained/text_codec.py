@@ -12,7 +12,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,9 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
-from jaxdiff.codecs.base import Codec, Stored
+from jaxdiff.codecs.base import Codec
 from jaxdiff.codecs.recipe import Find, Read, built, noted, resolved
+from jaxdiff.codecs.text import BesideData
 from jaxdiff.data.sources import Source
 from jaxdiff.data.text import TEXT
 from jaxdiff.data.tokenizers import TokenizerFile
@@ -33,7 +34,7 @@ from jaxdiff.spec import Condition, Spec, Specs
 
 @dataclass(frozen=True)
 class Several:
-    """The ids of several tokenizers, one after the other: a tokenizer.
+    """Several tokenizers as one: their ids stand one after the other.
 
     Args:
       tokenizers: in order.
@@ -212,7 +213,7 @@ def _sizes(recipe: PublishedText) -> dict[str, list[float]]:
 
 
 @record
-class PublishedTextAndData:
+class PublishedTextAndData(BesideData):
     """The codec that `PublishedText` stands for, its weights read.
 
     Args:
@@ -225,11 +226,7 @@ class PublishedTextAndData:
     params: tuple[Any, ...]
     recipe: PublishedText = field(pytree_node=False)
 
-    @property
-    def suffixes(self) -> tuple[str, ...]:
-        """As the inner codec's."""
-        suffixes: tuple[str, ...] = self.inner.suffixes
-        return suffixes
+    told: ClassVar[tuple[str, ...]] = (TEXT, *NAMES)
 
     @property
     def spec(self) -> Specs:
@@ -241,36 +238,8 @@ class PublishedTextAndData:
         return _states(self.recipe, self.params, jnp.asarray(ids))
 
     def encode(self, record: Mapping[str, Any], key: Array | None = None) -> dict[str, Any]:
-        """Records ``{"x": ..., "text": ids (B, L), ...}``; text (1) that was kept passes untouched."""
-        batch: dict[str, Any] = self.inner.encode({n: value for n, value in record.items() if n != TEXT}, key)
+        """As of other text, and the sizes."""
+        batch = super().encode(record, key)
         for name, numbers in _sizes(self.recipe).items():
             batch[name] = jnp.broadcast_to(jnp.asarray(numbers)[None], (len(batch["x"]), len(numbers)))
-        if TEXT not in record:
-            return batch
-        text = record[TEXT]
-        return {**batch, TEXT: text if isinstance(text, Mapping) else self.text(text)}
-
-    def cached_spec(self, stored: Specs) -> Mapping[str, Spec]:
-        """As the inner codec's."""
-        others = {name: spec for name, spec in stored.items() if name != TEXT}
-        return self.inner.cached_spec(others) if hasattr(self.inner, "cached_spec") else {}
-
-    def precompute(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """As the inner codec's."""
-        made: dict[str, Any] = self.inner.precompute(record)
-        return made
-
-    def decode(self, x0: Array, cond: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """As the inner codec's; states and sizes are no part of a record."""
-        others = {name: value for name, value in (cond or {}).items() if name not in (TEXT, *NAMES)}
-        decoded: dict[str, Any] = self.inner.decode(x0, others)
-        return decoded
-
-    def picture(self, stored: Stored, columns: int | None = None) -> NDArray[np.uint8]:
-        """As the inner codec's."""
-        picture: NDArray[np.uint8] = self.inner.picture(stored, columns)
-        return picture
-
-    def save(self, path: str | os.PathLike[str], stored: Stored, columns: int | None = None) -> None:
-        """As the inner codec's."""
-        self.inner.save(path, stored, columns)
+        return batch

@@ -25,7 +25,7 @@ from jaxdiff.data.sources import texts as stored_texts
 from jaxdiff.data.text import TEXT, first_of
 from jaxdiff.loss import PRIOR
 from jaxdiff.networks.lora import LoRA
-from jaxdiff.pretrained.origin import is_published
+from jaxdiff.pretrained.origin import found, is_published
 from jaxdiff.runs.autoencoder import LATENTS, AutoencoderRun
 from jaxdiff.runs.latents import write_latents
 from jaxdiff.runs.prompts import write_prompts
@@ -102,7 +102,7 @@ def fit(
     """
     lead = jax.process_index() == 0
     if isinstance(config, str | Path):
-        init_from = config if init_from is None and is_published(config) else init_from
+        init_from = found(config) if init_from is None and is_published(config) else init_from
         config = load_config(config)
     if not isinstance(config, cfg.RunConfig):
         raise cfg.ConfigError(f"fit takes a Config, or the name or file of one, got {type(config).__name__}")

@@ -13,6 +13,7 @@ import pytest
 from jaxdiff import SASolver
 from jaxdiff.codecs import Images
 from jaxdiff.commands import sample
+from jaxdiff.commands.published import PUBLISHED, given
 from jaxdiff.config import build_network, parse_config
 from jaxdiff.networks import DeepCache
 from jaxdiff.runs.run import Run
@@ -133,3 +134,9 @@ def test_what_does_not_fit_is_one_line(options: str, message: str, folder: Path,
     found = one_line(sample.main, [str(folder), *options.replace("RUN", str(folder)).split()], capsys)
     assert message in found
     assert [file.name for file in folder.iterdir()] == ["file"]
+
+
+def test_an_option_at_a_number_of_zero_is_given() -> None:
+    """A ControlNet that counts for nothing is not one that counts by default."""
+    options = sample.Options(control_scale=0.0, clip_skip=0, size=(8, 16))
+    assert given(options, PUBLISHED) == {"control_scale": 0.0, "size": (8, 16)}
