@@ -19,6 +19,7 @@ from jaxdiff.pretrained import load_lora, load_pipeline, schedulers, write_lora
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.lora import Factors
 from tests.parity import published
+from tests.parity.comparison import apart
 from tests.parity.originals import quiet, torch
 
 PEFT: Any = pytest.importorskip("peft")
@@ -150,10 +151,6 @@ class Pair:
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pair]:
     """Pipelines that several tests share: what they load they unload."""
     return functools.cache(lambda make: Pair(make, tmp_path_factory.mktemp("model")))
-
-
-def apart(ours: Any, theirs: Any) -> float:
-    return float(np.abs(ours - theirs).max() / np.sqrt(np.square(theirs).mean()))
 
 
 def factors_of(pair: Pair, targets: Mapping[str, str], alpha: float | None, seed: int = 0) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from jaxdiff.pretrained.fields import Fields, read_fields
 from jaxdiff.pretrained.pipeline import process_of
 from jaxdiff.train import Ema
 from tests.parity import published
+from tests.parity.comparison import apart
 from tests.parity.originals import quiet, torch
-from tests.parity.test_lora import apart
 
 pytest.importorskip("peft")
 pytestmark = pytest.mark.nightly
