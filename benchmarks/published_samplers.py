@@ -26,9 +26,9 @@ from benchmarks.samplers.problems import empirical, images, mixture
 from jaxdiff.data import open_digits
 from jaxdiff.methods import parse_sampler, times
 from jaxdiff.pretrained.fields import Fields
-from jaxdiff.pretrained.processes import process_of
-from jaxdiff.pretrained.schedulers import table
-from jaxdiff.pretrained.steps import follow
+from jaxdiff.pretrained.schedulers.classes import table
+from jaxdiff.pretrained.schedulers.processes import process_of
+from jaxdiff.pretrained.schedulers.steps import follow
 from jaxdiff.sampling.base import sample
 
 BUDGETS = (8, 12, 25)

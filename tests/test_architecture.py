@@ -219,7 +219,7 @@ def test_imports_make_no_circle() -> None:
 
 def test_design_shows_the_same_order() -> None:
     text = (ROOT / "docs" / "design.md").read_text()
-    shown = re.findall(r"^ +(\S.*?)(?:  |$)", text.split("\njaxdiff/\n")[1].split("\n```")[0], re.MULTILINE)
+    shown = re.findall(r"^ {2}(\S.*?)(?:  |$)", text.split("\njaxdiff/\n")[1].split("\n```")[0], re.MULTILINE)
     lines = [{name.removesuffix(".py").removesuffix("/") for name in line.split()} for line in shown]
     present = {p.stem for p in (ROOT / "jaxdiff").iterdir() if p.suffix == ".py" or p.is_dir()}
     assert [names for names in lines if names] == [present & names for names in LAYERS if present & names]

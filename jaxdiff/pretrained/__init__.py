@@ -1,29 +1,26 @@
 """Published weights, in and out: the layouts of diffusers and transformers, and those of papers' own repositories.
 
-`load_pipeline` reads a whole pipeline as one model that samples, `load_network` one network of a folder, and
-`write_network` writes it back; `load_original` reads the one file of a paper's model, and `write_original` writes it.
-Networks are exact to float32 rounding; `Pretrained.sample` with ``strict=True`` takes the steps of diffusers' own
-scheduler.
-`write_network` writes it back. Networks are exact to float32 rounding; `Pretrained.sample` with ``strict=True`` takes
-the steps of diffusers' own scheduler. Other layouts: one file of a whole Stable Diffusion (`load_pipeline`,
-`write_single_file`), folders of Flax, archives of NumPy, DiT's and SiT's authors (`load_dit`), and files of torch by
-way of `jaxdiff.pretrained.convert`.
+`load_pipeline` reads a whole pipeline as one model that samples, from a folder or the one file of a Stable Diffusion
+(`write_single_file`); `load_network` one network of a folder, also of Flax; `load_original` the one file of a paper's
+model, and `load_dit` that of DiT's and SiT's authors. Each has its function that writes. Networks are exact to float32
+rounding; `Pretrained.sample` with ``strict=True`` takes the steps of diffusers' own scheduler. Files of torch are read
+by way of `jaxdiff.pretrained.convert`.
 """
 
-from jaxdiff.pretrained.dit_files import dit_model, load_dit, write_dit
-from jaxdiff.pretrained.embeddings import Embeddings, load_embeddings, write_embeddings
+from jaxdiff.pretrained.adapters.embeddings import Embeddings, load_embeddings, write_embeddings
+from jaxdiff.pretrained.adapters.lora import Lora, load_lora, write_lora
+from jaxdiff.pretrained.adapters.lora_trained import trained_lora
 from jaxdiff.pretrained.errors import PretrainedError
-from jaxdiff.pretrained.families import FAMILIES, Loaded, load_network, write_network
 from jaxdiff.pretrained.kinds import KINDS
-from jaxdiff.pretrained.lora import Lora, load_lora, write_lora
-from jaxdiff.pretrained.lora_trained import trained_lora
+from jaxdiff.pretrained.layouts.dit import dit_model, load_dit, write_dit
+from jaxdiff.pretrained.layouts.families import FAMILIES, Loaded, load_network, write_network
+from jaxdiff.pretrained.layouts.originals import ORIGINALS, load_original, write_original
+from jaxdiff.pretrained.layouts.single_file import SingleFile, read_single_file, write_single_file
 from jaxdiff.pretrained.model import LongPrompt, Pretrained
 from jaxdiff.pretrained.origin import Origin
-from jaxdiff.pretrained.originals import ORIGINALS, load_original, write_original
 from jaxdiff.pretrained.pipeline import load_pipeline
 from jaxdiff.pretrained.saving import save_pipeline
-from jaxdiff.pretrained.schedulers import SCHEDULERS
-from jaxdiff.pretrained.single_file import SingleFile, read_single_file, write_single_file
+from jaxdiff.pretrained.schedulers.classes import SCHEDULERS
 
 __all__ = [
     "FAMILIES",

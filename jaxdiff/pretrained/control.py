@@ -19,7 +19,7 @@ from jaxdiff.model import Model
 from jaxdiff.networks import UNet, functional
 from jaxdiff.networks.control import NO_PICTURE, PICTURE, SCALE, Controlled
 from jaxdiff.pretrained.errors import PretrainedError, path_of
-from jaxdiff.pretrained.families import Loaded
+from jaxdiff.pretrained.layouts.families import Loaded
 from jaxdiff.spec import Spec
 
 FOLDER, CONTROLNET = "controlnet", "ControlNetModel"

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdiff.pretrained.errors import PretrainedError
-from jaxdiff.pretrained.safetensors import DTYPES, write_safetensors
+from jaxdiff.pretrained.files.safetensors import DTYPES, write_safetensors
 
 PARTS = ("state_dict", "model", "ema", "model_state_dict", "module", "params_ema", "params")
 """Names under which trainers keep weights."""

@@ -14,9 +14,9 @@ from jaxdiff.data.tokenizers import TokenizerFile
 from jaxdiff.networks.text import T5, TextEncoder
 from jaxdiff.pretrained import prompts
 from jaxdiff.pretrained.errors import PretrainedError
-from jaxdiff.pretrained.families import CONFIG, FAMILIES, described
 from jaxdiff.pretrained.fields import Fields, read_fields
-from jaxdiff.pretrained.flax_folders import plain_classes
+from jaxdiff.pretrained.layouts.families import CONFIG, FAMILIES, described
+from jaxdiff.pretrained.layouts.flax import plain_classes
 from jaxdiff.pretrained.model import SCHEDULER
 from jaxdiff.pretrained.origin import INDEX
 
@@ -124,7 +124,7 @@ def parts_of(index: Mapping[str, Any]) -> set[str]:
 
 
 def part_of(folder: Path, *, text: bool | None = None) -> tuple[Fields, Any, Any]:
-    """What `jaxdiff.pretrained.families.described` says of a part, whose class is one that its folder's name is of.
+    """What `layouts.families.described` says of a part, whose class is one that its folder's name is of.
 
     Args:
       folder: of the part.

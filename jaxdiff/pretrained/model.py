@@ -30,14 +30,14 @@ from jaxdiff.model import Model
 from jaxdiff.networks.control import PICTURE, Controlled
 from jaxdiff.plan import encoded, mask_of
 from jaxdiff.pretrained import schedulers
+from jaxdiff.pretrained.adapters.embeddings import Embeddings, load_embeddings, with_rows
+from jaxdiff.pretrained.adapters.lora import Lora, load_lora, merged
 from jaxdiff.pretrained.control import told
-from jaxdiff.pretrained.embeddings import Embeddings, load_embeddings, with_rows
-from jaxdiff.pretrained.families import Loaded
 from jaxdiff.pretrained.fields import Fields
-from jaxdiff.pretrained.lora import Lora, load_lora, merged
+from jaxdiff.pretrained.layouts.families import Loaded
 from jaxdiff.pretrained.origin import Origin
-from jaxdiff.pretrained.processes import FlowTimes
-from jaxdiff.pretrained.strict import draw_strictly
+from jaxdiff.pretrained.schedulers.processes import FlowTimes
+from jaxdiff.pretrained.schedulers.strict import draw_strictly
 from jaxdiff.pretrained.told_sizes import is_scored, told_sizes
 from jaxdiff.process import Process
 from jaxdiff.spec import Spec, whole
@@ -271,7 +271,7 @@ class Pretrained:
         )
 
     def with_embeddings(self, embeddings: Embeddings | str | os.PathLike[str], token: str | None = None) -> Pretrained:
-        """This model with a new word in its texts: a textual inversion (`jaxdiff.pretrained.embeddings`).
+        """This model with a new word in its texts: a textual inversion (`jaxdiff.pretrained.adapters.embeddings`).
 
         Args:
           embeddings: from `load_embeddings`, or the path of its file.

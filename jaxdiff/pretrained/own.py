@@ -16,7 +16,7 @@ from jaxdiff.networks.layers import group_count
 from jaxdiff.parameterization import X0, Eps, Parameterization, TimeIndex, V
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.fields import Fields
-from jaxdiff.pretrained.unet import unet_2d
+from jaxdiff.pretrained.layouts.unet import unet_2d
 from jaxdiff.process import Process
 
 _UNSEEN = ("remat", "dtype")  # of how it is computed

@@ -14,12 +14,12 @@ from typing import Any
 import jax
 from flax import traverse_util
 
-from jaxdiff.pretrained import autoencoder_kl
 from jaxdiff.pretrained.errors import PretrainedError
-from jaxdiff.pretrained.families import CONFIG, Loaded, described, load_network, open_weights
 from jaxdiff.pretrained.fields import Fields
+from jaxdiff.pretrained.files.reading import load_params
+from jaxdiff.pretrained.layouts import autoencoder_kl
+from jaxdiff.pretrained.layouts.families import CONFIG, Loaded, described, load_network, open_weights
 from jaxdiff.pretrained.origin import INDEX
-from jaxdiff.pretrained.reading import load_params
 
 DENOISERS = ("unet", "transformer")
 """Folders of the network that predicts."""

@@ -1,7 +1,7 @@
 """A published pipeline as one model: `model_index.json`, and a folder for each of its parts.
 
 The scheduler's configuration says the process and what the network predicts, for our samplers
-(`jaxdiff.pretrained.processes`), and the steps of diffusers (`jaxdiff.pretrained.schedulers`).
+(`jaxdiff.pretrained.schedulers.processes`), and the steps of diffusers (`jaxdiff.pretrained.schedulers.classes`).
 """
 
 from __future__ import annotations
@@ -23,10 +23,8 @@ from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.model import Model
 from jaxdiff.networks.text import T5
 from jaxdiff.parameterization import LearnedVariance
-from jaxdiff.pretrained import autoencoder_kl
 from jaxdiff.pretrained.control import Folders, control_folders, with_controls
 from jaxdiff.pretrained.errors import PretrainedError
-from jaxdiff.pretrained.families import Loaded, load_network
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.kinds import (
     KINDS,
@@ -39,11 +37,13 @@ from jaxdiff.pretrained.kinds import (
     parts_of,
     scheduler_of,
 )
+from jaxdiff.pretrained.layouts import autoencoder_kl
+from jaxdiff.pretrained.layouts.families import Loaded, load_network
+from jaxdiff.pretrained.layouts.single_file import read_single_file
 from jaxdiff.pretrained.model import Pretrained, sized
 from jaxdiff.pretrained.origin import Origin, found, licence_of
-from jaxdiff.pretrained.processes import process_of
 from jaxdiff.pretrained.prompts import Branch, Prompts
-from jaxdiff.pretrained.single_file import read_single_file
+from jaxdiff.pretrained.schedulers.processes import process_of
 
 
 def load_pipeline(

@@ -15,10 +15,10 @@ from typing import Any
 from jaxdiff.data.text import TEXT
 from jaxdiff.pretrained.control import CONTROLNET, FOLDER
 from jaxdiff.pretrained.errors import PretrainedError, path_of
-from jaxdiff.pretrained.families import Loaded, write_network
+from jaxdiff.pretrained.files.tensors import floating
+from jaxdiff.pretrained.layouts.families import Loaded, write_network
 from jaxdiff.pretrained.model import SCHEDULER, Pretrained
 from jaxdiff.pretrained.origin import INDEX
-from jaxdiff.pretrained.tensors import floating
 
 
 def save_pipeline(path: str | os.PathLike[str], model: Pretrained, *, dtype: str | None = None) -> None:

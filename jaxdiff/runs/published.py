@@ -24,7 +24,7 @@ from jaxdiff.parameterization import LearnedVariance
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.kinds import KINDS, Kind, branch_of, class_of, index_of, part_of, parts_of, scheduler_of
 from jaxdiff.pretrained.origin import found, is_published
-from jaxdiff.pretrained.processes import LogSNRTimes, process_of
+from jaxdiff.pretrained.schedulers.processes import LogSNRTimes, process_of
 from jaxdiff.pretrained.text_codec import PublishedText, Several
 from jaxdiff.pretrained.told_sizes import NAMES, is_scored
 from jaxdiff.spec import Specs

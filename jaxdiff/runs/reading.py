@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxdiff.config import TRUSTED, AutoencoderConfig, as_config_error, read_config
 from jaxdiff.launch.errors import ConfigError, refuse_unknown
 from jaxdiff.pretrained import Pretrained, load_pipeline
-from jaxdiff.pretrained.families import described
+from jaxdiff.pretrained.layouts.families import described
 from jaxdiff.pretrained.origin import HUB, is_published
 from jaxdiff.pretrained.parts import is_published_part
 from jaxdiff.runs.autoencoder import AutoencoderRun

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdiff.pretrained import load_network, write_network
-from jaxdiff.pretrained.families import family_of
 from jaxdiff.pretrained.fields import Fields
-from jaxdiff.pretrained.writing import Published
+from jaxdiff.pretrained.files.writing import Published
+from jaxdiff.pretrained.layouts.families import family_of
 from tests.parity.controlnets import controlnet
 from tests.parity.originals import ENCODERS, ORIGINALS, autoencoder_kl, disturbed, quiet, torch
 

@@ -31,7 +31,7 @@ class Repository(NamedTuple):
     Attributes:
       network: theirs.
       call: ``(x, t, cond) -> output`` of torch tensors, x ``(B, H, W, C)``.
-      name: in `jaxdiff.pretrained.originals.ORIGINALS`.
+      name: in `jaxdiff.pretrained.layouts.originals.ORIGINALS`.
       changes: fields of our configuration.
       sizes: two (height, width) of x.
       times: four that it is told.

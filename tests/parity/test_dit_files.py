@@ -17,7 +17,7 @@ import pytest
 
 from jaxdiff.pretrained import PretrainedError, dit_model, load_dit
 from jaxdiff.pretrained.convert import convert, main
-from jaxdiff.pretrained.safetensors import SafeTensors
+from jaxdiff.pretrained.files.safetensors import SafeTensors
 from tests.parity.originals import diffusers, disturbed, quiet, torch
 
 pytestmark = pytest.mark.nightly

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxdiff.pretrained import load_pipeline, write_embeddings
+from jaxdiff.pretrained.adapters.embeddings import Embeddings, load_embeddings
 from jaxdiff.pretrained.convert import main as convert
-from jaxdiff.pretrained.embeddings import Embeddings, load_embeddings
 from tests.parity import published
 from tests.parity.originals import quiet, torch
 

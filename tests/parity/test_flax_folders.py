@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.pretrained import load_network
-from jaxdiff.pretrained.flax_folders import NUMERICS
+from jaxdiff.pretrained.layouts.flax import NUMERICS
 
 pytestmark = pytest.mark.nightly
 diffusers: Any = pytest.importorskip("diffusers")

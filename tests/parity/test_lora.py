@@ -16,8 +16,8 @@ import pytest
 
 from jaxdiff.noise import sample_keys
 from jaxdiff.pretrained import load_lora, load_pipeline, schedulers, write_lora
+from jaxdiff.pretrained.adapters.lora import Factors
 from jaxdiff.pretrained.fields import Fields
-from jaxdiff.pretrained.lora import Factors
 from tests.parity import published
 from tests.parity.comparison import apart
 from tests.parity.originals import quiet, torch

@@ -16,9 +16,9 @@ from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.grid import uniform_times
 from jaxdiff.methods import parse_sampler
 from jaxdiff.networks.edm2 import log_variance
-from jaxdiff.pretrained.originals import load_original, original_of, write_original
-from jaxdiff.pretrained.safetensors import SafeTensors, write_safetensors
-from jaxdiff.pretrained.writing import Published
+from jaxdiff.pretrained.files.safetensors import SafeTensors, write_safetensors
+from jaxdiff.pretrained.files.writing import Published
+from jaxdiff.pretrained.layouts.originals import load_original, original_of, write_original
 from tests.parity.comparison import apart, as_torch
 from tests.parity.originals import disturbed, quiet, torch
 from tests.parity.repositories import REPOSITORIES, module

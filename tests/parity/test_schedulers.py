@@ -22,9 +22,9 @@ import pytest
 
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.fields import Fields
-from jaxdiff.pretrained.scheduler_fields import FIELDS, SHIFT_BY_SIZE
-from jaxdiff.pretrained.schedulers import SCHEDULERS, table
-from jaxdiff.pretrained.steps import follow
+from jaxdiff.pretrained.schedulers.classes import SCHEDULERS, table
+from jaxdiff.pretrained.schedulers.fields import FIELDS, SHIFT_BY_SIZE
+from jaxdiff.pretrained.schedulers.steps import follow
 from tests.covers import cover, pairs
 from tests.parity.originals import diffusers, quiet, torch
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from jaxdiff.pretrained import load_network, load_pipeline, read_single_file, write_single_file
-from jaxdiff.pretrained.families import Loaded, configured
 from jaxdiff.pretrained.fields import Fields
+from jaxdiff.pretrained.layouts.families import Loaded, configured
 from tests.parity import published
 from tests.parity.originals import diffusers, disturbed, quiet, torch, transformers
 from tests.pretrained.ldm import TINY

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdiff.pretrained.families import Loaded, configured, family_of
 from jaxdiff.pretrained.fields import Fields
+from jaxdiff.pretrained.layouts.families import Loaded, configured, family_of
 
 SCHEDULES = {"1": "PNDMScheduler", "2": "DDIMScheduler", "XL": "EulerDiscreteScheduler"}
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdiff.pretrained.axes import Axes
-from jaxdiff.pretrained.naming import Cut, Naming
-from jaxdiff.pretrained.writing import Published
+from jaxdiff.pretrained.files.axes import Axes
+from jaxdiff.pretrained.files.naming import Cut, Naming
+from jaxdiff.pretrained.files.writing import Published
 
 RNG = np.random.default_rng(0)
 

@@ -14,7 +14,7 @@ import pytest
 
 import jaxdiff
 from jaxdiff.pretrained import Pretrained, load_lora, load_network, load_pipeline
-from jaxdiff.pretrained.safetensors import SafeTensors, write_safetensors
+from jaxdiff.pretrained.files.safetensors import SafeTensors, write_safetensors
 from tests.pretrained.test_pipeline import SD, write_pipeline
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

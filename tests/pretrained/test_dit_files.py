@@ -18,10 +18,10 @@ import pytest
 from jaxdiff import DiscreteVP, Flow
 from jaxdiff.networks import dit, functional
 from jaxdiff.pretrained import PretrainedError, dit_model, load_dit, write_dit
-from jaxdiff.pretrained.dit_files import DataTime, TowardsData, _fields, _naming
-from jaxdiff.pretrained.families import Loaded
-from jaxdiff.pretrained.safetensors import SafeTensors, write_safetensors
-from jaxdiff.pretrained.writing import Published
+from jaxdiff.pretrained.files.safetensors import SafeTensors, write_safetensors
+from jaxdiff.pretrained.files.writing import Published
+from jaxdiff.pretrained.layouts.dit import DataTime, TowardsData, _fields, _naming
+from jaxdiff.pretrained.layouts.families import Loaded
 from tests.pretrained.tiny import tiny
 
 Size = Literal["S", "B", "L", "XL"]

@@ -10,9 +10,9 @@ import pytest
 
 from jaxdiff.pretrained import Pretrained, PretrainedError, load_embeddings, load_pipeline, save_pipeline
 from jaxdiff.pretrained import write_embeddings as write
-from jaxdiff.pretrained.embeddings import Embeddings
-from jaxdiff.pretrained.lora import Factors, Lora
-from jaxdiff.pretrained.safetensors import write_safetensors
+from jaxdiff.pretrained.adapters.embeddings import Embeddings
+from jaxdiff.pretrained.adapters.lora import Factors, Lora
+from jaxdiff.pretrained.files.safetensors import write_safetensors
 from tests.pretrained.test_pipeline import SD, write_pipeline
 
 pytest.importorskip("tokenizers")

@@ -19,10 +19,10 @@ import pytest
 
 from jaxdiff.networks import flux, functional, sd3
 from jaxdiff.pretrained import PretrainedError, load_network, write_network
-from jaxdiff.pretrained.families import FAMILIES, family_of
 from jaxdiff.pretrained.fields import Fields
-from jaxdiff.pretrained.safetensors import SafeTensors, write_safetensors
-from jaxdiff.pretrained.writing import Published
+from jaxdiff.pretrained.files.safetensors import SafeTensors, write_safetensors
+from jaxdiff.pretrained.files.writing import Published
+from jaxdiff.pretrained.layouts.families import FAMILIES, family_of
 from tests.pretrained.tiny import TINY, tiny
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

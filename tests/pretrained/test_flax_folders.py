@@ -21,11 +21,11 @@ from flax import traverse_util
 
 from jaxdiff.networks import UNet
 from jaxdiff.pretrained import PretrainedError, load_network, write_network
-from jaxdiff.pretrained.families import DIFFUSERS, configured, family_of
 from jaxdiff.pretrained.fields import Fields
-from jaxdiff.pretrained.flax_folders import NUMERICS, flax_naming, plain_fields
-from jaxdiff.pretrained.msgpack_files import Msgpack, open_msgpack
-from jaxdiff.pretrained.writing import Published
+from jaxdiff.pretrained.files.msgpack import Msgpack, open_msgpack
+from jaxdiff.pretrained.files.writing import Published
+from jaxdiff.pretrained.layouts.families import DIFFUSERS, configured, family_of
+from jaxdiff.pretrained.layouts.flax import NUMERICS, flax_naming, plain_fields
 from tests.pretrained.tiny import tiny
 
 ORIGINALS: dict[str, Any] = json.loads((Path(__file__).parent / "flax_names.json").read_text())

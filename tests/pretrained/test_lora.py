@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from jaxdiff.pretrained import PretrainedError, load_lora, write_lora
-from jaxdiff.pretrained.families import FAMILIES, Loaded, family_of
+from jaxdiff.pretrained.adapters.lora import METADATA, Factors, Lora, merged, modules_of, resolved
+from jaxdiff.pretrained.adapters.lora_names import spellings
 from jaxdiff.pretrained.fields import Fields
-from jaxdiff.pretrained.lora import METADATA, Factors, Lora, merged, modules_of, resolved
-from jaxdiff.pretrained.lora_names import spellings
-from jaxdiff.pretrained.safetensors import SafeTensors, write_safetensors
-from jaxdiff.pretrained.writing import Published
+from jaxdiff.pretrained.files.safetensors import SafeTensors, write_safetensors
+from jaxdiff.pretrained.files.writing import Published
+from jaxdiff.pretrained.layouts.families import FAMILIES, Loaded, family_of
 from tests.pretrained.tiny import TINY, tiny
 
 LDM = {  # names of the original code for a U-Net of three levels with two blocks each, as published files have them
@@ -97,7 +97,7 @@ def test_half_precision_stays_and_is_rounded_once() -> None:
 
 SPLIT = """
 import jax, numpy as np
-from jaxdiff.pretrained.lora import Lora, merged, modules_of
+from jaxdiff.pretrained.adapters.lora import Lora, merged, modules_of
 from tests.pretrained.test_lora import factors, tiny
 
 loaded = tiny("SD3Transformer2DModel")

@@ -10,8 +10,8 @@ import pytest
 
 from jaxdiff.networks.lora import LoRA
 from jaxdiff.pretrained import PretrainedError
-from jaxdiff.pretrained.lora import Lora, merged, modules_of
-from jaxdiff.pretrained.lora_trained import published_factors
+from jaxdiff.pretrained.adapters.lora import Lora, merged, modules_of
+from jaxdiff.pretrained.adapters.lora_trained import published_factors
 from tests.pretrained.tiny import tiny
 
 DENOISERS = (

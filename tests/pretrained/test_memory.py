@@ -14,11 +14,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdiff.pretrained.families import family_of
 from jaxdiff.pretrained.fields import Fields
-from jaxdiff.pretrained.flax_folders import flax_naming
-from jaxdiff.pretrained.safetensors import write_safetensors
-from jaxdiff.pretrained.writing import Published
+from jaxdiff.pretrained.files.safetensors import write_safetensors
+from jaxdiff.pretrained.files.writing import Published
+from jaxdiff.pretrained.layouts.families import family_of
+from jaxdiff.pretrained.layouts.flax import flax_naming
 
 pytestmark = pytest.mark.nightly
 FIELDS = {"_class_name": "UNet2DConditionModel", "cross_attention_dim": 768}

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from jaxdiff.pretrained import PretrainedError, load_network
-from jaxdiff.pretrained.families import family_of
 from jaxdiff.pretrained.fields import Fields
-from jaxdiff.pretrained.npz_files import Npz
-from jaxdiff.pretrained.writing import Published
+from jaxdiff.pretrained.files.npz import Npz
+from jaxdiff.pretrained.files.writing import Published
+from jaxdiff.pretrained.layouts.families import family_of
 from tests.pretrained.tiny import tiny
 
 ARRAYS: dict[str, Any] = {

@@ -16,10 +16,11 @@ import pytest
 
 from jaxdiff.networks import KLAutoencoder, UNet, functional
 from jaxdiff.networks.autoencoder import Autoencoder
-from jaxdiff.pretrained import Loaded, PretrainedError, openai
-from jaxdiff.pretrained.originals import ORIGINALS, configured, load_original, original_of, write_original
-from jaxdiff.pretrained.safetensors import SafeTensors, write_safetensors
-from jaxdiff.pretrained.writing import Published
+from jaxdiff.pretrained import Loaded, PretrainedError
+from jaxdiff.pretrained.files.safetensors import SafeTensors, write_safetensors
+from jaxdiff.pretrained.files.writing import Published
+from jaxdiff.pretrained.layouts import openai
+from jaxdiff.pretrained.layouts.originals import ORIGINALS, configured, load_original, original_of, write_original
 
 # The repositories' own code, run with the options that each file was published with: parameters that are trained,
 # stored tensors, and the first digits of SHA-256 of the lines "name shape", sorted.

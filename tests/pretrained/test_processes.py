@@ -17,9 +17,9 @@ from jaxdiff.prediction import Prediction
 from jaxdiff.pretrained import PretrainedError
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.pipeline import load_pipeline
-from jaxdiff.pretrained.processes import RENOISING, process_of
-from jaxdiff.pretrained.scheduler_fields import BETAS, FIELDS
-from jaxdiff.pretrained.schedulers import table
+from jaxdiff.pretrained.schedulers.classes import table
+from jaxdiff.pretrained.schedulers.fields import BETAS, FIELDS
+from jaxdiff.pretrained.schedulers.processes import RENOISING, process_of
 from jaxdiff.sampling.base import integrate
 from tests.pretrained.test_pipeline import write_pipeline
 

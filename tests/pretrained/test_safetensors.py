@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxdiff.pretrained import PretrainedError
-from jaxdiff.pretrained.safetensors import DTYPES, SafeTensors, open_safetensors, write_safetensors
+from jaxdiff.pretrained.files.safetensors import DTYPES, SafeTensors, open_safetensors, write_safetensors
 
 RNG = np.random.default_rng(0)
 

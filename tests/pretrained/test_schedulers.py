@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from jaxdiff.pretrained import PretrainedError
-from jaxdiff.pretrained.chains import chain
 from jaxdiff.pretrained.fields import Fields
-from jaxdiff.pretrained.flow_steps import flow_levels
-from jaxdiff.pretrained.schedulers import SCHEDULERS, table
-from jaxdiff.pretrained.steps import StepTable, follow
+from jaxdiff.pretrained.schedulers.chains import chain
+from jaxdiff.pretrained.schedulers.classes import SCHEDULERS, table
+from jaxdiff.pretrained.schedulers.flow_steps import flow_levels
+from jaxdiff.pretrained.schedulers.steps import StepTable, follow
 
 SD: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 RNG = np.random.default_rng(0)

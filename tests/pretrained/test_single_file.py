@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from jaxdiff.pretrained import PretrainedError, load_pipeline, read_single_file, write_single_file
-from jaxdiff.pretrained.families import configured
 from jaxdiff.pretrained.fields import Fields
-from jaxdiff.pretrained.ldm_fields import RELEASES, clip_fields, release_of, unet_fields, vae_fields
-from jaxdiff.pretrained.safetensors import SafeTensors, write_safetensors
-from jaxdiff.pretrained.single_file import _naming
-from jaxdiff.pretrained.writing import Published
+from jaxdiff.pretrained.files.safetensors import SafeTensors, write_safetensors
+from jaxdiff.pretrained.files.writing import Published
+from jaxdiff.pretrained.layouts.families import configured
+from jaxdiff.pretrained.layouts.ldm_fields import RELEASES, clip_fields, release_of, unet_fields, vae_fields
+from jaxdiff.pretrained.layouts.single_file import _naming
 from tests.pretrained.ldm import PUBLISHED, TINY, parts_of, shapes_of
 from tests.pretrained.test_pipeline import write_tokenizer
 

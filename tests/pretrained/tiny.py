@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdiff.pretrained.families import FAMILIES, Loaded, family_of
 from jaxdiff.pretrained.fields import Fields
+from jaxdiff.pretrained.layouts.families import FAMILIES, Loaded, family_of
 
 TINY: dict[str, dict[str, Any]] = {
     "UNet2DModel": {

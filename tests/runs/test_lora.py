@@ -19,7 +19,7 @@ from jaxdiff.config import ConfigError, LoraConfig
 from jaxdiff.networks import DiT
 from jaxdiff.networks.lora import LoRA
 from jaxdiff.pretrained import trained_lora, write_network
-from jaxdiff.pretrained.lora import merged
+from jaxdiff.pretrained.adapters.lora import merged
 from jaxdiff.train import CheckpointError, Checkpoints
 from tests.pretrained.tiny import tiny
 from tests.runs.test_fit import config as settings

@@ -1,0 +1,1 @@
+"""What is added to a published model: LoRA, and the new words of textual inversion."""
