@@ -37,7 +37,7 @@ def test_each_process_reads_its_part(folder: Path, tmp_path: Path) -> None:
         shares = {Path(file).parent.name: size / Path(file).stat().st_size for file, size in read.items()}
         print(number, shares)
         assert {*shares} == {"unet", "vae", "text_encoder"}
-        assert shares["vae"] <= 0.6 and max(shares.values()) <= 0.75, shares  # some are split along columns
+        assert max(shares.values()) <= 0.56, shares  # beside its half what is not split, and the header
     with np.load(tmp_path / "params.npz") as found:
         parts = jaxdiff.load(folder).parts
         ours = jax.tree.leaves({name: part.params for name, part in parts.items()})

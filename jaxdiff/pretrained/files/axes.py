@@ -11,8 +11,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 Group = tuple[str, ...]
@@ -26,6 +26,7 @@ class Axes:
       pattern: ``"theirs -> ours"``.
       sizes: lengths of axes by name; those of a group may lack one.
 
+    >>> import numpy as np
     >>> axes = Axes("(t o) i -> i t o")
     >>> axes.theirs((2, 3, 4))  # the shape of theirs, where ours is (2, 3, 4)
     (12, 2)
@@ -46,8 +47,8 @@ class Axes:
         lengths = self._lengths(right, ours)
         return tuple(math.prod(lengths[axis] for axis in group) for group in left)
 
-    def to_ours(self, tensor: NDArray, ours: Sequence[int]) -> NDArray:
-        """Our array, of the shape ``ours``, of their tensor."""
+    def to_ours(self, tensor: Any, ours: Sequence[int]) -> Any:
+        """Our array, of the shape ``ours``, of their tensor; NumPy's or JAX's, as that is."""
         left, right, backwards = _parsed(self.pattern)
         return _moved(tensor, left, right, self._lengths(right, ours), backwards)
 
@@ -56,11 +57,15 @@ class Axes:
         left, right, backwards = _parsed(self.pattern)
         return _moved(array, right, left, self._lengths(right, array.shape), backwards)
 
-    def leading(self) -> int | None:
+    def leading(self, axis: int = 0) -> int | None:
         """Which axis of ours is the first one of theirs, unjoined; None: none is. A range of that axis is a range of
-        their rows."""
+        their rows.
+
+        Args:
+          axis: of theirs, where another is meant.
+        """
         left, right, backwards = _parsed(self.pattern)
-        first = left[0] if left else ()
+        first = left[axis] if len(left) > axis else ()
         return right.index(first) if len(first) == 1 and first in right and not {*first} & backwards else None
 
     def _lengths(self, groups: Sequence[Group], shape: Sequence[int]) -> dict[str, int]:
@@ -87,15 +92,15 @@ def _parsed(pattern: str) -> tuple[tuple[Group, ...], tuple[Group, ...], frozens
 
 
 def _moved(
-    array: NDArray,
+    array: Any,
     source: Sequence[Group],
     target: Sequence[Group],
     lengths: Mapping[str, int],
     backwards: frozenset[str],
-) -> NDArray:
+) -> Any:
     before = [axis for group in source for axis in group]
     after = [axis for group in target for axis in group]
     array = array.reshape([lengths[axis] for axis in before])
-    array = np.flip(array, tuple(before.index(axis) for axis in before if axis in backwards))
+    array = array[tuple(slice(None, None, -1 if axis in backwards else 1) for axis in before)]
     array = array.transpose([before.index(axis) for axis in after])
     return array.reshape([math.prod(lengths[axis] for axis in group) for group in target])

@@ -3,13 +3,17 @@
 Before anything is read, names and shapes of both sides are compared, and what does not fit is listed: nothing of a
 network is ever left at random. Then each array of ours is made of its tensors on the host, in the dtype asked for, and
 put on its devices; of a row of stacked blocks one block at a time, into an array that lies there already. So the host
-holds one block's array beside the parameters, and of tensors that are split over hosts each host reads its rows.
+holds one block's array beside the parameters.
+
+Of tensors that are split over hosts each host reads as many rows as any other. Where devices hold rows of a published
+tensor, these are theirs; where they hold columns of it, the devices exchange what their hosts have read.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +25,7 @@ from jax.sharding import Sharding
 from numpy.typing import NDArray
 
 from jaxdiff.pretrained.errors import PretrainedError
+from jaxdiff.pretrained.files.axes import Axes
 from jaxdiff.pretrained.files.naming import Leaf, Naming
 from jaxdiff.pretrained.files.tensors import Tensors, floating
 
@@ -73,10 +78,12 @@ def load_params(
         wanted = kept if dtype is None or not jnp.issubdtype(kept, jnp.floating) else dtype
 
         def read(name: str, rows: tuple[int, int] | None, leaf: Leaf = leaf) -> NDArray[Any]:
+            cut, shape = leaf.cut, leaf.tensor
+            if cut is not None and cut.axis == 0:
+                first, last = rows or (0, cut.stop - cut.start)
+                rows, cut = (cut.start + first, cut.start + last), None
             whole = tensors.read(stored[name], rows)
-            shape = leaf.tensor
             whole = whole.reshape((whole.shape[0], *shape[1:]) if shape else ())  # without axes of length 1 at the end
-            cut = leaf.cut
             return whole if cut is None else whole.take(range(cut.start, cut.stop), axis=cut.axis)
 
         try:
@@ -171,15 +178,17 @@ def _of_block(sharding: Sharding) -> Sharding:
 
 def _array(leaf: Leaf, names: tuple[str, ...], read: Rows, dtype: np.dtype, sharding: Sharding) -> Array:
     """One block of a leaf, or a leaf that is no row of blocks. Of it each host reads the rows that its devices hold,
-    where those are rows of the tensors too."""
+    where those are rows of the tensors too, or else its share of the rows."""
     shape = leaf.shape
-    along = leaf.axes.leading() if leaf.parts is None and leaf.cut is None else None
+    along = leaf.axes.leading(0 if leaf.parts is None else 1)
     held = sharding.addressable_devices_indices_map(shape).values()
     first, last = 0, shape[along] if along is not None else 0
     if along is not None:
         ranges = [index[along].indices(shape[along]) for index in held if index is not None]
         first, last = min(r[0] for r in ranges), max(r[1] for r in ranges)
     part = along is not None and (first, last) != (0, shape[along])
+    if not part and (exchanged := _exchanged(leaf, names, read, dtype, sharding)) is not None:
+        return exchanged
     rows, size = (
         ((first, last), (*shape[:along], last - first, *shape[along + 1 :]))
         if part and along is not None
@@ -189,9 +198,7 @@ def _array(leaf: Leaf, names: tuple[str, ...], read: Rows, dtype: np.dtype, shar
     with np.errstate(over="ignore"):  # which is refused in words
         whole = leaf.axes.to_ours(parts[0] if leaf.parts is None else np.stack(parts), size).astype(dtype)
     del parts
-    if whole.size and not (np.isfinite(whole.max()) and np.isfinite(whole.min())):
-        more = f", or one of {len(names)} beside it," if len(names) > 1 else ""
-        raise PretrainedError(f"{names[0]}{more} holds numbers that are not finite in {dtype}: fetch the file again")
+    _check_finite(whole, names)
 
     def local(index: tuple[slice, ...] | None) -> NDArray[Any]:
         assert index is not None
@@ -201,3 +208,44 @@ def _array(leaf: Leaf, names: tuple[str, ...], read: Rows, dtype: np.dtype, shar
         return whole[index]
 
     return jax.make_array_from_callback(shape, sharding, local)
+
+
+def _exchanged(leaf: Leaf, names: tuple[str, ...], read: Rows, dtype: np.dtype, sharding: Sharding) -> Array | None:
+    """As `_array`, for devices of several hosts that hold columns of the tensors: each host reads its share of their
+    rows, and the devices exchange them. None: one host holds all, or the rows do not divide evenly."""
+    if sharding.is_fully_addressable or not isinstance(sharding, jax.sharding.NamedSharding):
+        return None
+    over = tuple(axis for axes in sharding.spec if axes for axis in ((axes,) if isinstance(axes, str) else axes))
+    theirs = leaf.axes.theirs(leaf.shape)[0 if leaf.parts is None else 1 :]
+    if not over or not theirs or theirs[0] % math.prod(sharding.mesh.shape[axis] for axis in over):
+        return None
+    by_rows = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(over))
+
+    def rows_of(name: str, index: tuple[slice, ...] | None) -> NDArray[Any]:
+        assert index is not None
+        first, last, _ = index[0].indices(theirs[0])
+        with np.errstate(over="ignore"):
+            found = read(name, (first, last)).astype(dtype)
+        _check_finite(found, (name,))
+        return found
+
+    parts = [jax.make_array_from_callback(theirs, by_rows, functools.partial(rows_of, name)) for name in names]
+    axes = leaf.axes
+    return _exchange(axes.pattern, tuple(axes.sizes.items()), leaf.parts is None, leaf.shape, sharding)(parts)
+
+
+@functools.cache
+def _exchange(
+    pattern: str, sizes: tuple[tuple[str, int], ...], alone: bool, shape: tuple[int, ...], sharding: Sharding
+) -> Callable[[Sequence[Array]], Array]:
+    """The program that makes an array of ours from its tensors, both spread over the devices."""
+    axes = Axes(pattern, dict(sizes))
+    return jax.jit(lambda parts: axes.to_ours(parts[0] if alone else jnp.stack(parts), shape), out_shardings=sharding)
+
+
+def _check_finite(found: NDArray[Any], names: tuple[str, ...]) -> None:
+    if found.size and not (np.isfinite(found.max()) and np.isfinite(found.min())):
+        more = f", or one of {len(names)} beside it," if len(names) > 1 else ""
+        raise PretrainedError(
+            f"{names[0]}{more} holds numbers that are not finite in {found.dtype}: fetch the file again"
+        )
