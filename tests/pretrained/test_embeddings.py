@@ -63,7 +63,7 @@ def test_two_tokens_and_a_lora(model: Pretrained) -> None:
     factors = Factors(rows(1, width), rows(1, width).T, 1.0)
     merged = both.with_lora(Lora({"text_encoder": {"text_model.encoder.layers.0.self_attn.q_proj": factors}}))
     assert of(merged).tokenizer == of(both).tokenizer and len(of(merged).params["tokens"]["embedding"]) == size + 3
-    with pytest.raises(PretrainedError, match="tokenizer knows '<A>': give another, token='<word>'"):
+    with pytest.raises(PretrainedError, match="knows the token '<A>' already: give another, token='<word>'"):
         both.with_embeddings(Embeddings("<A>", {"": rows(1, width)}))
 
 
@@ -72,13 +72,17 @@ def test_two_tokens_and_a_lora(model: Pretrained) -> None:
     [
         ({}, None, "holds nothing; expected one tensor, named as its token, or clip_l and clip_g"),
         ({"a": rows(1), "b": rows(1)}, None, "holds a, b; expected one tensor"),
-        ({"emb_params": rows(1)}, None, "does not say its token: give token='<word>'"),
+        (
+            {"emb_params": rows(1)},
+            None,
+            "does not say its token, which stands for it in a text: give token='<word>', on the command line FILE",
+        ),
         ({"clip_l": rows(1), "clip_g": rows(2)}, "<a>", "numbers of vectors for its encoders: clip_g 2, clip_l 1"),
         ({"<a>": rows(1)[None]}, None, r"<a> has the shape \(1, 1, 24\), expected"),
-        ({"<a>": rows(1)}, " a", "token: ' a' begins or ends with a blank"),
+        ({"<a>": rows(1)}, " a", "the token ' a' begins or ends with a blank"),
         ({"<a>": rows(1, 5)}, None, "has vectors of 5 numbers, text_encoder has"),
         ({"clip_l": rows(1), "clip_g": rows(1)}, "<a>", "has clip_l and clip_g, expected one tensor, or clip_l"),
-        ({"<a>": rows(1)}, "a", "tokenizer knows 'a': give another"),
+        ({"<a>": rows(1)}, "a", "tokenizer knows the token 'a' already: give another"),
     ],
 )
 def test_what_does_not_fit_is_one_line(
