@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ from jaxdiff.commands.pictures import read_mask, read_picture
 from jaxdiff.config import ConfigError
 from jaxdiff.networks.control import PICTURE
 from jaxdiff.plan import stored_shape
-from jaxdiff.pretrained import Pretrained
+from jaxdiff.pretrained import Pretrained, load_embeddings, load_lora
 from jaxdiff.runs.reading import load_published
 from jaxdiff.runs.run import Run
 
 CALL = ("prompt_weights", "size", "strict", "clip_skip", "control_scale")
 """Options that a published model's `sample` has and a run's has not, by the same names."""
-PUBLISHED = (*CALL, "control", "controlnet", "lora", "tokenizer")
+PUBLISHED = (*CALL, "control", "controlnet", "lora", "embeddings", "tokenizer")
 """Options of published models alone."""
 OF_RUNS = ("step", "average", "trust", "compiled")
 """Options of runs alone."""
@@ -34,7 +35,7 @@ def given(options: Options, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def load_model(options: Options, path: Path, mesh: Mesh) -> Pretrained:
-    """The published model, with the LoRAs and the ControlNet that the options name.
+    """The published model, with the LoRAs, the embeddings and the ControlNet that the options name.
 
     Raises:
       ConfigError: an option that is of runs, or a weight that is no number.
@@ -43,13 +44,17 @@ def load_model(options: Options, path: Path, mesh: Mesh) -> Pretrained:
         raise ConfigError(f"--{taken[0]} is of runs, and {path} is a published model: leave it out")
     if options.control is None and options.control_scale is not None:
         raise ConfigError("--control_scale is of the picture in --control: give it too")
+    weighted, named = map(_weighted, options.lora), map(_named, options.embeddings)
+    loras = [(load_lora(file), weight) for file, weight in weighted]
+    words = [load_embeddings(file, word) for file, word in named]
     loaded = {} if options.tokenizer is None else {"tokenizer": options.tokenizer}
     model = load_published(path, mesh=mesh, dtype=options.dtype or "float32", control=options.controlnet, **loaded)
     if options.control is not None and PICTURE not in model.model.conditions:
         raise ConfigError("--control: this model has no ControlNet: name the folder of one, --controlnet FOLDER")
-    for text in options.lora:
-        file, weight = _weighted(text)
-        model = model.with_lora(file, weight)
+    for lora, weight in loras:
+        model = model.with_lora(lora, weight)
+    for embeddings in words:
+        model = model.with_embeddings(embeddings)
     return model
 
 
@@ -63,9 +68,26 @@ def _weighted(text: str) -> tuple[Path, float]:
         return Path(text), 1.0
     file, _, weight = text.rpartition(":")
     try:
-        return Path(file), float(weight)
+        number = float(weight)
     except ValueError:
-        raise ConfigError(f"--lora: {text!r} is FILE or FILE:WEIGHT, and {weight!r} is no number") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfigError(f"--lora: {text!r} is FILE or FILE:WEIGHT, and {weight!r} is no number such as 0.8")
+    return Path(file), number
+
+
+def _named(text: str) -> tuple[Path, str | None]:
+    """The file and the word of ``FILE`` or ``FILE:WORD``; None: the file says it.
+
+    >>> _named("cat.safetensors:<cat-toy>")
+    (PosixPath('cat.safetensors'), '<cat-toy>')
+    """
+    if Path(text).expanduser().exists() or ":" not in text:
+        return Path(text), None
+    file, _, word = text.rpartition(":")
+    if not word:
+        raise ConfigError(f"--embeddings: {text!r} is FILE or FILE:WORD, and has no word after its colon")
+    return Path(file), word
 
 
 def pictures(run: Run | Pretrained, options: Options) -> dict[str, Any]:

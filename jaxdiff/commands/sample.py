@@ -12,6 +12,7 @@
     jaxdiff sample runs/large --mesh.fsdp 8                          weights split over 8 devices, as in training
     jaxdiff sample stable-diffusion-v1-5 --prompt "a red heart" --negative "blurry" --num 4 --size 512 512
     jaxdiff sample model.safetensors --tokenizer DIR --lora hearts.safetensors:0.8 --prompt "a heart"
+    jaxdiff sample stable-diffusion-v1-5 --embeddings learned_embeds.safetensors --prompt "a <cat-toy> on the moon"
     jaxdiff sample runs/digits --image seven.png --strength 0.6      begin as a picture; --mask: keep its black part
 
 Samples are saved as their codec does it: images as a grid or arrays, points as a scatter plot or arrays. A folder is
@@ -84,6 +85,8 @@ class Options(cfg.ProcessOptions):
     """Of a published model: so many of CLIP's last blocks are left out."""
     lora: tuple[str, ...] = ()
     """Of a published model: files of LoRAs that are merged into it, FILE or FILE:WEIGHT."""
+    embeddings: tuple[str, ...] = ()
+    """Of a published model: files of textual inversion, new words for prompts, FILE or FILE:WORD."""
     controlnet: Path | None = None
     """Of a published model: folder of a ControlNet beside it."""
     control: Path | None = None

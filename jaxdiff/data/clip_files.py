@@ -30,7 +30,7 @@ def clip_tokenizer(package: Any, folder: Path) -> Any:
       OSError: a file cannot be read.
       ValueError: it is not what it should be.
     """
-    vocabulary = _read(folder, VOCABULARY)
+    vocabulary = read_object(folder, VOCABULARY)
     content = (folder / MERGES).read_bytes()
     if (why := other_kind(content[:72])) is not None:
         raise ValueError(f"{MERGES} {why}")
@@ -55,11 +55,11 @@ def clip_tokenizer(package: Any, folder: Path) -> Any:
 
 def padding_token(folder: Path) -> str:
     """The token after the end: of Stable Diffusion 1 the end itself, of 2 "!"."""
-    return _text(_read(folder, SPECIAL).get("pad_token") or _read(folder, CONFIG).get("pad_token") or END)
+    return _text(read_object(folder, SPECIAL).get("pad_token") or read_object(folder, CONFIG).get("pad_token") or END)
 
 
 def _special(folder: Path) -> list[str]:
-    added = _read(folder, CONFIG).get("added_tokens_decoder", {})
+    added = read_object(folder, CONFIG).get("added_tokens_decoder", {})
     named = [_text(each) for each in added.values() if each.get("special", True)]
     return list(dict.fromkeys([_BEGIN, END, padding_token(folder), *named]))
 
@@ -68,7 +68,13 @@ def _text(token: Any) -> str:
     return str(token["content"] if isinstance(token, dict) else token)
 
 
-def _read(folder: Path, name: str) -> dict[str, Any]:
+def read_object(folder: Path, name: str) -> dict[str, Any]:
+    """The fields of a file of JSON in the folder; of one that is not there, but for the vocabulary, none.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is not what it should be.
+    """
     file = folder / name
     if name != VOCABULARY and not file.exists():
         return {}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxdiff.data.added_words import WithWords, words_of
 from jaxdiff.data.clip_files import padding_token
 from jaxdiff.data.sources import DataError
 from jaxdiff.data.tokenizers import TokenizerFile
@@ -162,7 +163,7 @@ def join_of(kind: str, *, width: int, length: int) -> Any:
 
 def branch_of(
     folder: Path, kind: str, config: Any, length: int | None, padding: str | None = None
-) -> tuple[TokenizerFile, TextEncoder, bool]:
+) -> tuple[TokenizerFile | WithWords, TextEncoder, bool]:
     """Of a text encoder: its tokenizer, its pure functions with the state that is taken, and whether it is told which
     tokens are a caption's.
 
@@ -185,8 +186,9 @@ def branch_of(
 
 def _branch_of(
     folder: Path, kind: str, config: Any, length: int | None, padding: str | None
-) -> tuple[TokenizerFile, TextEncoder, bool]:
+) -> tuple[TokenizerFile | WithWords, TextEncoder, bool]:
     chosen = KINDS[kind]
+    file: TokenizerFile | WithWords
     if isinstance(config, T5):
         file, masked = TokenizerFile(str(folder), length or chosen.length), chosen.join is prompts.pixart
     else:
@@ -194,6 +196,12 @@ def _branch_of(
         token = padding_token(folder) if padding is None else padding
         number = _id_of(folder, token, config.length)
         file = TokenizerFile(str(folder), config.length, number, special=() if padding is None else (token,))
+        if words := words_of(folder):
+            file = WithWords(file, words)
+            if file.size > config.vocabulary:
+                raise ValueError(
+                    f"has the id {file.size - 1} of {words[-1].word!r}, and its text encoder {config.vocabulary} ids"
+                )
     file.encode([""])  # reads it
     return file, TextEncoder(config), masked
 

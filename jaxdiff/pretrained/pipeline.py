@@ -62,7 +62,8 @@ def load_pipeline(
 
     Args:
       folder: that holds `model_index.json`; the Hub's repository ``hf:OWNER/NAME``; or a file of safetensors.
-      variant, dtype, shardings: of all networks: see `load_network`.
+      variant: which weights: of a folder which files, see `load_network`; of one file ``"ema"``, the averaged ones.
+      dtype, shardings: of all networks: see `load_network`.
       length: ids of T5's texts; None: as published.
       control: the folder of a ControlNet that is added to the pipeline, or folders by name. A pipeline's own are there.
       tokenizer: of one file, which has none: the folder of CLIP's `vocab.json` and `merges.txt`.
@@ -77,12 +78,10 @@ def load_pipeline(
         load_network, variant=variant, dtype=dtype, shardings=shardings, flax_numerics=flax_numerics
     )
     if folder.is_file():
-        if variant is not None:
-            raise PretrainedError(f"{folder}: a single file has no variants: leave variant={variant!r} out")
         if flax_numerics:
             raise PretrainedError(f"{folder}: a single file was never Flax's: leave flax_numerics out")
         words = _words(folder, tokenizer)
-        one = read_single_file(folder, prediction=prediction, dtype=dtype, shardings=shardings)
+        one = read_single_file(folder, prediction=prediction, variant=variant, dtype=dtype, shardings=shardings)
         if END in one.padding.values() and (token := padding_token(words)) != END:
             raise PretrainedError(
                 f"tokenizer: {words} pads with {token!r}, expected {END!r}: give Stable Diffusion 1's"

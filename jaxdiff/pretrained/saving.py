@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxdiff.data.added_words import WithWords, files_with_words
 from jaxdiff.data.text import TEXT
 from jaxdiff.pretrained.control import CONTROLNET, FOLDER
 from jaxdiff.pretrained.errors import PretrainedError, path_of
@@ -39,12 +40,8 @@ def save_pipeline(path: str | os.PathLike[str], model: Pretrained, *, dtype: str
         raise PretrainedError(f"{folder}: is where this model was read from: choose another folder")
     encoder: Any = model.model.encoders.get(TEXT)
     branches = encoder.branches if encoder else ()
-    if words := [word for each in branches for word in getattr(each.tokenizer, "words", ())]:
-        raise PretrainedError(
-            f"{folder}: the model has embeddings of {words[0].word!r}, which no tokenizer's folder holds: "
-            "save the model without them, and keep their file"
-        )
     tokenizers = {each.name: Path(each.tokenizer.path) for each in branches}
+    words = _words(branches)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / INDEX).unlink(missing_ok=True)
@@ -55,10 +52,27 @@ def save_pipeline(path: str | os.PathLike[str], model: Pretrained, *, dtype: str
         _write_json(folder / SCHEDULER / "scheduler_config.json", model.scheduler)
         for name, place in tokenizers.items():
             shutil.copytree(place, folder / name, dirs_exist_ok=True)
+            for file, values in words.get(name, {}).items():
+                _write_json(folder / name / file, values)
         _write_licence(folder, model)
         _write_json(folder / INDEX, _index(model, {*parts, *tokenizers, SCHEDULER}))
     except OSError as error:
         raise PretrainedError(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
+
+
+def _words(branches: Sequence[Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """By the folders of the tokenizers that have words beside their files', the files that say them."""
+    found = {}
+    for each in branches:
+        if isinstance(each.tokenizer, WithWords):
+            place = Path(each.tokenizer.path)
+            try:
+                found[each.name] = files_with_words(place, each.tokenizer.words)
+            except OSError as error:
+                raise PretrainedError(f"{error.filename or place}: cannot be read ({error.strerror})") from error
+            except ValueError as error:
+                raise PretrainedError(f"{place}: {error}; the model without the words can be saved") from error
+    return found
 
 
 def _by_folder(parts: Mapping[str, Loaded]) -> dict[str, Loaded]:

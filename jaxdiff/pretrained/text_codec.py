@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from jaxdiff.codecs.base import Codec
 from jaxdiff.codecs.recipe import Find, Read, built, noted, resolved
 from jaxdiff.codecs.text import BesideData
+from jaxdiff.data.added_words import WithWords
 from jaxdiff.data.sources import Source
 from jaxdiff.data.text import TEXT
 from jaxdiff.data.tokenizers import TokenizerFile
@@ -43,7 +44,7 @@ class Several:
       ValueError: none.
     """
 
-    tokenizers: tuple[TokenizerFile, ...]
+    tokenizers: tuple[TokenizerFile | WithWords, ...]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokenizers", tuple(self.tokenizers))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from jaxdiff.pretrained import load_pipeline, write_embeddings
+from jaxdiff.pretrained import load_pipeline, save_pipeline, write_embeddings
 from jaxdiff.pretrained.adapters.embeddings import Embeddings, load_embeddings
 from jaxdiff.pretrained.convert import main as convert
 from tests.parity import published
@@ -61,6 +62,45 @@ def test_a_token_of_stable_diffusion(count: int, tmp_path: Path, monkeypatch: py
         assert branch.branches[0].tokenizer.ids(text) == theirs
 
 
+def two_files(folder: Path) -> None:
+    """CLIP's tokenizer as it was published: `vocab.json` and `merges.txt` in the place of `tokenizer.json`."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in model["merges"]))
+
+
+@pytest.mark.parametrize("published_files", [False, True])
+def test_a_saved_model_has_its_word(published_files: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened by diffusers it gives the latents that its own loading gives; and what diffusers saves is read here."""
+    with quiet():
+        case = published.stable_diffusion("DDIM")
+        case.pipe.set_progress_bar_config(disable=True)
+        case.pipe.save_pretrained(tmp_path / "model")
+    if published_files:
+        two_files(tmp_path / "model" / "tokenizer")
+    vectors = rows(3, 32)
+    told = load_pipeline(tmp_path / "model").with_embeddings(Embeddings(CAT, {"": vectors}))
+    save_pipeline(tmp_path / "ours", told)
+
+    def load(pipe: Any) -> None:
+        pipe.load_textual_inversion(torch.from_numpy(vectors), token=CAT)
+
+    again = load_pipeline(tmp_path / "ours")
+    apart, changed = compare(case, load, again, monkeypatch, **published.GUIDED)
+    assert apart < 1e-4 and changed > 1e-2
+    with quiet():
+        opened = type(case.pipe).from_pretrained(tmp_path / "ours", safety_checker=None)
+        opened.set_progress_bar_config(disable=True)
+        case.pipe.save_pretrained(tmp_path / "theirs")
+    assert {CAT, f"{CAT}_1", f"{CAT}_2"} <= {*opened.tokenizer.added_tokens_encoder}
+    assert compare(case._replace(pipe=opened), lambda pipe: None, told, monkeypatch, **published.GUIDED)[0] < 1e-4
+    theirs = load_pipeline(tmp_path / "theirs")
+    assert compare(case, lambda pipe: None, theirs, monkeypatch, **published.GUIDED)[0] < 1e-4
+    branches: Any = [each.model.encoders["text"].branches[0] for each in (theirs, told)]  # type: ignore[attr-defined]
+    assert branches[0].tokenizer.words == branches[1].tokenizer.words
+
+
 @pytest.mark.parametrize("end", [513, 2])
 def test_a_token_of_both_encoders_of_xl(end: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With ``eos_token_id: 2`` the pooled state is the new token's, there and here."""
@@ -88,6 +128,11 @@ def test_a_token_of_both_encoders_of_xl(end: int, tmp_path: Path, monkeypatch: p
 
     apart, changed = compare(case, load, told, monkeypatch, guide="cfg:5")
     assert apart < 1e-4 and changed > 1e-2
+    save_pipeline(tmp_path / "ours", told)
+    with quiet():
+        opened = type(case.pipe).from_pretrained(tmp_path / "ours")
+        opened.set_progress_bar_config(disable=True)
+    assert compare(case._replace(pipe=opened), lambda pipe: None, told, monkeypatch, guide="cfg:5")[0] < 1e-4
 
 
 def test_a_pickle_is_converted(tmp_path: Path) -> None:

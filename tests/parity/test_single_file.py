@@ -14,7 +14,8 @@ import pytest
 
 from jaxdiff.pretrained import load_network, load_pipeline, read_single_file, write_single_file
 from jaxdiff.pretrained.fields import Fields
-from jaxdiff.pretrained.layouts.families import Loaded, configured
+from jaxdiff.pretrained.files.writing import Published
+from jaxdiff.pretrained.layouts.families import Loaded, configured, family_of
 from tests.parity import published
 from tests.parity.originals import diffusers, disturbed, quiet, torch, transformers
 from tests.pretrained.ldm import TINY
@@ -74,6 +75,22 @@ def test_diffusers_conversion_gives_the_networks(made: tuple[str, Path, dict[str
         if not hasattr(network, "text_model"):
             found = {key.removeprefix("text_model."): each for key, each in found.items()}
         same(found, theirs)
+
+
+def test_averaged_weights_are_those_of_diffusers_conversion(made: tuple[str, Path, dict[str, Any]]) -> None:
+    _, folder, networks = made
+    whole = safetensors.load_file(folder / "all.safetensors")
+    for name in [each for each in whole if each.startswith("model.diffusion_model.")]:
+        whole["model_ema." + "".join(name.split(".")[1:])] = whole[name] + 1
+    whole |= {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(10)}
+    safetensors.save_file(whole, folder / "averaged.safetensors")
+    theirs = convert.convert_ldm_unet_checkpoint(whole, networks["unet"].config, extract_ema=True)
+    found = read_single_file(folder / "averaged.safetensors", prediction="epsilon", variant="ema")
+    fields = Fields(found.parts["unet"].fields)
+    ours = Published(found.parts["unet"].params, family_of(fields).naming(fields))
+    same({name: torch.from_numpy(np.array(ours[name])) for name in ours}, theirs)
+    last = read_single_file(folder / "averaged.safetensors", prediction="epsilon").parts["unet"].params
+    jax.tree.map(np.testing.assert_array_equal, last, load_network(folder / "unet").params)
 
 
 def test_what_is_read_here_is_the_networks(made: tuple[str, Path, dict[str, Any]]) -> None:

@@ -128,6 +128,75 @@ def test_names_of_the_original_code() -> None:
     assert {name: known[spelled] for name, spelled in LDM.items()} == {name: name for name in LDM}
 
 
+ROWS = {  # of the authors' maps: the published weights that their outputs are, one after another
+    "FluxTransformer2DModel": {
+        "lora_unet_double_blocks_1_txt_attn_qkv": [f"transformer_blocks.1.attn.add_{x}_proj" for x in "qkv"],
+        "diffusion_model.single_blocks.0.linear1": [
+            *(f"single_transformer_blocks.0.attn.to_{x}" for x in "qkv"),
+            "single_transformer_blocks.0.proj_mlp",
+        ],
+        "base_model.model.guidance_in.out_layer": ["time_text_embed.guidance_embedder.linear_2"],
+        "lora_transformer_transformer_blocks_0_ff_net_2": ["transformer_blocks.0.ff.net.2"],
+        "lora_unet_final_layer_adaLN_modulation_1": ["norm_out.linear"],
+        "double_blocks.0.img_mod.lin": ["transformer_blocks.0.norm1.linear"],
+    },
+    "SD3Transformer2DModel": {
+        "lora_unet_joint_blocks_0_x_block_attn2_qkv": [f"transformer_blocks.0.attn2.to_{x}" for x in "qkv"],
+        "lora_unet_x_embedder_proj": ["pos_embed.proj"],
+        "lora_unet_joint_blocks_2_context_block_adaLN_modulation_1": ["transformer_blocks.2.norm1_context.linear"],
+        "lora_unet_joint_blocks_3_context_block_adaLN_modulation_1": ["transformer_blocks.3.norm1_context.linear"],
+        "joint_blocks.1.x_block.mlp.fc2": ["transformer_blocks.1.ff.net.2"],
+    },
+}
+SHIFT_FIRST = "norm_out.linear", "transformer_blocks.3.norm1_context.linear"  # published with the scale first
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_maps_of_the_authors_code_are_shared_out(name: str, tmp_path: Path) -> None:
+    """`tests/parity/test_lora_originals.py` has all of them, beside diffusers."""
+    loaded = tiny(name)
+    known = modules_of(loaded)
+    tensors: dict[str, Any] = {}
+    wanted: dict[str, Any] = {}
+    for seed, (module, targets) in enumerate(ROWS[name].items()):
+        rows = [known[target][0] for target in targets]
+        each = factors((sum(rows), *known[targets[0]][1:]), seed)
+        kohya = module.startswith("lora_")
+        tensors[f"{module}.{'lora_down' if kohya else 'lora_A'}.weight"] = each.down
+        tensors[f"{module}.{'lora_up' if kohya else 'lora_B'}.weight"] = each.up
+        tensors[f"{module}.alpha"] = np.float32(each.alpha)
+        whole = each.change()
+        if targets[0] in SHIFT_FIRST:
+            whole = np.concatenate(np.split(whole, 2)[::-1])
+        wanted |= dict(zip(targets, np.split(whole, np.cumsum(rows)[:-1]), strict=True))
+    file = tmp_path / "lora.safetensors"
+    write_safetensors(file, tensors)
+    found = resolved({"transformer": loaded}, load_lora(file))["transformer"]
+    assert {*found} == {*wanted}
+    for target, change in wanted.items():
+        np.testing.assert_allclose(found[target].change(), change, rtol=1e-6)
+
+
+def test_xlabs_and_t5_where_it_is_the_second_encoder(tmp_path: Path) -> None:
+    parts = {"transformer": tiny("FluxTransformer2DModel"), "text_encoder_2": tiny("T5EncoderModel")}
+    width = modules_of(parts["transformer"])["transformer_blocks.0.attn.to_q"][0]
+    text = factors(modules_of(parts["text_encoder_2"])["encoder.block.0.layer.0.SelfAttention.q"])
+    both = factors((3 * width, width))
+    stems = {"double_blocks.0.processor.qkv_lora1": both, "single_blocks.1.processor.qkv_lora": both}
+    tensors = {f"{stem}.{side}.weight": getattr(each, side) for stem, each in stems.items() for side in ("down", "up")}
+    t5 = "lora_te3_encoder_block_0_layer_0_SelfAttention_q.lora_"
+    tensors |= {f"{t5}{side}.weight": getattr(text, side) for side in ("down", "up")}
+    tensors["diffusion_model.img_in.diff_b"] = np.zeros(3, np.float32)  # changes nothing
+    file = tmp_path / "lora.safetensors"
+    write_safetensors(file, tensors)
+    found = resolved(parts, load_lora(file))
+    assert {*found["text_encoder_2"]} == {"encoder.block.0.layer.0.SelfAttention.q"}
+    assert {*found["transformer"]} == {
+        f"{block}.attn.to_{each}" for block in ("transformer_blocks.0", "single_transformer_blocks.1") for each in "qkv"
+    }
+    assert {each.alpha for each in found["transformer"].values()} == {2.0}
+
+
 def test_a_file_written_is_read_again(tmp_path: Path) -> None:
     lora = {
         "unet": {"a.proj_out": factors((4, 3)), "proj_out": factors((4, 3), 1, 5, 2.5), "c": factors((4, 3, 3, 3))},
@@ -184,11 +253,14 @@ def test_what_is_no_lora_is_refused_by_name(tmp_path: Path) -> None:
         "lora_unet_a.dora_scale": "DoRA",
         "unet.a.lora_magnitude_vector": "DoRA",
         "unet.a.lora_embedding_A": "embeddings",
+        "double_blocks.0.img_attn.norm.query_norm.scale": "control LoRA of FLUX.1",
+        "base_model.model.txt_in.lora_B.bias": "biases",
+        "diffusion_model.img_in.diff_b": "whole weight or bias",
     }.items():
         assert name in (said := refused(tmp_path, {**good, name: up}))
         assert kind in said
     assert "1 tensors are not known: unet.a.bias" in refused(tmp_path, {**good, "unet.a.bias": up})
-    assert "diffusion_model.a.lora_A.weight" in refused(tmp_path, {"diffusion_model.a.lora_A.weight": down})
+    assert "no_model.a.lora_A.weight" in refused(tmp_path, {"no_model.a.lora_A.weight": down})
     assert "lack their partner: unet.b.lora_A.weight" in refused(tmp_path, {**good, "unet.b.lora_A.weight": down})
     assert "one is too many" in refused(tmp_path, {**good, "unet.a.lora.down.weight": down})
     assert "expected (out, r) and (r, in)" in refused(tmp_path, {**good, "unet.a.lora_B.weight": np.ones((4, 3))})
@@ -212,9 +284,18 @@ def test_a_lora_of_another_model_is_refused_by_name() -> None:
         ({"unet": {"nowhere": factors((4, 3))}}, "1 modules are no modules of unet: nowhere"),
         ({"unet": {"conv_in": factors((4, 3))}}, "the change of unet.conv_in is (4, 3), and the weight"),
         ({"unet": {"conv_in": factors(shape), "input_blocks_0_0": factors(shape)}}, "twice"),
+        ({"unet": {"double_blocks.0.img_mlp.0": factors((4, 3))}}, "are no modules of unet: double_blocks.0.img_mlp.0"),
     ]:
         with pytest.raises(PretrainedError, match=re.escape(said)):
             resolved(parts, Lora(modules))
+    flux = {"transformer": tiny("FluxTransformer2DModel")}
+    qkv, xlabs = "double_blocks.0.img_attn.qkv", "double_blocks.0.processor.qkv_lora1"
+    for modules, said in [
+        ({"unet": {qkv: factors((4, 3))}}, f"the change of transformer.{qkv} is (4, 3), and the weight (48, 16)"),
+        ({"unet": {qkv: factors((48, 16)), xlabs: factors((48, 16))}}, "changes transformer_blocks.0.attn.to_q of"),
+    ]:
+        with pytest.raises(PretrainedError, match=re.escape(said)):
+            resolved(flux, Lora(modules))
     for weight in (float("nan"), "1", True):
         with pytest.raises(PretrainedError, match="the weight of a LoRA is a number"):
             merged(parts, Lora({}), weight)  # type: ignore[arg-type]

@@ -184,6 +184,39 @@ def test_older_files_have_no_text_model_in_their_names(files: dict[str, Path], t
     )
 
 
+def averages(file: Path) -> dict[str, Any]:
+    """Averages of a U-Net's weights, twice the weights, with the names that the authors' `LitEma` makes."""
+    read = SafeTensors(file)
+    unet = [name for name in read if name.startswith("model.diffusion_model.")]
+    counts = {"model_ema.decay": np.float32(0.9999), "model_ema.num_updates": np.int32(10)}
+    return counts | {"model_ema." + "".join(name.split(".")[1:]): 2 * read.read(name) for name in unet}
+
+
+def test_averaged_weights_are_taken_where_that_is_said(files: dict[str, Path], words: Path, tmp_path: Path) -> None:
+    file = changed(files["1"], tmp_path / "x.safetensors", averages(files["1"]))
+    whole = parts_of("1")
+    jax.tree.map(np.testing.assert_array_equal, read_single_file(file).parts["unet"].params, whole["unet"].params)
+    found = load_pipeline(file, tokenizer=words, variant="ema").parts
+    jax.tree.map(
+        lambda ours, last: np.testing.assert_array_equal(ours, 2 * last), found["unet"].params, whole["unet"].params
+    )
+    for part in ("vae", "text_encoder"):
+        jax.tree.map(np.testing.assert_array_equal, found[part].params, whole[part].params)
+
+
+def test_averaged_weights_that_are_not_there(files: dict[str, Path], tmp_path: Path) -> None:
+    def read(file: Path) -> Any:
+        return read_single_file(file, variant="ema")
+
+    refused(lambda: read(files["1"]), "has no averaged weights (model_ema.): leave variant='ema' out")
+    fewer = averages(files["1"])
+    del fewer["model_ema.diffusion_modelout2bias"]
+    file = changed(files["1"], tmp_path / "x", fewer)
+    refused(lambda: read(file), "model_ema.diffusion_modelout2bias: missing of its averaged weights")
+    alone = changed(files["1"], tmp_path / "y", averages(files["1"]), "model.diffusion_model.")
+    refused(lambda: read_single_file(alone), "has the averages (model_ema.) of its U-Net's weights without the weights")
+
+
 # --- what does not fit
 
 
@@ -263,7 +296,7 @@ def test_options_that_do_not_fit(files: dict[str, Path], words: Path, tmp_path: 
         lambda: load_pipeline(files["1"]), "a single file has no tokenizer: say tokenizer=FOLDER, a folder with CLIP"
     )
     refused(lambda: load_pipeline(files["1"], tokenizer=tmp_path), "has no vocab.json, expected a folder with CLIP's")
-    refused(lambda: load_pipeline(files["1"], tokenizer=words, variant="fp16"), "a single file has no variants")
+    refused(lambda: load_pipeline(files["1"], tokenizer=words, variant="fp16"), "a single file has 'ema' alone")
     refused(lambda: load_pipeline(tmp_path, tokenizer=words), "is for a single file; a folder has its own")
     refused(lambda: load_pipeline(tmp_path, prediction="epsilon"), "prediction='epsilon' is for a single file")
     refused(lambda: read_single_file(files["1"], prediction="v"), "prediction is 'v', expected 'epsilon' or 'v_pred")

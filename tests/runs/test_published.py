@@ -19,14 +19,18 @@ from PIL import Image
 import jaxdiff
 from jaxdiff import DiscreteVP, Eps, TimeIndex, linear_betas
 from jaxdiff.codecs import Images, Latents
+from jaxdiff.commands.published import load_model
+from jaxdiff.commands.sample import Options
 from jaxdiff.commands.sample import main as sample
 from jaxdiff.config import CheckpointConfig, ConfigError, TrainConfig
 from jaxdiff.config import Config as Config_
 from jaxdiff.networks import UNet
 from jaxdiff.pretrained import Pretrained, PretrainedError, load_network, load_pipeline
+from jaxdiff.pretrained.files.safetensors import write_safetensors
 from jaxdiff.pretrained.text_codec import PublishedTextAndData
 from jaxdiff.runs import Run
 from jaxdiff.runs.published import published_config
+from jaxdiff.train import make_mesh
 from jaxdiff.train.ema import Ema
 from tests.pretrained.test_pipeline import SD, write_pipeline
 
@@ -94,10 +98,37 @@ def test_a_command_draws_of_it(folder: Path, tmp_path: Path, capsys: pytest.Capt
         assert stored["x"].shape == (2, 8, 16, 3) and stored["text"].tolist() == ["a cat", "a dog"]
 
 
+def test_a_command_takes_new_words(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `with_embeddings` does: of a file that names its word, and of one that is told it."""
+    vectors = np.random.default_rng(0).normal(size=(2, 24)).astype(np.float32)
+    write_safetensors(tmp_path / "named.safetensors", {"<cat-toy>": vectors})
+    write_safetensors(tmp_path / "none.safetensors", {"emb_params": vectors[0]})
+    both = ["--embeddings", str(tmp_path / "named.safetensors"), f"{tmp_path}/none.safetensors:<x>"]
+    found = load_model(Options(embeddings=tuple(both[1:])), folder, make_mesh())
+    wanted = load_pipeline(folder).with_embeddings(both[1]).with_embeddings(tmp_path / "none.safetensors", "<x>")
+    ours, theirs = (each.model.encoders["text"].branches[0] for each in (found, wanted))  # type: ignore[attr-defined]
+    assert ours.tokenizer == theirs.tokenizer and ours.tokenizer.knows("<x>")
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    for given, message in {
+        both[1]: "named.safetensors: tokenizer knows the token '<cat-toy>' already: give another, token='<word>', on ",
+        f"{tmp_path}/none.safetensors": "none.safetensors: does not say its token, which stands for it in a text",
+        "nowhere.safetensors:<y>": "nowhere.safetensors: there is no such file; embeddings are one file of safetensors",
+    }.items():
+        with pytest.raises(SystemExit):
+            sample([str(folder), "--prompt", "a", "--no-cache", *both[:2], given])
+        said = capsys.readouterr().err.strip()
+        assert message in said and "\n" not in said
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--step", "3"], "--step is of runs"),
+        *(
+            (["--lora", f"a:{weight}"], f"and '{weight}' is no number such as 0.8")
+            for weight in ("", "x", "nan", "-inf")
+        ),
+        (["--embeddings", "a:"], "--embeddings: 'a:' is FILE or FILE:WORD, and has no word after its colon"),
         (["--label", "3"], "trained without labels"),
         (["--size", "9", "9"], "size is (height, width) in multiples of 2 pixels"),
         (["--image", "nowhere.png"], "--image: [Errno 2]"),

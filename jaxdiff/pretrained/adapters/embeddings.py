@@ -38,6 +38,7 @@ from jaxdiff.pretrained.prompts import Branch
 
 WEIGHTS = "learned_embeds.safetensors"
 ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+_GIVEN = "token='<word>', on the command line FILE:<word>"
 _NO_NAME = ("emb_params", "*")  # keys of other programs' files
 
 
@@ -86,9 +87,9 @@ def load_embeddings(path: str | os.PathLike[str], token: str | None = None) -> E
         said = ", ".join(names[:3]) or "nothing"
         raise PretrainedError(f"{file}: holds {said}; expected one tensor, named as its token, or clip_l and clip_g")
     if not token:
-        raise PretrainedError(f"{file}: does not say its token: give token='<word>', which stands for it in a text")
+        raise PretrainedError(f"{file}: does not say its token, which stands for it in a text: give {_GIVEN}")
     if token != token.strip():
-        raise PretrainedError(f"token: {token!r} begins or ends with a blank: leave it out")
+        raise PretrainedError(f"{file}: the token {token!r} begins or ends with a blank: leave it out")
     vectors = {part: np.atleast_2d(np.asarray(tensors.read(name), np.float32)) for part, name in found.items()}
     for part, each in vectors.items():
         if each.ndim != 2 or not each.size:
@@ -156,7 +157,9 @@ def with_rows(
             raise PretrainedError(f"{where}: has vectors of {rows.shape[1]} numbers, {part} has {table.shape[1]}")
         tokenizer = branch.tokenizer
         if tokenizer.knows(embeddings.token):
-            raise PretrainedError(f"token: {branch.name} knows {embeddings.token!r}: give another, token='<word>'")
+            raise PretrainedError(
+                f"{where}: {branch.name} knows the token {embeddings.token!r} already: give another, {_GIVEN}"
+            )
         params = {**loaded.params, "tokens": {**loaded.params["tokens"], "embedding": _longer(table, rows)}}
         size = len(table) + len(rows)
         words = *getattr(tokenizer, "words", ()), AddedWord(embeddings.token, len(table), len(rows))

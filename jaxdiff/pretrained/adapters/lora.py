@@ -8,19 +8,17 @@ linear map, (out, in), becomes
 with w = 1, or the weight that a person gives. Several LoRAs add up. Of a convolution A is (r, in, k, k), which maps to
 r channels, and B is (out, r, 1, 1), so that (1) holds with the last three axes of W as one.
 
-alpha is a tensor of kohya's files; in PEFT's layout it stands in the header, ``lora_adapter_metadata``, a JSON object
-whose fields are `peft.LoraConfig`'s after the name of the network. Where it is said nowhere it is r. The names of
-modules are in `jaxdiff.pretrained.adapters.lora_names`.
+alpha is a tensor of kohya's files; in PEFT's layout the header says it (`jaxdiff.pretrained.adapters.lora_header`).
+Where nothing does it is r. The names of modules are in `jaxdiff.pretrained.adapters.lora_names`.
 
     model = load_pipeline("stable-diffusion-v1-5").with_lora("hearts.safetensors", 0.8)
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,29 +31,19 @@ from flax import traverse_util
 from jax import Array
 from numpy.typing import NDArray
 
-from jaxdiff.pretrained.adapters.lora_names import UNKNOWN_KINDS, Key, parsed, spellings, written
+from jaxdiff.networks.text import T5
+from jaxdiff.pretrained.adapters.lora_header import METADATA, alpha_of, header_of
+from jaxdiff.pretrained.adapters.lora_names import WHOLE_CHANGES, Key, other_method, parsed, spellings, written
+from jaxdiff.pretrained.adapters.lora_originals import Place, places
 from jaxdiff.pretrained.errors import PretrainedError, path_of
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.files.naming import Leaf, Naming
 from jaxdiff.pretrained.files.safetensors import SafeTensors, write_safetensors
 from jaxdiff.pretrained.layouts.families import Loaded, family_of
 
-METADATA = "lora_adapter_metadata"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 """The name that diffusers looks for in a folder."""
 _LISTED = 6  # names of a list in a message
-_BASE_CHANGED = ("pissa", "olora", "loftq", "corda", "lora_ga")  # ways to begin that change W itself
-_NOT_FOLLOWED = (
-    "use_dora",
-    "use_qalora",
-    "lora_bias",
-    "fan_in_fan_out",
-    "modules_to_save",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "trainable_token_indices",
-    "target_parameters",
-)
 
 
 class Factors(NamedTuple):
@@ -111,24 +99,25 @@ class Lora(Mapping[str, Mapping[str, Factors]]):
 
 
 def load_lora(path: str | os.PathLike[str]) -> Lora:
-    """The factors of a LoRA, from a file of PEFT's, of older diffusers' or of kohya's layout.
+    """The factors of a LoRA, from a file of PEFT's, older diffusers', kohya's, XLabs' or ComfyUI's layout.
 
     Args:
       path: of the file, or of a folder with `pytorch_lora_weights.safetensors`.
 
     Raises:
-      PretrainedError: a file that is missing or damaged, that holds another method (LoHa, LoKr, DoRA), or tensors that
-        are not known or lack their partner; by name.
+      PretrainedError: a file that is missing or damaged, that holds another method (LoHa, LoKr, DoRA, changes without
+        factors that are not 0), or tensors that are not known or lack their partner; by name.
     """
     file = path_of(path, "lora")
     file = file / WEIGHTS if file.is_dir() else file
     if not file.is_file():
         raise PretrainedError(f"{file}: there is no such file; a LoRA is one file of safetensors")
     tensors = SafeTensors(file)
-    for name in tensors:
-        if kind := next((what for part, what in UNKNOWN_KINDS.items() if part in name), None):
+    names = [name for name in tensors if not (name.endswith(WHOLE_CHANGES) and not tensors.read(name).any())]
+    for name in names:
+        if kind := other_method(name):
             raise PretrainedError(f"{file}: {name} is of {kind}, which jaxdiff does not read; it reads LoRA alone")
-    keys = {name: parsed(name) for name in tensors}
+    keys = {name: parsed(name) for name in names}
     _refuse(file, "are not known", [name for name, key in keys.items() if key is None])
     found: dict[tuple[str, str], dict[str, str]] = {}
     for name, key in keys.items():
@@ -139,7 +128,7 @@ def load_lora(path: str | os.PathLike[str]) -> Lora:
         sides[key.what] = name
     alone = [next(iter(sides.values())) for sides in found.values() if not {"down", "up"} <= {*sides}]
     _refuse(file, "lack their partner", alone)
-    told = _metadata(tensors, str(file))
+    told = alpha_of(tensors.metadata.get(METADATA), str(file))
     parts: dict[str, dict[str, Factors]] = {}
     for (part, module), sides in found.items():
         down, up = tensors.read(sides["down"]), tensors.read(sides["up"])
@@ -187,15 +176,14 @@ def write_lora(path: str | os.PathLike[str], lora: Mapping[str, Mapping[str, Fac
     if not any(lora.values()):
         raise PretrainedError(f"{file}: there is nothing to write: the LoRA holds no factors")
     tensors: dict[str, NDArray[Any]] = {}
-    fields: dict[str, Any] = {}
     for part, modules in lora.items():
         for module, factors in modules.items():
             name = written(part, module)
             tensors |= {f"{name}.lora_A.weight": factors.down, f"{name}.lora_B.weight": factors.up}
-        fields |= {f"{part}.{name}": value for name, value in _configuration(part, modules).items()}
+    told = {part: {name: (each.rank, each.alpha) for name, each in modules.items()} for part, modules in lora.items()}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_safetensors(file, tensors, {METADATA: json.dumps(fields, indent=2, sort_keys=True)})
+        write_safetensors(file, tensors, {METADATA: header_of(told)})
     except OSError as error:
         raise PretrainedError(f"{file}: cannot be written ({error.strerror})") from error
 
@@ -205,7 +193,8 @@ def merged(parts: Mapping[str, Loaded], lora: Lora, weight: float = 1.0) -> dict
 
     Args:
       parts: by the names of their folders.
-      lora: its factors; those of kohya's ``lora_unet_`` are of the denoiser, whatever its folder is called.
+      lora: its factors; those of kohya's ``lora_unet_`` are of the denoiser, whatever its folder is called, and
+        those of its ``lora_te3_`` of T5.
       weight: w of equation (1); with 0 the weights are as they were, bit for bit.
 
     Raises:
@@ -228,25 +217,50 @@ def resolved(parts: Mapping[str, Loaded], lora: Lora) -> Lora:
     """
     whole: dict[str, dict[str, Factors]] = {}
     for part, modules in lora.items():
-        name = "transformer" if part == "unet" and "unet" not in parts else part
+        name = _folder(parts, part)
         if name not in parts:
             raise PretrainedError(f"{lora.where}: changes {part}, which this model has not; it has {', '.join(parts)}")
         known = modules_of(parts[name])
-        spelled = spellings(known, text=name.startswith("text_encoder"))
+        spelled = {each: Place((its,)) for each, its in spellings(known, text=name.startswith("text_encoder")).items()}
+        for each, place in places(str(parts[name].fields.get("_class_name")), known).items():
+            spelled |= {each: place, each.replace(".", "_"): place}
         unknown = [module for module in modules if module not in spelled]
         _refuse(Path(lora.where), f"are no modules of {name}", unknown, "modules")
         for module, factors in modules.items():
-            target, shape = spelled[module], known[spelled[module]]
-            if target in whole.get(name, {}):
-                raise PretrainedError(f"{lora.where}: changes {target} of {name} twice, by two spellings")
+            place = spelled[module]
+            shapes = [known[each] for each in place.names]
+            rows, inputs = [shape[0] for shape in shapes], shapes[0][1:]
             theirs = (len(factors.up), *factors.down.shape[1:])
-            if theirs[:2] != shape[:2] or math.prod(theirs) != math.prod(shape):
+            if theirs[:2] != (sum(rows), inputs[0]) or math.prod(theirs[1:]) != math.prod(inputs):
+                of = module if len(rows) > 1 else place.names[0]
                 raise PretrainedError(
-                    f"{lora.where}: the change of {name}.{target} is {theirs}, and the weight {shape}: it is of "
-                    "another model"
+                    f"{lora.where}: the change of {name}.{of} is {theirs}, and the weight {(sum(rows), *inputs)}: it "
+                    "is of another model"
                 )
-            whole.setdefault(name, {})[target] = factors
+            for target, its in zip(place.names, _shared_out(factors, place, rows), strict=True):
+                if target in whole.get(name, {}):
+                    raise PretrainedError(f"{lora.where}: changes {target} of {name} twice, by two spellings")
+                whole.setdefault(name, {})[target] = its
     return Lora(whole, lora.where)
+
+
+def _folder(parts: Mapping[str, Loaded], part: str) -> str:
+    """The folder of a network that a file may call otherwise: any denoiser a U-Net, T5 the third encoder."""
+    if part == "unet" and part not in parts:
+        return "transformer"
+    if part == "text_encoder_3" and part not in parts:
+        text = [name for name in parts if name.startswith("text_encoder")]
+        return next((name for name in text if isinstance(parts[name].net.config, T5)), part)
+    return part
+
+
+def _shared_out(factors: Factors, place: Place, rows: list[int]) -> Iterator[Factors]:
+    """The factors of the published modules that one map is: the rows of B one after another, the whole of A."""
+    up = factors.up
+    if place.swapped:
+        up = np.concatenate([up[len(up) // 2 :], up[: len(up) // 2]])
+    for stop, count in zip(itertools.accumulate(rows), rows, strict=True):
+        yield factors._replace(up=up[stop - count : stop])
 
 
 def modules_of(loaded: Loaded) -> dict[str, tuple[int, ...]]:
@@ -323,68 +337,3 @@ def _refuse(file: Path, why: str, names: list[str], what: str = "tensors") -> No
     if names:
         listed = f"{', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''}"
         raise PretrainedError(f"{file}: {len(names)} {what} {why}: {listed}")
-
-
-# --- the header's configuration
-
-
-def _configuration(part: str, modules: Mapping[str, Factors]) -> dict[str, Any]:
-    """The fields of `peft.LoraConfig` that say ranks and alphas: the most frequent ones, and the others by module."""
-
-    def usual(values: list[Any]) -> Any:
-        return max(dict.fromkeys(values), key=values.count)
-
-    def others(values: Mapping[str, Any], usual: Any) -> dict[str, Any]:
-        # Patterns of PEFT match ends of names: "^" makes one a whole name. CLIP's may have a folder before them.
-        anchor = "" if part.startswith("text_encoder") else "^"
-        return {f"{anchor}{re.escape(name)}": value for name, value in values.items() if value != usual}
-
-    ranks = {name: factors.rank for name, factors in modules.items()}
-    alphas = {name: _number(factors.alpha) for name, factors in modules.items()}
-    rank, alpha = usual([*ranks.values()]), usual([*alphas.values()])
-    return {
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": others(ranks, rank),
-        "alpha_pattern": others(alphas, alpha),
-        "target_modules": sorted(modules),
-        "peft_type": "LORA",
-    }
-
-
-def _number(value: float) -> int | float:
-    return int(value) if float(value).is_integer() else float(value)
-
-
-def _metadata(tensors: SafeTensors, where: str) -> Any:
-    """``(part, module, rank) -> alpha``, as the header says it; where it says nothing, r."""
-    try:
-        fields = json.loads(tensors.metadata.get(METADATA) or "{}")
-        if not isinstance(fields, dict):
-            raise ValueError(f"is a {type(fields).__name__}, expected an object")
-    except (ValueError, RecursionError) as error:
-        raise PretrainedError(f"{where}: {METADATA} of its header cannot be read ({error})") from error
-    for name, value in fields.items():
-        field = name.rpartition(".")[2]
-        if field in _NOT_FOLLOWED and value:
-            raise PretrainedError(f"{where}: {name} is {value!r}, which jaxdiff does not follow")
-        if field == "init_lora_weights" and str(value).startswith(_BASE_CHANGED):
-            raise PretrainedError(f"{where}: {name} is {value!r}, which changes the model's own weights too")
-
-    def alpha(part: str, module: str, rank: int) -> float:
-        patterns = fields.get(f"{part}.alpha_pattern") or {}
-        if not isinstance(patterns, dict):
-            raise PretrainedError(f"{where}: {part}.alpha_pattern is a {type(patterns).__name__}, expected an object")
-        try:
-            chosen = next((each for each in patterns if re.match(rf"(.*\.)?({each})$", module)), None)
-        except re.error as error:
-            raise PretrainedError(f"{where}: {part}.alpha_pattern cannot be read ({error})") from error
-        value = fields.get(f"{part}.lora_alpha") if chosen is None else patterns[chosen]
-        if value is None:
-            return float(rank)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise PretrainedError(f"{where}: alpha of {part}.{module} is {value!r}, expected a number")
-        # PEFT's use_rslora divides by the root of r: an alpha that makes it alpha / r
-        return float(value) * (math.sqrt(rank) if fields.get(f"{part}.use_rslora") else 1.0)
-
-    return alpha

@@ -7,7 +7,8 @@ kohya                           lora_unet_down_blocks_0_attentions_0_proj_in.lor
 
 A name of kohya's cannot be read: of ``to_out_0`` no one knows which ``_`` was a dot. So each known name is spelled as
 kohya would, and looked up. Its U-Nets of Stable Diffusion XL have the names of the original code (CompVis' latent
-diffusion, "LDM"), such as ``input_blocks_4_1`` for ``down_blocks.1.attentions.0``.
+diffusion, "LDM"), such as ``input_blocks_4_1`` for ``down_blocks.1.attentions.0``; its FLUX.1 and Stable Diffusion 3
+those of `jaxdiff.pretrained.adapters.lora_originals`, which other programs write too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-UNKNOWN_KINDS = {
+from jaxdiff.pretrained.adapters.lora_originals import FIRST_NAMES
+
+_OTHER_METHODS = {
     "hada_": "a LoHa",
     "lokr_": "a LoKr",
     "lora_mid": "a LoRA with a third factor (LoCon's CP decomposition)",
@@ -26,17 +29,29 @@ UNKNOWN_KINDS = {
     "oft_": "an OFT",
     "boft_": "a BOFT",
     "ia3_": "an IA3",
+    "query_norm.scale": "a control LoRA of FLUX.1, which changes norms, biases and the number of channels too",
+    "key_norm.scale": "a control LoRA of FLUX.1, which changes norms, biases and the number of channels too",
+    "lora_A.bias": "a LoRA with biases",
+    "lora_B.bias": "a LoRA with biases",
 }
 """Parts of names that are of other methods, and what those are."""
+WHOLE_CHANGES = (".diff", ".diff_b")
+"""Ends of names of the changes of a weight or a bias without factors; programs write them where they are zero too."""
 _PARTS = r"(unet|transformer|text_encoder(?:_\d)?)"
-_KOHYA = {"unet": "unet", "te": "text_encoder", "te1": "text_encoder"}
+_KOHYA = {"unet": "unet", "transformer": "transformer", "te": "text_encoder", "te1": "text_encoder"}
+_COMFY = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", "t5xxl": "text_encoder_3"}
 _SIDES = {"A": "down", "B": "up", "down": "down", "up": "up"}
 _ENDS = [
-    r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight",
+    r"(?P<module>.+)\.lora_(?P<side>[AB]|down|up)\.weight",
     r"(?P<module>.+)\.(?:lora|lora_linear_layer)\.(?P<side>down|up)\.weight",
     r"(?P<module>.+)_lora\.(?P<side>down|up)\.weight",
     r"(?P<module>.+)\.(?P<side>alpha)",
 ]
+_BY_AUTHORS = re.compile(
+    rf"(?:diffusion_model\.|base_model\.model\.|(?={'|'.join(FIRST_NAMES)}))"
+    r"(?:(?P<xlabs>.+\.processor\.\w+_lora\d?)\.(?P<step>down|up)\.weight"
+    r"|(?P<module>.+)\.(?:lora_(?P<side>[AB]|down|up)\.weight|(?P<alpha>alpha)))"
+)
 _OF_UNET = {"to_out": "to_out.0"}
 _OF_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
@@ -45,7 +60,8 @@ class Key(NamedTuple):
     """What a tensor of a file is.
 
     Attributes:
-      part: ``unet``, ``transformer``, ``text_encoder``, ``text_encoder_2``: the folder of its network.
+      part: ``unet``, ``transformer``, ``text_encoder``, ``text_encoder_2``, ``text_encoder_3``: the folder of its
+        network; ``unet`` also of any denoiser, ``text_encoder_3`` of T5 too where that is the second.
       module: that it changes, as the file spells it.
       what: ``down``, ``up`` or ``alpha``.
     """
@@ -53,6 +69,17 @@ class Key(NamedTuple):
     part: str
     module: str
     what: str
+
+
+def other_method(name: str) -> str | None:
+    """What a tensor is of that is no LoRA; None: that is not known of it.
+
+    >>> other_method("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a")
+    'a LoHa'
+    """
+    if name.endswith(WHOLE_CHANGES):
+        return "a change of a whole weight or bias"
+    return next((what for part, what in _OTHER_METHODS.items() if part in name), None)
 
 
 def parsed(name: str) -> Key | None:
@@ -64,10 +91,17 @@ def parsed(name: str) -> Key | None:
     'mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0'
     >>> parsed("lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha")
     Key(part='text_encoder_2', module='text_model_encoder_layers_0_mlp_fc1', what='alpha')
+    >>> parsed("double_blocks.0.processor.qkv_lora1.down.weight")
+    Key(part='unet', module='double_blocks.0.processor.qkv_lora1', what='down')
     """
-    if found := re.fullmatch(r"lora_(unet|te\d?)_([^.]+)\.(?:lora_(down|up)\.weight|(alpha))", name):
+    if found := re.fullmatch(r"lora_(unet|transformer|te\d?)_([^.]+)\.(?:lora_(down|up)\.weight|(alpha))", name):
         part, module, side, alpha = found.groups()
         return Key(_KOHYA.get(part, f"text_encoder_{part[2:]}"), module, side or alpha)
+    if found := _BY_AUTHORS.fullmatch(name):
+        side = found["step"] or found["alpha"] or _SIDES[found["side"]]
+        return Key("unet", found["xlabs"] or found["module"], side)
+    if found := re.fullmatch(r"text_encoders\.(\w+)\.transformer\.(.+)", name):
+        name = f"{_COMFY.get(found[1], found[1])}.{found[2]}"
     if not (named := re.fullmatch(rf"{_PARTS}\.(.+)", name)):
         return None
     part, rest = named.groups()

@@ -90,3 +90,28 @@ class Part(Tensors):
     def read(self, name: str, rows: tuple[int, int] | None = None) -> NDArray[Any]:
         """A tensor of this part: see `Tensors.read`."""
         return self._whole.read(name, rows)
+
+
+class Renamed(Tensors):
+    """Tensors of a set by other names.
+
+    Args:
+      whole: the set.
+      names: theirs in the set, by those that they get.
+    """
+
+    def __init__(self, whole: Tensors, names: Mapping[str, str]) -> None:
+        self.files, self._whole, self._names = whole.files, whole, dict(names)
+
+    def __getitem__(self, name: str) -> Described:
+        return self._whole[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> NDArray[Any]:
+        """A tensor by its other name: see `Tensors.read`."""
+        return self._whole.read(self._names[name], rows)

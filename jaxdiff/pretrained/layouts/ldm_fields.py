@@ -23,7 +23,7 @@ from typing import Any
 
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.files.tensors import Described
-from jaxdiff.pretrained.layouts.ldm_names import UNET, VAE
+from jaxdiff.pretrained.layouts.ldm_names import EMA, UNET, VAE
 
 _SCHEDULE = {
     "beta_start": 0.00085,
@@ -149,6 +149,8 @@ def release_of(names: Mapping[str, Any], where: str) -> Release:
         beginnings = {"a U-Net": UNET, "an autoencoder": VAE, "a text encoder": "cond_stage_model. or conditioner."}
         lacks = [f"{part} ({it})" for part, it in beginnings.items() if not _has(names, it)]
         what = f"lacks {', '.join(lacks)}" if lacks else "has a text encoder that is not known"
+        if _has(names, EMA) and not _has(names, UNET):
+            what = f"has the averages ({EMA}) of its U-Net's weights without the weights, whose names say where they go"
     raise PretrainedError(
         f"{where}: {what}; a single file is read of {', '.join(each.name for each in reversed(RELEASES))}, each whole"
     )

@@ -7,6 +7,7 @@
     conditioner.embedders.0.transformer.text_model.*               XL's first
     conditioner.embedders.1.model.*                                XL's second, as open_clip has it
     conditioner.embedders.0.model.*                                the refiner's
+    model_ema.diffusion_modelinput_blocks41proj_inweight           the U-Net's averaged weights
 
 The U-Net's blocks are numbered from its input on: with n residual blocks a level, block j of level i is
 ``input_blocks.(1 + i (n + 1) + j)``, and the convolution that halves its size ``input_blocks.((i + 1)(n + 1)).0.op``.
@@ -25,7 +26,7 @@ from jaxdiff.pretrained.files.naming import Naming
 from jaxdiff.pretrained.layouts.text import clip_naming
 from jaxdiff.pretrained.layouts.unet import LAYERS
 
-UNET, VAE = "model.diffusion_model.", "first_stage_model."
+UNET, VAE, EMA = "model.diffusion_model.", "first_stage_model.", "model_ema."
 
 _RESIDUAL = [
     (r"(block|middle_out)/norm1/", r"\1/in_layers/0/"),
@@ -98,6 +99,15 @@ def unet_naming(network: UNet, *, linear: bool) -> Naming:
         parts={"qkv": ("to_q", "to_k", "to_v")},
         axes=axes if linear else [*axes, (r"attention/(enter|leave)/kernel$", "o i 1 1 -> i o")],
     )
+
+
+def averaged_name(name: str) -> str:
+    """The name of the average of a weight of the U-Net: without its dots, so that it cannot be read back.
+
+    >>> averaged_name("model.diffusion_model.out.2.bias")
+    'model_ema.diffusion_modelout2bias'
+    """
+    return EMA + name.removeprefix("model.").replace(".", "")
 
 
 def vae_naming(network: KLAutoencoder) -> Naming:

@@ -5,7 +5,8 @@
 
 Its configurations are those that diffusers publishes, made of the tensors' shapes
 (`jaxdiff.pretrained.layouts.ldm_fields`); its names stand in `jaxdiff.pretrained.layouts.ldm_names`. A file has neither
-a tokenizer nor a scheduler, and does not say what the network predicts.
+a tokenizer nor a scheduler, and does not say what the network predicts. It may have the U-Net's weights twice: the last
+ones, and their moving averages.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.files.naming import Naming
 from jaxdiff.pretrained.files.npz import open_tensors
 from jaxdiff.pretrained.files.safetensors import write_safetensors
-from jaxdiff.pretrained.files.tensors import Part
+from jaxdiff.pretrained.files.tensors import Part, Renamed, Tensors
 from jaxdiff.pretrained.files.writing import Published
 from jaxdiff.pretrained.layouts import ldm_fields, ldm_names
 from jaxdiff.pretrained.layouts.families import Loaded, configured, network_of
 from jaxdiff.pretrained.layouts.ldm_fields import RELEASES, Release, Shapes
 
 PREDICTIONS = ("epsilon", "v_prediction")
+AVERAGED = "ema"
+"""The variant of a file that is the averages of the U-Net's weights."""
 _UNUSED = re.compile(
     r"model_ema\.|(alphas_cumprod(_prev)?|betas|sqrt_\w+|log_one_minus_alphas_cumprod|posterior_\w+|logvar|lvlb_weights"
     r"|global_step|epoch|v_pred|ztsnr|denoiser\.sigmas)$"
@@ -70,6 +73,7 @@ def read_single_file(
     file: str | os.PathLike[str],
     *,
     prediction: str | None = None,
+    variant: str | None = None,
     dtype: str | None = "float32",
     shardings: Callable[[Any], Any] | None = None,
 ) -> SingleFile:
@@ -79,12 +83,17 @@ def read_single_file(
       file: of safetensors, or an archive ``.npz``.
       prediction: what the network predicts, ``"epsilon"`` or ``"v_prediction"``; None: what the file says, or what was
         published: v of Stable Diffusion 2 with four channels, at 768 pixels; else eps.
+      variant: ``"ema"``: the moving averages of the U-Net's weights; None: the last weights.
       dtype, shardings: see `jaxdiff.pretrained.load_network`.
 
     Raises:
       PretrainedError: another file, or tensors that are missing, left over or of another shape; one line.
     """
     file = Path(file).expanduser()
+    if variant not in (None, AVERAGED):
+        raise PretrainedError(
+            f"{file}: variant is {variant!r}; a single file has {AVERAGED!r} alone, its averaged weights"
+        )
     tensors = open_tensors(file)
     release = ldm_fields.release_of(tensors, str(file))
     prediction = _prediction(release, tensors, prediction, str(file))
@@ -95,16 +104,22 @@ def read_single_file(
     if left:
         more = f", and {len(left) - 1} more" if len(left) > 1 else ""
         raise PretrainedError(f"{file}: {left[0]}{more}: tensors that {release.name} does not have")
+    sets: dict[str, Tensors] = {
+        part: Part(tensors, lambda name, prefix=each.prefix: name.startswith(prefix))  # type: ignore[misc]
+        for part, each in named.items()
+    }
+    if variant == AVERAGED:
+        sets["unet"] = _averaged(sets["unet"], tensors, str(file))
     parts = {
         part: network_of(
             fields,
-            Part(tensors, lambda name, prefix=prefix: name.startswith(prefix)),  # type: ignore[misc]
+            sets[part],
             naming,
             dtype=dtype,
             shardings=shardings,
             where=str(file),
         )
-        for part, (fields, prefix, naming) in named.items()
+        for part, (fields, _, naming) in named.items()
     }
     inpaints = parts["unet"].fields["in_channels"] == 9
     index = {
@@ -151,6 +166,18 @@ def write_single_file(file: str | os.PathLike[str], parts: Mapping[str, Loaded],
         write_safetensors(file, tensors)
     except OSError as error:
         raise PretrainedError(f"{file}: cannot be written ({error.strerror})") from error
+
+
+def _averaged(unet: Tensors, whole: Tensors, where: str) -> Tensors:
+    """The averages of a U-Net's weights, by the names of these."""
+    names = {name: ldm_names.averaged_name(name) for name in unet}
+    missing = [average for average in names.values() if average not in whole]
+    if len(missing) == len(names):
+        raise PretrainedError(f"{where}: has no averaged weights ({ldm_names.EMA}): leave variant={AVERAGED!r} out")
+    if missing:
+        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise PretrainedError(f"{where}: {missing[0]}{more}: missing of its averaged weights")
+    return Renamed(whole, names)
 
 
 def _prediction(release: Release, shapes: Shapes, asked: str | None, where: str) -> str:
