@@ -17,7 +17,7 @@ from jax import Array
 import jaxdiff.data
 from jaxdiff.autoencoding import AutoencoderLoss
 from jaxdiff.codecs import Codec, default_codec, encoded_specs, grey_levels
-from jaxdiff.codecs.recipe import Find, is_recipe, resolved
+from jaxdiff.codecs.recipe import Find, innermost, is_recipe, resolved
 from jaxdiff.config.autoencoder import AutoencoderConfig, check_autoencoder
 from jaxdiff.config.lora import with_lora
 from jaxdiff.config.ranges import check_ranges
@@ -239,7 +239,7 @@ def build_source(config: RunConfig, *, cache: bool = True) -> Source:
         )
     opener = look_up(SOURCES, name, "data.name")
     channels = data.channels
-    if channels is None and not is_recipe(config.codec):  # whose network takes latents
+    if channels is None and not is_recipe(innermost(config.codec)):  # whose network takes latents
         channels = getattr(config.network, "in_channels", None)
     taken = stored_conditions(config)
     asked = {option: value for option in ("skip_bad", "text") if (value := getattr(data, option))}
@@ -311,7 +311,7 @@ def resolve(config: Kind, source: Source, find: Find | None = None) -> Kind:
 
 def _refuse_other_shape(codec: Any, config: RunConfig) -> None:
     # Of latents alone: the shape of images is no riddle, and the network itself says it.
-    if not is_recipe(codec):
+    if not is_recipe(innermost(codec)):
         return
     network, shape = config.network, codec.spec["x"].shape
     sides = {getattr(network, "image_size", None)} - {None, *shape[:-1]}
