@@ -127,8 +127,16 @@ class SemanticMap:
         return {**batch, self.name: ids if self.void is None else jnp.where(ids == self.void, self.classes, ids)}
 
     def ids(self, given: ArrayLike) -> NDArray[Any]:
-        """Equation (1) of a person's map ``(H, W)``, or of several."""
-        found = as_array(MAP, given)
+        """Equation (1) of a person's map ``(H, W)``, or of several ``(n, H, W)``.
+
+        Raises:
+          ValueError: a picture with its colours.
+        """
+        found = as_array(self.name, given)
+        if found.ndim == 3 and found.shape[:2] == self.size != found.shape[1:]:
+            raise ValueError(
+                f"{self.name} is a picture {found.shape}, expected the id of a class at each pixel, {self.size}"
+            )
         return found if self.void is None else np.where(found == self.void, self.classes, found)
 
     def cached_spec(self, stored: Specs) -> Mapping[str, Spec]:
