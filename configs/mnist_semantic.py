@@ -8,8 +8,9 @@ run.sample(0, 8, {"control": ids}), with ids (28, 28) from 0 to 10.
 
 Command:   python train.py configs/mnist_semantic.py --data.path DIR --init-from RUN      (DIR holds train.parquet)
            python sample.py runs/mnist_semantic --control map.png
-Cost:      COST
-Expected:  EXPECTED
+Cost:      18 minutes on two CPU cores under a load of 14 programs, after that run
+Expected:  a classifier takes 86 of 100 samples for the digit of their map, and 92% of their ink is where the map has it
+           (benchmarks/quality_conditions.py, docs/results.md)
 """
 
 import dataclasses

@@ -137,23 +137,18 @@ def of_maps(folder: Path, steps: int) -> Config:
     return dataclasses.replace(made, loss=LossConfig(dropout={"label": 0.5, "control": 0.1}))
 
 
-def ink_within(x: Any, ids: Any) -> float:
-    ink = x[..., 0].astype(float)
-    return float(ink[ids > 0].sum() / ink.sum())
-
-
 @pytest.mark.nightly
 def test_a_semantic_map_is_learned(base: Any, tmp_path: Path) -> None:
     """A square's place and size are its class in the map: 1 the small ones, 2 the large ones."""
-    bright = (DATA["x"][..., 0] > 0).astype(np.uint8)
-    ids = bright * (DATA["label"][:, None, None] + 1).astype(np.uint8)
+    ids = (DATA["x"][..., 0] > 0) * (DATA["label"][:, None, None] + 1).astype(np.uint8)
     run = jaxdiff.fit(of_maps(tmp_path / "run", 300), {**DATA, "map": ids}, init_from=base.folder)
     assert same(run.denoise.params["base"], base.denoise.params)
     drawn = {w: run.sample(0, 64, {"control": ids[:64], "control_scale": w})["x"] for w in (1.0, 0.5, 0.0)}
-    within = {w: ink_within(x, ids[:64]) for w, x in drawn.items()}
-    assert within[1.0] > 0.8 and within[1.0] > within[0.5] > within[0.0] and within[0.0] < 0.5
-    area = (drawn[1.0][..., 0] > 127).sum(axis=(1, 2))
-    assert np.mean((area > 12.5) == (DATA["label"][:64] == 1)) > 0.9  # 9 pixels and 16
+    bright = {w: x[..., 0] > 127 for w, x in drawn.items()}
+    within = {w: (ink & (ids[:64] > 0)).sum() / ink.sum() for w, ink in bright.items()}
+    large = {w: np.mean((ink.sum(axis=(1, 2)) > 12.5) == (DATA["label"][:64] == 1)) for w, ink in bright.items()}
+    assert min(within[1.0], within[0.5]) > 0.85 and within[0.0] < 0.5, within
+    assert min(large[1.0], large[0.5]) > 0.9 and large[0.0] < 0.7, large  # of 9 pixels and of 16
     again = jaxdiff.load(tmp_path / "run")
     np.testing.assert_array_equal(
         again.sample(0, 4, {"control": ids[:4]})["x"], run.sample(0, 4, {"control": ids[:4]})["x"]
