@@ -2,6 +2,7 @@
 
     python benchmarks/quality_conditions.py runs/mnist_style --data DIR --out results.json  (configs/mnist_style.py)
     python benchmarks/quality_conditions.py runs/mnist_superres --data DIR                  (configs/mnist_superres.py)
+    python benchmarks/quality_conditions.py runs/mnist_semantic --data DIR                  (configs/mnist_semantic.py)
 
 DIR holds MNIST's train.parquet and test.parquet, or a folder `mnist` that does. Conditions are those of real test
 digits, which training never saw; samples are made as the run's configuration says and rounded to bytes.
@@ -13,6 +14,9 @@ digits, which training never saw; samples are made as the run's configuration sa
 - *A picture from a small one.* The samples' means over 2x2 pixels must be the condition's up to a root mean square of
   0.05 on [-1, 1] (6 grey levels), and samples must be nearer to the real digits, in PSNR, than the condition enlarged
   (bilinear) is.
+- *A semantic map.* Maps are given without labels, at the scales 1, 0.5 and 0. At 1 the classifier must take at least
+  85% for the digit that the map says, and at least 85% of all ink must lie where the map has that digit. At 0 the map
+  says nothing: what is then right is so by chance.
 
 Exits with 1 when a bound is missed, with 2 when the folder is not such a run or the data are missing.
 """
@@ -26,15 +30,15 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from benchmarks.quality_mnist import classify, fit_or_load, on_mnist
 from benchmarks.report import Line, finish, say
 from jaxdiff import Run
-from jaxdiff.codecs import to_model_range
+from jaxdiff.codecs import SemanticMap, to_model_range
 from jaxdiff.codecs.images import area_mean
 from jaxdiff.config import ConfigError, keep_compiled
-from jaxdiff.data import open_mnist
+from jaxdiff.data import open_mnist, open_mnist_maps
 from jaxdiff.networks.conditions import enlarge
 
 
@@ -83,6 +87,35 @@ def of_superres(run: Run, arguments: argparse.Namespace) -> list[Line]:
     ]
 
 
+def of_maps(run: Run, arguments: argparse.Namespace) -> list[Line]:
+    """Lines of a run with a ControlNet of semantic maps."""
+    weights = fit_or_load(open_mnist(arguments.data, split="train"), arguments.cache / "mnist_classifier.npz")
+    real = open_mnist_maps(arguments.data, split="test").take(np.arange(arguments.num))
+    ids = real["map"]
+    wanted = ids.max(axis=(1, 2)).astype(int) - 1
+    lines = [Line("real digits: ink where the map has the digit", ink_within(real["x"], ids), percent=True)]
+    for scale in (1.0, 0.5, 0.0):
+        say(f"sampling {arguments.num} images at the scale {scale:g}")
+        x = run.sample(arguments.seed, arguments.num, {"control": ids, "control_scale": scale})["x"]
+        share = float(np.mean(classify(weights, np.asarray(to_model_range(x))) == wanted))
+        least = 0.85 if scale == 1 else None
+        lines += [
+            Line(f"scale {scale:g}: taken for the map's digit", share, low=least, percent=True),
+            Line("  ink where the map has it", ink_within(x, ids), low=least, percent=True),
+        ]
+    return lines
+
+
+def ink_within(x: NDArray[np.uint8], ids: NDArray[np.uint8]) -> float:
+    """The share of all ink of pictures ``(N, H, W, 1)`` where their maps ``(N, H, W)`` are above 0.
+
+    >>> ink_within(np.full((1, 1, 4, 1), 9, np.uint8), np.array([[[0, 3, 3, 3]]], np.uint8))
+    0.75
+    """
+    ink = x[..., 0].astype(float)
+    return float(ink[ids > 0].sum() / ink.sum())
+
+
 def rms(error: ArrayLike) -> float:
     return float(np.sqrt(np.mean(np.square(error))))
 
@@ -99,18 +132,25 @@ def psnr(x: ArrayLike, real: ArrayLike) -> float:
 def measure(arguments: argparse.Namespace) -> int:
     keep_compiled()
     run = Run.load(arguments.run)
-    kinds: dict[frozenset[str], Any] = {frozenset({"label", "style"}): of_style, frozenset({"low"}): of_superres}
+    kinds: dict[frozenset[str], Any] = {
+        frozenset({"label", "style"}): of_style,
+        frozenset({"low"}): of_superres,
+        frozenset({"label", "control", "control_scale"}): of_maps,
+    }
     kind = kinds.get(frozenset(run.model.conditions))
+    if kind is of_maps and not isinstance(run.codec, SemanticMap):
+        kind = None
     if kind is None:
         raise ConfigError(
             f"{str(arguments.run)!r} is conditioned on {sorted(run.model.conditions)}; this benchmark is for runs of "
-            "configs/mnist_style.py (label, style) and configs/mnist_superres.py (low)"
+            "configs/mnist_style.py (label, style), configs/mnist_superres.py (low) and configs/mnist_semantic.py (a "
+            "map and its scale)"
         )
     return finish(run, kind(run, arguments), {}, arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    description = "Measures a run with a style or a small picture as its condition."
+    description = "Measures a run with a style, a small picture or a semantic map as its condition."
     return on_mnist("quality_conditions.py", measure, description, arguments)
 
 

@@ -164,6 +164,7 @@ def test_song_euler_maruyama() -> None:
         "digits_dit",
         "mnist_unet",
         "mnist_control",
+        "mnist_semantic",
         "mnist_style",
         "mnist_superres",
         "mnist_latent_unet",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jaxdiff.codecs.latents import LatentImages, Latents
     from jaxdiff.codecs.outlines import Outlines
     from jaxdiff.codecs.points import Points, scatter
+    from jaxdiff.codecs.semantic import SemanticMap
     from jaxdiff.codecs.strokes import Strokes
     from jaxdiff.codecs.text import TextAndData, WithText
 
@@ -29,6 +30,7 @@ __getattr__ = lazily(
         **dict.fromkeys(("LatentImages", "Latents"), "latents"),
         **dict.fromkeys(("Points", "scatter"), "points"),
         "Outlines": "outlines",
+        "SemanticMap": "semantic",
         "Strokes": "strokes",
         **dict.fromkeys(("TextAndData", "WithText"), "text"),
     },
@@ -42,6 +44,7 @@ __all__ = [
     "Latents",
     "Outlines",
     "Points",
+    "SemanticMap",
     "Strokes",
     "TextAndData",
     "WithText",

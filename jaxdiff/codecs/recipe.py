@@ -125,3 +125,15 @@ def built(codec: Any, read: Read | None) -> tuple[Any, Codec]:
 def is_recipe(codec: Any) -> bool:
     """Whether a configuration's codec is a recipe."""
     return hasattr(codec, "build")
+
+
+def innermost(codec: Any) -> Any:
+    """The codec of the data alone, of one that others are around.
+
+    >>> from jaxdiff.codecs import Images, SemanticMap
+    >>> innermost(SemanticMap(Images((8, 8, 1)), classes=3)).shape
+    (8, 8, 1)
+    """
+    while hasattr(codec, "inner"):
+        codec = codec.inner
+    return codec

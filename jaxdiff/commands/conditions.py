@@ -9,15 +9,20 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import NDArray
 
 from jaxdiff import config as cfg
+from jaxdiff.commands.pictures import read_ids, read_picture
 from jaxdiff.config import ConfigError
 from jaxdiff.data.text import TEXT, given_captions
 from jaxdiff.guidance import CFG
 from jaxdiff.methods import parse_guidance
+from jaxdiff.networks.control import PICTURE, SCALE
+from jaxdiff.plan import stored_shape
 from jaxdiff.pretrained import Pretrained
 from jaxdiff.runs.prompts import rows_of_labels, rows_of_prompts
 from jaxdiff.runs.run import Run
+from jaxdiff.spec import Spec, check
 
 Options = Any
 """`jaxdiff.commands.sample.Options`."""
@@ -36,13 +41,20 @@ def conditions(run: Run | Pretrained, options: Options) -> tuple[dict[str, Any] 
         given[name] = _value(name, value)
     labels = [_label(run, text) for text in options.label] if "label" not in given else []
     prompts = prompts_of(run, options)
+    control = control_of(run, options)
+    if control and PICTURE in given:
+        raise ConfigError("control is given twice: give it once, by --control or by --cond")
     if prompts and TEXT in given:
         raise ConfigError("text is given twice: give it once, by --prompt or by --cond")
-    shown = run.num_classes if "label" not in given and (labels or not prompts) else None
+    shown = run.num_classes if "label" not in given and (labels or not (prompts or control)) else None
     num, columns = options.num, None
+    if num is None and control and not (labels or prompts):
+        num = 10
     if num is None and isinstance(run, Pretrained):  # whose samples take longer
         num = len(prompts) or (None if shown else 4)
-    if run.model.draw_cond is not None and not (given or labels or prompts):  # of training records, labels among them
+    if run.model.draw_cond is not None and not (
+        given or labels or prompts or control
+    ):  # of training records, labels among them
         return None, num or 64, None
     if num is not None and num < len(prompts):
         raise ConfigError(f"--num {num}: {len(prompts)} prompts need {len(prompts)} samples or more: raise --num")
@@ -52,6 +64,8 @@ def conditions(run: Run | Pretrained, options: Options) -> tuple[dict[str, Any] 
             num, given[TEXT] = len(which), np.array(prompts)[which]
         rows, across = rows_of_labels(shown, num, labels) if run.num_classes or labels else (None, None)
     num = len(rows["label"]) if rows else num or 64
+    for name, value in control.items():  # one a sample: rows of a map are not taken for samples
+        given[name] = np.broadcast_to(value, (num, *value.shape))
     cond = {**(rows or {}), **given}
     if not cond and (options.guide or options.guidance is not None):
         ways = [
@@ -62,6 +76,34 @@ def conditions(run: Run | Pretrained, options: Options) -> tuple[dict[str, Any] 
         how = f"add {' or '.join(ways)}, or leave it out" if ways else "this run has none: leave it out"
         raise ConfigError(f"{'--guide' if options.guide else '--guidance'} leads towards a condition: {how}")
     return cond or None, num, columns or across
+
+
+def control_of(run: Run | Pretrained, options: Options) -> dict[str, NDArray[Any]]:
+    """What the options tell a run's ControlNet: its picture, from 0 to 1, or its map of classes; and its scale. A
+    published model is told in its call.
+
+    Raises:
+      ConfigError: a run without a ControlNet or with several, or a file that does not fit it.
+    """
+    if isinstance(run, Pretrained) or (options.control is None and options.control_scale is None):
+        return {}
+    spec = run.model.conditions.get(PICTURE)
+    if not isinstance(spec, Spec):
+        has = "no ControlNet: leave it out" if spec is None else f"several ({', '.join(spec)}): give them in Python"
+        raise ConfigError(f"--{'control_scale' if options.control is None else 'control'}: this run has {has}")
+    if options.control is None:
+        raise ConfigError("--control_scale is of the picture in --control: give it too")
+    if len(spec.shape) == 2:
+        picture: NDArray[Any] = read_ids(options.control, spec.shape, "--control")
+        with cfg.as_config_error(f"--control: {options.control}"):
+            encode = run.model.encoders.get(PICTURE, np.asarray)
+            check({PICTURE: spec}, {PICTURE: encode(picture)}, 1)
+    else:
+        sides = stored_shape(run.codec, run.shape)[:2]
+        shape = (*(side or usual for side, usual in zip(spec.shape, sides, strict=False)), int(spec.shape[2] or 0))
+        picture = read_picture(options.control, shape, "--control") / np.float32(255)
+    scale = {} if options.control_scale is None else {SCALE: np.asarray(options.control_scale, np.float32)}
+    return {PICTURE: picture, **scale}
 
 
 def prompts_of(run: Run | Pretrained, options: Options) -> list[str]:

@@ -1,4 +1,4 @@
-"""Pictures that a command line names: what samples begin as, and its mask."""
+"""Pictures that a command line names: what samples begin as, its mask, and maps of classes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from PIL import Image
 from jaxdiff.config import ConfigError
 from jaxdiff.data import DataError
 from jaxdiff.data.decoding import decode
+from jaxdiff.data.maps import read_map
 
 
 def read_picture(file: Path, shape: tuple[int, ...], option: str) -> NDArray[np.uint8]:
@@ -43,6 +44,27 @@ def read_mask(file: Path, shape: tuple[int, ...], option: str) -> NDArray[np.uin
     """
     picture = _covering(_opened(file, shape, option).convert("L"), shape, Image.Resampling.NEAREST)
     return (np.asarray(picture) >= 128).astype(np.uint8)
+
+
+def read_ids(file: Path, size: tuple[int | None, ...], option: str) -> NDArray[np.uint8]:
+    """The ids ``(H, W)`` of a semantic map: a PNG whose pixel values, or places in the palette, are classes.
+
+    Args:
+      file: the map.
+      size: its height and width; None: any.
+      option: that named the file, for messages.
+
+    Raises:
+      ConfigError: a file that is no such map, or of another size.
+    """
+    try:
+        ids = read_map(file.expanduser())
+    except DataError as error:
+        raise ConfigError(f"{option}: {error}") from error
+    if any(want not in (None, side) for want, side in zip(size, ids.shape, strict=True)):
+        has, wanted = ("x".join(map(str, sides)) for sides in (ids.shape, size))
+        raise ConfigError(f"{option}: {file}: map is {has}, expected {wanted}; resize it by the nearest pixel")
+    return ids
 
 
 def _opened(file: Path, shape: tuple[int, ...], option: str) -> Image.Image:

@@ -19,8 +19,10 @@ from jaxdiff.runs.run import Run
 
 CALL = ("prompt_weights", "size", "strict", "clip_skip", "control_scale")
 """Options that a published model's `sample` has and a run's has not, by the same names."""
+CONTROL = ("control", "control_scale")
+"""Options of what has a ControlNet, a run or a published model."""
 PUBLISHED = (*CALL, "control", "controlnet", "lora", "embeddings", "tokenizer")
-"""Options of published models alone."""
+"""Options of published models; of runs too are those in `CONTROL` alone."""
 OF_RUNS = ("step", "average", "trust", "compiled")
 """Options of runs alone."""
 
@@ -91,7 +93,8 @@ def _named(text: str) -> tuple[Path, str | None]:
 
 
 def pictures(run: Run | Pretrained, options: Options) -> dict[str, Any]:
-    """The pictures that the options name, at the model's size: what samples begin as, its mask, and a ControlNet's."""
+    """The pictures that the options name, at the model's size: what samples begin as, its mask, and a published
+    ControlNet's; a run's is a condition (`jaxdiff.commands.conditions`)."""
     shape = stored_shape(run.codec, run.shape)
     if options.size is not None:
         shape = (*options.size, *shape[2:])
@@ -100,6 +103,6 @@ def pictures(run: Run | Pretrained, options: Options) -> dict[str, Any]:
         found["image"] = read_picture(options.image, shape, "--image")
     if options.mask is not None:
         found["mask"] = read_mask(options.mask, shape, "--mask")
-    if options.control is not None:
+    if options.control is not None and isinstance(run, Pretrained):
         found["control"] = read_picture(options.control, shape, "--control")
     return found

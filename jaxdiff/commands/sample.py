@@ -9,6 +9,7 @@
     jaxdiff sample runs/digits --compiled kept                       faster to start from the second time on
     jaxdiff sample runs/styles --cond label=3 style=2.1,0.3          conditions by name
     jaxdiff sample runs/emoji --prompt "a red heart" --num 20        text; several prompts have a row each
+    jaxdiff sample runs/mnist_semantic --control map.png             what a ControlNet is told, a map or a picture
     jaxdiff sample runs/large --mesh.fsdp 8                          weights split over 8 devices, as in training
     jaxdiff sample stable-diffusion-v1-5 --prompt "a red heart" --negative "blurry" --num 4 --size 512 512
     jaxdiff sample model.safetensors --tokenizer DIR --lora hearts.safetensors:0.8 --prompt "a heart"
@@ -37,7 +38,7 @@ from numpy.typing import NDArray
 
 from jaxdiff import config as cfg
 from jaxdiff.commands.conditions import conditions, guide_of, prompts_of, say_doubts
-from jaxdiff.commands.published import CALL, PUBLISHED, given, load_model, pictures
+from jaxdiff.commands.published import CALL, CONTROL, PUBLISHED, given, load_model, pictures
 from jaxdiff.config import ConfigError
 from jaxdiff.data.text import TEXT
 from jaxdiff.launch.output import check_output, write_output
@@ -90,7 +91,8 @@ class Options(cfg.ProcessOptions):
     controlnet: Path | None = None
     """Of a published model: folder of a ControlNet beside it."""
     control: Path | None = None
-    """The ControlNet's picture, an outline or a depth map."""
+    """The ControlNet's picture, an outline or a depth map; for one that takes maps, a PNG whose pixel values are the
+    ids of classes."""
     control_scale: float | None = None
     """How far it counts; by default 1."""
     tokenizer: Path | None = None
@@ -276,7 +278,7 @@ def load(options: Options, path: Path, step: int | None, mesh: Mesh) -> Run | Pr
     if is_published(path):
         run = load_model(options, path, mesh)
     else:
-        if path.is_dir() and (taken := list(given(options, PUBLISHED))):
+        if path.is_dir() and (taken := [name for name in given(options, PUBLISHED) if name not in CONTROL]):
             raise ConfigError(f"--{taken[0]} is of published models, and {path} is a run: leave it out")
         run = Run.load(path, step=step, ema=average, trusted=trusted, mesh=mesh, dtype=options.dtype)
     if options.sampler is not None:

@@ -16,7 +16,6 @@ from jaxdiff.config.build import (
     build_source,
     check,
     resolve,
-    with_conditions,
 )
 from jaxdiff.config.folder import check_folder, claim_folder, finder, read_config, with_saved
 from jaxdiff.config.lora import with_base_frozen
@@ -35,6 +34,7 @@ from jaxdiff.config.schema import (
     TrainConfig,
 )
 from jaxdiff.config.serialize import TRUSTED, StoredTypeError, differences, dumps, from_json, to_json
+from jaxdiff.config.stored import with_conditions
 from jaxdiff.config.text import captions_said, has_captions, tokenised
 from jaxdiff.config.trust import trust_options
 from jaxdiff.launch.distributed import ProcessOptions, as_lead, join, lead_first

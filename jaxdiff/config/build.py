@@ -17,14 +17,15 @@ from jax import Array
 import jaxdiff.data
 from jaxdiff.autoencoding import AutoencoderLoss
 from jaxdiff.codecs import Codec, default_codec, encoded_specs, grey_levels
-from jaxdiff.codecs.recipe import Find, is_recipe, resolved
+from jaxdiff.codecs.recipe import Find, innermost, is_recipe, resolved
 from jaxdiff.config.autoencoder import AutoencoderConfig, check_autoencoder
 from jaxdiff.config.lora import with_lora
 from jaxdiff.config.ranges import check_ranges
 from jaxdiff.config.schema import Config, Kind, LossConfig, RunConfig
+from jaxdiff.config.stored import stored_conditions, with_conditions
 from jaxdiff.config.text import TEXT, check_text, tokenised, with_tokenizer
 from jaxdiff.data.encoded import Encoded
-from jaxdiff.data.sources import DataError, Source, Subset, classes_of, name_of
+from jaxdiff.data.sources import DataError, Source, classes_of, name_of
 from jaxdiff.data.tokenizers import Encoder
 from jaxdiff.launch.errors import ConfigError, as_config_error, suggestion
 from jaxdiff.loss import SNR, DenoisingLoss, Likelihood, Objective, PriorPreserving
@@ -51,7 +52,10 @@ def _opener(name: str) -> Callable[..., Source]:
 
 SOURCES: dict[str, Callable[..., Source]] = {
     name: _opener(f"open_{name}")
-    for name in ("digits", "mnist", "cifar10", "parquet", "folder", "npz", "webdataset", "tfds", "points", "two_digits")
+    for name in (
+        *("digits", "mnist", "mnist_maps", "cifar10", "parquet", "folder", "npz", "webdataset", "tfds", "points"),
+        "two_digits",
+    )
 }
 NAMED_SETS = ("tfds", "points")
 """The sources of many sets, which take a name after a colon."""
@@ -235,7 +239,7 @@ def build_source(config: RunConfig, *, cache: bool = True) -> Source:
         )
     opener = look_up(SOURCES, name, "data.name")
     channels = data.channels
-    if channels is None and not is_recipe(config.codec):  # whose network takes latents
+    if channels is None and not is_recipe(innermost(config.codec)):  # whose network takes latents
         channels = getattr(config.network, "in_channels", None)
     taken = stored_conditions(config)
     asked = {option: value for option in ("skip_bad", "text") if (value := getattr(data, option))}
@@ -253,30 +257,6 @@ def build_source(config: RunConfig, *, cache: bool = True) -> Source:
         **({"conditions": taken} if _has_option(opener, "conditions") else {}),
     )
     return with_conditions(jaxdiff.data.without_bad(source, keep=cache) if data.skip_bad else source, config)
-
-
-def stored_conditions(config: RunConfig) -> tuple[str, ...]:
-    """The conditions that the network takes and the codec does not make, or makes of what is stored under that name:
-    the source's part. Settings of a call, which the network names, are in no data."""
-    made = {} if config.codec is None else config.codec.spec
-    reads, settings = getattr(config.codec, "reads", ()), getattr(config.network, "settings", ())
-    return tuple(name for name in config.cond if name not in settings and (name not in made or name in reads))
-
-
-def with_conditions(source: Source, config: RunConfig) -> Source:
-    """The source with the conditions that training reads, and no others.
-
-    Raises:
-      DataError: it lacks one.
-    """
-    taken = stored_conditions(config)
-    if missing := [name for name in taken if name not in source.spec]:
-        has = ", ".join(name for name in source.spec if name != "x") or "none"
-        raise DataError(
-            f"{name_of(source)}: the network is conditioned on {missing[0]}, which is not in the data (its conditions: "
-            f"{has}); leave it out of the network, add it to the data, or give a codec that makes it"
-        )
-    return source if set(source.spec) == {"x", *taken} else Subset(source, names=taken)
 
 
 def _has_option(function: Callable[..., Any], name: str) -> bool:
@@ -315,6 +295,12 @@ def resolve(config: Kind, source: Source, find: Find | None = None) -> Kind:
             raise ConfigError(
                 f"network: it takes {name} of shape {shape_of(condition)}, and the data has it of shape {shape_of(got)}"
             )
+        nulls = [each.null for each in (condition, got) if isinstance(each, Spec) and each.null is not None]
+        if len({*nulls}) > 1:
+            raise ConfigError(
+                f"network: what stands for no {name} is {nulls[0]} in it and {nulls[1]} in the codec: give both the "
+                "same number of classes"
+            )
         if isinstance(condition, Spec) and isinstance(got, Spec) and not _within(got, condition):
             raise DataError(
                 f"{name_of(source)}: {name} goes from {got.low:g} to {got.high:g}, and the network takes "
@@ -325,7 +311,7 @@ def resolve(config: Kind, source: Source, find: Find | None = None) -> Kind:
 
 def _refuse_other_shape(codec: Any, config: RunConfig) -> None:
     # Of latents alone: the shape of images is no riddle, and the network itself says it.
-    if not is_recipe(codec):
+    if not is_recipe(innermost(codec)):
         return
     network, shape = config.network, codec.spec["x"].shape
     sides = {getattr(network, "image_size", None)} - {None, *shape[:-1]}

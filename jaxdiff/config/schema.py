@@ -38,7 +38,7 @@ class DataConfig:
     """Where images come from."""
 
     name: str = "digits"
-    """digits, two_digits, parquet, mnist, cifar10, folder, npz, webdataset, tfds:NAME, or points:NAME."""
+    """digits, two_digits, parquet, mnist, mnist_maps, cifar10, folder, npz, webdataset, tfds:NAME, or points:NAME."""
     path: str | None = None
     """File or folder of the data; digits need none."""
     split: str = "train"

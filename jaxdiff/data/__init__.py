@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from jaxdiff.data.arrays import ArraySource, from_arrays, open_digits, open_npz
     from jaxdiff.data.decoded import decode_once
     from jaxdiff.data.files import open_folder
+    from jaxdiff.data.mnist_maps import MnistMaps, open_mnist_maps
     from jaxdiff.data.parquet import open_cifar10, open_mnist, open_parquet
     from jaxdiff.data.pipeline import Pipeline, batches
     from jaxdiff.data.points import POINTS, PointMixture, open_points, point_mixture
     from jaxdiff.data.skipping import verify, without_bad
     from jaxdiff.data.tfds import open_tfds
     from jaxdiff.data.tokenizers import Characters, Tokenizer, TokenizerFile, Words
-    from jaxdiff.data.transforms import center_crop_resize
+    from jaxdiff.data.transforms import center_crop_nearest, center_crop_resize
     from jaxdiff.data.two_digits import TwoDigits, open_two_digits
     from jaxdiff.data.webdataset import open_webdataset
 
@@ -30,13 +31,14 @@ __getattr__ = lazily(
         **dict.fromkeys(("ArraySource", "from_arrays", "open_digits", "open_npz"), "arrays"),
         "decode_once": "decoded",
         "open_folder": "files",
+        **dict.fromkeys(("MnistMaps", "open_mnist_maps"), "mnist_maps"),
         **dict.fromkeys(("open_cifar10", "open_mnist", "open_parquet"), "parquet"),
         **dict.fromkeys(("Pipeline", "batches"), "pipeline"),
         **dict.fromkeys(("POINTS", "PointMixture", "open_points", "point_mixture"), "points"),
         **dict.fromkeys(("verify", "without_bad"), "skipping"),
         "open_tfds": "tfds",
         **dict.fromkeys(("Characters", "Tokenizer", "TokenizerFile", "Words"), "tokenizers"),
-        "center_crop_resize": "transforms",
+        **dict.fromkeys(("center_crop_nearest", "center_crop_resize"), "transforms"),
         "open_webdataset": "webdataset",
         **dict.fromkeys(("TwoDigits", "open_two_digits"), "two_digits"),
     },
@@ -47,6 +49,7 @@ __all__ = [
     "ArraySource",
     "Characters",
     "DataError",
+    "MnistMaps",
     "Pipeline",
     "PointMixture",
     "Source",
@@ -57,6 +60,7 @@ __all__ = [
     "Words",
     "batches",
     "captions",
+    "center_crop_nearest",
     "center_crop_resize",
     "decode_once",
     "fingerprint",
@@ -66,6 +70,7 @@ __all__ = [
     "open_digits",
     "open_folder",
     "open_mnist",
+    "open_mnist_maps",
     "open_npz",
     "open_parquet",
     "open_points",

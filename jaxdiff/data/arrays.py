@@ -8,6 +8,7 @@ compressed one (`np.savez_compressed`) is held in memory. Captions are an array 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -19,10 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from jaxdiff.data.files import find_split, given_path
 from jaxdiff.data.labels import check_labels, label_spec
+from jaxdiff.data.maps import MAP, check_size, is_map
 from jaxdiff.data.npz import header_of, keys_of, read_array
 from jaxdiff.data.readers import ANYTHING, Expected, digested
 from jaxdiff.data.sources import DataError, Records, digest, fitting, spread, texts_fitting
-from jaxdiff.data.transforms import center_crop_resize
+from jaxdiff.data.transforms import center_crop_nearest, center_crop_resize
 from jaxdiff.spec import Spec, as_array
 
 _DIGITS = Path(__file__).with_name("digits.npz")
@@ -91,6 +93,9 @@ class ArraySource:
                     self.spec[key] = self._text_spec(array)
                     continue
                 self.spec[key] = _spec(name, key, array, None, None)
+                if is_map(key, array) and x.dtype == np.uint8 and x.ndim == 4:
+                    check_size(array.shape[1:], x.shape[1:], self.where(0))
+                    self.spec[key] = dataclasses.replace(self.spec[key], shape=self.spec["x"].shape[:2])
                 if array.dtype.kind == "f" and array.ndim < 3 and not expected.skip_bad:  # larger ones as they are read
                     fitting(name, key, self.spec[key], array, np.arange(len(array)))
         self.classes = None if classes is None else tuple(str(each) for each in classes)
@@ -130,6 +135,8 @@ class ArraySource:
             }
         if self._size is not None:
             found["x"] = np.stack([center_crop_resize(image, self._size) for image in found["x"]])
+            if MAP in found and is_map(MAP, found[MAP]):
+                found[MAP] = np.stack([center_crop_nearest(ids, self._size) for ids in found[MAP]])
         return {key: np.ascontiguousarray(array) for key, array in found.items()}
 
     def texts(self, indices: NDArray[np.int64], /) -> NDArray[Any]:

@@ -94,7 +94,8 @@ def decode_once(
     """
     if isinstance(source, Subset) and source.indices is None:  # one file, whichever conditions a run reads
         inner = decode_once(source.source, limit=limit, folder=folder, say=say)
-        return source if inner is source.source else Subset(inner, names=[name for name in source.spec if name != "x"])
+        names = [name for name in source.spec if name != "x"]
+        return source if inner is source.source else Subset(inner, names=names, bounds=source.bounds)
     if not getattr(source, "files", ()):
         return source
     kind = _kind(source)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdiff.data.decoding import decode
+from jaxdiff.data.maps import SUFFIX, maps_beside, read_map
 from jaxdiff.data.metadata import METADATA, FolderCaptions
 from jaxdiff.data.readers import ANYTHING, Expected, ImageSource
 from jaxdiff.data.sources import DataError, Say, digest, one_line, spread, to_stderr
@@ -154,10 +155,14 @@ class FolderReader:
         self.classes = tuple(folder.name for folder in folders) if folders and labelled else None
         self.num_classes = len(folders) if folders and labelled else None
         self._labels: NDArray[np.int64] | None = None
-        self._files = loose
+        self._maps: dict[str, str] = {}  # by the image's name
+        self.lost: list[str] = []
+        self._files = self._without_maps(loose, expected)
         if folders:
             under = [_files_under(root, folder) for folder in folders]
             found = [[name for name in names if Path(name).suffix.lower() in IMAGES] for names in under]
+            every = {*self._without_maps([name for names in found for name in names], expected)}
+            found = [[name for name in names if name in every] for names in found]
             other += [name for names in under for name in names if Path(name).suffix.lower() not in IMAGES]
             for folder, files in zip(folders, found, strict=True):
                 if not files and labelled:
@@ -169,7 +174,8 @@ class FolderReader:
             if labelled:
                 self._labels = np.repeat(np.arange(len(folders)), [len(files) for files in found])
         self._captions = FolderCaptions(root, self._files, other, above, expected)
-        self.captions, self.lost, self.has_fields = self._captions.spec, self._captions.lost, self._captions.has_fields
+        self.captions, self.has_fields = self._captions.spec, self._captions.has_fields
+        self.lost += self._captions.lost
         read = {str(file) for file in self._captions.files}
         other = [name for name in other if str(root / name) not in read and Path(name).name not in METADATA]
         if other:
@@ -178,19 +184,55 @@ class FolderReader:
             say(f"{root}: {len(other)} files are no images and are left out ({listed}; the first: {other[0]})")
         self.identity = self._identity()
 
+    def _without_maps(self, names: list[str], expected: Expected) -> list[str]:
+        """The images among some names; the maps beside them are noted."""
+        maps, alone = maps_beside(names)
+        if not maps:
+            return names
+        images = [name for name in names if not name.endswith(SUFFIX)]
+        if not expected.mapped:
+            return images
+        self._maps = maps
+        lacking = [name for name in images if name not in maps]
+        why = [
+            f"{self._root / name}: has no map, expected {Path(name).with_suffix(SUFFIX).name} beside it "
+            f"({len(lacking)} of {len(images)} images have none); add it, set skip_bad (data.skip_bad) to leave those "
+            "images out, or leave map out of the conditions"
+            for name in lacking
+        ]
+        why += [
+            f"{self._root / name}: is a map, and there is no image beside it; fetch it, or remove the map"
+            for name in alone
+        ]
+        if why and not expected.skip_bad:
+            raise DataError(why[0])
+        self.lost += why
+        return [name for name in images if name in maps]
+
     def _identity(self) -> str:
         """Of the files' names and sizes, and of the first bytes of some."""
         sizes, heads = [_size(file) for file in self.files], []
-        for index in spread(len(self), _DIGESTED) if len(self) else ():
-            if sizes[index] >= 0:
-                with open(self._root / self._files[index], "rb") as file:
+        chosen = [self._files[index] for index in spread(len(self), _DIGESTED)] if len(self) else []
+        for name in [*chosen, *(self._maps[name] for name in chosen if self._maps)]:
+            if _size(self._root / name) >= 0:
+                with open(self._root / name, "rb") as file:
                     heads.append(np.frombuffer(file.read(_HEAD), np.uint8))
         return digest(np.array(self._files, dtype=str), np.array(sizes, np.int64), *heads) + str(self.num_classes)
 
     @property
     def files(self) -> list[Path]:
-        """Of each record, in their order; then those of the captions."""
-        return [self._root / name for name in self._files] + self._captions.files
+        """Of each record, in their order; then those of the maps and the captions."""
+        names = [*self._files, *(self._maps[name] for name in self._files if self._maps)]
+        return [self._root / name for name in names] + self._captions.files
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether there is a map beside each image."""
+        return bool(self._maps)
+
+    def map(self, index: int, /) -> NDArray[np.uint8]:
+        """The ids (H, W) of a record's map."""
+        return read_map(self._root / self._maps[self._files[index]])
 
     def __len__(self) -> int:
         return len(self._files)
@@ -254,7 +296,7 @@ def open_folder(
     Class folders in natural order of their names (2 before 10) are labels 0, 1, ..., and the source's `classes`; files
     are read on access, in order of their names. Images that lie in the folder itself make a set without labels.
     Captions are a `.txt` beside each image, or `metadata.jsonl` or `.csv` with `file_name` and `text`
-    (`jaxdiff.data.metadata`).
+    (`jaxdiff.data.metadata`). Maps of classes are a `.map.png` beside each image (`jaxdiff.data.maps`).
 
     Args:
       path: the folder.

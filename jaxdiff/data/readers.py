@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdiff.data.labels import label_spec
+from jaxdiff.data.maps import MAP, check_size
 from jaxdiff.data.sources import DataError, Records, as_caption, spread
-from jaxdiff.data.transforms import center_crop_resize
+from jaxdiff.data.transforms import center_crop_nearest, center_crop_resize
 from jaxdiff.spec import Spec, whole
 
 _SMALL, _CAPTIONS = 10_000, 256  # records of a set that is small; captions that the fingerprint of a larger one reads
@@ -37,7 +38,8 @@ class Reader(Protocol):
     """One kind of storage of images: what it holds, as it lies there.
 
     A reader that decodes files at each read names them in an attribute `files`; then the set can be decoded once
-    (`jaxdiff.data.decoded`).
+    (`jaxdiff.data.decoded`). One that has maps beside the images (`jaxdiff.data.maps`) says ``has_maps = True``, and
+    ``map(index)`` gives a record's (H, W).
 
     Attributes:
         name: for messages.
@@ -106,6 +108,11 @@ class Expected:
     def labelled(self) -> bool:
         """Whether labels are read, where there are any."""
         return self.conditions is None or "label" in self.conditions
+
+    @property
+    def mapped(self) -> bool:
+        """Whether maps are read, where there are any."""
+        return self.conditions is None or MAP in self.conditions
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -181,6 +188,8 @@ class ImageSource:
         self.spec = {"x": Spec(self._shape, "uint8", 0, 255)}
         if classes is not None:
             self.spec["label"] = label_spec(classes)
+        if getattr(reader, "has_maps", False):
+            self.spec[MAP] = Spec(self._shape[:2], "uint8", 0, 255)
         identity = repr((len(reader), self._shape, classes, reader.identity))
         if reader.captions is not None:
             self.spec["text"] = reader.captions
@@ -188,6 +197,8 @@ class ImageSource:
         self.fingerprint = hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()
         for index in range(0 if expected.skip_bad else min(_PROBED, len(self))):
             self._fit(probed[index], index)
+            if MAP in self.spec:
+                self._map(probed[index], index)
 
     def __len__(self) -> int:
         return len(self._reader)
@@ -196,12 +207,16 @@ class ImageSource:
         """Several records, each decoded, brought to the set's channels and size, or refused by file and row."""
         images = np.empty((len(indices), *self._shape), np.uint8)
         labels = np.empty(len(indices), np.int32)
+        found: Records = {"x": images, "label": labels, MAP: np.empty(images.shape[:3], np.uint8)}
         for row, index in enumerate(self._numbers(indices)):
             image, label = self._reader.read(index)
             images[row] = self._fit(image, index)
             if "label" in self.spec:
                 labels[row] = self._label(label, index)
-        found: Records = {"x": images, "label": labels, "text": self.texts(indices) if "text" in self.spec else labels}
+            if MAP in self.spec:
+                found[MAP][row] = self._map(image, index)
+        if "text" in self.spec:
+            found["text"] = self.texts(indices)
         return {name: found[name] for name in self.spec}
 
     def texts(self, indices: NDArray[np.int64], /) -> NDArray[Any]:
@@ -308,6 +323,12 @@ class ImageSource:
                 "fix the file, or for images of many sizes set image_size and resize (data.resize)"
             )
         return image
+
+    def _map(self, image: Pixels, index: int) -> NDArray[np.uint8]:
+        """The map of an image that fits the set, brought to its size."""
+        ids: NDArray[np.uint8] = self._reader.map(index)  # type: ignore[attr-defined]
+        check_size(ids.shape, image.shape, self._reader.where(index))
+        return ids if ids.shape == self._shape[:2] else center_crop_nearest(ids, self._shape[0])
 
     def _label(self, label: int | None, index: int) -> int:
         count = int(self.spec["label"].high or 0) + 1

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from jaxdiff.spec import Spec
+from jaxdiff.spec import Spec, fits
 
 Records = dict[str, NDArray[Any]]
 Say = Callable[[str], None]
@@ -162,11 +162,13 @@ def fitting(name: str, key: str, spec: Spec, array: NDArray[Any], indices: NDArr
         return array
     bad = np.zeros(len(array), bool)
     for outside in ([] if low is None else [array < low]) + ([] if high is None else [array > high]):
+        outside = outside if spec.null is None else outside & (array != spec.null)
         bad |= outside.reshape(len(array), -1).any(axis=1)
     if bad.any():
         row = int(np.argmax(bad))
         value = array[row] if array.ndim == 1 else f"between {array[row].min():g} and {array[row].max():g}"
-        raise DataError(f"{name} row {indices[row]}: {key} {value}, expected {_range(low, high)}; fix the record")
+        also = "" if spec.null is None else f" or {spec.null}"
+        raise DataError(f"{name} row {indices[row]}: {key} {value}, expected {_range(low, high)}{also}; fix the record")
     return array if array.dtype == kind else array.astype(kind)
 
 
@@ -328,9 +330,10 @@ class Subset:
       source: the whole.
       indices: the records that are kept; None: all.
       names: the conditions that are kept besides ``"x"``; None: all.
+      bounds: what some of them must be, where the source itself says less: their type of numbers, range and null.
 
     Raises:
-      DataError: a condition that the source does not have.
+      DataError: a condition that the source does not have, or has of another shape or type of numbers.
 
     >>> from jaxdiff.data import open_digits
     >>> part = Subset(open_digits(), indices=range(5), names=())
@@ -338,17 +341,35 @@ class Subset:
     (5, ['x'])
     """
 
-    def __init__(self, source: Source, indices: ArrayLike | None = None, names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        indices: ArrayLike | None = None,
+        names: Sequence[str] | None = None,
+        bounds: Mapping[str, Spec] | None = None,
+    ) -> None:
         self.source, self.name, self.classes = source, name_of(source), classes_of(source)
         self.indices = None if indices is None else np.asarray(indices, np.int64)
         kept = [*source.spec] if names is None else ["x", *names]
         if missing := [name for name in kept if name not in source.spec]:
             has = ", ".join(name for name in source.spec if name != "x") or "none"
             raise DataError(f"{self.name}: has no condition {missing[0]}; its conditions: {has}")
-        self.spec: Mapping[str, Spec] = {name: spec for name, spec in source.spec.items() if name in kept}
+        self.bounds = bounds or {}
+        self.spec: Mapping[str, Spec] = {name: self._bounded(name) for name in source.spec if name in kept}
         whole = fingerprint(source)
         self.fingerprint = whole if self.indices is None else digest(np.array([whole]), self.indices)
         self.files: Sequence[Any] = getattr(source, "files", ())
+
+    def _bounded(self, name: str) -> Spec:
+        spec, bounds = self.source.spec[name], self.bounds.get(name)
+        if bounds is None:
+            return spec
+        if not fits(spec, bounds) or np.dtype(spec.dtype).kind not in (np.dtype(bounds.dtype).kind, "u"):
+            raise DataError(
+                f"{self.name}: {name} is {spec.dtype} {spec.shape}, expected {bounds.dtype} "
+                f"({', '.join('any' if size is None else str(size) for size in bounds.shape)})"
+            )
+        return Spec(spec.shape, spec.dtype, bounds.low, bounds.high, bounds.null)
 
     def __len__(self) -> int:
         return len(self.source) if self.indices is None else len(self.indices)

@@ -1,6 +1,8 @@
-"""Images of any size to square ones, as Dhariwal & Nichol 2021 (ADM), arXiv:2105.05233, crop them."""
+"""Images of any size to square ones, as Dhariwal & Nichol 2021 (ADM), arXiv:2105.05233, crop them; maps beside them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,3 +33,27 @@ def center_crop_resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
     left, top = (picture.width - size) // 2, (picture.height - size) // 2
     return np.asarray(picture.crop((left, top, left + size, top + size))).reshape(size, size, image.shape[2])
+
+
+def center_crop_nearest(ids: NDArray[Any], size: int) -> NDArray[Any]:
+    """A map of ids at `size` x `size`, over the same square as `center_crop_resize` of its image: the nearest pixels.
+
+    Args:
+      ids: ``(H, W)``, of any type.
+      size: side of the result, pixels.
+
+    Returns:
+      ``(size, size)``; no id that was not there.
+
+    >>> center_crop_nearest(np.uint8([[9, 1, 1, 2, 2, 9], [9, 3, 3, 4, 4, 9], [9, 3, 3, 4, 4, 9]]), 1).tolist()
+    [[4]]
+    """
+    height, width = sides = ids.shape
+    while min(sides) >= 2 * size:
+        sides = sides[0] // 2, sides[1] // 2
+    scale = size / min(sides)
+    rows, columns = round(sides[0] * scale), round(sides[1] * scale)
+    top, left = (rows - size) // 2, (columns - size) // 2
+    of_rows = ((np.arange(top, top + size) + 0.5) * height / rows).astype(int)
+    of_columns = ((np.arange(left, left + size) + 0.5) * width / columns).astype(int)
+    return ids[of_rows[:, None], of_columns]

@@ -26,6 +26,7 @@ from jax import Array
 from jax.sharding import Mesh
 from numpy.typing import ArrayLike, NDArray
 
+from jaxdiff.codecs.semantic import ids_of_maps
 from jaxdiff.config import (
     TRUSTED,
     Config,
@@ -116,6 +117,7 @@ class Run:
             encoders["label"] = functools.partial(labels, config.data.classes)
         if config.tokenizer is not None:
             encoders[TEXT] = Prompt(config.tokenizer, codec, mesh)
+        encoders |= ids_of_maps(codec)
         examples = dict(examples or {})
         needed = {name: each for name, each in examples.items() if name != "label" and not droppable(cond[name])}
         if needed and "label" in examples and TEXT not in examples:

@@ -34,6 +34,7 @@ from jaxdiff.config import (
     with_saved,
 )
 from jaxdiff.config.serialize import MOVED
+from jaxdiff.config.stored import codec_reads
 from jaxdiff.methods import parse_sampler, times
 from jaxdiff.networks import MLP
 from jaxdiff.networks.autoencoder import Autoencoder
@@ -61,7 +62,7 @@ def test_all_are_here() -> None:
     names = "cifar10_edm cifar10_unet cifar10_vp_continuous digits_dit digits_flow digits_unet digits_ve"
     more = "imagenet256_dit_xl2 imagenet64_adm mnist_control mnist_style mnist_superres mnist_unet study_2d"
     latents = "cifar10_autoencoder mnist_autoencoder imagenet256_autoencoder cifar10_latent_dit mnist_latent_unet"
-    text = "two_digits_text emoji_text"
+    text = "two_digits_text emoji_text mnist_semantic"
     assert {f.stem for f in FILES} == {*names.split(), *more.split(), *latents.split(), *text.split()}
 
 
@@ -121,13 +122,14 @@ def test_config_is_good_and_fits_by_shapes(file: Path, tmp_path: Path) -> None:
         x = Spec((channels,), "float32")
     find: Any = None
     read: Any = None
-    if recipe.is_recipe(config.codec):  # latents, whose images these are
+    if recipe.is_recipe(recipe.innermost(config.codec)):  # latents, whose images these are
         size = {"mnist": 28, "cifar10": 32}.get(config.data.name) or config.data.image_size
         x = Spec((size, size, 1 if config.data.name == "mnist" else 3), "uint8", 0, 255)
         find, read = codec_of_shapes(config, tmp_path)
     label = {} if config.num_classes is None else {"label": Spec((), "int32", 0, config.num_classes - 1)}
     text = {} if config.tokenizer is None else {"text": Spec((), "str")}
-    source: Any = StandIn({"x": x, **label, **text})
+    maps = {name: dataclasses.replace(spec, shape=x.shape[:2]) for name, spec in codec_reads(config.codec).items()}
+    source: Any = StandIn({"x": x, **label, **text, **maps})
     config = resolve(config, source, find)
     codec: Any = recipe.built(config.codec, read)[1]
     net, mesh = build_network(config), make_mesh(data=1)

@@ -118,7 +118,7 @@ def test_fingerprint_knows_content_not_place(tmp_path: Path) -> None:
 def test_every_source_knows_every_option() -> None:
     names = [name for name in SOURCES if hasattr(data, f"open_{name}")]
     known = {name: set(inspect.signature(getattr(data, f"open_{name}")).parameters) - {"name"} for name in names}
-    assert len(names) == 10 and all(options == known["folder"] for options in known.values()), known
+    assert len(names) == 11 and all(options == known["folder"] for options in known.values()), known
 
 
 def test_two_digits_make_their_own_captions() -> None:

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import jaxdiff
-from jaxdiff.codecs import Outlines
+from jaxdiff.codecs import Images, Outlines, SemanticMap
 from jaxdiff.config import Config, ConfigError, FrozenWeights, LossConfig, SampleConfig, TrainConfig, load_config_file
 from jaxdiff.networks import Controlled, ControlNet, UNet, functional
+from jaxdiff.spec import Spec
 from jaxdiff.train import CheckpointError, Ema, read_weights
 from jaxdiff.train.initial import begun_as
 
@@ -125,3 +126,38 @@ def test_the_shipped_configuration_is_around_the_other() -> None:
     shipped, plain = load_config_file("mnist_control"), load_config_file("mnist_unet")
     assert shipped.network.base == plain.network and shipped.train.freeze == ("base",)
     assert shipped.codec.spec["control"].shape == shipped.network.cond["control"].shape
+
+
+SEMANTIC = ControlNet(UNET, "semantic", classes=3, size=(8, 8), widths=(8,), halving=False)
+
+
+def of_maps(folder: Path, steps: int) -> Config:
+    """Half of the samples lose their label, a tenth their map."""
+    made = config(folder, steps, network=Controlled(UNET, (SEMANTIC,)), codec=SemanticMap(None, classes=3))
+    return dataclasses.replace(made, loss=LossConfig(dropout={"label": 0.5, "control": 0.1}))
+
+
+@pytest.mark.nightly
+def test_a_semantic_map_is_learned(base: Any, tmp_path: Path) -> None:
+    """A square's place and size are its class in the map: 1 the small ones, 2 the large ones."""
+    ids = (DATA["x"][..., 0] > 0) * (DATA["label"][:, None, None] + 1).astype(np.uint8)
+    run = jaxdiff.fit(of_maps(tmp_path / "run", 300), {**DATA, "map": ids}, init_from=base.folder)
+    assert same(run.denoise.params["base"], base.denoise.params)
+    drawn = {w: run.sample(0, 64, {"control": ids[:64], "control_scale": w})["x"] for w in (1.0, 0.5, 0.0)}
+    bright = {w: x[..., 0] > 127 for w, x in drawn.items()}
+    within = {w: (ink & (ids[:64] > 0)).sum() / ink.sum() for w, ink in bright.items()}
+    large = {w: np.mean((ink.sum(axis=(1, 2)) > 12.5) == (DATA["label"][:64] == 1)) for w, ink in bright.items()}
+    assert min(within[1.0], within[0.5]) > 0.85 and within[0.0] < 0.5, within
+    assert min(large[1.0], large[0.5]) > 0.9 and large[0.0] < 0.7, large  # of 9 pixels and of 16
+    again = jaxdiff.load(tmp_path / "run")
+    np.testing.assert_array_equal(
+        again.sample(0, 4, {"control": ids[:4]})["x"], run.sample(0, 4, {"control": ids[:4]})["x"]
+    )
+    assert again.codec == SemanticMap(Images((8, 8, 1)), classes=3, size=(8, 8))
+
+
+def test_the_shipped_configuration_of_maps_is_around_the_other() -> None:
+    shipped, plain = load_config_file("mnist_semantic"), load_config_file("mnist_unet")
+    assert shipped.network.base == plain.network and shipped.train.freeze == ("base",)
+    made, taken = dataclasses.replace(shipped.codec, size=(28, 28)).spec["control"], shipped.network.cond["control"]
+    assert made == taken == Spec((28, 28), "int32", 0, 10, null=11)
