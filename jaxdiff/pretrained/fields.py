@@ -168,11 +168,12 @@ def _wrong_one(name: str, value: Any, kind: Any) -> str | None:
         return None
     usual = (1 if isinstance(kind, int) else _TINY), _MOST
     least, most = next((range_ for pattern, *range_ in _RANGES if re.search(pattern, name)), usual)
-    if math.isnan(value):
+    number: Any = value
+    if math.isnan(number):
         return f"expected {told}"
-    if value < least:
+    if number < least:
         return "expected a number above 0" if least == _TINY else f"expected at least {least:g}"
-    return f"expected at most {most:.12g}" if value > most else None
+    return f"expected at most {most:.12g}" if number > most else None
 
 
 def short(value: Any) -> str:
