@@ -171,8 +171,8 @@ def packed(value: Any) -> bytes:
 
 
 ONE = packed({"a": {"b": np.arange(3.0)}})
-# {"a": {"__msgpack_chunked_array__": true, "shape": {"x": 3}}}
-CHUNKED = b"\x81\xa1a\x82\xb9__msgpack_chunked_array__\xc3\xa5shape\x81\xa1x\x03"
+# {"a": {"__msgpack_chunked_array__": true, "shape": {"x": 3}, and one more entry}}
+CHUNKED = b"\x81\xa1a\x83\xb9__msgpack_chunked_array__\xc3\xa5shape\x81\xa1x\x03"
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,12 @@ def test_refusals(tmp_path: Path) -> None:
         (file, ["adm-64"], {}, r"\['adm-64'\] is no published model that is known here"),
         (file, name, {"network": 3}, "adm-64: network is fields by name, such as .*, got 3"),
         (file, name, {"network": network | {"width": 1e30}}, "adm-64: .*1e\\+30"),
-        (file, "edm2-img512-xs", {"autoencoder": 3}, "autoencoder: expected a network by .*load_network, got 3"),
+        (
+            file,
+            "edm2-img512-xs",
+            {"autoencoder": 3, "network": SMALL["edm2-img512-xs"]},
+            "autoencoder: expected a network by .*load_network, got 3",
+        ),
         (file, "adm-65", {}, "'adm-65' is no published model that is known here; there are iddpm-cifar10, "),
         (file, name, {"network": {"widht": 3}}, "adm-64: .*'widht'"),
         (file, name, {"network": network | {"head_width": 5}}, "adm-64: attention over .* head_width=5"),

@@ -178,7 +178,7 @@ def test_a_folder_that_is_none_is_one_line(folder: Path, tmp_path: Path) -> None
             load_pipeline(place)
     (tmp_path / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
     with pytest.raises(
-        PretrainedError, match="KandinskyPipeline is not known; jaxdiff reads StableDiffusionPipeline, "
+        PretrainedError, match="'KandinskyPipeline' is not known; jaxdiff reads StableDiffusionPipeline, "
     ):
         load_pipeline(tmp_path)
     (tmp_path / "model_index.json").write_text((folder / "model_index.json").read_text())
