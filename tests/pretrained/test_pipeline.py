@@ -61,7 +61,11 @@ def write_pipeline(
 
 def write_pixels(folder: Path) -> Path:
     """A DDPM of pixels, ``(4, 4, 3)``, of one level."""
-    blocks = {"block_out_channels": [8], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+    blocks: dict[str, Any] = {
+        "block_out_channels": [8],
+        "down_block_types": ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"],
+    }
     made = tiny("UNet2DModel", **blocks, norm_num_groups=4, num_class_embeds=None, sample_size=4)
     write_network(folder / "unet", made._replace(params=_scaled(made.params, 0.05)))
     (folder / "scheduler").mkdir()

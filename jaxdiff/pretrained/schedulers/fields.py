@@ -126,8 +126,8 @@ def own(fields: Fields) -> Fields:
     if fields.class_name is None:
         raise PretrainedError(f"{fields.where}: names no class, in _class_name")
     if name not in FIELDS:
-        known = f"is not followed step by step; jaxdiff follows {', '.join(FIELDS)}"
-        raise PretrainedError(f"{fields.where}: {short(name)} {REFUSED.get(name, known)}")
+        known = f"{short(name)} is not followed step by step; jaxdiff follows {', '.join(FIELDS)}"
+        raise PretrainedError(f"{fields.where}: {f'{name} {REFUSED[name]}' if name in REFUSED else known}")
     Fields({key: value for key, value in fields.values.items() if key not in _EVERY}, fields.where).done()
     mine = {key: value for key, value in fields.values.items() if key in FIELDS[name] or key.startswith("_")}
     return Fields(mine, fields.where)
