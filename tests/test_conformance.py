@@ -169,7 +169,7 @@ def marked(cell: tuple[str, str, str]) -> Any:
     return pytest.param(cell, marks=pytest.mark.nightly if nightly else ())
 
 
-@pytest.mark.parametrize("cell", map(marked, CELLS), ids=lambda cell: "-".join(cell).replace(" ", "_"))
+@pytest.mark.parametrize("cell", [marked(cell) for cell in CELLS], ids=lambda cell: "-".join(cell).replace(" ", "_"))
 def test_cell(cell: tuple[str, str, str]) -> None:
     """Finite loss and gradient, a dropped condition is its null, and one trace over all numbers and conditions."""
     name, condition, objective = cell
