@@ -46,6 +46,7 @@ from jaxdiff.launch.signals import end_at_signals
 from jaxdiff.methods import parse_cache, parse_grid, parse_guidance, parse_sampler
 from jaxdiff.pretrained import LongPrompt, Pretrained
 from jaxdiff.pretrained.origin import is_published
+from jaxdiff.runs.reading import refuse_network
 from jaxdiff.runs.run import Run
 from jaxdiff.runs.shards import SHARD_SIZE, Request, claim_samples, read_request, wait_for_shards, write_shards
 from jaxdiff.train import CheckpointError, make_mesh
@@ -280,6 +281,7 @@ def load(options: Options, path: Path, step: int | None, mesh: Mesh) -> Run | Pr
     else:
         if path.is_dir() and (taken := [name for name in given(options, PUBLISHED) if name not in CONTROL]):
             raise ConfigError(f"--{taken[0]} is of published models, and {path} is a run: leave it out")
+        refuse_network(path)
         run = Run.load(path, step=step, ema=average, trusted=trusted, mesh=mesh, dtype=options.dtype)
     if options.sampler is not None:
         with cfg.as_config_error("--sampler"):

@@ -60,12 +60,17 @@ def padding_token(folder: Path) -> str:
 
 def _special(folder: Path) -> list[str]:
     added = read_object(folder, CONFIG).get("added_tokens_decoder", {})
+    if not isinstance(added, dict) or not all(isinstance(each, dict) for each in added.values()):
+        raise ValueError(f"{CONFIG}: added_tokens_decoder is {added!r:.60}, expected objects by their ids")
     named = [_text(each) for each in added.values() if each.get("special", True)]
     return list(dict.fromkeys([_BEGIN, END, padding_token(folder), *named]))
 
 
 def _text(token: Any) -> str:
-    return str(token["content"] if isinstance(token, dict) else token)
+    found = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(found, str):
+        raise ValueError(f"{CONFIG}: a token is {token!r:.60}, expected text, or an object with its content")
+    return found
 
 
 def read_object(folder: Path, name: str) -> dict[str, Any]:

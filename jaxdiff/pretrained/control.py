@@ -18,8 +18,9 @@ from jaxdiff.data.decoding import decode
 from jaxdiff.model import Model
 from jaxdiff.networks import UNet, functional
 from jaxdiff.networks.control import NO_PICTURE, PICTURE, SCALE, Controlled
-from jaxdiff.pretrained.errors import PretrainedError, path_of
+from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.layouts.families import Loaded
+from jaxdiff.pretrained.origin import found
 from jaxdiff.spec import Spec
 
 FOLDER, CONTROLNET = "controlnet", "ControlNetModel"
@@ -50,7 +51,7 @@ def control_folders(folder: Path, index: Mapping[str, Any], control: Folders) ->
     if control is None:
         return {}
     named = control if isinstance(control, Mapping) else {FOLDER: control}
-    return {name: path_of(each, "control") for name, each in named.items()}
+    return {name: found(each, what="control") for name, each in named.items()}
 
 
 def with_controls(network: Loaded, controls: Mapping[str, Loaded], where: str) -> Loaded:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,12 +21,14 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxdiff.data.foreign import other_kind
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.files.safetensors import DTYPES, write_safetensors
 
 PARTS = ("state_dict", "model", "ema", "model_state_dict", "module", "params_ema", "params")
 """Names under which trainers keep weights."""
 
+_OF_TORCH = "is a pickle of torch"
 _NAMES = {name: getattr(ml_dtypes, name) for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")}
 
 
@@ -41,7 +44,7 @@ class _Weights(Mapping[str, NDArray[Any]]):
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         tensor, dtype = self._tensors[name], self._dtypes[name]
-        flat = tensor.detach().contiguous().reshape(-1)
+        flat = tensor.detach().resolve_neg().contiguous().reshape(-1)
         same = importlib.import_module("torch").uint8
         made: NDArray[Any] = flat.view(same).numpy().view(dtype).reshape(tuple(tensor.shape))
         return made
@@ -73,19 +76,30 @@ def convert(source: Path, target: Path, part: str | None = None) -> list[str]:
     except ImportError as error:
         raise PretrainedError('torch is missing, which reads such files: pip install "jaxdiff[convert]"') from error
     if not source.is_file():
-        raise PretrainedError(f"{source}: there is no such file")
+        raise PretrainedError(
+            f"{source}: {'is a folder, expected a file' if source.exists() else 'there is no such file'}"
+        )
+    if target.exists() and target.samefile(source):
+        raise PretrainedError(f"{target}: is the file that is read: name another one to write")
+    with open(source, "rb") as opened:
+        head = opened.read(72)
+    if (other := other_kind(head)) is not None and _OF_TORCH not in other:
+        raise PretrainedError(f"{source}: {other}")
     try:
         whole = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds, torch's and zip's
-        why = " ".join(str(error).split())[:160]
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        why = f"it holds {named[1]}" if named else f"it holds more than tensors, or is damaged ({type(error).__name__})"
         raise PretrainedError(
-            f"{source}: torch.load(weights_only=True) refuses it: it holds more than tensors, or is damaged ({why}): "
-            "save its state_dict alone with the library that made it"
+            f"{source}: torch.load(weights_only=True) refuses it: {why}: save its state_dict alone with the library "
+            "that made it"
         ) from error
     taken = _taken(whole, part, torch, str(source))
     tensors = {str(name): value for name, value in taken.items() if torch.is_tensor(value)}
     if not tensors:
         raise PretrainedError(f"{source}: {part or 'it'} holds no tensors")
+    if "__metadata__" in tensors or len(tensors) < sum(torch.is_tensor(value) for value in taken.values()):
+        raise PretrainedError(f"{source}: holds two tensors of one name, or one that is named __metadata__")
     left = [f"{name} ({type(value).__name__})" for name, value in taken.items() if not torch.is_tensor(value)]
     try:
         write_safetensors(target, _Weights(tensors, str(source)))
@@ -100,7 +114,7 @@ def _taken(whole: Any, part: str | None, torch: Any, where: str) -> Mapping[str,
         for name in part.split("."):
             if not isinstance(whole, Mapping) or name not in whole:
                 there = ", ".join(map(str, list(whole)[:8])) if isinstance(whole, Mapping) else type(whole).__name__
-                raise PretrainedError(f"{where}: there is no {part}; there are {there}")
+                raise PretrainedError(f"{where}: there is no {part!r}; there are {there}")
             whole = whole[name]
         if not isinstance(whole, Mapping):
             raise PretrainedError(f"{where}: {part} is a {type(whole).__name__}, expected tensors by name")
@@ -111,7 +125,8 @@ def _taken(whole: Any, part: str | None, torch: Any, where: str) -> Mapping[str,
         return whole
     found = [name for name in PARTS if isinstance(whole.get(name), Mapping)]
     if len(found) != 1:
-        there = f"several, {', '.join(found)}" if found else f"none that is known, but {', '.join(map(str, whole))}"
+        others = ", ".join(map(str, list(whole)[:8])) or "nothing at all"
+        there = f"several, {', '.join(found)}" if found else f"none that is known, but {others}"
         said = found[-1] if found else "NAME"
         raise PretrainedError(f"{where}: of entries with weights there are {there}: say which, --part {said}")
     inner: Mapping[str, Any] = whole[found[0]]
@@ -120,8 +135,11 @@ def _taken(whole: Any, part: str | None, torch: Any, where: str) -> Mapping[str,
 
 def _dtype(tensor: Any, where: str) -> np.dtype:
     name = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_sparse or tensor.is_quantized or tensor.device.type == "meta":
+        kind = "sparse" if tensor.is_sparse else "quantized" if tensor.is_quantized else "without its numbers"
+        raise PretrainedError(f"{where} is {kind}, expected a plain tensor")
     found = np.dtype(_NAMES.get(name, name)) if name in _NAMES or hasattr(np, name) or name == "bool" else None
-    if found is None or found not in DTYPES.values() or tensor.is_sparse or tensor.is_quantized:
+    if found is None or found not in DTYPES.values():
         raise PretrainedError(f"{where} is of {name}, which safetensors do not have here")
     return found
 

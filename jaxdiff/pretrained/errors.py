@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxdiff.data.sources import DataError
 from jaxdiff.launch.errors import ConfigError
 
 
 class PretrainedError(ConfigError):
     """Published weights that cannot be read, or are not what was expected. The message is one line, for the user."""
+
+
+@contextlib.contextmanager
+def as_pretrained_error(where: str) -> Iterator[None]:
+    """Tells what the library refuses of a file's values as a `PretrainedError`.
+
+    >>> with as_pretrained_error("config.json"):
+    ...     raise ValueError("width is odd")
+    Traceback (most recent call last):
+    ...
+    jaxdiff.pretrained.errors.PretrainedError: config.json: width is odd
+    """
+    try:
+        yield
+    except (ConfigError, DataError):
+        raise
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise PretrainedError(f"{where}: {error}") from error
 
 
 def path_of(value: Any, what: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,14 +37,42 @@ class Fields:
         """The names that have been asked for."""
         return frozenset(self._used)
 
-    def get(self, name: str, default: Any) -> Any:
-        """A field; where it is left out, the default of its class."""
+    def get(self, name: str, default: Any, *, like: Any = None, several: bool = False) -> Any:
+        """A field; where it is left out, the default of its class.
+
+        Args:
+          name: of it.
+          default: of its class; it says the kind of the field's values too.
+          like: a value of their kind, of a field that may be null.
+          several: whether a list may stand for one value: one for each level.
+
+        Raises:
+          PretrainedError: a value of another kind, or out of the range of its name (`_RANGES`).
+        """
         self._used.add(name)
-        value = self.values.get(name, default)
+        if name not in self.values:
+            return default
+        value = self.values[name]
         value = tuple(value) if isinstance(value, list) else value
-        if name in self.values and (why := _wrong(name, value, default)) is not None:
-            self.refuse(name, f"is {_short(self.values[name])}, {why}")
+        if value is None and isinstance(default, bool):
+            return False  # as Python, and so diffusers, has it
+        if value == default == ():
+            return ()
+        kind = default if like is None else like
+        if (value is not None or like is None) and (why := _wrong(name, value, kind, several)) is not None:
+            self.refuse(name, f"is {short(self.values[name])}, {why}")
         return value
+
+    @property
+    def class_name(self) -> str | None:
+        """The class that it names, in `_class_name` or first in `architectures`, without "Flax"; None: none.
+
+        >>> Fields({"architectures": ["T5EncoderModel"]}).class_name
+        'T5EncoderModel'
+        """
+        named = self.get("_class_name", None, like="")
+        named = named or next(iter(self.get("architectures", None, like=("",)) or ()), None)
+        return None if named is None else str(named).removeprefix("Flax")
 
     def sides(self, name: str = "sample_size") -> tuple[int, int] | None:
         """Height and width of what a network is of; None: it does not say.
@@ -51,10 +80,14 @@ class Fields:
         >>> Fields({"sample_size": 8}).sides()
         (8, 8)
         """
-        value = self.get(name, None)
+        self._used.add(name)
+        value = self.values.get(name)
+        value = tuple(value) if isinstance(value, list) else value
         pair = value if isinstance(value, tuple) else (value, value)
         if value is not None and (len(pair) != 2 or any(type(side) is not int or side < 1 for side in pair)):
-            self.refuse(name, f"is {_short(value)}, expected a whole number of at least 1, or height and width")
+            self.refuse(name, f"is {short(value)}, expected a whole number of at least 1, or height and width")
+        if value is not None and max(pair) > _MOST_SIDE:
+            self.refuse(name, f"is {short(value)}, expected at most {_MOST_SIDE}")
         return None if value is None else pair
 
     def only(self, **allowed: Any) -> None:
@@ -69,7 +102,7 @@ class Fields:
             value = self.values.get(name, several[0])
             value = tuple(value) if isinstance(value, list) else value
             if value not in several:
-                self.refuse(name, f"is {value!r}; jaxdiff has {' or '.join(map(repr, several))} alone")
+                self.refuse(name, f"is {short(value)}; jaxdiff has {' or '.join(map(repr, several))} alone")
 
     def ignore(self, *names: str) -> None:
         """Fields that do not matter here."""
@@ -79,17 +112,31 @@ class Fields:
         """Refuses what is left: fields that nobody has asked for."""
         left = [name for name in self.values if name not in self._used and not name.startswith("_")]
         if left:
-            self.refuse(left[0], f"is {self.values[left[0]]!r}, which jaxdiff does not know")
+            self.refuse(left[0], f"is {short(self.values[left[0]])}, which jaxdiff does not know")
 
     def refuse(self, name: str, why: str) -> None:
         """Raises: a field that cannot be followed."""
         raise PretrainedError(f"{self.where}: {name} {why}")
 
 
-_LISTS = ("layers_per_block", "transformer_layers_per_block", "attention_head_dim", "num_attention_heads")
-"""Fields of one number, for which a list may stand: one a level."""
-_MOST = {"layers": 256, "num_train_timesteps": 100_000, "sample_size": 8192}
-"""Parts of names, and more than any network has: a damaged number is to be refused before memory ends."""
+_MOST_SIDE = 8192
+_TINY, _MOST = 1e-12, 1_000_000
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    (r"single_layers|dual_attention|transformer_layers", 0, 256),
+    (r"layers", 1, 256),
+    (r"^num_train_timesteps$", 2, 100_000),
+    (r"^sample_size$", 1, _MOST_SIDE),
+    (r"^pos_embed_max_size$", 1, 1024),
+    (r"^(freq_shift|steps_offset|downsample_padding|s_noise|disable_corrector)$|_token_id$", 0, 1_000_000),
+    (r"^(shift_factor)$", -1_000_000, 1_000_000),
+    (r"^(base|max)_shift$", -20, 20),
+    (r"^(beta_start|beta_end|trained_betas|dropout)$", 0, 1),
+    (r"^shift_terminal$", 0, 0.99),
+    (r"(^|_)eps$|epsilon$", _TINY, 1),
+    (r"^lambda_min_clipped$", -math.inf, 1_000_000),
+)
+"""Patterns of names, and the least and the most that such a number may be; the first that is found holds. A damaged
+number is refused before it becomes a picture of NaN, or memory ends. Others are above 0, and at most a million."""
 _KINDS: dict[type, tuple[type | tuple[type, ...], str]] = {
     bool: (bool, "true or false"),
     int: (int, "a whole number"),
@@ -98,28 +145,43 @@ _KINDS: dict[type, tuple[type | tuple[type, ...], str]] = {
 }
 
 
-def _wrong(name: str, value: Any, default: Any) -> str | None:
-    """What is wrong with a value beside the default of its class; None: nothing."""
-    each = value if isinstance(value, tuple) else (value,)
-    for part, most in _MOST.items():
-        if part in name and any(type(one) is int and one > most for one in each):
-            return f"expected at most {most}"
-    if isinstance(default, tuple):
-        kinds = {type(one) for one in default}
-        if not isinstance(value, tuple):
-            return "expected a list"
-        told = _KINDS.get(kinds.pop()) if len(kinds) == 1 else None
-        wrong = told and any(isinstance(one, bool) or not isinstance(one, told[0]) for one in value)
-        return f"expected a list, each {told[1]}" if told and wrong else None
-    if default is None or value is None or (name in _LISTS and isinstance(value, tuple)):
+def _wrong(name: str, value: Any, kind: Any, several: bool) -> str | None:
+    """What is wrong with a value beside one of its kind; None: nothing."""
+    if several and isinstance(value, tuple):
+        kind = (kind,)
+    if not isinstance(kind, tuple):
+        return _wrong_one(name, value, kind)
+    if not isinstance(value, tuple):
+        return "expected a list"
+    if not value:
+        return "expected a list of at least one"
+    _, told = _KINDS[type(kind[0])]
+    wrong = [why for why in (_wrong_one(name, one, kind[0]) for one in value) if why is not None]
+    return None if not wrong else f"expected a list, each {told}" if told in wrong[0] else wrong[0]
+
+
+def _wrong_one(name: str, value: Any, kind: Any) -> str | None:
+    of, told = _KINDS[type(kind)]
+    if not isinstance(value, of) or (isinstance(value, bool) and not isinstance(kind, bool)):
+        return f"expected {told}"
+    if isinstance(kind, bool | str):
         return None
-    kinds_of, said = _KINDS[type(default)]
-    if not isinstance(value, kinds_of) or (isinstance(value, bool) and not isinstance(default, bool)):
-        return f"expected {said}"
-    return "expected a number" if isinstance(value, float) and math.isnan(value) else None
+    usual = (1 if isinstance(kind, int) else _TINY), _MOST
+    least, most = next((range_ for pattern, *range_ in _RANGES if re.search(pattern, name)), usual)
+    number: Any = value
+    if math.isnan(number):
+        return f"expected {told}"
+    if number < least:
+        return "expected a number above 0" if least == _TINY else f"expected at least {least:g}"
+    return f"expected at most {most:.12g}" if number > most else None
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as a message has it.
+
+    >>> short("x" * 100)[-6:]
+    'xxx...'
+    """
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

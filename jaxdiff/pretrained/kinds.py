@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxdiff.data.added_words import WithWords, words_of
 from jaxdiff.data.clip_files import padding_token
-from jaxdiff.data.sources import DataError
 from jaxdiff.data.tokenizers import TokenizerFile
 from jaxdiff.networks.text import T5, TextEncoder
 from jaxdiff.pretrained import prompts
-from jaxdiff.pretrained.errors import PretrainedError
-from jaxdiff.pretrained.fields import Fields, read_fields
+from jaxdiff.pretrained.errors import PretrainedError, as_pretrained_error
+from jaxdiff.pretrained.fields import Fields, read_fields, short
 from jaxdiff.pretrained.layouts.families import CONFIG, FAMILIES, described
 from jaxdiff.pretrained.layouts.flax import plain_classes
 from jaxdiff.pretrained.model import SCHEDULER
@@ -35,6 +35,7 @@ class Kind:
       guide: guidance where nothing else is said.
       even: whether a flow's scheduler is given noise levels evenly from 1 to 1/n.
       told: the weight of guidance that a distilled network is told where nothing else is said.
+      latents: whether its samples are an autoencoder's latents.
     """
 
     network: str = "unet"
@@ -45,6 +46,7 @@ class Kind:
     guide: tuple[str, ...] = ()
     even: bool = False
     told: float | None = None
+    latents: bool = True
 
 
 _FIRST, _SECOND, _THIRD = (
@@ -79,8 +81,8 @@ KINDS: dict[str, Kind] = {
     "StableDiffusionControlNetPipeline": _SD,
     "StableDiffusionXLControlNetPipeline": _XL,
     "DiTPipeline": Kind(network="transformer", guide=("cfg:4",)),
-    "DDPMPipeline": Kind(),
-    "DDIMPipeline": Kind(),
+    "DDPMPipeline": Kind(latents=False),
+    "DDIMPipeline": Kind(latents=False),
 }
 """Classes of pipelines that are read."""
 
@@ -92,20 +94,53 @@ _CLASSES = {
     "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"),
 }
 """Of the parts of a pipeline, by the names of their folders without a number."""
+_PART = re.compile(r"(unet|transformer|vae|scheduler|controlnet|text_encoder|tokenizer)(_[23])?")
 
 
 def index_of(folder: Path) -> Mapping[str, Any]:
     """The fields of a pipeline's `model_index.json`.
 
     Raises:
-      PretrainedError: there is none, or it is of a class that is not known.
+      PretrainedError: there is none, it is of a class that is not known, or a field is not what it stands for.
     """
     if not (folder / INDEX).is_file():
-        raise PretrainedError(f"{folder}: there is no {INDEX}")
-    index = plain_classes(read_fields(folder / INDEX).values)
-    if (name := class_of(index)) not in KINDS:
-        raise PretrainedError(f"{folder / INDEX}: {name} is not known; jaxdiff reads {', '.join(KINDS)}")
-    return index
+        why = f"there is no {INDEX}, which says what the parts of a model are: fetch it beside them"
+        raise PretrainedError(f"{folder}: {'is a file, expected the folder of a model' if folder.is_file() else why}")
+    fields = Fields(plain_classes(read_fields(folder / INDEX).values), str(folder / INDEX))
+    name = fields.class_name
+    if name is None or name not in KINDS:
+        said = "names no class, in _class_name" if name is None else f"{short(name)} is not known"
+        raise PretrainedError(f"{fields.where}: {said}; jaxdiff reads {', '.join(KINDS)}")
+    _check_index(fields, KINDS[name])
+    return fields.values
+
+
+def _check_index(fields: Fields, kind: Kind) -> None:
+    """Refuses an index whose fields are not what they stand for."""
+    absent = {part for part in fields.values if _PART.fullmatch(part) and _is_null(fields, part)}
+    text = [each for each in kind.text if each[0] in parts_of(fields.values)] or kind.text[:1]
+    needed = [kind.network, SCHEDULER, *(["vae"] if kind.latents else []), *(part for each in text for part in each)]
+    for part in needed:
+        if part in absent or (part in ("vae", "text_encoder") and part not in fields.values):
+            fields.refuse(part, f"is null or missing, and a {fields.class_name} needs it: fetch the index again")
+    fields.get("force_zeros_for_empty_prompt", False)
+    labels = fields.values.get("id2label") or {}
+    if not isinstance(labels, dict) or not all(n.isdecimal() and isinstance(text, str) for n, text in labels.items()):
+        fields.refuse("id2label", f"is {short(labels)}, expected texts by whole numbers, such as {{'0': 'a fish'}}")
+
+
+def _is_null(fields: Fields, part: str) -> bool:
+    """Whether an index says that a part is not there.
+
+    Raises:
+      PretrainedError: it says neither that, nor which class it is of.
+    """
+    value = fields.values[part]
+    if value is None or value == [None, None]:
+        return True
+    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(each, str) for each in value):
+        fields.refuse(part, f"is {short(value)}, expected [LIBRARY, CLASS], or [null, null] where there is none")
+    return False
 
 
 def scheduler_of(folder: Path) -> Fields:
@@ -135,10 +170,8 @@ def part_of(folder: Path, *, text: bool | None = None) -> tuple[Fields, Any, Any
       PretrainedError: a class that is none for this part.
     """
     found = fields, _, net = described(folder)
-    part = folder.name.rstrip("_23")
-    named = fields.values.get("_class_name") or next(iter(fields.values.get("architectures") or ()), None)
+    part, name = folder.name.rstrip("_23"), fields.class_name
     known = [name for name in FAMILIES if name in _CLASSES.get(part, ())]
-    name = str(named).removeprefix("Flax")
     if known and name not in known:
         raise PretrainedError(f"{folder / CONFIG}: is of {name}; {folder.name} is one of {', '.join(known)}")
     if text is not None and text != ("text" in net.cond):
@@ -175,13 +208,10 @@ def branch_of(
       padding: the token after a text's end; None: the tokenizer's own.
     """
     try:
-        return _branch_of(folder, kind, config, length, padding)
+        with as_pretrained_error(str(folder)):
+            return _branch_of(folder, kind, config, length, padding)
     except OSError as error:
         raise PretrainedError(f"{error.filename or folder}: cannot be read ({error.strerror})") from error
-    except DataError:
-        raise
-    except ValueError as error:
-        raise PretrainedError(f"{folder}: {error}") from error
 
 
 def _branch_of(
@@ -203,6 +233,11 @@ def _branch_of(
                     f"has the id {file.size - 1} of {words[-1].word!r}, and its text encoder {config.vocabulary} ids"
                 )
     file.encode([""])  # reads it
+    if (most := max(file.size - 1, file.padding)) >= config.vocabulary:
+        raise PretrainedError(
+            f"{folder}: has the id {most}, and its text encoder {config.vocabulary} ids, from 0: they are of different "
+            "models, or a token of its configuration is not in its vocabulary"
+        )
     return file, TextEncoder(config), masked
 
 

@@ -13,6 +13,7 @@ from jaxdiff.pretrained.errors import PretrainedError, path_of
 
 _FETCHED = ("*.json", "*.txt", "*.model", "*.md", "LICENSE*")  # of a repository, beside weights
 INDEX = "model_index.json"
+_OF_PARTS = ("unet/config.json", "transformer/config.json", "scheduler/scheduler_config.json")
 HUB = "hf:"
 """The prefix of a repository of the Hub."""
 
@@ -33,28 +34,31 @@ class Origin:
 
 
 def is_published(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a published model's: a folder of diffusers, a repository of the Hub, or a file of weights."""
+    """Whether a path is a published model's: a folder of diffusers, a repository of the Hub, or a file of weights. A
+    folder that lacks nothing but its index is one too: whoever reads it says so."""
     place = path_of(path, "path")
-    return os.fspath(path).startswith(HUB) or os.path.isfile(place / INDEX) or place.suffix == ".safetensors"
+    there = any(os.path.isfile(place / file) for file in (INDEX, *_OF_PARTS))
+    return os.fspath(path).startswith(HUB) or there or place.suffix == ".safetensors"
 
 
-def found(path: str | os.PathLike[str], variant: str | None = None) -> Path:
+def found(path: str | os.PathLike[str], variant: str | None = None, what: str = "folder") -> Path:
     """What lies at a path; ``hf:OWNER/NAME`` is a repository of the Hub, which is fetched once.
 
     Args:
       path: a folder, a file, or a repository.
       variant: of the weights that are fetched, ``"fp16"``; None: the plain ones.
+      what: the argument, for the message.
 
     Raises:
       PretrainedError: nothing lies there, or the repository cannot be fetched.
     """
-    path_of(path, "folder")
+    path_of(path, what)
     name = os.fspath(path)
     if not name.startswith(HUB):
         place = Path(path).expanduser()
         if not os.path.exists(place):
-            what = "file" if place.suffix in (".safetensors", ".npz") else "folder"
-            raise PretrainedError(f"{place}: there is no such {what} (a repository of the Hub is hf:OWNER/NAME)")
+            kind = "file" if place.suffix in (".safetensors", ".npz") else "folder"
+            raise PretrainedError(f"{place}: there is no such {kind} (a repository of the Hub is hf:OWNER/NAME)")
         return place
     try:
         hub: Any = importlib.import_module("huggingface_hub")

@@ -24,7 +24,7 @@ from jaxdiff.model import Model
 from jaxdiff.networks.text import T5
 from jaxdiff.parameterization import LearnedVariance
 from jaxdiff.pretrained.control import Folders, control_folders, with_controls
-from jaxdiff.pretrained.errors import PretrainedError
+from jaxdiff.pretrained.errors import PretrainedError, path_of
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.kinds import (
     KINDS,
@@ -159,7 +159,7 @@ def _words(file: Path, tokenizer: str | os.PathLike[str] | None) -> Path:
     what = f"a folder with CLIP's {VOCABULARY} and {MERGES}, as the folder tokenizer of Stable Diffusion 1"
     if tokenizer is None:
         raise PretrainedError(f"{file}: a single file has no tokenizer: say tokenizer=FOLDER, {what}")
-    folder = Path(tokenizer).expanduser()
+    folder = path_of(tokenizer, "tokenizer")
     missing = [name for name in (VOCABULARY, MERGES) if not (folder / name).is_file()]
     if missing and not (folder / "tokenizer.json").is_file():
         raise PretrainedError(f"tokenizer: {folder} has no {missing[0]}, expected {what}")

@@ -27,6 +27,7 @@ from jaxdiff.pretrained.origin import found, is_published
 from jaxdiff.pretrained.schedulers.processes import LogSNRTimes, process_of
 from jaxdiff.pretrained.text_codec import PublishedText, Several
 from jaxdiff.pretrained.told_sizes import NAMES, is_scored
+from jaxdiff.runs.reading import refuse_network
 from jaxdiff.spec import Specs
 from jaxdiff.train.ema import Ema
 
@@ -39,7 +40,10 @@ def load_config(path: str | os.PathLike[str]) -> Any:
     """
     from jaxdiff.config import load_config_file  # of a module that needs tyro, which not every user of Python has
 
-    return published_config(path) if is_published(path) else load_config_file(Path(path))
+    if is_published(path):
+        return published_config(path)
+    refuse_network(path)
+    return load_config_file(Path(path))
 
 
 def published_config(path: str | os.PathLike[str], **changes: Any) -> Config:

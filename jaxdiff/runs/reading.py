@@ -42,12 +42,7 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
     """
     if is_published(path):
         return load_published(path, **options)
-    if is_published_part(path):
-        kind = described(Path(path).expanduser())[0].values.get("_class_name", "a text encoder")
-        raise ConfigError(
-            f"{path} is {kind} alone: jaxdiff.pretrained.load_network reads it; a ControlNet goes beside a model, "
-            "jaxdiff.load(FOLDER, control=...)"
-        )
+    refuse_network(path)
     if not Path(path).expanduser().exists() and HUB_NAME.fullmatch(os.fspath(path)):
         raise ConfigError(
             f"{os.fspath(path)!r} is not the folder of a run or of a published model: it does not exist (the Hub's "
@@ -55,6 +50,22 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
         )
     trained = read_config(path, options.get("trusted", TRUSTED))
     return (AutoencoderRun if isinstance(trained, AutoencoderConfig) else Run).load(path, **options)
+
+
+def refuse_network(path: str | os.PathLike[str]) -> None:
+    """Refuses the folder of one published network in the place of a model's.
+
+    Raises:
+      ConfigError: it is one.
+    """
+    folder = Path(path).expanduser()
+    if not is_published_part(folder):
+        return
+    kind = described(folder)[0].class_name
+    raise ConfigError(
+        f"{path} is {kind} alone: jaxdiff.pretrained.load_network reads it; a ControlNet goes beside a model, "
+        "jaxdiff.load(FOLDER, control=...)"
+    )
 
 
 def load_published(

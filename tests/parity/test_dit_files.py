@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,10 +174,36 @@ class Malice:
 def test_what_would_run_is_refused_and_does_not(tmp_path: Path) -> None:
     touched = tmp_path / "touched"
     torch.save({"state_dict": {"a": torch.zeros(1)}, "args": Malice(touched)}, tmp_path / "x.ckpt")
-    refused(lambda: convert(tmp_path / "x.ckpt", tmp_path / "y"), "weights_only=True) refuses it: it holds more than")
+    refused(lambda: convert(tmp_path / "x.ckpt", tmp_path / "y"), "weights_only=True) refuses it: it holds ")
     torch.save({"model": {"a": torch.zeros(1)}, "args": argparse.Namespace(x=3)}, tmp_path / "x.pt")
     refused(lambda: convert(tmp_path / "x.pt", tmp_path / "y"), "save its state_dict alone with the library that made")
     assert not touched.exists() and not (tmp_path / "y").exists()
+
+
+def test_what_is_damaged_or_something_else_is_one_line(tmp_path: Path) -> None:
+    file, to = tmp_path / "x.pt", tmp_path / "y"
+    torch.save({"w": torch.zeros(3)}, file)
+    whole = file.read_bytes()
+    for cut in (1, 30, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:cut])
+        refused(lambda: convert(file, to), "it holds more than tensors, or is damaged (")
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/other", b"")
+    refused(lambda: convert(file, to), "it holds more than tensors, or is damaged (")
+    file.write_bytes(b"<!doctype html>")
+    refused(lambda: convert(file, to), "is a web page, not the file itself")
+    for tensors, message in (
+        ({"w": torch.zeros(2).to_sparse()}, "w is sparse, expected a plain tensor"),
+        ({"w": torch.zeros(2, device="meta")}, "w is without its numbers, expected a plain tensor"),
+        ({1: torch.zeros(1), "1": torch.ones(1)}, "holds two tensors of one name"),
+        ({}, "none that is known, but nothing at all"),
+    ):
+        torch.save(tensors, file)
+        refused(lambda: convert(file, to), message)
+    refused(lambda: convert(tmp_path, to), "is a folder, expected a file")
+    refused(lambda: convert(file, file), "is the file that is read: name another one to write")
+    torch.save({"w": torch._neg_view(torch.ones(2))}, file)
+    assert convert(file, to) == [] and SafeTensors(to).read("w").tolist() == [-1, -1]
 
 
 def test_which_entry_is_taken(tmp_path: Path) -> None:
@@ -188,7 +215,7 @@ def test_which_entry_is_taken(tmp_path: Path) -> None:
     assert convert(file, to, "state_dict.deep") == [] and SafeTensors(to).read("w") == 2
     torch.save({"model": a, "ema": b}, file)
     refused(lambda: convert(file, to), "of entries with weights there are several, model, ema: say which, --part ema")
-    refused(lambda: convert(file, to, "emma"), "there is no emma; there are model, ema")
+    refused(lambda: convert(file, to, "emma"), "there is no 'emma'; there are model, ema")
     refused(lambda: convert(file, to, "ema.n"), "ema.n is a int, expected tensors by name")
     torch.save({"x": a, "y": 3}, file)
     refused(lambda: convert(file, to), "there are none that is known, but x, y: say which, --part NAME")

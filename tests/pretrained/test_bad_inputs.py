@@ -136,10 +136,69 @@ def test_a_part_of_another_class(one: str, other: str, message: str, folder: Pat
         ("scheduler/scheduler_config.json", "num_train_timesteps", 10**10, "is 10000000000, expected at most 100000"),
         ("scheduler/scheduler_config.json", "num_train_timesteps", "1000", "is '1000', expected a whole number"),
         ("scheduler/scheduler_config.json", "beta_start", "x", "beta_start is 'x', expected a number"),
+        ("scheduler/scheduler_config.json", "beta_end", 3, "beta_end is 3, expected at most 1"),
+        (
+            "scheduler/scheduler_config.json",
+            "beta_start",
+            0,
+            "beta_start makes betas from 0 to 0.012, expected numbers",
+        ),
+        ("scheduler/scheduler_config.json", "trained_betas", "x", "trained_betas is 'x', expected a list"),
+        ("scheduler/scheduler_config.json", "trained_betas", [0.1, "x"], "expected a list, each a number"),
+        (
+            "scheduler/scheduler_config.json",
+            "trained_betas",
+            [0.1, 0.2],
+            "has 2 numbers, and num_train_timesteps is 1000",
+        ),
+        ("scheduler/scheduler_config.json", "_class_name", None, "names no class, in _class_name"),
+        ("scheduler/scheduler_config.json", "_class_name", ["a"], "_class_name is ['a'], expected text"),
+        ("unet/config.json", "block_out_channels", [], "block_out_channels is [], expected a list of at least one"),
+        ("unet/config.json", "block_out_channels", [-16, 32], "block_out_channels is [-16, 32], expected at least 1"),
+        ("unet/config.json", "cross_attention_dim", None, "cross_attention_dim is None, expected a whole number"),
+        ("unet/config.json", "in_channels", None, "in_channels is None, expected a whole number"),
+        ("unet/config.json", "norm_eps", -1, "norm_eps is -1, expected a number above 0"),
+        ("unet/config.json", "norm_eps", None, "norm_eps is None, expected a number"),
+        ("unet/config.json", "_class_name", 3, "_class_name is 3, expected text"),
+        ("vae/config.json", "scaling_factor", 0, "scaling_factor is 0, expected a number above 0"),
+        ("vae/config.json", "scaling_factor", -1, "scaling_factor is -1, expected a number above 0"),
+        ("vae/config.json", "scaling_factor", 1e30, "scaling_factor is 1e+30, expected at most 1000000"),
+        ("vae/config.json", "shift_factor", float("inf"), "shift_factor is inf, expected at most 1000000"),
+        ("vae/config.json", "shift_factor", "x", "shift_factor is 'x', expected a number"),
+        ("vae/config.json", "down_block_types", ["DownEncoderBlock2D"], "alone, one for each of block_out_channels"),
+        ("text_encoder/config.json", "layer_norm_eps", -1, "layer_norm_eps is -1, expected a number above 0"),
+        ("tokenizer/tokenizer_config.json", "pad_token", "zzz", "has the id 514, and its text encoder 514 ids, from 0"),
+        ("tokenizer/tokenizer_config.json", "pad_token", ["x"], "a token is ['x'], expected text, or an object"),
+        ("model_index.json", "_class_name", ["a", "b"], "_class_name is ['a', 'b'], expected text"),
+        ("model_index.json", "controlnet", "x", "controlnet is 'x', expected [LIBRARY, CLASS], or [null, null]"),
+        ("model_index.json", "controlnet", ["diffusers"], "controlnet is ['diffusers'], expected [LIBRARY, CLASS]"),
+        ("model_index.json", "unet", None, "unet is null or missing, and a StableDiffusionPipeline needs it"),
+        ("model_index.json", "unet", [None, "X"], "unet is [None, 'X'], expected [LIBRARY, CLASS]"),
+        ("model_index.json", "scheduler", [None, None], "scheduler is null or missing"),
+        ("model_index.json", "tokenizer", None, "tokenizer is null or missing"),
+        ("model_index.json", "text_encoder", [None, None], "text_encoder is null or missing"),
+        ("model_index.json", "vae", None, "vae is null or missing"),
+        ("model_index.json", "id2label", {"x": "a"}, "id2label is {'x': 'a'}, expected texts by whole numbers"),
+        ("model_index.json", "id2label", {"0": 3}, "id2label is {'0': 3}, expected texts by whole numbers"),
+        ("model_index.json", "force_zeros_for_empty_prompt", "no", "is 'no', expected true or false"),
     ],
 )
 def test_fields_of_another_kind(file: str, name: str, value: Any, message: str, folder: Path) -> None:
     field(file, **{name: value})(folder)
+    refused(lambda: load_pipeline(folder), message)
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        (3, "architectures is 3, expected a list"),
+        ([3], "architectures is [3], expected a list, each text"),
+        (["BertModel"], "is of 'BertModel', which jaxdiff does not know"),
+        (None, "names no class; it reads UNet2DModel, "),
+    ],
+)
+def test_architectures(named: Any, message: str, folder: Path) -> None:
+    field("text_encoder/config.json", _class_name=None, architectures=named)(folder)
     refused(lambda: load_pipeline(folder), message)
 
 
@@ -277,3 +336,18 @@ def test_loras(down: Any, header: dict[str, Any], message: str, tmp_path: Path) 
     tensors = {f"{MODULE}.lora_A.weight": down, f"{MODULE}.lora_B.weight": UP if down.size else UP[:, :0]}
     write_safetensors(file, tensors, {"lora_adapter_metadata": json.dumps(header)})
     refused(lambda: load_lora(file), message)
+
+
+@pytest.mark.parametrize(
+    ("weight", "factor", "message"),
+    [
+        (1e30, 1, "the weight of a LoRA is a number from -1000 to 1000, such as 0.8, got 1e+30"),
+        (float("nan"), 1, "such as 0.8, got nan"),
+        ("1", 1, "such as 0.8, got '1'"),
+        (1, 1e20, "its change is not finite in float32: take a smaller weight"),
+    ],
+)
+def test_loras_that_would_make_nan(weight: Any, factor: float, message: str, model: Pretrained, tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    write_safetensors(file, {f"{MODULE}.lora_A.weight": DOWN * factor, f"{MODULE}.lora_B.weight": UP * factor})
+    refused(lambda: model.with_lora(file, weight), message)

@@ -173,8 +173,16 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
     refused(lambda: load_dit(tmp_path / "x"), "its width 32 is none that was published: say how many heads, heads=N")
     refused(lambda: load_dit(tmp_path / "x", heads=5), "width=32 must be divisible by 4 and by heads=5")
     refused(lambda: load_dit(tmp_path / "x", "UViT"), "kind is 'UViT', expected 'DiT' or 'SiT'")  # type: ignore[arg-type]
+    for heads in (0, -4, 4.0, "4", True):
+        refused(lambda heads=heads: load_dit(tmp_path / "x", heads=heads), f"heads is {heads!r}, expected a whole")  # type: ignore[misc]
+    refused(lambda: load_dit(3), "file: expected a path, as text or pathlib.Path, got 3")  # type: ignore[arg-type]
+    refused(lambda: dit_model(3), "loaded: expected a network by jaxdiff.pretrained.load_network, got 3")  # type: ignore[arg-type]
+    refused(lambda: dit_model(tiny("AutoencoderKL")), "expected a network by load_dit, got a AutoencoderKL")
+    refused(lambda: dit_model(made(), 3), "autoencoder: expected a network by")  # type: ignore[arg-type]
     read = SafeTensors(tmp_path / "x")
     tensors = {name: read.read(name) for name in read}
+    write_safetensors(tmp_path / "y", tensors | {"x_embedder.proj.weight": np.zeros((0, 4, 2, 2), np.float32)})
+    refused(lambda: load_dit(tmp_path / "y", heads=4), "patches of 2 x 2, 32 outputs, 16 tokens do not fit")
     write_safetensors(tmp_path / "y", tensors | {"pos_embed": tensors["pos_embed"] + 0.1})
     refused(lambda: load_dit(tmp_path / "y", heads=4), "pos_embed is another table than the one that is computed")
     write_safetensors(tmp_path / "y", tensors | {"repa.weight": np.zeros(3)})

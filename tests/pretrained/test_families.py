@@ -304,7 +304,7 @@ def test_a_folder_that_is_none_is_one_line(tmp_path: Path) -> None:
         ("{", "is no JSON (JSONDecodeError"),
         ("[]", "is a list, expected an object of fields"),
         ("{}", "config.json: names no class; it reads UNet2DModel, "),
-        ('{"_class_name": "Kandinsky"}', "config.json: is of Kandinsky, which jaxdiff does not know; it reads"),
+        ('{"_class_name": "Kandinsky"}', "config.json: is of 'Kandinsky', which jaxdiff does not know; it reads"),
     ):
         (tmp_path / "config.json").write_text(content)
         refused(lambda: load_network(tmp_path), message)

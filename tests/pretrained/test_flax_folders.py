@@ -171,6 +171,8 @@ def packed(value: Any) -> bytes:
 
 
 ONE = packed({"a": {"b": np.arange(3.0)}})
+# {"a": {"__msgpack_chunked_array__": true, "shape": {"x": 3}, and one more entry}}
+CHUNKED = b"\x81\xa1a\x83\xb9__msgpack_chunked_array__\xc3\xa5shape\x81\xa1x\x03"
 
 
 @pytest.mark.parametrize(
@@ -190,6 +192,8 @@ ONE = packed({"a": {"b": np.arange(3.0)}})
         (packed([1, 2]), "the whole is a array, expected arrays in maps"),
         (ONE.replace(b"\x91\x03", b"\x91\x04"), "a/b of shape (4,) in 24 bytes"),
         (ONE.replace(b"\x91\x03", b"\xc1\x03"), "the byte 0xc1"),
+        (packed({"a": {"x": 1}}), "a/x is a number, expected arrays in maps"),
+        (CHUNKED, "'x' in the place of a number"),
         (b"\x81\xa1a" * 80 + b"\x80", "more than 64 maps within each other"),
         (b"\xdf\xff\xff\xff\xff", "it ends too early"),
     ],

@@ -207,6 +207,16 @@ def test_refusals(tmp_path: Path) -> None:
     write_safetensors(short, {each: tensors[each] for each in list(tensors)[1:]})
     vae = Loaded(Autoencoder(KLAutoencoder(width=8, multipliers=(1,), groups=4)), {}, {})
     for where, who, options, message in [
+        (3, name, {}, "file: expected a path, as text or pathlib.Path, got 3"),
+        (file, ["adm-64"], {}, r"\['adm-64'\] is no published model that is known here"),
+        (file, name, {"network": 3}, "adm-64: network is fields by name, such as .*, got 3"),
+        (file, name, {"network": network | {"width": 1e30}}, "adm-64: .*1e\\+30"),
+        (
+            file,
+            "edm2-img512-xs",
+            {"autoencoder": 3, "network": SMALL["edm2-img512-xs"]},
+            "autoencoder: expected a network by .*load_network, got 3",
+        ),
         (file, "adm-65", {}, "'adm-65' is no published model that is known here; there are iddpm-cifar10, "),
         (file, name, {"network": {"widht": 3}}, "adm-64: .*'widht'"),
         (file, name, {"network": network | {"head_width": 5}}, "adm-64: attention over .* head_width=5"),

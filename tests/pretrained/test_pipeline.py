@@ -59,6 +59,22 @@ def write_pipeline(
     return folder
 
 
+def write_pixels(folder: Path) -> Path:
+    """A DDPM of pixels, ``(4, 4, 3)``, of one level."""
+    blocks: dict[str, Any] = {
+        "block_out_channels": [8],
+        "down_block_types": ["DownBlock2D"],
+        "up_block_types": ["UpBlock2D"],
+    }
+    made = tiny("UNet2DModel", **blocks, norm_num_groups=4, num_class_embeds=None, sample_size=4)
+    write_network(folder / "unet", made._replace(params=_scaled(made.params, 0.05)))
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "DDPMScheduler"}))
+    index = {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
 def _scaled(tree: Any, factor: float) -> Any:
     return {name: _scaled(leaf, factor) if isinstance(leaf, dict) else factor * leaf for name, leaf in tree.items()}
 
@@ -166,7 +182,7 @@ def test_a_folder_that_is_none_is_one_line(folder: Path, tmp_path: Path) -> None
             load_pipeline(place)
     (tmp_path / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
     with pytest.raises(
-        PretrainedError, match="KandinskyPipeline is not known; jaxdiff reads StableDiffusionPipeline, "
+        PretrainedError, match="'KandinskyPipeline' is not known; jaxdiff reads StableDiffusionPipeline, "
     ):
         load_pipeline(tmp_path)
     (tmp_path / "model_index.json").write_text((folder / "model_index.json").read_text())

@@ -30,6 +30,7 @@ NAMES = {
     "XL": "Stable Diffusion XL",
     "refiner": "Stable Diffusion XL's refiner",
 }
+TEXT = "cond_stage_model.transformer.text_model."
 OF_ONE: dict[str, Any] = {"prediction": "v_prediction"}  # of Stable Diffusion 2 it is said, else it warns
 
 
@@ -252,6 +253,18 @@ def refused(make: Callable[[], Any], message: str) -> None:
             None,
             "8 channels come into its U-Net; jaxdiff has 4, and 9 of inpainting",
         ),
+        (
+            "1",
+            {"first_stage_model.decoder.conv_in.weight": np.zeros(9, np.float32)},
+            None,
+            "first_stage_model.decoder.conv_in.weight is of shape (9,), expected a matrix or a convolution",
+        ),
+        (
+            "1",
+            {f"{TEXT}embeddings.token_embedding.weight": np.float32(0)},
+            None,
+            f"{TEXT}embeddings.token_embedding.weight is of shape (), expected a matrix or a convolution",
+        ),
         pytest.param(
             *(
                 "2",
@@ -299,6 +312,8 @@ def test_options_that_do_not_fit(files: dict[str, Path], words: Path, tmp_path: 
     refused(lambda: load_pipeline(files["1"], tokenizer=words, variant="fp16"), "a single file has 'ema' alone")
     refused(lambda: load_pipeline(tmp_path, tokenizer=words), "is for a single file; a folder has its own")
     refused(lambda: load_pipeline(tmp_path, prediction="epsilon"), "prediction='epsilon' is for a single file")
+    refused(lambda: read_single_file(3), "file: expected a path, as text or pathlib.Path, got 3")  # type: ignore[arg-type]
+    refused(lambda: load_pipeline(files["1"], tokenizer=3), "tokenizer: expected a path, as text or pathlib.Path")  # type: ignore[arg-type]
     refused(lambda: read_single_file(files["1"], prediction="v"), "prediction is 'v', expected 'epsilon' or 'v_pred")
     write_tokenizer(tmp_path / "other", "!")
     refused(

@@ -22,6 +22,7 @@ from jaxdiff.codecs import Images, Latents
 from jaxdiff.commands.published import load_model
 from jaxdiff.commands.sample import Options
 from jaxdiff.commands.sample import main as sample
+from jaxdiff.commands.train import main as train
 from jaxdiff.config import CheckpointConfig, ConfigError, TrainConfig
 from jaxdiff.config import Config as Config_
 from jaxdiff.networks import UNet
@@ -142,6 +143,51 @@ def test_a_commands_mistakes_are_one_line(
         sample([str(folder), "--prompt", "a cat", "--no-cache", "--out", str(tmp_path / "a.png"), *options])
     said = capsys.readouterr().err.strip()
     assert message in said and "\n" not in said
+
+
+def _written(file: str, **changes: Any) -> Any:
+    def change(folder: Path) -> None:
+        values = {**json.loads((folder / file).read_text()), **changes}
+        (folder / file).write_text(json.dumps(values))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "model_index.json").unlink(), "there is no model_index.json, which says what the"),
+        (lambda folder: shutil.rmtree(folder / "unet"), "unet: there is no such folder"),
+        (lambda folder: (folder / "tokenizer" / "merges.txt").unlink(), "tokenizer/merges.txt: No such file"),
+        (_written("model_index.json", controlnet=["diffusers"]), "controlnet is ['diffusers'], expected [LIBRARY"),
+        (_written("model_index.json", text_encoder=[None, None]), "text_encoder is null or missing"),
+        (_written("unet/config.json", block_out_channels=[]), "block_out_channels is [], expected a list of at least"),
+        (_written("vae/config.json", scaling_factor=-1), "scaling_factor is -1, expected a number above 0"),
+        (_written("scheduler/scheduler_config.json", trained_betas="x"), "trained_betas is 'x', expected a list"),
+        (_written("tokenizer/tokenizer_config.json", pad_token="zzz"), "has the id 514, and its text encoder 514 ids"),
+    ],
+)
+def test_a_damaged_model_is_one_line_of_each_command(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any, message: str
+) -> None:
+    bad = Path(shutil.copytree(folder, tmp_path / "bad"))
+    change(bad)
+    for command, options in (
+        (sample, ["--prompt", "a cat", "--out", str(tmp_path / "a.png")]),
+        (train, ["--data.path", str(tmp_path), "--workdir", str(tmp_path / "run")]),
+    ):
+        with pytest.raises(SystemExit) as status:
+            command([str(bad), *options, "--no-cache"])
+        said = capsys.readouterr().err.strip()
+        assert status.value.code == 2 and message in said and "\n" not in said, said
+
+
+@pytest.mark.parametrize("command", [sample, train])
+def test_one_network_is_no_model_for_a_command(folder: Path, command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command([str(folder / "vae"), "--no-cache"])
+    said = capsys.readouterr().err.strip()
+    assert "vae is AutoencoderKL alone: jaxdiff.pretrained.load_network reads it" in said and "\n" not in said
 
 
 def test_training_further_begins_with_its_weights(folder: Path, data: Path, run: Run, tmp_path: Path) -> None:

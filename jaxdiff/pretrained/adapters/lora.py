@@ -44,6 +44,7 @@ from jaxdiff.pretrained.layouts.families import Loaded, family_of
 WEIGHTS = "pytorch_lora_weights.safetensors"
 """The name that diffusers looks for in a folder."""
 _LISTED = 6  # names of a list in a message
+_MOST_WEIGHT = 1000
 
 
 class Factors(NamedTuple):
@@ -71,8 +72,9 @@ class Factors(NamedTuple):
         [1.0, 1.0, 1.0]
         """
         up, down = (np.asarray(each, np.float32) for each in (self.up, self.down))
-        flat = up.reshape(len(up), -1) @ down.reshape(len(down), -1)
-        scaled: NDArray[np.float32] = np.float32(weight * self.alpha / self.rank) * flat
+        with np.errstate(over="ignore", invalid="ignore"):  # which is refused in words
+            flat = up.reshape(len(up), -1) @ down.reshape(len(down), -1)
+            scaled: NDArray[np.float32] = np.float32(weight * self.alpha / self.rank) * flat
         return scaled.reshape(len(up), *down.shape[1:])
 
 
@@ -200,13 +202,15 @@ def merged(parts: Mapping[str, Loaded], lora: Lora, weight: float = 1.0) -> dict
     Raises:
       PretrainedError: networks or modules that are not there, or that have other shapes; by name.
     """
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-        raise PretrainedError(f"the weight of a LoRA is a number, such as 0.8, got {weight!r}")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) <= _MOST_WEIGHT:
+        raise PretrainedError(
+            f"the weight of a LoRA is a number from -{_MOST_WEIGHT} to {_MOST_WEIGHT}, such as 0.8, got {weight!r}"
+        )
     found = dict(parts)
     for part, modules in resolved(parts, lora).items():
         loaded = parts[part]
         if weight != 0:
-            found[part] = loaded._replace(params=_with_changes(loaded, modules, weight))
+            found[part] = loaded._replace(params=_with_changes(loaded, modules, weight, lora.where))
     return found
 
 
@@ -274,7 +278,7 @@ def modules_of(loaded: Loaded) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _with_changes(loaded: Loaded, modules: Mapping[str, Factors], weight: float) -> dict[str, Any]:
+def _with_changes(loaded: Loaded, modules: Mapping[str, Factors], weight: float, where: str) -> dict[str, Any]:
     """Parameters with the changes of some modules; a leaf that none of them changes is the same array."""
     flat: dict[str, Any] = traverse_util.flatten_dict(dict(loaded.params), sep="/")
     for path, leaf in _leaves(loaded.params, _naming(loaded)).items():
@@ -283,7 +287,7 @@ def _with_changes(loaded: Loaded, modules: Mapping[str, Factors], weight: float)
         found = [_change(leaf, names, modules, weight) for names in leaf.groups()]
         changes = {number: change for number, change in enumerate(found) if change is not None}
         if changes:
-            flat[path] = _plus(flat[path], changes, stacked=leaf.blocks is not None)
+            flat[path] = _plus(flat[path], changes, stacked=leaf.blocks is not None, where=where)
     return dict(traverse_util.unflatten_dict(flat, sep="/"))
 
 
@@ -302,7 +306,7 @@ def _change(
     return leaf.axes.to_ours(parts[0] if leaf.parts is None else np.stack(parts), leaf.shape)
 
 
-def _plus(array: Any, changes: Mapping[int, NDArray[np.float32]], *, stacked: bool) -> Array:
+def _plus(array: Any, changes: Mapping[int, NDArray[np.float32]], *, stacked: bool, where: str) -> Array:
     """An array with changes of its blocks (of one that is no row: with the change 0), each device's part by itself, so
     that nothing is compiled for each shape and no host needs more than its devices hold."""
     array = jnp.asarray(array)
@@ -314,11 +318,14 @@ def _plus(array: Any, changes: Mapping[int, NDArray[np.float32]], *, stacked: bo
         for number in range(start, stop):
             if (change := changes.get(number)) is not None:
                 old = part[number - start] if stacked else part
-                new = old.astype(np.float32) + change[tuple(rest)]
+                with np.errstate(over="ignore", invalid="ignore"):
+                    new = (old.astype(np.float32) + change[tuple(rest)]).astype(part.dtype)
+                if not np.isfinite(new).all():
+                    raise PretrainedError(f"{where}: its change is not finite in {part.dtype}: take a smaller weight")
                 if stacked:
-                    part[number - start] = new.astype(part.dtype)
+                    part[number - start] = new
                 else:
-                    part = new.astype(part.dtype)
+                    part = new
         made.append(jax.device_put(part, shard.device))
     return jax.make_array_from_single_device_arrays(array.shape, array.sharding, made)
 

@@ -181,10 +181,10 @@ class _Reader:
         if entries != 3 or self._head()[0] != "true" or self._text() != "shape":
             raise _Damaged(f"{name} is in chunks of another kind")
         kind, size = self._head()
-        shape = {int(self._text()): self._number() for _ in range(size)} if kind == "map" else {}
+        shape = {_counted(self._text()): self._number() for _ in range(size)} if kind == "map" else {}
         if self._text() != "chunks":
             raise _Damaged(f"{name} is in chunks of another kind")
-        chunks = {int(key): piece for key, piece in self.tensors()}
+        chunks = {_counted(key): piece for key, piece in self.tensors()}
         if not chunks or sorted(shape) != list(range(len(shape))) or sorted(chunks) != list(range(len(chunks))):
             raise _Damaged(f"{name} lacks chunks")
         parts = [chunks[number] for number in sorted(chunks)]
@@ -255,6 +255,13 @@ class _Reader:
         if self._opened.tell() + size > self.whole:
             raise _Damaged("it ends too early")
         self._opened.seek(size, os.SEEK_CUR)
+
+
+def _counted(text: str) -> int:
+    """The number that a key of chunks is."""
+    if not text.isdecimal():
+        raise _Damaged(f"{text!r} in the place of a number")
+    return int(text)
 
 
 _HEADS: dict[int, tuple[str, int]] = {  # of each first byte: the kind, and the bytes of its length or value

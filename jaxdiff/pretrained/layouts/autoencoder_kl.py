@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from jaxdiff.networks import KLAutoencoder
-from jaxdiff.pretrained.fields import Fields
+from jaxdiff.pretrained.fields import Fields, short
 from jaxdiff.pretrained.files.naming import Naming
 from jaxdiff.pretrained.layouts.unet import ATTENTION, OLDER
 
@@ -64,8 +64,9 @@ def autoencoder_kl(fields: Fields) -> KLAutoencoder:
     scale(fields)
     widths = fields.get("block_out_channels", (64,))
     for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-        if {*fields.get(name, (kind,))} != {kind}:
-            fields.refuse(name, f"is {fields.values[name]!r}; jaxdiff has {kind!r} alone")
+        if fields.get(name, (kind,)) != (kind,) * len(widths):
+            said = fields.values.get(name, [kind])
+            fields.refuse(name, f"is {short(said)}; jaxdiff has {kind!r} alone, one for each of block_out_channels")
     if any(width % widths[0] for width in widths):
         fields.refuse("block_out_channels", f"is {widths}, expected multiples of the first")
     channels = fields.get("in_channels", 3)
@@ -99,4 +100,4 @@ def scale(fields: Fields) -> Scale:
       PretrainedError: statistics of each channel, which equation (1) does not have.
     """
     fields.only(latents_mean=None, latents_std=None)
-    return Scale(fields.get("scaling_factor", 0.18215), fields.get("shift_factor", None) or 0.0)
+    return Scale(fields.get("scaling_factor", 0.18215), fields.get("shift_factor", None, like=0.0) or 0.0)

@@ -7,6 +7,7 @@ side and numbers from 0 to 1; some networks were trained with its channels the o
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from jaxdiff.networks.control import ControlNet
@@ -47,7 +48,7 @@ def controlnet(fields: Fields) -> ControlNet:
     if order not in ("rgb", "bgr"):
         fields.refuse("controlnet_conditioning_channel_order", f"is {order!r}; jaxdiff has 'rgb' or 'bgr' alone")
     channels = fields.get("conditioning_channels", 3)
-    widths = fields.get("conditioning_embedding_out_channels", None) or (16, 32, 96, 256)
+    widths = fields.get("conditioning_embedding_out_channels", None, like=(1,)) or (16, 32, 96, 256)
     values = {name: value for name, value in fields.values.items() if name not in fields.used}
     encoder = unet.unet_2d_condition(_as_unet(values, fields.where))
     fields.ignore(*values)
@@ -55,9 +56,9 @@ def controlnet(fields: Fields) -> ControlNet:
     return ControlNet(encoder, channels=channels, widths=widths, order=order)
 
 
-def _as_unet(values: Any, where: str) -> Fields:
+def _as_unet(values: Mapping[str, Any], where: str) -> Fields:
     """The fields of a U-Net with this encoder."""
-    down = values.get("down_block_types", (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"))
+    down = Fields(values, where).get("down_block_types", (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"))
     up = [_UP.get(kind, kind) for kind in reversed(down)]
     whole = {"up_block_types": up, "out_channels": values.get("in_channels", 4)}
     return Fields({**values, "_class_name": "UNet2DConditionModel", **whole}, where)

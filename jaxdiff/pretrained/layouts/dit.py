@@ -43,14 +43,14 @@ from jaxdiff.networks import DiT, functional
 from jaxdiff.networks.embeddings import position_embedding
 from jaxdiff.parameterization import Eps, LearnedVariance, Parameterization, TimeIndex, Velocity
 from jaxdiff.prediction import Prediction
-from jaxdiff.pretrained.errors import PretrainedError
+from jaxdiff.pretrained.errors import PretrainedError, as_pretrained_error, path_of
 from jaxdiff.pretrained.files.naming import Naming
 from jaxdiff.pretrained.files.npz import open_tensors
 from jaxdiff.pretrained.files.reading import load_params
 from jaxdiff.pretrained.files.safetensors import write_safetensors
 from jaxdiff.pretrained.files.tensors import Tensors
 from jaxdiff.pretrained.files.writing import Published
-from jaxdiff.pretrained.layouts.families import Loaded
+from jaxdiff.pretrained.layouts.families import Loaded, loaded_of
 from jaxdiff.pretrained.layouts.transformers import authors_naming
 from jaxdiff.process import Process
 from jaxdiff.record import record
@@ -80,13 +80,16 @@ def load_dit(
     Raises:
       PretrainedError: another file, or tensors that are missing, left over or of another shape; one line.
     """
-    file = Path(file).expanduser()
+    file = path_of(file, "file")
     if kind not in ("DiT", "SiT"):
         raise PretrainedError(f"kind is {kind!r}, expected 'DiT' or 'SiT'")
+    if heads is not None and (type(heads) is not int or heads < 1):
+        raise PretrainedError(f"heads is {heads!r}, expected a whole number of at least 1")
     tensors = open_tensors(file)
     fields = _fields(tensors, kind, heads, str(file))
     net = functional(_configured(fields, str(file)))
-    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    with as_pretrained_error(str(file)):
+        shapes = jax.eval_shape(net.init, jax.random.key(0))
     spread = None if shardings is None else shardings(shapes)
     params = load_params(shapes, _naming(fields), tensors, dtype=dtype, shardings=spread, where=str(file))
     return Loaded(net, params, fields)
@@ -120,6 +123,8 @@ def dit_model(loaded: Loaded, autoencoder: Loaded | None = None) -> Model:
     Raises:
       PretrainedError: an autoencoder of other latents.
     """
+    if loaded_of(loaded, "loaded").fields.get("_class_name") not in ("DiT", "SiT"):
+        raise PretrainedError(f"loaded: expected a network by load_dit, got a {loaded.fields.get('_class_name')}")
     config, size = loaded.net.build, loaded.fields["sample_size"]
     channels = config.in_channels
     process: Process = Flow()
@@ -134,7 +139,7 @@ def dit_model(loaded: Loaded, autoencoder: Loaded | None = None) -> Model:
     mean, std = np.zeros(channels, np.float32), np.full(channels, 1 / _SCALE, np.float32)
     codec: Any = Arrays((size, size, channels), mean, std)
     if autoencoder is not None:
-        found = autoencoder.net.build
+        found = loaded_of(autoencoder, "autoencoder").net.build
         if getattr(found, "channels", None) != channels:
             raise PretrainedError(f"latents have {channels} channels: give the autoencoder that makes them")
         images = Images((size * autoencoder.net.factor,) * 2 + (found.in_channels,))
@@ -202,7 +207,7 @@ def _fields(tensors: Tensors, kind: str, heads: int | None, where: str) -> dict[
     side = math.isqrt(tokens)
     if heads is None and width not in _HEADS:
         raise PretrainedError(f"{where}: its width {width} is none that was published: say how many heads, heads=N")
-    if patch != other or outputs % patch**2 or side * side != tokens:
+    if 0 in (width, channels, patch, tokens, hidden) or patch != other or outputs % patch**2 or side * side != tokens:
         raise PretrainedError(f"{where}: patches of {patch} x {other}, {outputs} outputs, {tokens} tokens do not fit")
     return {
         "_class_name": kind,
@@ -220,7 +225,7 @@ def _fields(tensors: Tensors, kind: str, heads: int | None, where: str) -> dict[
 
 
 def _configured(fields: Mapping[str, Any], where: str = "") -> DiT:
-    try:
+    with as_pretrained_error(where):
         return DiT(
             in_channels=fields["in_channels"],
             out_channels=fields["out_channels"],
@@ -232,8 +237,6 @@ def _configured(fields: Mapping[str, Any], where: str = "") -> DiT:
             num_classes=fields["num_classes"],
             frequencies=fields["frequency_embedding_size"],
         )
-    except (TypeError, ValueError) as error:
-        raise PretrainedError(f"{where}: {error}") from error
 
 
 def _naming(fields: Mapping[str, Any]) -> Naming:

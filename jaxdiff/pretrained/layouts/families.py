@@ -20,8 +20,8 @@ from jaxdiff.networks import functional
 from jaxdiff.networks.autoencoder import Autoencoder
 from jaxdiff.networks.control import Residuals
 from jaxdiff.networks.text import TextEncoder
-from jaxdiff.pretrained.errors import PretrainedError, path_of
-from jaxdiff.pretrained.fields import Fields, read_fields
+from jaxdiff.pretrained.errors import PretrainedError, as_pretrained_error, path_of
+from jaxdiff.pretrained.fields import Fields, read_fields, short
 from jaxdiff.pretrained.files.naming import Naming
 from jaxdiff.pretrained.files.npz import open_tensors
 from jaxdiff.pretrained.files.reading import load_params
@@ -30,6 +30,7 @@ from jaxdiff.pretrained.files.tensors import Tensors
 from jaxdiff.pretrained.files.writing import Published
 from jaxdiff.pretrained.layouts import autoencoder_kl, controlnet, text, transformers, unet
 from jaxdiff.pretrained.layouts.flax import flax_naming, open_flax, plain_fields
+from jaxdiff.pretrained.origin import found
 
 CONFIG = "config.json"
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
@@ -93,7 +94,7 @@ def load_network(
     """A network from a published folder: diffusers' or transformers', in torch's layout or in Flax's.
 
     Args:
-      folder: that holds its `config.json` and its weights.
+      folder: that holds its `config.json` and its weights; or the Hub's repository of it, ``hf:OWNER/NAME``.
       variant: of the weights, ``"fp16"``; None: the plain ones, or the only variant there is.
       dtype: of the parameters; None: as they are stored. In bfloat16 all but an autoencoder computes in it too.
       shardings: ``(shapes of the parameters) -> shardings`` of the same tree; None: the first device.
@@ -104,10 +105,25 @@ def load_network(
       PretrainedError: a folder that holds none, a class or a field that jaxdiff does not know, or weights that are
         missing, are damaged or do not fit; one line.
     """
-    folder = path_of(folder, "folder")
+    folder = found(folder, variant)
     fields, family, _ = described(folder, flax_numerics)  # a field is refused before a file is opened
     tensors, naming = open_weights(folder, fields, family, variant)
     return network_of(fields, tensors, naming, dtype=dtype, shardings=shardings, where=str(folder))
+
+
+def loaded_of(value: Any, what: str) -> Loaded:
+    """A network that a person has given.
+
+    Args:
+      value: what was given.
+      what: the argument, for the message.
+
+    Raises:
+      PretrainedError: something else.
+    """
+    if not isinstance(value, Loaded):
+        raise PretrainedError(f"{what}: expected a network by jaxdiff.pretrained.load_network, got {short(value)}")
+    return value
 
 
 def open_weights(folder: Path, fields: Fields, family: Family, variant: str | None = None) -> tuple[Tensors, Naming]:
@@ -134,12 +150,12 @@ def described(folder: Path, flax_numerics: bool = False) -> tuple[Fields, Family
       PretrainedError: as `load_network`, but for the weights.
     """
     if not (folder / CONFIG).is_file():
-        raise PretrainedError(
-            f"{folder}: there is no {CONFIG}" if folder.is_dir() else f"{folder}: there is no such folder"
-        )
+        why = f"there is no {CONFIG}" if folder.is_dir() else "there is no such folder"
+        raise PretrainedError(f"{folder}: {'is a file, expected a folder' if folder.is_file() else why}")
     fields = plain_fields(read_fields(folder / CONFIG), flax_numerics)
     family = family_of(fields)
-    return fields, family, family.pure(configured(fields))
+    with as_pretrained_error(fields.where):
+        return fields, family, family.pure(configured(fields))
 
 
 def network_of(
@@ -167,7 +183,8 @@ def network_of(
     if dtype == "bfloat16" and hasattr(config, "dtype"):  # an autoencoder has none, and computes in float32
         config = dataclasses.replace(config, dtype=dtype)
     net = family_of(fields).pure(config)
-    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    with as_pretrained_error(fields.where):
+        shapes = jax.eval_shape(net.init, jax.random.key(0))
     spread = None if shardings is None else shardings(shapes)
     naming = family_of(fields).naming(fields) if naming is None else naming
     params = load_params(shapes, naming, tensors, dtype=dtype, shardings=spread, where=where)
@@ -202,10 +219,9 @@ def family_of(fields: Fields) -> Family:
     Raises:
       PretrainedError: an unknown class.
     """
-    named = fields.values.get("_class_name") or next(iter(fields.values.get("architectures") or ()), None)
-    name = str(named).removeprefix("Flax")
-    if name not in FAMILIES:
-        kind = "names no class" if named is None else f"is of {named}, which jaxdiff does not know"
+    name = fields.class_name
+    if name is None or name not in FAMILIES:
+        kind = "names no class" if name is None else f"is of {short(name)}, which jaxdiff does not know"
         raise PretrainedError(f"{fields.where}: {kind}; it reads {', '.join(FAMILIES)}")
     return FAMILIES[name]
 
@@ -216,12 +232,8 @@ def configured(fields: Fields) -> Any:
     Raises:
       PretrainedError: a class or a field that jaxdiff does not know.
     """
-    try:
+    with as_pretrained_error(fields.where):  # of a configuration here
         return family_of(fields).network(Fields(fields.values, fields.where))  # which fields were used is noted there
-    except PretrainedError:
-        raise
-    except (TypeError, ValueError, ArithmeticError) as error:  # of a configuration here
-        raise PretrainedError(f"{fields.where}: {error}") from error
 
 
 def _other_weights(folder: Path, stem: str) -> str:

@@ -103,13 +103,11 @@ def plain_fields(fields: Fields, numerics: bool) -> Fields:
     >>> plain_fields(Fields({"_class_name": "FlaxAutoencoderKL", "split_head_dim": True}), False).values
     {'_class_name': 'AutoencoderKL'}
     """
-    values = dict(fields.values)
-    name = str(values.get("_class_name", ""))
-    if name.startswith("Flax"):
-        values = {key: value for key, value in values.items() if key not in _OWN}
-        values["_class_name"] = name.removeprefix("Flax")
-    if "architectures" in values:
-        values["architectures"] = [each.removeprefix("Flax") for each in values["architectures"] or ()]
+    name, values = fields.class_name, dict(fields.values)
+    if str(values.get("_class_name")).startswith("Flax"):
+        values = {key: value for key, value in values.items() if key not in _OWN} | {"_class_name": name}
+    elif not values.get("_class_name") and name is not None:
+        values["architectures"] = [name]
     if numerics:
         if values.get("_class_name") not in (None, "UNet2DConditionModel", "AutoencoderKL"):
             raise PretrainedError(f"{fields.where}: flax_numerics is of U-Nets with text and of AutoencoderKL")

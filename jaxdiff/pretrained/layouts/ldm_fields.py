@@ -169,7 +169,7 @@ def unet_fields(release: Release, shapes: Shapes, size: int, where: str) -> dict
     starts = [1 + level * row for level in range(levels)]
     if row < 2 or halves != [row * (level + 1) for level in range(levels - 1)] or blocks != levels * row:
         raise PretrainedError(f"{where}: its U-Net's {blocks} input blocks are no levels of one length")
-    widths = [shapes[f"{UNET}input_blocks.{start}.0.out_layers.3.weight"].shape[0] for start in starts]
+    widths = [_length(shapes, f"{UNET}input_blocks.{start}.0.out_layers.3.weight", 0) for start in starts]
     transformer = f"{UNET}input_blocks.{{}}.1."
     layers = [
         len(_matches(rf"^{re.escape(transformer.format(start))}transformer_blocks\.(\d+)\.attn1\.to_q\.", shapes))
@@ -179,19 +179,19 @@ def unet_fields(release: Release, shapes: Shapes, size: int, where: str) -> dict
     if not attends:
         raise PretrainedError(f"{where}: its U-Net has no transformer")
     first = transformer.format(starts[attends[0]])
-    inputs = shapes[f"{UNET}input_blocks.0.0.weight"].shape[1]
+    inputs = _length(shapes, f"{UNET}input_blocks.0.0.weight", 1)
     if inputs not in (4, 9) or (inputs == 9 and release.inpainting is None):
         raise PretrainedError(f"{where}: {inputs} channels come into its U-Net; jaxdiff has 4, and 9 of inpainting")
     fields: dict[str, Any] = {
         "_class_name": "UNet2DConditionModel",
         "sample_size": size,
         "in_channels": inputs,
-        "out_channels": shapes[f"{UNET}out.2.weight"].shape[0],
+        "out_channels": _length(shapes, f"{UNET}out.2.weight", 0),
         "block_out_channels": widths,
         "layers_per_block": row - 1,
         "down_block_types": ["CrossAttnDownBlock2D" if number else "DownBlock2D" for number in layers],
         "up_block_types": ["CrossAttnUpBlock2D" if number else "UpBlock2D" for number in reversed(layers)],
-        "cross_attention_dim": shapes[f"{first}transformer_blocks.0.attn2.to_k.weight"].shape[1],
+        "cross_attention_dim": _length(shapes, f"{first}transformer_blocks.0.attn2.to_k.weight", 1),
         "attention_head_dim": release.heads or [_whole(width, where) for width in widths],
         "act_fn": "silu",
         "center_input_sample": False,
@@ -209,11 +209,11 @@ def unet_fields(release: Release, shapes: Shapes, size: int, where: str) -> dict
         fields["transformer_layers_per_block"] = (
             several.pop() if len(several) == 1 else [number or 1 for number in layers]
         )
-    if (label := shapes.get(f"{UNET}label_emb.0.0.weight")) is not None:
+    if (label := f"{UNET}label_emb.0.0.weight") in shapes:
         fields |= {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": _FREQUENCIES,
-            "projection_class_embeddings_input_dim": label.shape[1],
+            "projection_class_embeddings_input_dim": _length(shapes, label, 1),
         }
     return fields
 
@@ -229,13 +229,13 @@ def vae_fields(release: Release, shapes: Shapes, size: int) -> dict[str, Any]:
         "_class_name": "AutoencoderKL",
         "act_fn": "silu",
         "block_out_channels": [
-            shapes[f"{VAE}encoder.down.{level}.block.0.conv2.weight"].shape[0] for level in range(levels)
+            _length(shapes, f"{VAE}encoder.down.{level}.block.0.conv2.weight", 0) for level in range(levels)
         ],
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "in_channels": shapes[f"{VAE}encoder.conv_in.weight"].shape[1],
-        "out_channels": shapes[f"{VAE}decoder.conv_out.weight"].shape[0],
-        "latent_channels": shapes[f"{VAE}decoder.conv_in.weight"].shape[1],
+        "in_channels": _length(shapes, f"{VAE}encoder.conv_in.weight", 1),
+        "out_channels": _length(shapes, f"{VAE}decoder.conv_out.weight", 0),
+        "latent_channels": _length(shapes, f"{VAE}decoder.conv_in.weight", 1),
         "layers_per_block": len(blocks),
         "norm_num_groups": 32,
         "sample_size": size * 2 ** (levels - 1),
@@ -262,26 +262,26 @@ def clip_fields(encoder: Encoder, shapes: Shapes, where: str) -> dict[str, Any]:
             rf"{re.escape(inner)}encoder\.layers\.(\d+)\.layer_norm1\.",
             f"{inner}encoder.layers.0.mlp.fc1.weight",
         )
-    vocabulary, width = shapes[encoder.prefix + table].shape
+    vocabulary, width = (_length(shapes, encoder.prefix + table, axis) for axis in (0, 1))
     depth = len(_matches(f"^{prefix}{block}", shapes))
     if encoder.open_clip and not encoder.projected:
         depth = min(depth, _USED)
-    projection = shapes.get(f"{encoder.prefix}text_projection")
+    projection = f"{encoder.prefix}text_projection"
     return {
         "architectures": ["CLIPTextModelWithProjection" if encoder.projected else "CLIPTextModel"],
         "model_type": "clip_text_model",
         "hidden_size": width,
-        "intermediate_size": shapes[encoder.prefix + hidden].shape[0],
+        "intermediate_size": _length(shapes, encoder.prefix + hidden, 0),
         "num_hidden_layers": depth,
         "num_attention_heads": _whole(width, where),
-        "max_position_embeddings": shapes[encoder.prefix + places].shape[0],
+        "max_position_embeddings": _length(shapes, encoder.prefix + places, 0),
         "vocab_size": vocabulary,
         "hidden_act": "gelu" if encoder.open_clip else "quick_gelu",
         "layer_norm_eps": 1e-05,
         "bos_token_id": 0,
         "eos_token_id": 2,
         "pad_token_id": 1,
-        "projection_dim": projection.shape[1] if projection is not None else width,
+        "projection_dim": _length(shapes, projection, 1) if projection in shapes else width,
     }
 
 
@@ -298,6 +298,19 @@ def scheduler_fields(release: Release, shapes: Shapes, prediction: str) -> dict[
         scheduler = _DDIM
     ends = {"rescale_betas_zero_snr": True} if "ztsnr" in shapes else {}
     return {**scheduler, "prediction_type": prediction, **ends}
+
+
+def _length(shapes: Shapes, name: str, axis: int) -> int:
+    """The length of a weight along an axis.
+
+    Raises:
+      KeyError: there is none of this name.
+      ValueError: it is no matrix and no convolution.
+    """
+    shape = shapes[name].shape
+    if len(shape) not in (2, 4) or 0 in shape:
+        raise ValueError(f"{name} is of shape {shape}, expected a matrix or a convolution")
+    return shape[axis]
 
 
 def _matches(pattern: str, names: Mapping[str, Any]) -> set[str]:

@@ -24,12 +24,12 @@ from jaxdiff.codecs.latents import LatentImages
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.model import Model
 from jaxdiff.networks import functional
-from jaxdiff.pretrained.errors import PretrainedError
+from jaxdiff.pretrained.errors import PretrainedError, as_pretrained_error, path_of
 from jaxdiff.pretrained.files.reading import load_params
 from jaxdiff.pretrained.files.safetensors import SafeTensors, write_safetensors
 from jaxdiff.pretrained.files.writing import Published
 from jaxdiff.pretrained.layouts import edm, edm2, openai
-from jaxdiff.pretrained.layouts.families import Loaded
+from jaxdiff.pretrained.layouts.families import Loaded, loaded_of
 from jaxdiff.pretrained.layouts.presets import Original
 
 ORIGINALS: dict[str, Original] = {**openai.MODELS, **edm.MODELS, **edm2.MODELS}
@@ -61,8 +61,9 @@ def load_original(
     """
     original = original_of(name)
     net = functional(configured(name, network))
-    file = Path(file).expanduser()
-    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    file = path_of(file, "file")
+    with as_pretrained_error(name):
+        shapes = jax.eval_shape(net.init, jax.random.key(0))
     spread = None if shardings is None else shardings(shapes)
     codec = _codec(original, net.build, autoencoder, name)
     params = load_params(
@@ -107,7 +108,7 @@ def original_of(name: str) -> Original:
     >>> original_of("adm-256").licence
     'MIT'
     """
-    if name not in ORIGINALS:
+    if not isinstance(name, str) or name not in ORIGINALS:
         raise PretrainedError(f"{name!r} is no published model that is known here; there are {', '.join(ORIGINALS)}")
     return ORIGINALS[name]
 
@@ -125,12 +126,10 @@ def configured(name: str, network: Mapping[str, Any] | None = None) -> Any:
     >>> configured("iddpm-cifar10", {"width": 64}).width
     64
     """
-    try:
+    if not isinstance(network, Mapping | None):
+        raise PretrainedError(f"{name}: network is fields by name, such as {{'width': 64}}, got {network!r}")
+    with as_pretrained_error(name):
         return original_of(name).network(**(network or {}))
-    except PretrainedError:
-        raise
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise PretrainedError(f"{name}: {error}") from error
 
 
 def _codec(original: Original, config: Any, autoencoder: Loaded | None, name: str) -> Any:
@@ -142,7 +141,7 @@ def _codec(original: Original, config: Any, autoencoder: Loaded | None, name: st
     mean, std = (np.asarray(each, np.float32) for each in (original.mean, original.std))
     if autoencoder is None:
         return Arrays((size, size, channels), mean, std)
-    found = autoencoder.net.build
+    found = loaded_of(autoencoder, "autoencoder").net.build
     if getattr(found, "channels", None) != channels:
         raise PretrainedError(f"{name} is of latents of {channels} channels: give the autoencoder that makes them")
     side = size * autoencoder.net.factor

@@ -16,14 +16,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxdiff.data.clip_files import END
-from jaxdiff.pretrained.errors import PretrainedError
+from jaxdiff.pretrained.errors import PretrainedError, as_pretrained_error, path_of
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.files.naming import Naming
 from jaxdiff.pretrained.files.npz import open_tensors
@@ -89,7 +88,7 @@ def read_single_file(
     Raises:
       PretrainedError: another file, or tensors that are missing, left over or of another shape; one line.
     """
-    file = Path(file).expanduser()
+    file = path_of(file, "file")
     if variant not in (None, AVERAGED):
         raise PretrainedError(
             f"{file}: variant is {variant!r}; a single file has {AVERAGED!r} alone, its averaged weights"
@@ -144,7 +143,7 @@ def write_single_file(file: str | os.PathLike[str], parts: Mapping[str, Loaded],
     Raises:
       PretrainedError: networks that are none of the four's, or a file that cannot be written.
     """
-    file = Path(file).expanduser()
+    file = path_of(file, "file")
     release = _release_of_parts(parts, str(file))
     encoders = {encoder.part: encoder for encoder in release.encoders}
     whole: dict[str, Published] = {}
@@ -187,7 +186,7 @@ def _prediction(release: Release, shapes: Shapes, asked: str | None, where: str)
         return asked
     if "v_pred" in shapes:
         return "v_prediction"
-    if release.name != "Stable Diffusion 2" or shapes[f"{ldm_names.UNET}input_blocks.0.0.weight"].shape[1] != 4:
+    if release.name != "Stable Diffusion 2" or shapes[f"{ldm_names.UNET}input_blocks.0.0.weight"].shape[1:2] != (4,):
         return "epsilon"
     print(
         f"WARNING: {where}: Stable Diffusion 2 was published with v, at 768 pixels, and with eps, at 512: v is taken; "
@@ -201,11 +200,12 @@ def _prediction(release: Release, shapes: Shapes, asked: str | None, where: str)
 def _named(release: Release, shapes: Shapes, size: int, where: str) -> dict[str, _Named]:
     """The networks of a file, by the shapes of its tensors."""
     try:
-        values = {
-            "unet": ldm_fields.unet_fields(release, shapes, size, where),
-            "vae": ldm_fields.vae_fields(release, shapes, size),
-            **{each.part: ldm_fields.clip_fields(each, shapes, where) for each in release.encoders},
-        }
+        with as_pretrained_error(where):
+            values = {
+                "unet": ldm_fields.unet_fields(release, shapes, size, where),
+                "vae": ldm_fields.vae_fields(release, shapes, size),
+                **{each.part: ldm_fields.clip_fields(each, shapes, where) for each in release.encoders},
+            }
     except KeyError as error:
         raise PretrainedError(f"{where}: {error.args[0]} is missing: the file is not whole") from error
     encoders = {encoder.part: encoder for encoder in release.encoders}

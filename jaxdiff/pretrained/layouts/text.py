@@ -69,7 +69,7 @@ def clip_text(fields: Fields, **changes: Any) -> CLIPText:
     activation = fields.get("hidden_act", "quick_gelu")
     if activation not in ("quick_gelu", "gelu"):
         fields.refuse("hidden_act", f"is {activation!r}; jaxdiff has 'quick_gelu' or 'gelu' alone")
-    projected = "CLIPTextModelWithProjection" in fields.get("architectures", ())
+    projected = fields.class_name == "CLIPTextModelWithProjection"
     end = fields.get("eos_token_id", 49_407)
     vocabulary = fields.get("vocab_size", 49_408)
     kept: dict[str, Any] = {

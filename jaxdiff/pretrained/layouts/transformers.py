@@ -134,10 +134,10 @@ def pixart(fields: Fields) -> DiT:
         told = sizes_told(common["width"])
     if fields.get("cross_attention_dim", 1152) != common["width"]:
         fields.refuse("cross_attention_dim", f"is not {common['width']}, heads times their width")
-    channels = fields.get("caption_channels", None)
+    channels = fields.get("caption_channels", None, like=1)
     if channels is None:
         fields.refuse("caption_channels", "is missing")
-    scale = fields.get("interpolation_scale", None) or max(size // 64, 1)
+    scale = fields.get("interpolation_scale", None, like=1.0) or max(size // 64, 1)
     common["span"] /= scale
     made = DiT(
         **common,
@@ -151,7 +151,7 @@ def pixart(fields: Fields) -> DiT:
 
 def _told_of_size(fields: Fields) -> bool:
     """Whether a PixArt is told resolution and aspect ratio: where nothing is said, at 128 latents a side."""
-    said = fields.get("use_additional_conditions", None)
+    said = fields.get("use_additional_conditions", None, like=False)
     return fields.get("sample_size", 128) == 128 if said is None else bool(said)
 
 
@@ -192,8 +192,8 @@ def sd3(fields: Fields) -> MMDiT:
     width = heads * fields.get("attention_head_dim", 64)
     if fields.get("caption_projection_dim", 1152) != width:
         fields.refuse("caption_projection_dim", f"is not {width}, heads times their width")
-    dual = fields.get("dual_attention_layers", ())
-    if tuple(dual) != tuple(range(len(dual))):
+    dual = _dual(fields)
+    if dual != tuple(range(len(dual))):
         fields.refuse("dual_attention_layers", f"is {dual}, expected the first blocks")
     fields.only(qk_norm=(None, "rms_norm"))
     patch = fields.get("patch_size", 2)
@@ -204,7 +204,7 @@ def sd3(fields: Fields) -> MMDiT:
         width=width,
         depth=depth,
         heads=heads,
-        qk_norm=fields.get("qk_norm", None) is not None,
+        qk_norm=fields.get("qk_norm", None, like="") is not None,
         dual=len(dual),
         grid=fields.get("pos_embed_max_size", 96),
         span=float(fields.get("sample_size", 128) // patch),
@@ -216,9 +216,14 @@ def sd3(fields: Fields) -> MMDiT:
     return made
 
 
+def _dual(fields: Fields) -> tuple[int, ...]:
+    """The blocks whose image stream has attention of its own."""
+    return fields.get("dual_attention_layers", (), like=(0,)) or ()
+
+
 def sd3_naming(fields: Fields) -> Naming:
     """The names of an `SD3Transformer2DModel`'s tensors."""
-    depth, dual = fields.get("num_layers", 18), len(fields.get("dual_attention_layers", ()))
+    depth, dual = fields.get("num_layers", 18), len(_dual(fields))
     return Naming(
         renames=[
             (r"^patches/", "pos_embed/proj/"),
@@ -252,7 +257,7 @@ def flux(fields: Fields) -> MMDiT:
     """
     fields.only(patch_size=1)
     heads = fields.get("num_attention_heads", 24)
-    inputs, outputs = fields.get("in_channels", 64), fields.get("out_channels", None)
+    inputs, outputs = fields.get("in_channels", 64), fields.get("out_channels", None, like=1)
     if inputs % 4 or (outputs or inputs) % 4:
         fields.refuse("in_channels", f"is {inputs}, expected four pixels of latents, a multiple of 4")
     text = Tokens("text", fields.get("joint_attention_dim", 4096), pooled=fields.get("pooled_projection_dim", 768))
@@ -341,7 +346,7 @@ def _common(fields: Fields, *, size: int, out: int | None) -> dict[str, Any]:
     fields.ignore("norm_num_groups", "upcast_attention")
     return {
         "in_channels": channels,
-        "out_channels": fields.get("out_channels", out) or channels,
+        "out_channels": fields.get("out_channels", out, like=1) or channels,
         "patch": patch,
         "width": heads * fields.get("attention_head_dim", 72),
         "depth": fields.get("num_layers", 28),

@@ -17,7 +17,7 @@ from typing import Any
 
 from jaxdiff.networks import UNet
 from jaxdiff.networks.conditions import Image, NetCondition, Tokens, Vector
-from jaxdiff.pretrained.fields import Fields
+from jaxdiff.pretrained.fields import Fields, short
 from jaxdiff.pretrained.files.naming import Naming
 
 ATTENTION = [
@@ -110,10 +110,10 @@ def unet_2d(fields: Fields) -> UNet:
     levels = len(common["multipliers"])
     down = fields.get("down_block_types", ("DownBlock2D", *("AttnDownBlock2D",) * 3))
     kinds = {"DownBlock2D": False, "ResnetDownsampleBlock2D": False, "AttnDownBlock2D": True}
-    attends = _kinds(fields, "down_block_types", down, kinds)
+    attends = _kinds(fields, "down_block_types", down, kinds, levels)
     up = fields.get("up_block_types", (*("AttnUpBlock2D",) * 3, "UpBlock2D"))
     kinds = {"UpBlock2D": False, "ResnetUpsampleBlock2D": False, "AttnUpBlock2D": True}
-    _mirrored(fields, attends, _kinds(fields, "up_block_types", up, kinds))
+    _mirrored(fields, attends, _kinds(fields, "up_block_types", up, kinds, levels))
     halve = {_resamples(fields, kind, "downsample_type", "Resnet") for kind in down[:-1]}
     double = {_resamples(fields, kind, "upsample_type", "Resnet") for kind in up[:-1]}
     if len(halve | double) > 1:
@@ -121,11 +121,11 @@ def unet_2d(fields: Fields) -> UNet:
             "down_block_types", f"is {down!r}: jaxdiff resamples by convolutions, or by residual blocks, everywhere"
         )
     scale_shift = common["scale_shift"]
-    if fields.get("attn_norm_num_groups", None) not in (
+    if fields.get("attn_norm_num_groups", None, like=1) not in (
         (common["groups"],) if scale_shift else (None, common["groups"])
     ):
         fields.refuse("attn_norm_num_groups", f"is not norm_num_groups, {common['groups']}, in the middle as elsewhere")
-    head = fields.get("attention_head_dim", 8)
+    head = fields.get("attention_head_dim", 8, like=8)
     size = common["image_size"]
     made = UNet(
         **common,
@@ -175,9 +175,11 @@ def unet_2d_condition(fields: Fields) -> UNet:
     common = _common(fields, freq_shift=0, norm_eps=1e-5, channels=(320, 640, 1280, 1280), in_channels=4)
     levels = len(common["multipliers"])
     down = fields.get("down_block_types", (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"))
-    attends = _kinds(fields, "down_block_types", down, {"DownBlock2D": False, "CrossAttnDownBlock2D": True})
+    kinds = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
+    attends = _kinds(fields, "down_block_types", down, kinds, levels)
     up = fields.get("up_block_types", ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3))
-    _mirrored(fields, attends, _kinds(fields, "up_block_types", up, {"UpBlock2D": False, "CrossAttnUpBlock2D": True}))
+    kinds = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
+    _mirrored(fields, attends, _kinds(fields, "up_block_types", up, kinds, levels))
     each = _each(fields, "transformer_layers_per_block", 1, levels)
     layers = tuple(number if there else 0 for number, there in zip(each, attends, strict=True))
     if each[-1] != next((number for number in reversed(layers) if number), None):
@@ -208,13 +210,13 @@ def _common(
     """What both kinds have."""
     widths = tuple(fields.get("block_out_channels", channels))
     levels = len(widths)
-    if fields.get("time_embedding_dim", None) not in (None, 4 * widths[0]):
+    if fields.get("time_embedding_dim", None, like=1) not in (None, 4 * widths[0]):
         fields.refuse("time_embedding_dim", f"is not {4 * widths[0]}, four times the first of block_out_channels")
     each = _each(fields, "layers_per_block", 2, levels)
     if len({*each}) > 1:
         fields.refuse("layers_per_block", f"is {each}, expected one number for all levels")
     groups = fields.get("norm_num_groups", 32)
-    if groups is None or any(width % groups for width in widths):
+    if any(width % groups for width in widths):
         fields.refuse("norm_num_groups", f"is {groups!r}, which does not divide {widths}")
     scale_shift = fields.get("resnet_time_scale_shift", "default")
     if scale_shift not in ("default", "scale_shift"):
@@ -232,7 +234,7 @@ def _common(
         "width": widths[0],
         "multipliers": tuple(width / widths[0] for width in widths),
         "blocks": each[0],
-        "num_classes": fields.get("num_class_embeds", None),
+        "num_classes": fields.get("num_class_embeds", None, like=1),
         "dropout": fields.get("dropout", 0.0),
         "scale_shift": scale_shift == "scale_shift",
         "downsample_padding": "symmetric" if padding else "bottom_right",
@@ -246,20 +248,18 @@ def _common(
 
 def _each(fields: Fields, name: str, default: int, levels: int) -> tuple[int, ...]:
     """A field with one number for all levels, or one for each."""
-    value = fields.get(name, default)
+    value = fields.get(name, default, several=True)
     each = value if isinstance(value, tuple) else (value,) * levels
     if len(each) != levels or not all(isinstance(number, int) for number in each):
         fields.refuse(name, f"is {value!r}, expected one number, or {levels}")
     return each
 
 
-def _kinds(fields: Fields, name: str, kinds: Sequence[str], known: dict[str, bool]) -> tuple[bool, ...]:
+def _kinds(fields: Fields, name: str, kinds: Sequence[str], known: dict[str, bool], levels: int) -> tuple[bool, ...]:
     if unknown := [kind for kind in kinds if kind not in known]:
-        fields.refuse(name, f"has {unknown[0]!r}; jaxdiff has {', '.join(known)}")
-    if len(kinds) != len(fields.values.get("block_out_channels", kinds)):
-        fields.refuse(
-            name, f"has {len(kinds)} blocks, and block_out_channels {len(fields.values['block_out_channels'])}"
-        )
+        fields.refuse(name, f"has {short(unknown[0])}; jaxdiff has {', '.join(known)}")
+    if len(kinds) != levels:
+        fields.refuse(name, f"has {len(kinds)} blocks, and block_out_channels {levels}")
     return tuple(known[kind] for kind in kinds)
 
 
@@ -291,14 +291,15 @@ def _heads(fields: Fields, common: dict[str, Any], levels: int) -> dict[str, Any
 
 def _conditions(fields: Fields, common: dict[str, Any]) -> dict[str, Any]:
     """Text, sizes, images, and the weight of guidance."""
-    context = fields.get("cross_attention_dim", 1280)
+    context = fields.get("cross_attention_dim", 1280, several=True)
     if isinstance(context, tuple):
         if len({*context}) > 1:
             fields.refuse("cross_attention_dim", f"is {context}, expected one number for all levels")
         context = context[0]
     pooled, conditions = None, []
-    kind, frequencies = fields.get("addition_embed_type", None), fields.get("addition_time_embed_dim", None)
-    inputs = fields.get("projection_class_embeddings_input_dim", None)
+    kind = fields.get("addition_embed_type", None, like="")
+    frequencies = fields.get("addition_time_embed_dim", None, like=1)
+    inputs = fields.get("projection_class_embeddings_input_dim", None, like=1)
     if kind not in (None, "text_time"):
         fields.refuse("addition_embed_type", f"is {kind!r}; jaxdiff has None or 'text_time' alone")
     if kind == "text_time":
@@ -306,8 +307,14 @@ def _conditions(fields: Fields, common: dict[str, Any]) -> dict[str, Any]:
             fields.refuse(
                 "addition_embed_type", "is 'text_time', of which jaxdiff has cosines first and no shift alone"
             )
+        if frequencies is None or inputs is None:
+            missing = "addition_time_embed_dim" if frequencies is None else "projection_class_embeddings_input_dim"
+            fields.refuse(missing, "is missing, which addition_embed_type 'text_time' needs")
         ids = 5 if inputs - 5 * frequencies == context else 6  # the refiner has five, and the second encoder alone
         pooled = inputs - ids * frequencies
+        if pooled < 1:
+            name, least = "projection_class_embeddings_input_dim", ids * frequencies
+            fields.refuse(name, f"is {inputs}, expected more than {least}, {ids} times addition_time_embed_dim")
         conditions = [Vector("time_ids", ids, fourier=frequencies, null=False)]
     more = common["in_channels"] - common["out_channels"]
     images: list[NetCondition] = []
@@ -318,7 +325,7 @@ def _conditions(fields: Fields, common: dict[str, Any]) -> dict[str, Any]:
         ]
     elif more > 0:
         images = [Image("image", (None, None), more, low=None, high=None)]
-    told = fields.get("time_cond_proj_dim", None)
+    told = fields.get("time_cond_proj_dim", None, like=1)
     return {
         "in_channels": common["in_channels"] - max(more, 0),
         "conditions": (Tokens("text", context, pooled=pooled), *conditions, *images),

@@ -87,7 +87,7 @@ def chain(
     steps = fields.get("num_train_timesteps", 1000)
     betas = BETAS.get(class_of(fields), (1e-4, 0.02, "linear"))
     first, last = fields.get("beta_start", betas[0]), fields.get("beta_end", betas[1])
-    name, trained = fields.get("beta_schedule", betas[2]), fields.get("trained_betas", None)
+    name, trained = fields.get("beta_schedule", betas[2]), fields.get("trained_betas", None, like=(0.5,))
     if trained is not None:
         found = np.asarray(trained, np.float32)
     elif name == "linear":
@@ -99,6 +99,11 @@ def chain(
         found = np.minimum(1 - curve[1:] / curve[:-1], 0.999).astype(np.float32)
     else:
         fields.refuse("beta_schedule", f"is {name!r}; jaxdiff has linear, scaled_linear and squaredcos_cap_v2")
+    if trained is not None and len(trained) != steps:
+        fields.refuse("trained_betas", f"has {len(trained)} numbers, and num_train_timesteps is {steps}")
+    if not ((found > 0).all() and (found[:-1] < 1).all() and found[-1] <= 1):
+        said = "beta_start" if trained is None and first <= 0 else "beta_end" if trained is None else "trained_betas"
+        fields.refuse(said, f"makes betas from {found.min():g} to {found.max():g}, expected numbers between 0 and 1")
     zero = fields.get("rescale_betas_zero_snr", False)
     if zero:
         found = _zero_terminal_snr(found)

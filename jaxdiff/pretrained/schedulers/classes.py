@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jaxdiff.pretrained.errors import PretrainedError
+from jaxdiff.pretrained.errors import as_pretrained_error
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.schedulers import chain_steps, flow_steps, level_steps, solvers, stochastic_adams
 from jaxdiff.pretrained.schedulers.chains import Asked
@@ -84,11 +84,7 @@ def table(fields: Fields, n: int, *, eta: float = 0.0, tokens: int | None = None
     fields.ignore("thresholding", "dynamic_thresholding_ratio", "sample_max_value")
     if fields.get("thresholding", False):
         fields.refuse("thresholding", "is true, which jaxdiff does not follow")
-    try:
+    with as_pretrained_error(fields.where):
         made = SCHEDULERS[name](fields, Asked(n, eta, tokens, even))
-    except ValueError as error:
-        raise PretrainedError(
-            str(error) if isinstance(error, PretrainedError) else f"{fields.where}: {error}"
-        ) from error
     fields.done()
     return made

@@ -7,7 +7,7 @@ A `scheduler_config.json` often holds fields of a class that it was made from: S
 from __future__ import annotations
 
 from jaxdiff.pretrained.errors import PretrainedError
-from jaxdiff.pretrained.fields import Fields
+from jaxdiff.pretrained.fields import Fields, short
 
 
 def _names(text: str) -> frozenset[str]:
@@ -106,7 +106,7 @@ REFUSED = {
 
 def class_of(fields: Fields) -> str:
     """The class of a scheduler's configuration."""
-    return str(fields.values.get("_class_name")).removeprefix("Flax")
+    return str(fields.class_name)
 
 
 def own(fields: Fields) -> Fields:
@@ -123,9 +123,11 @@ def own(fields: Fields) -> Fields:
     ['_class_name', 'steps_offset']
     """
     name = class_of(fields)
+    if fields.class_name is None:
+        raise PretrainedError(f"{fields.where}: names no class, in _class_name")
     if name not in FIELDS:
-        known = f"is not followed step by step; jaxdiff follows {', '.join(FIELDS)}"
-        raise PretrainedError(f"{fields.where}: {name} {REFUSED.get(name, known)}")
+        known = f"{short(name)} is not followed step by step; jaxdiff follows {', '.join(FIELDS)}"
+        raise PretrainedError(f"{fields.where}: {f'{name} {REFUSED[name]}' if name in REFUSED else known}")
     Fields({key: value for key, value in fields.values.items() if key not in _EVERY}, fields.where).done()
     mine = {key: value for key, value in fields.values.items() if key in FIELDS[name] or key.startswith("_")}
     return Fields(mine, fields.where)

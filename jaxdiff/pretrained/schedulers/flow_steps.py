@@ -98,6 +98,6 @@ def flow_levels(fields: Fields, n: int, tokens: int | None, *, even: bool = Fals
         first, last = ends if dynamic else shifted(ends, shift)  # shifted, and once more
         level = np.linspace(first, last, n)
     level = shifted(level, dynamic or shift)
-    level = stretched(level, fields.get("shift_terminal", None))
+    level = stretched(level, fields.get("shift_terminal", None, like=0.0))
     by = chosen_levels(fields)
     return np.append(level if by is None else warped(level[0], level[-1], n, by), 0.0)

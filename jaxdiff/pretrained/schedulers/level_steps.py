@@ -35,7 +35,8 @@ def _levels(fields: Fields, on: Chain, asked: Asked) -> tuple[Numbers, Numbers, 
     level = level_at(on, told)
     if fields.get("interpolation_type", "linear") == "log_linear":  # one more, so that the last step ends at it
         level = warped(on.levels[-1], on.levels[0], asked.n + 1, "exponential")
-    by, most, least = chosen_levels(fields), fields.get("sigma_max", None), fields.get("sigma_min", None)
+    by = chosen_levels(fields)
+    most, least = fields.get("sigma_max", None, like=1.0), fields.get("sigma_min", None, like=1.0)
     if by is not None:
         level = warped(level[0] if most is None else most, level[-1] if least is None else least, asked.n, by)
         told = index_at(on, level)

@@ -90,8 +90,8 @@ def solver_path(fields: Fields, asked: Asked, end: End, *, cosine_is_exact: bool
     kinds = ("epsilon", "sample", "v_prediction", "flow_prediction")
     on, by = chain(fields, kinds=kinds, zero_snr_level=True), chosen_levels(fields)
     flow, factor = fields.get("use_flow_sigmas", False), fields.get("flow_shift", 1.0)
-    terminal, shift = fields.get("shift_terminal", None), shift_of(fields, asked.tokens)
-    least, most = fields.get("sigma_min", None), fields.get("sigma_max", None)
+    terminal, shift = fields.get("shift_terminal", None, like=0.0), shift_of(fields, asked.tokens)
+    least, most = fields.get("sigma_min", None, like=1.0), fields.get("sigma_max", None, like=1.0)
     clipped = fields.get("lambda_min_clipped", -math.inf)
     final, first = fields.get("final_sigmas_type", "zero"), float(on.levels[0])
     if final not in ("zero", "sigma_min"):

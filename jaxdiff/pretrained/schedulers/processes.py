@@ -14,6 +14,7 @@ noise that the network was trained on, what it predicts and what it is told abou
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,7 @@ from jaxdiff.parameterization import (
     Velocity,
 )
 from jaxdiff.prediction import Prediction
+from jaxdiff.pretrained.errors import as_pretrained_error
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.schedulers.chain_steps import taught_indices
 from jaxdiff.pretrained.schedulers.chains import chain
@@ -65,11 +67,17 @@ def process_of(fields: Fields) -> tuple[Process, Parameterization, Defaults]:
     >>> type(process).__name__, type(parameterization).__name__
     ('DiscreteVP', 'Eps')
     """
-    name, fields = class_of(fields), own(fields)
+    fields = own(fields)
+    with as_pretrained_error(fields.where):
+        return _process_of(class_of(fields), fields)
+
+
+def _process_of(name: str, fields: Fields) -> tuple[Process, Parameterization, Defaults]:
     length = fields.get("num_train_timesteps", 1000)
     if name.startswith("FlowMatch") or fields.get("use_flow_sigmas", False):
         sampler, steps = (RENOISING, 4) if "LCM" in name else ("unipc:order=2", 28)
         grid = FlowTimes(fields.values, fields.where)
+        dataclasses.replace(grid, tokens=1024)(Flow(), 2)  # refuses what it cannot follow
         return Flow(), Velocity(time=ScaledTime(float(length))), Defaults(sampler, steps, grid, clip=False)
     if name.startswith("EDM"):
         return _of_levels(fields, fields.get("sigma_data", 0.5))
@@ -146,7 +154,7 @@ class FlowTimes:
         fields = Fields(self.values, self.where)
         factor = shift_of(fields, self.tokens) or fields.get("shift", fields.get("flow_shift", 1.0))
         level = shifted(np.linspace(1.0, 1 / n if n <= 4 else 0.5 / n, n), factor)
-        return jnp.asarray(stretched(level, fields.get("shift_terminal", None)), jnp.float32)
+        return jnp.asarray(stretched(level, fields.get("shift_terminal", None, like=0.0)), jnp.float32)
 
 
 @dataclass(frozen=True)

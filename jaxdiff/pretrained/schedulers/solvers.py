@@ -173,7 +173,7 @@ def unipc(fields: Fields, asked: Asked) -> StepTable:
     order, lower, uncorrected = (
         _order(fields),
         fields.get("lower_order_final", True),
-        fields.get("disable_corrector", ()),
+        fields.get("disable_corrector", (), like=(0,)) or (),
     )
     first_kind = spelled(fields, "solver_type", ("bh2", "bh1"), ("midpoint", "heun", "logrho")) == "bh1"
     path = solver_path(fields, asked, "chosen, of its own")
