@@ -11,7 +11,7 @@ sd_c the mean and the standard deviation of z over the training images in channe
 (2) replaces the paper's division by one number (its equation 28 on; 1/0.18215 of the published f8 autoencoder): each
 channel has mean 0 and standard deviation 1, whatever the autoencoder.
 
-Large images are decoded in tiles. Tile k covers the latents [a_k, a_k + n) of each axis, and neighbours share n/4. With
+Large images are decoded in tiles. Tile k covers the latents [a_k, a_k + n) of each axis; neighbours share n/4. With
 D_k the decoded tile and w_k(i) = min(1, (i + 1/2 - a_k)/o, (a_k + n - i - 1/2)/o) a weight that rises linearly over the
 overlap o and stays 1 at the picture's own border (in pixels; the product of both axes),
 
@@ -267,6 +267,15 @@ class LatentImages:
             eps = jax.vmap(lambda each: jax.random.normal(each, self.shape, jnp.float32))(keys)
             mu = mu + jnp.exp(0.5 * log_variance) * eps  # (1)
         return {**batch, "x": self.standardised(mu)}
+
+    def sized(self, x: Any) -> LatentImages:
+        """The same for records ``{"x": x}`` of another size: images, or what `precompute` makes of them."""
+        factor = self.net.factor
+        height, width = (side * (1 if x.dtype == jnp.uint8 else factor) for side in x.shape[-3:-1])
+        if height % factor or width % factor:
+            raise ValueError(f"one latent has {factor} pixels a side, and there are images of {height}x{width}")
+        images = dataclasses.replace(self.images, shape=(height, width, self.images.shape[2]))
+        return dataclasses.replace(self, images=images, shape=(height // factor, width // factor, self.shape[2]))
 
     def standardised(self, z: Array) -> Array:
         """Equation (2)."""

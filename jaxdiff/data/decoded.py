@@ -98,7 +98,7 @@ def decode_once(
     if not getattr(source, "files", ()):
         return source
     kind = _kind(source)
-    if len(source) * kind.itemsize > limit:
+    if decoded_bytes(source) > limit:
         return source
     try:
         folder = cache_folder() if folder is None else Path(folder)
@@ -169,6 +169,11 @@ class Decoded:
             text = self._texts[start : start + size].tobytes().decode()
             found[row] = tuple(text.split("\0")) if self.spec["text"].shape else text
         return found
+
+
+def decoded_bytes(source: Source) -> int:
+    """What a source's records take when they are decoded, without their captions."""
+    return len(source) * _kind(source).itemsize
 
 
 def _kind(source: Source) -> np.dtype[Any]:

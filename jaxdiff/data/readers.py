@@ -13,6 +13,7 @@ unless four channels are asked for. An image with colours in a set of one channe
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from jaxdiff.data.labels import label_spec
 from jaxdiff.data.sources import DataError, Records, as_caption, spread
-from jaxdiff.data.transforms import center_crop_resize
+from jaxdiff.data.transforms import cover_crop
 from jaxdiff.spec import Spec, whole
 
 _SMALL, _CAPTIONS = 10_000, 256  # records of a set that is small; captions that the fingerprint of a larger one reads
@@ -57,6 +58,10 @@ class Reader(Protocol):
 
     def read(self, index: int, /) -> tuple[Pixels, int | None]:
         """The image (H, W, C) and the label of one record; DataError where it is damaged."""
+        ...
+
+    def size(self, index: int, /) -> tuple[int, int]:
+        """(H, W) of the image of one record, not decoded where its file tells; DataError where it is damaged."""
         ...
 
     def text(self, index: int, /) -> Any:
@@ -163,6 +168,7 @@ class ImageSource:
 
     def __init__(self, reader: Reader, expected: Expected) -> None:
         self._reader, self._expected = reader, expected
+        self._target = None if expected.image_size is None else (expected.image_size, expected.image_size)
         self.name, self.classes = reader.name, reader.classes
         self.files: Sequence[Path] = getattr(reader, "files", ())
         self.lost: Sequence[str] = getattr(reader, "lost", ())  # whole files that cannot be read, and why
@@ -203,6 +209,27 @@ class ImageSource:
                 labels[row] = self._label(label, index)
         found: Records = {"x": images, "label": labels, "text": self.texts(indices) if "text" in self.spec else labels}
         return {name: found[name] for name in self.spec}
+
+    def sizes(self, indices: NDArray[np.int64], /) -> NDArray[np.int32]:
+        """(H, W) of the images of several records as they are stored, ``(B, 2)``; no image is decoded where its file
+        tells."""
+        found = [self._reader.size(index) for index in self._numbers(indices)]
+        return np.array(found, np.int32).reshape(-1, 2)
+
+    def at(self, height: int, width: int) -> ImageSource:
+        """The same records, with images cropped and resized to another size by `cover_crop`.
+
+        Raises:
+          DataError: the source was opened without ``resize``.
+        """
+        if not self._expected.resize:
+            raise DataError(f"{self.name}: opened for one size of images; set resize (data.resize) to have others")
+        other = copy.copy(self)
+        other._target, other._shape = (height, width), (height, width, self._channels)
+        other.spec = {**self.spec, "x": Spec(other._shape, "uint8", 0, 255)}
+        whole = f"{self.fingerprint} {height}x{width}"
+        other.fingerprint = hashlib.blake2b(whole.encode(), digest_size=12).hexdigest()
+        return other
 
     def texts(self, indices: NDArray[np.int64], /) -> NDArray[Any]:
         """The captions of several records; no image is decoded."""
@@ -278,13 +305,13 @@ class ImageSource:
 
     def _size(self, image: Pixels, index: int) -> tuple[int, int]:
         """The size at which an image is given; refused where it differs from the one that was asked for."""
-        size, (height, width) = self._expected.image_size, image.shape[:2]
-        if size is None:
+        target, (height, width) = self._target, image.shape[:2]
+        if target is None:
             return height, width
-        if self._expected.resize or (height, width) == (size, size):
-            return size, size
+        if self._expected.resize or (height, width) == target:
+            return target
         raise DataError(
-            f"{self._reader.where(index)}: image is {height}x{width}, expected {size}x{size}; "
+            f"{self._reader.where(index)}: image is {height}x{width}, expected {target[0]}x{target[1]}; "
             "set resize (data.resize) to crop and resize, or leave image_size out"
         )
 
@@ -301,7 +328,7 @@ class ImageSource:
         image = with_channels(image, self._channels)
         height, width = self._size(image, index)
         if image.shape[:2] != (height, width):
-            return center_crop_resize(image, height)
+            return cover_crop(image, height, width)
         if image.shape != self._shape:
             raise DataError(
                 f"{self._reader.where(index)}: image is {_shape(found)}, the set's others are {_shape(self._shape)}; "

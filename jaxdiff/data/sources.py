@@ -37,6 +37,9 @@ class Source(Protocol):
       classes: names of the classes, in order of their labels.
       files: the files that are decoded at each access; then the set can be decoded once (`decode_once`).
       texts: a method of the same argument as `take` that gives ``take(...)["text"]`` alone, for `captions`.
+      sizes, at: of pictures of many sizes, for `jaxdiff.data.in_buckets`: a method of the same argument as `take` that
+        gives their heights and widths as stored, (B, 2), and one of a height and a width that gives the same records
+        with pictures of that size.
 
     Attributes:
       spec: of one record: the data ``"x"``, and each condition by its name, such as ``"label"``.
@@ -359,6 +362,17 @@ class Subset:
 
     def texts(self, indices: NDArray[np.int64], /) -> NDArray[Any]:
         return texts(self.source, indices if self.indices is None else self.indices[indices])
+
+    def sizes(self, indices: NDArray[np.int64], /) -> NDArray[np.int32]:
+        """As the source's, which has this method."""
+        whole: Any = self.source
+        found: NDArray[np.int32] = whole.sizes(indices if self.indices is None else self.indices[indices])
+        return found
+
+    def at(self, height: int, width: int) -> Subset:
+        """As the source's, which has this method."""
+        whole: Any = self.source
+        return Subset(whole.at(height, width), self.indices, [name for name in self.spec if name != "x"])
 
 
 def digest(*arrays: NDArray[np.generic]) -> str:

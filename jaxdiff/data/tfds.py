@@ -50,6 +50,10 @@ class TFDSReader:
         example = self._example(self._data, index)
         return np.asarray(example[self._image]), None if self._label is None else int(example[self._label])
 
+    def size(self, index: int, /) -> tuple[int, int]:
+        height, width = self.read(index)[0].shape[:2]
+        return height, width
+
     def text(self, index: int, /) -> Any:
         assert self._captions is not None, "asked for where there are captions"
         name, _, data = self._captions
