@@ -12,6 +12,7 @@ from jaxdiff.lazy import lazily
 
 if TYPE_CHECKING:
     from jaxdiff.data.arrays import ArraySource, from_arrays, open_digits, open_npz
+    from jaxdiff.data.buckets import bucket_sizes, in_buckets
     from jaxdiff.data.decoded import decode_once
     from jaxdiff.data.files import open_folder
     from jaxdiff.data.parquet import open_cifar10, open_mnist, open_parquet
@@ -28,6 +29,7 @@ __getattr__ = lazily(
     __name__,
     {
         **dict.fromkeys(("ArraySource", "from_arrays", "open_digits", "open_npz"), "arrays"),
+        **dict.fromkeys(("bucket_sizes", "in_buckets"), "buckets"),
         "decode_once": "decoded",
         "open_folder": "files",
         **dict.fromkeys(("open_cifar10", "open_mnist", "open_parquet"), "parquet"),
@@ -56,11 +58,13 @@ __all__ = [
     "TwoDigits",
     "Words",
     "batches",
+    "bucket_sizes",
     "captions",
     "center_crop_resize",
     "decode_once",
     "fingerprint",
     "from_arrays",
+    "in_buckets",
     "num_classes",
     "open_cifar10",
     "open_digits",
