@@ -54,6 +54,8 @@ SOURCES: dict[str, Callable[..., Source]] = {
 }
 NAMED_SETS = ("tfds", "points")
 """The sources of many sets, which take a name after a colon."""
+OF_ONE_SIZE = ("digits", "two_digits", "npz", "points")
+"""The sources without pictures of many sizes, which buckets are of."""
 OWN = "own"
 """The name of a source that a program passes in itself."""
 OBJECTIVES: dict[str, Callable[[dict[str, Any], LossConfig], Objective]] = {
@@ -234,6 +236,11 @@ def build_source(config: RunConfig, *, cache: bool = True) -> Source:
             "as in tfds:cifar10"
         )
     opener = look_up(SOURCES, name, "data.name")
+    if data.buckets and name in OF_ONE_SIZE:
+        raise ConfigError(
+            f"data.buckets: {name} has no pictures of many sizes; leave buckets out, or take a folder, parquet, "
+            "webdataset or tfds:NAME"
+        )
     channels = data.channels
     if channels is None and not is_recipe(config.codec):  # whose network takes latents
         channels = getattr(config.network, "in_channels", None)

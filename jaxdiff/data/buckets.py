@@ -67,8 +67,8 @@ def bucket_sizes(side: int, multiple: int = 64, ratio: float = 2.0) -> tuple[tup
         )
     if side < multiple or side % multiple:
         raise DataError(
-            f"an image_size of {side} is no multiple of {multiple}, and the sides of buckets are: set image_size to "
-            f"one, or bucket_multiple to a divisor of {side}"
+            f"image_size {side} is no multiple of {multiple}, as the sides of buckets are: set image_size to one, or "
+            f"bucket_multiple to a divisor of {side}"
         )
     sizes, widest = set(), min(side * ratio**0.5, side**2 / multiple)
     for width in range(multiple, int(widest) + 1, multiple):

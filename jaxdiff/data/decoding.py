@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import struct
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +50,7 @@ def decode(data: bytes | memoryview, where: str) -> NDArray[np.uint8]:
     raise DataError(f"{where}: image has Pillow mode {found}, expected 8-bit grey, RGB or RGBA; convert the file")
 
 
-def size_of(file: IO[bytes], where: str) -> tuple[int, int]:
+def size_of(file: io.BytesIO | io.BufferedReader, where: str) -> tuple[int, int]:
     """(height, width) of an encoded image as `decode` gives it, by the head of its file.
 
     An orientation that a PNG holds behind its pixels is not seen.

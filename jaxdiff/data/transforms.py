@@ -50,7 +50,7 @@ def cover_crop(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.
     >>> cover_crop(np.zeros((60, 40, 3), np.uint8), 24, 16).shape
     (24, 16, 3)
     """
-    return _cut(image, covering(*image.shape[:2], height, width), height, width)
+    return _cut(image, covering(image.shape[0], image.shape[1], height, width), height, width)
 
 
 def covering(rows: int, columns: int, height: int, width: int) -> tuple[int, int]:

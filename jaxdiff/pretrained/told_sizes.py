@@ -52,7 +52,7 @@ def told_of(names: Collection[str], sizes: ArrayLike, *, scored: bool = False) -
       names, scored: as of `told_sizes`.
       sizes: ``(B, 6)``: H, W, top, left, h and w of each picture (`jaxdiff.data.buckets.SIZES`).
 
-    >>> {name: value.tolist() for name, value in told_of({"time_ids"}, [[60, 90, 1, 0, 24, 40]]).items()}
+    >>> {name: value.tolist() for name, value in told_of({"time_ids"}, jnp.array([[60, 90, 1, 0, 24, 40]])).items()}
     {'time_ids': [[60.0, 90.0, 1.0, 0.0, 24.0, 40.0]]}
     """
     columns = jnp.asarray(sizes, jnp.float32).T

@@ -76,7 +76,8 @@ def test_an_epochs_histogram_is_the_records_where_batches_divide_the_buckets() -
 @given(COUNTS, st.integers(1, 3), st.integers(1, 3), st.booleans())
 def test_processes_and_places(counts: list[int], local: int, processes: int, shuffle: bool) -> None:
     """A process reads its rows of the same bucket; a batch is the same after a resume at its place."""
-    source, options = bucketed(counts), {"batch_size": local * processes, "shuffle": shuffle}
+    source = bucketed(counts)
+    options: dict[str, Any] = {"batch_size": local * processes, "shuffle": shuffle}
     whole = drawn(source, 6, **options)
     parts = [drawn(source, 6, process_index=p, process_count=processes, **options) for p in range(processes)]
     for k, batch in enumerate(whole):
