@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from jaxdiff.data.labels import label_spec
 from jaxdiff.data.sources import DataError, Records, as_caption, spread
-from jaxdiff.data.transforms import cover_crop
+from jaxdiff.data.transforms import center_crop_resize, cover_crop
 from jaxdiff.spec import Spec, whole
 
 _SMALL, _CAPTIONS = 10_000, 256  # records of a set that is small; captions that the fingerprint of a larger one reads
@@ -169,6 +169,7 @@ class ImageSource:
     def __init__(self, reader: Reader, expected: Expected) -> None:
         self._reader, self._expected = reader, expected
         self._target = None if expected.image_size is None else (expected.image_size, expected.image_size)
+        self._covers = False  # by `cover_crop`; else to a square, as ADM
         self.name, self.classes = reader.name, reader.classes
         self.files: Sequence[Path] = getattr(reader, "files", ())
         self.lost: Sequence[str] = getattr(reader, "lost", ())  # whole files that cannot be read, and why
@@ -225,7 +226,7 @@ class ImageSource:
         if not self._expected.resize:
             raise DataError(f"{self.name}: opened for one size of images; set resize (data.resize) to have others")
         other = copy.copy(self)
-        other._target, other._shape = (height, width), (height, width, self._channels)
+        other._target, other._shape, other._covers = (height, width), (height, width, self._channels), True
         other.spec = {**self.spec, "x": Spec(other._shape, "uint8", 0, 255)}
         whole = f"{self.fingerprint} {height}x{width}"
         other.fingerprint = hashlib.blake2b(whole.encode(), digest_size=12).hexdigest()
@@ -328,7 +329,7 @@ class ImageSource:
         image = with_channels(image, self._channels)
         height, width = self._size(image, index)
         if image.shape[:2] != (height, width):
-            return cover_crop(image, height, width)
+            return cover_crop(image, height, width) if self._covers else center_crop_resize(image, height)
         if image.shape != self._shape:
             raise DataError(
                 f"{self._reader.where(index)}: image is {_shape(found)}, the set's others are {_shape(self._shape)}; "

@@ -30,7 +30,7 @@ from jaxdiff.data import (
 from jaxdiff.data.buckets import SIZES, bucket_sizes, in_buckets, nearest
 from jaxdiff.data.pipeline import Pipeline
 from jaxdiff.data.stream import Stream
-from jaxdiff.data.transforms import cover_crop, covering, middle
+from jaxdiff.data.transforms import center_crop_resize, cover_crop, covering, middle
 from tests.data.pictures import one_line_error
 
 few = settings(deadline=None, max_examples=60)
@@ -247,6 +247,15 @@ def test_bad_files(folder: Path) -> None:
 )
 def test_refusals_are_one_line(folder: Path, make: Any, message: str) -> None:
     assert message in one_line_error(lambda: make(folder))
+
+
+def test_squares_without_buckets_are_cut_as_adm_cuts_them(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (203, 300, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "1.png")
+    source = open_folder(tmp_path, **OPTIONS)
+    found = [each.take(np.array([0]))["x"][0] for each in (source, source.at(32, 32))]
+    assert (found[0] == center_crop_resize(pixels, 32)).all() and (found[1] == cover_crop(pixels, 32, 32)).all()
+    assert (found[0] != found[1]).any()
 
 
 def test_a_source_of_one_size_is_refused(tmp_path: Path) -> None:
