@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from jaxdiff.lazy import lazily
 
 if TYPE_CHECKING:
+    from jaxdiff.codecs.any_size import AnySize
     from jaxdiff.codecs.arrays import Arrays
     from jaxdiff.codecs.base import Codec, encoded_specs, grey_levels
     from jaxdiff.codecs.default import default_codec
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __getattr__ = lazily(
     __name__,
     {
+        "AnySize": "any_size",
         "Arrays": "arrays",
         **dict.fromkeys(("Codec", "encoded_specs", "grey_levels"), "base"),
         "default_codec": "default",
@@ -37,6 +39,7 @@ __getattr__ = lazily(
 )
 
 __all__ = [
+    "AnySize",
     "Arrays",
     "Codec",
     "Images",

@@ -17,6 +17,7 @@ cascade noises what it passes on by the same rule, with an s of its choice.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Mapping
@@ -93,6 +94,16 @@ class Images:
         if self.augment:
             return {"x": x, "low": Spec((n, n, self.shape[2])), "low_level": Spec((), "float32", 0, 1)}
         return {"x": x, "low": Spec((n, n, self.shape[2]), "float32", -1, 1)}
+
+    def sized(self, x: Any) -> Images:
+        """The same for records ``{"x": x}`` of images ``(B, H', W', C)`` of another size.
+
+        Raises:
+          ValueError: with a small copy, which is square.
+        """
+        if self.low_resolution is not None:
+            raise ValueError(f"low_resolution={self.low_resolution} is a square copy of square images: leave it out")
+        return dataclasses.replace(self, shape=(*x.shape[1:3], self.shape[2]))
 
     def encode(self, record: Mapping[str, Any], key: Array | None = None) -> dict[str, Any]:
         """Records ``{"x": uint8 (B, H, W, C), ...}`` as ``{"x": float32 in [-1, 1], ...}``."""

@@ -11,14 +11,7 @@ sd_c the mean and the standard deviation of z over the training images in channe
 (2) replaces the paper's division by one number (its equation 28 on; 1/0.18215 of the published f8 autoencoder): each
 channel has mean 0 and standard deviation 1, whatever the autoencoder.
 
-Large images are decoded in tiles. Tile k covers the latents [a_k, a_k + n) of each axis, and neighbours share n/4. With
-D_k the decoded tile and w_k(i) = min(1, (i + 1/2 - a_k)/o, (a_k + n - i - 1/2)/o) a weight that rises linearly over the
-overlap o and stays 1 at the picture's own border (in pixels; the product of both axes),
-
-    u(i) = sum_k w_k(i) D_k(i) / sum_k w_k(i).                                                       (4)
-
-A pixel that is further from the border of its tiles than the decoder's receptive field reaches is what the whole decode
-gives; attention and group norms see a tile only, so of those (4) is an approximation.
+Large images are decoded in tiles: `jaxdiff.codecs.tiles`.
 """
 
 from __future__ import annotations
@@ -44,6 +37,7 @@ from jaxdiff.codecs.base import Codec, Stored
 from jaxdiff.codecs.default import default_codec
 from jaxdiff.codecs.images import Images, mirrors
 from jaxdiff.codecs.recipe import Find, Read
+from jaxdiff.codecs.tiles import OVERLAP, tiled
 from jaxdiff.data.sources import Source, name_of
 from jaxdiff.networks.autoencoder import Autoencoder
 from jaxdiff.noise import salted_keys, sample_keys
@@ -53,7 +47,6 @@ from jaxdiff.spec import Spec, Specs
 STATISTICS = "latents.json"
 """What the training of an autoencoder writes of its latents, into its folder."""
 POSTERIOR = 0x7A647261  # "zdra": the salt of eps in (1), apart from the flips
-OVERLAP = 4  # tiles share one part in so many
 
 
 @dataclass(frozen=True)
@@ -219,7 +212,7 @@ def _statistics(config: Any, folder: Path, channels: int) -> tuple[int, tuple[fl
 
 @record
 class LatentImages:
-    """The codec that `Latents` stands for, its weights read: equations (1) to (4).
+    """The codec that `Latents` stands for, its weights read: equations (1) to (3).
 
     Args:
       params: the autoencoder's.
@@ -267,6 +260,15 @@ class LatentImages:
             eps = jax.vmap(lambda each: jax.random.normal(each, self.shape, jnp.float32))(keys)
             mu = mu + jnp.exp(0.5 * log_variance) * eps  # (1)
         return {**batch, "x": self.standardised(mu)}
+
+    def sized(self, x: Any) -> LatentImages:
+        """The same for records ``{"x": x}`` of another size: images, or what `precompute` makes of them."""
+        n, pixels = self.net.factor, x.dtype == jnp.uint8
+        height, width = (side if pixels else n * side for side in x.shape[-3:-1])
+        if height % n or width % n:
+            raise ValueError(f"one latent has {n} pixels a side, and there are images of {height}x{width}")
+        images = dataclasses.replace(self.images, shape=(height, width, self.images.shape[2]))
+        return dataclasses.replace(self, images=images, shape=(height // n, width // n, self.shape[2]))
 
     def standardised(self, z: Array) -> Array:
         """Equation (2)."""
@@ -330,63 +332,3 @@ class LatentImages:
 
 def _channels(value: ArrayLike) -> Array:
     return jnp.asarray(value)[None, None, None, :]
-
-
-def tiled(decode: Any, z: Array, tile: int, factor: int) -> Array:
-    """A decoder's output by tiles one after the other, equation (4).
-
-    Args:
-      decode: ``(B, n, m, c) -> (B, n factor, m factor, C)``.
-      z: ``(B, h, w, c)``.
-      tile: n, at least `OVERLAP`; along an axis that is shorter, all of it.
-      factor: pixels along one side of a latent.
-
-    >>> z = jnp.arange(40.0).reshape(1, 10, 4, 1)
-    >>> bool(jnp.allclose(tiled(lambda part: part, z, 8, 1), z))
-    True
-    """
-    overlap, sizes = tile // OVERLAP, [min(tile, size) for size in z.shape[1:3]]
-    starts = [_starts(size, n, overlap) for size, n in zip(z.shape[1:3], sizes, strict=True)]
-    ramps = [
-        [_ramp(start, n, size, overlap, factor) for start in along]
-        for along, n, size in zip(starts, sizes, z.shape[1:3], strict=True)
-    ]
-    corners = [(down, across) for down in starts[0] for across in starts[1]]
-    weights = np.stack([np.outer(down, across) for down in ramps[0] for across in ramps[1]])  # w_k of (4)
-
-    def one(corner: Array) -> Array:
-        part = jax.lax.dynamic_slice(z, (0, corner[0], corner[1], 0), (z.shape[0], *sizes, z.shape[3]))
-        decoded: Array = decode(part)
-        return decoded
-
-    shape = jax.eval_shape(one, jnp.zeros(2, jnp.int32)).shape
-    whole = jnp.zeros((shape[0], *(factor * size for size in z.shape[1:3]), shape[3]), jnp.float32)
-    total = jnp.zeros((1, *whole.shape[1:3], 1), jnp.float32)
-
-    def add(sums: tuple[Array, Array], this: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
-        corner, weight = this
-        place = (0, factor * corner[0], factor * corner[1], 0)
-        weight = weight[None, :, :, None]
-        parts = (weight * one(corner), weight)
-        sums = tuple(  # type: ignore[assignment]
-            jax.lax.dynamic_update_slice(s, jax.lax.dynamic_slice(s, place, p.shape) + p, place)
-            for s, p in zip(sums, parts, strict=True)
-        )
-        return sums, None
-
-    places = jnp.asarray(corners, jnp.int32)
-    (whole, total), _ = jax.lax.scan(add, (whole, total), (places, jnp.asarray(weights, jnp.float32)))
-    return whole / total
-
-
-def _starts(size: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin, the last one at the end."""
-    return sorted({min(start, size - tile) for start in range(0, max(size - overlap, 1), tile - overlap)})
-
-
-def _ramp(start: int, tile: int, size: int, overlap: int, factor: int) -> NDArray[np.float64]:
-    """w_k of (4) along one axis, in pixels of the tile."""
-    i, o = np.arange(factor * tile) + 0.5, factor * overlap
-    rising = np.full(len(i), 1.0) if start == 0 else np.minimum(1.0, i / o)
-    falling = np.full(len(i), 1.0) if start + tile == size else np.minimum(1.0, (factor * tile - i) / o)
-    return np.minimum(rising, falling)

@@ -139,6 +139,10 @@ class SemanticMap:
             )
         return found if self.void is None else np.where(found == self.void, self.classes, found)
 
+    def sized(self, x: Any) -> Any:
+        """The same for records ``{"x": x}`` of another size, where the inner codec has this."""
+        return dataclasses.replace(self, inner=self.inner.sized(x), size=(None, None))
+
     def cached_spec(self, stored: Specs) -> Mapping[str, Spec]:
         """As the inner codec's, for which a map is an image.
 

@@ -206,6 +206,10 @@ class BesideData(abc.ABC):
         text = record[TEXT]
         return {**batch, TEXT: text if isinstance(text, Mapping) else self.text(text)}
 
+    def sized(self, x: Any) -> Any:
+        """The same for records ``{"x": x}`` of another size, where the inner codec has this."""
+        return dataclasses.replace(self, inner=self.inner.sized(x))  # type: ignore[type-var]
+
     def cached_spec(self, stored: Specs) -> Mapping[str, Spec]:
         """As the inner codec's."""
         others = {name: spec for name, spec in stored.items() if name != TEXT}

@@ -4,15 +4,14 @@ and how the command line changes it (`command_line`). What a program starts with
 from typing import TYPE_CHECKING
 
 from jaxdiff.config.autoencoder import AutoencoderConfig
+from jaxdiff.config.batches import batch_shapes, buckets_said, build_pipeline, codec_of_buckets, with_buckets
 from jaxdiff.config.build import (
     OBJECTIVES,
     SOURCES,
-    batch_shapes,
     build_codec,
     build_defaults,
     build_loss,
     build_network,
-    build_pipeline,
     build_source,
     check,
     resolve,
@@ -81,6 +80,7 @@ __all__ = [
     "as_config_error",
     "as_lead",
     "batch_shapes",
+    "buckets_said",
     "build_codec",
     "build_defaults",
     "build_loss",
@@ -91,6 +91,7 @@ __all__ = [
     "check",
     "check_folder",
     "claim_folder",
+    "codec_of_buckets",
     "command",
     "differences",
     "doubts",
@@ -114,6 +115,7 @@ __all__ = [
     "tokenised",
     "trust_options",
     "with_base_frozen",
+    "with_buckets",
     "with_conditions",
     "with_saved",
 ]

@@ -19,14 +19,13 @@ from jaxdiff.autoencoding import AutoencoderLoss
 from jaxdiff.codecs import Codec, default_codec, encoded_specs, grey_levels
 from jaxdiff.codecs.recipe import Find, innermost, is_recipe, resolved
 from jaxdiff.config.autoencoder import AutoencoderConfig, check_autoencoder
+from jaxdiff.config.batches import check_buckets
 from jaxdiff.config.lora import with_lora
 from jaxdiff.config.ranges import check_ranges
 from jaxdiff.config.schema import Config, Kind, LossConfig, RunConfig
 from jaxdiff.config.stored import stored_conditions, with_conditions
 from jaxdiff.config.text import TEXT, check_text, tokenised, with_tokenizer
-from jaxdiff.data.encoded import Encoded
 from jaxdiff.data.sources import DataError, Source, classes_of, name_of
-from jaxdiff.data.tokenizers import Encoder
 from jaxdiff.launch.errors import ConfigError, as_config_error, suggestion
 from jaxdiff.loss import SNR, DenoisingLoss, Likelihood, Objective, PriorPreserving
 from jaxdiff.methods import parse_grid, parse_guidance, parse_sampler
@@ -35,7 +34,7 @@ from jaxdiff.networks import functional
 from jaxdiff.networks.encoder_decoder import Layout
 from jaxdiff.process import Process
 from jaxdiff.score_matching import FiniteDifference, FokkerPlanck, HighOrder, Implicit, SecondOrder, Sliced
-from jaxdiff.spec import Spec, Specs, droppable, fits, shape_of, shapes
+from jaxdiff.spec import Spec, Specs, droppable, fits, shape_of
 from jaxdiff.times import GeometricLevels, LikelihoodTime
 
 Row = TypeVar("Row")
@@ -59,6 +58,8 @@ SOURCES: dict[str, Callable[..., Source]] = {
 }
 NAMED_SETS = ("tfds", "points")
 """The sources of many sets, which take a name after a colon."""
+OF_ONE_SIZE = ("digits", "two_digits", "npz", "points")
+"""The sources without pictures of many sizes, which buckets are of."""
 OWN = "own"
 """The name of a source that a program passes in itself."""
 OBJECTIVES: dict[str, Callable[[dict[str, Any], LossConfig], Objective]] = {
@@ -99,6 +100,7 @@ def check(config: RunConfig) -> None:
       ConfigError: what is wrong first, in one line.
     """
     check_ranges(config)
+    check_buckets(config)
     if isinstance(config, AutoencoderConfig):
         check_autoencoder(config)
     elif isinstance(config, Config):
@@ -238,6 +240,11 @@ def build_source(config: RunConfig, *, cache: bool = True) -> Source:
             "as in tfds:cifar10"
         )
     opener = look_up(SOURCES, name, "data.name")
+    if data.buckets and name in OF_ONE_SIZE:
+        raise ConfigError(
+            f"data.buckets: {name} has no pictures of many sizes; leave buckets out, or take a folder, parquet, "
+            "webdataset or tfds:NAME"
+        )
     channels = data.channels
     if channels is None and not is_recipe(innermost(config.codec)):  # whose network takes latents
         channels = getattr(config.network, "in_channels", None)
@@ -252,7 +259,7 @@ def build_source(config: RunConfig, *, cache: bool = True) -> Source:
         image_size=data.image_size,
         channels=channels,
         num_classes=config.num_classes,
-        resize=data.resize,
+        resize=data.resize or data.buckets,
         **asked,
         **({"conditions": taken} if _has_option(opener, "conditions") else {}),
     )
@@ -337,49 +344,3 @@ def build_codec(config: RunConfig) -> Codec:
     assert not is_recipe(config.codec), "its weights are to be read: jaxdiff.train.read_codec"
     codec: Codec = config.codec
     return codec
-
-
-def build_pipeline(
-    config: RunConfig,
-    source: Source,
-    *,
-    cache: bool = True,
-    part: tuple[int, int] = (0, 1),
-    text: Encoder | None = None,
-) -> jaxdiff.data.Pipeline:
-    """This process's part of the training batches.
-
-    A run that reads every record at least once reads them decoded (`jaxdiff.data.decode_once`), as ``data.decoded_mb``
-    allows; then there is nothing left for ``data.workers`` to decode, and threads are faster.
-
-    Args:
-      config: the configuration.
-      source: from `build_source`; or its cache, `jaxdiff.train.read_cached`.
-      cache: False keeps no decoded images, and reads none kept.
-      part: (p, P), which of P parts of each batch this process reads (`jaxdiff.train.batch_part`).
-      text: what makes numbers of captions; None: the configuration's tokenizer.
-
-    Raises:
-      DataError: an image that cannot be decoded, where they are decoded now.
-    """
-    whole_pass = config.train.steps * config.train.batch_size >= len(source)
-    limit = config.data.decoded_mb * 10**6
-    chosen = jaxdiff.data.decode_once(source, limit=limit) if cache and whole_pass else source
-    text = config.tokenizer if text is None else text
-    return jaxdiff.data.Pipeline(
-        chosen,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        workers=config.data.workers if chosen is source and not isinstance(source, Encoded) else 0,
-        process_index=part[0],
-        process_count=part[1],
-        tokenizer=text,
-    )
-
-
-def batch_shapes(config: RunConfig, source: Source) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch of stored records over all devices, captions as a step is given them."""
-    specs: Specs = tokenised(config, source).spec
-    if config.data.cache_text:
-        specs = {**specs, TEXT: config.codec.spec[TEXT]}
-    return shapes(specs, config.train.batch_size)

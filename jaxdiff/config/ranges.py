@@ -19,6 +19,8 @@ _INT = 2**31 - 1  # what a device counts with
 RANGES: dict[str, tuple[float, float, bool]] = {
     "seed": (0, 2**32 - 1, True),
     "data.image_size": (1, 2**16, True),
+    "data.bucket_multiple": (1, 2**16, True),
+    "data.bucket_ratio": (1, 2**16, True),
     "data.channels": (1, 2**16, True),
     "data.workers": (0, 1024, True),
     "data.decoded_mb": (0, _INT, True),

@@ -49,6 +49,12 @@ class DataConfig:
     """Channels of the images; others are refused. None: as they are."""
     resize: bool = False
     """Crop and resize images of other sizes to image_size."""
+    buckets: bool = False
+    """Train on images of many aspect ratios: buckets of about image_size squared pixels, each batch of one bucket."""
+    bucket_multiple: int = 64
+    """Of buckets: the sides are multiples of it."""
+    bucket_ratio: float = 2.0
+    """Of buckets: the longer side over the shorter one is at most this."""
     skip_bad: bool = False
     """Leave out records that cannot be used, instead of refusing the set: all are read once before the first step."""
     classes: tuple[str, ...] | None = None

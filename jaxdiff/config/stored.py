@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxdiff.config.schema import RunConfig
-from jaxdiff.data.sources import DataError, Source, Subset, name_of
+from jaxdiff.data.sources import DataError, Source, name_of
+from jaxdiff.data.subset import Subset
 from jaxdiff.spec import Spec
 
 

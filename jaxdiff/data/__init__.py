@@ -7,11 +7,13 @@ that images are decoded in the first epoch only. What a network sees is made of 
 
 from typing import TYPE_CHECKING
 
-from jaxdiff.data.sources import DataError, Source, Subset, captions, fingerprint, num_classes, take
+from jaxdiff.data.sources import DataError, Source, captions, fingerprint, num_classes, take
+from jaxdiff.data.subset import Subset
 from jaxdiff.lazy import lazily
 
 if TYPE_CHECKING:
     from jaxdiff.data.arrays import ArraySource, from_arrays, open_digits, open_npz
+    from jaxdiff.data.buckets import bucket_sizes, in_buckets
     from jaxdiff.data.decoded import decode_once
     from jaxdiff.data.files import open_folder
     from jaxdiff.data.mnist_maps import MnistMaps, open_mnist_maps
@@ -29,6 +31,7 @@ __getattr__ = lazily(
     __name__,
     {
         **dict.fromkeys(("ArraySource", "from_arrays", "open_digits", "open_npz"), "arrays"),
+        **dict.fromkeys(("bucket_sizes", "in_buckets"), "buckets"),
         "decode_once": "decoded",
         "open_folder": "files",
         **dict.fromkeys(("MnistMaps", "open_mnist_maps"), "mnist_maps"),
@@ -59,12 +62,14 @@ __all__ = [
     "TwoDigits",
     "Words",
     "batches",
+    "bucket_sizes",
     "captions",
     "center_crop_nearest",
     "center_crop_resize",
     "decode_once",
     "fingerprint",
     "from_arrays",
+    "in_buckets",
     "num_classes",
     "open_cifar10",
     "open_digits",

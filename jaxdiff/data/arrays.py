@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from jaxdiff.data.expected import ANYTHING, Expected
 from jaxdiff.data.files import find_split, given_path
 from jaxdiff.data.labels import check_labels, label_spec
 from jaxdiff.data.maps import MAP, check_size, is_map
 from jaxdiff.data.npz import header_of, keys_of, read_array
-from jaxdiff.data.readers import ANYTHING, Expected, digested
+from jaxdiff.data.readers import digested
 from jaxdiff.data.sources import DataError, Records, digest, fitting, spread, texts_fitting
 from jaxdiff.data.transforms import center_crop_nearest, center_crop_resize
 from jaxdiff.spec import Spec, as_array

@@ -40,7 +40,6 @@ from jaxdiff.data.sources import (
     Records,
     Say,
     Source,
-    Subset,
     classes_of,
     fingerprint,
     name_of,
@@ -48,6 +47,7 @@ from jaxdiff.data.sources import (
     take,
     to_stderr,
 )
+from jaxdiff.data.subset import Subset
 
 _VERSION = 2  # of what the file holds; another one is another PLACE
 _CHUNK_BYTES = 2**20  # decoded at a time by each thread
@@ -99,7 +99,7 @@ def decode_once(
     if not getattr(source, "files", ()):
         return source
     kind = _kind(source)
-    if len(source) * kind.itemsize > limit:
+    if decoded_bytes(source) > limit:
         return source
     try:
         folder = cache_folder() if folder is None else Path(folder)
@@ -170,6 +170,11 @@ class Decoded:
             text = self._texts[start : start + size].tobytes().decode()
             found[row] = tuple(text.split("\0")) if self.spec["text"].shape else text
         return found
+
+
+def decoded_bytes(source: Source) -> int:
+    """What a source's records take when they are decoded, without their captions."""
+    return len(source) * _kind(source).itemsize
 
 
 def _kind(source: Source) -> np.dtype[Any]:

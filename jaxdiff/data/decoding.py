@@ -1,4 +1,4 @@
-"""Encoded images to pixels, by Pillow; what it says of damaged ones becomes one line."""
+"""Encoded images to pixels, or to their size alone, by Pillow; what it says of damaged ones becomes one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import struct
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from jaxdiff.data.sources import DataError, one_line
 
@@ -46,6 +46,33 @@ def decode(data: bytes | memoryview, where: str) -> NDArray[np.uint8]:
                 pixels = np.asarray(upright if upright.mode == mode else upright.convert(mode))
                 return pixels.reshape(upright.height, upright.width, -1)
     except DECODE_ERRORS as error:
-        why = re.sub(r" <[\w.]+ object at 0x[0-9a-f]+>", "", one_line(error))  # Pillow names the file, which is none
-        raise DataError(f"{where}: image is damaged or of an unknown kind ({why}); replace or remove it") from error
+        raise DataError(_damaged(error, where)) from error
     raise DataError(f"{where}: image has Pillow mode {found}, expected 8-bit grey, RGB or RGBA; convert the file")
+
+
+def size_of(file: io.BytesIO | io.BufferedReader, where: str) -> tuple[int, int]:
+    """(height, width) of an encoded image as `decode` gives it, by the head of its file.
+
+    An orientation that a PNG holds behind its pixels is not seen.
+
+    Raises:
+      DataError: with `where`, when the head is empty, damaged or of another kind.
+
+    >>> file = io.BytesIO()
+    >>> Image.new("RGB", (8, 6)).save(file, "PNG")
+    >>> size_of(file, "cat.png")
+    (6, 8)
+    """
+    try:
+        with Image.open(file) as picture:
+            # Of the base class: that of PNG decodes the pixels, to look for such data behind them.
+            exif = Image.Image.getexif(picture)
+            turned = exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return (picture.width, picture.height) if turned else (picture.height, picture.width)
+    except DECODE_ERRORS as error:
+        raise DataError(_damaged(error, where)) from error
+
+
+def _damaged(error: BaseException, where: str) -> str:
+    why = re.sub(r" <[\w.]+ object at 0x[0-9a-f]+>", "", one_line(error))  # Pillow names the file, which is none
+    return f"{where}: image is damaged or of an unknown kind ({why}); replace or remove it"

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxdiff.data.decoding import decode
+from jaxdiff.data.decoding import decode, size_of
+from jaxdiff.data.expected import ANYTHING, Expected
 from jaxdiff.data.maps import SUFFIX, maps_beside, read_map
 from jaxdiff.data.metadata import METADATA, FolderCaptions
-from jaxdiff.data.readers import ANYTHING, Expected, ImageSource
+from jaxdiff.data.readers import ImageSource
 from jaxdiff.data.sources import DataError, Say, digest, one_line, spread, to_stderr
 
 IMAGES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff", ".jp2"}
@@ -243,6 +244,13 @@ class FolderReader:
         except OSError as error:
             raise DataError(f"{self.where(index)}: cannot be read ({one_line(error)}); replace or remove it") from error
         return decode(data, self.where(index)), None if self._labels is None else int(self._labels[index])
+
+    def size(self, index: int, /) -> tuple[int, int]:
+        try:
+            with open(self._root / self._files[index], "rb") as file:
+                return size_of(file, self.where(index))
+        except OSError as error:
+            raise DataError(f"{self.where(index)}: cannot be read ({one_line(error)}); replace or remove it") from error
 
     def text(self, index: int, /) -> Any:
         return self._captions.text(self._files[index])

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxdiff.data.readers import Expected
+from jaxdiff.data.expected import Expected
 from jaxdiff.data.sources import DataError, as_text, one_line
 from jaxdiff.spec import Spec
 

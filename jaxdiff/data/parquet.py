@@ -9,6 +9,7 @@ images.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import threading
@@ -23,10 +24,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from jaxdiff.data.decoding import decode
+from jaxdiff.data.decoding import decode, size_of
+from jaxdiff.data.expected import ANYTHING, Expected
 from jaxdiff.data.files import find_split, given_path, missing_parts
 from jaxdiff.data.labels import check_labels
-from jaxdiff.data.readers import ANYTHING, Expected, ImageSource
+from jaxdiff.data.readers import ImageSource
 from jaxdiff.data.sources import DataError, digest, one_line
 from jaxdiff.spec import Spec
 
@@ -135,14 +137,19 @@ class ParquetReader:
         return int(self._first_of_group[-1])
 
     def read(self, index: int, /) -> tuple[NDArray[np.uint8], int | None]:
+        label = None if self._labels is None else int(self._labels[index])
+        return decode(memoryview(self._bytes(index)), self.where(index)), label
+
+    def size(self, index: int, /) -> tuple[int, int]:
+        return size_of(io.BytesIO(self._bytes(index)), self.where(index))
+
+    def _bytes(self, index: int) -> Any:
         value = self._value(index, self._columns)
         if not value.is_valid:
             raise DataError(
                 f"{self.where(index)}: image has no bytes, only a path perhaps; embed the images in the Parquet file"
             )
-        return decode(memoryview(value.as_buffer()), self.where(index)), None if self._labels is None else int(
-            self._labels[index]
-        )
+        return value.as_buffer()
 
     def text(self, index: int, /) -> Any:
         return self._value(index, self._texts).as_py()

@@ -1,30 +1,12 @@
 """From a source to batches: an endless stream in which every batch is a function of the seed and its own number.
 
-Let n be the number of records, B the global batch size and pi_e the permutation of epoch e, drawn from (seed, e). Then
-
-    stream[g] = record pi_e(g mod n),  e = g div n                    (1)
-    batch k   = stream[k B], ..., stream[k B + B - 1]                  (2)
-
-so every record is seen once in an epoch, none is dropped between epochs, and a batch may span two epochs (or many, when
-B > n). Nothing depends on what was read before: the position in the stream is the number k alone, and resuming, worker
-processes and the split of a batch over processes change nothing of what is seen. Process p of P reads rows p B/P ...
-(p+1) B/P - 1 of each batch. Of a record r with m captions, epoch e has the caption
-
-    h(seed, e, r) mod m                                                (3)
-
-with a hash h of 64 bits: each is drawn equally often, to within m / 2^64, and anew in every epoch. A tokenizer makes
-numbers of the captions where they are read, in the worker processes too.
-
-Grain (grain.MapDataset) does the prefetching in threads and worker processes. The permutation is NumPy's: Grain's own
-shuffle showed correlations between epochs (0.15 between two orders of 60,000 records), and its iterator states depend
-on the number of workers.
+Which records a batch has, by equations, is in `jaxdiff.data.stream`. Grain (grain.MapDataset) does the prefetching in
+threads and worker processes. The permutations are not Grain's, and its iterator states depend on the number of workers.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import multiprocessing
 import os
 import re
@@ -40,9 +22,10 @@ import grain
 import jax
 import numpy as np
 from absl import flags
-from numpy.typing import NDArray
 
+from jaxdiff.data.buckets import buckets_of
 from jaxdiff.data.sources import DataError, Records, Source, fingerprint, name_of, one_line, take
+from jaxdiff.data.stream import Stream
 from jaxdiff.data.tokenizers import Encoder, spec_of
 from jaxdiff.spec import Spec, Specs
 
@@ -53,70 +36,6 @@ _THREADS = 2
 _OF_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """A terminal and a scheduler send these to all processes of a group; it is the parent that answers them."""
 _READ_AHEAD = 4  # batches, for each reader
-
-
-@functools.lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, records: int) -> NDArray[np.int64]:
-    """pi_e of equation (1)."""
-    return np.random.default_rng([seed, epoch]).permutation(records)
-
-
-def _drawn(texts: NDArray[Any], seed: int, epochs: NDArray[np.int64], records: NDArray[np.int64]) -> NDArray[Any]:
-    """One caption of each record's, by (3)."""
-    drawn = np.empty_like(texts)
-    for row, (several, epoch, record) in enumerate(zip(texts, epochs, records, strict=True)):
-        hashed = hashlib.blake2b(f"{seed} {epoch} {record}".encode(), digest_size=8).digest()
-        drawn[row] = several[int.from_bytes(hashed, "little") % len(several)]
-    return drawn
-
-
-class _Stream:
-    """Batch k of equation (2), this process's rows of it."""
-
-    def __init__(
-        self,
-        source: Source,
-        batch_size: int,
-        rows: slice,
-        seed: int,
-        shuffle: bool,
-        drop_remainder: bool,
-        tokenizer: Encoder | None,
-    ) -> None:
-        self.source, self.batch_size, self.rows = source, batch_size, rows
-        self.seed, self.shuffle, self.drop_remainder = seed, shuffle, drop_remainder
-        self.tokenizer = tokenizer
-
-    def places(self, k: int) -> NDArray[np.int64]:
-        """The places g in the stream of batch k, of all processes."""
-        n, size = len(self.source), self.batch_size
-        if self.drop_remainder:
-            return np.arange(k * size, (k + 1) * size)
-        epoch, part = divmod(k, -(-n // size))
-        return epoch * n + np.arange(part * size, min(n, (part + 1) * size))
-
-    def records(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The records that stand at these places, by (1)."""
-        n = len(self.source)
-        epochs, within = np.divmod(places, n)
-        if not self.shuffle:
-            return within
-        chosen = np.empty_like(within)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            chosen[here] = _order(self.seed, int(epoch), n)[within[here]]
-        return chosen
-
-    def __call__(self, k: int) -> Batch:
-        places = self.places(int(k))[self.rows]
-        records = self.records(places)
-        batch = take(self.source, records)
-        for name, spec in self.source.spec.items():
-            if spec.is_text and spec.shape:
-                batch[name] = _drawn(batch[name], self.seed, places // len(self.source), records)
-            if spec.is_text and self.tokenizer is not None:
-                batch[name] = self.tokenizer.encode(batch[name].tolist())
-        return batch
 
 
 def _start_worker(worker: int, workers: int) -> None:
@@ -175,8 +94,9 @@ class Pipeline:
     raises its DataError and leaves the position where it was. Close it, or use it in a `with`.
 
     Args:
-      source: where records come from.
-      batch_size: B, of all processes together; may exceed the number of records, which then repeat within a batch.
+      source: where records come from; of one in buckets (`jaxdiff.data.in_buckets`) each batch has one bucket's alone.
+      batch_size: B, of all processes together; may exceed the number of records, in all or in a bucket, which then
+        repeat within a batch.
       seed: of the order, at least 0.
       shuffle: another order each epoch; False: the source's own, each epoch.
       workers: processes that read and decode; 0: threads of this process. The stream is the same. With workers, the
@@ -239,13 +159,15 @@ class Pipeline:
             raise DataError(
                 "drop_remainder=False makes batches that do not divide over several processes; leave it True"
             )
+        if not drop_remainder and len(buckets_of(source)) > 1:
+            raise DataError("drop_remainder=False is of sets without buckets: each has a remainder; leave it True")
         if len(source) == 0:
             raise DataError(f"{name_of(source)}: the set is empty, expected at least one record")
         local = batch_size // process_count
         rows = slice(process_index * local, (process_index + 1) * local)
         of_text = Spec((), "str") if tokenizer is None else spec_of(tokenizer)
         self.spec: Specs = {name: of_text if spec.is_text else spec for name, spec in source.spec.items()}
-        self._stream = _Stream(source, batch_size, rows, seed, shuffle, drop_remainder, tokenizer)
+        self._stream = Stream(source, batch_size, rows, seed, shuffle, drop_remainder, tokenizer)
         self._identity = {
             "seed": int(seed),
             "batch_size": int(batch_size),
@@ -303,7 +225,7 @@ class Pipeline:
         ...     pipeline.records(pipeline.earlier(pipeline.position, 1))
         [4, 5, 6, 7]
         """
-        return [int(record) for record in self._stream.records(self._stream.places(position["batches"]))]
+        return [int(record) for record in self._stream.records(position["batches"])[0]]
 
     def __iter__(self) -> Iterator[Batch]:
         return self

@@ -13,21 +13,22 @@ unless four channels are asked for. An image with colours in a set of one channe
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxdiff.data.expected import Expected
 from jaxdiff.data.labels import label_spec
 from jaxdiff.data.maps import MAP, check_size
 from jaxdiff.data.sources import DataError, Records, as_caption, spread
-from jaxdiff.data.transforms import center_crop_nearest, center_crop_resize
-from jaxdiff.spec import Spec, whole
+from jaxdiff.data.transforms import center_crop_nearest, center_crop_resize, cover_crop, cover_nearest
+from jaxdiff.spec import Spec
 
 _SMALL, _CAPTIONS = 10_000, 256  # records of a set that is small; captions that the fingerprint of a larger one reads
 _PROBED = 8  # records decoded when a source is opened: the first ones, and as many spread over all
@@ -61,6 +62,10 @@ class Reader(Protocol):
         """The image (H, W, C) and the label of one record; DataError where it is damaged."""
         ...
 
+    def size(self, index: int, /) -> tuple[int, int]:
+        """(H, W) of the image of one record, not decoded where its file tells; DataError where it is damaged."""
+        ...
+
     def text(self, index: int, /) -> Any:
         """The caption of one record as it is stored, or a list of them; None where it is missing. Not asked for where
         there are no captions."""
@@ -69,92 +74,6 @@ class Reader(Protocol):
     def where(self, index: int, /) -> str:
         """The file and row of a record, for messages."""
         ...
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What the caller needs of a source; None leaves it to the data.
-
-    Attributes:
-        image_size: side of the square images, pixels.
-        channels: of an image.
-        num_classes: labels must lie in [0, num_classes).
-        resize: bring images of another size to image_size by `center_crop_resize`, instead of refusing them.
-        skip_bad: take what most records are for what they should be, and let `without_bad` find the others.
-        conditions: names of the conditions to read; None: all there are.
-        text: name of what holds the captions; None: text, or else caption.
-    """
-
-    image_size: int | None = None
-    channels: int | None = None
-    num_classes: int | None = None
-    resize: bool = False
-    skip_bad: bool = False
-    conditions: Sequence[str] | None = None
-    text: str | None = None
-
-    def __post_init__(self) -> None:
-        for option in ("image_size", "channels", "num_classes"):
-            value = getattr(self, option)
-            if value is not None:
-                try:
-                    whole(option, value)
-                except ValueError as error:
-                    raise DataError(str(error)) from error
-        if self.resize and self.image_size is None:
-            raise DataError("resize needs image_size: the side to bring the images to")
-
-    @property
-    def labelled(self) -> bool:
-        """Whether labels are read, where there are any."""
-        return self.conditions is None or "label" in self.conditions
-
-    @property
-    def mapped(self) -> bool:
-        """Whether maps are read, where there are any."""
-        return self.conditions is None or MAP in self.conditions
-
-    @property
-    def captions(self) -> tuple[str, ...]:
-        """The names that captions may have, the first that is there counts; none where they are not read."""
-        if self.conditions is not None and "text" not in self.conditions:
-            return ()
-        return ("text", "caption") if self.text is None else (self.text,)
-
-    def listed(self, first: str, label: str = "label") -> str:
-        """What is expected, for messages.
-
-        Args:
-          first: what the images are.
-          label: what the labels are.
-
-        >>> Expected(conditions=["text"]).listed("a column image"), Expected(conditions=[]).listed("a column image")
-        ('a column image and text', 'a column image')
-        """
-        others = [label] * self.labelled + list(self.captions[:1])
-        return ", ".join([first, *others[:-1]]) + "".join(f" and {name}" for name in others[-1:])
-
-    def caption_name(self, names: Sequence[str], where: str, what: str) -> str | None:
-        """Which of some names is that of the captions; None: none is, and none was asked for.
-
-        Args:
-          names: of what the storage holds.
-          where: the file, for messages.
-          what: is named: a column, a field, ...
-
-        Raises:
-          DataError: it was asked for by its name.
-        """
-        found = next((name for name in self.captions if name in names), None)
-        if found is None and self.captions and self.text is not None:
-            raise DataError(
-                f"{where}: no {what} {self.text}; it has {', '.join(names) or 'none'}; set text (data.text) to the one "
-                "of the captions"
-            )
-        return found
-
-
-ANYTHING = Expected()
 
 
 class ImageSource:
@@ -170,6 +89,8 @@ class ImageSource:
 
     def __init__(self, reader: Reader, expected: Expected) -> None:
         self._reader, self._expected = reader, expected
+        self._target = None if expected.image_size is None else (expected.image_size, expected.image_size)
+        self._covers = False  # by `cover_crop`; else to a square, as ADM
         self.name, self.classes = reader.name, reader.classes
         self.files: Sequence[Path] = getattr(reader, "files", ())
         self.lost: Sequence[str] = getattr(reader, "lost", ())  # whole files that cannot be read, and why
@@ -218,6 +139,29 @@ class ImageSource:
         if "text" in self.spec:
             found["text"] = self.texts(indices)
         return {name: found[name] for name in self.spec}
+
+    def sizes(self, indices: NDArray[np.int64], /) -> NDArray[np.int32]:
+        """(H, W) of the images of several records as they are stored, ``(B, 2)``; no image is decoded where its file
+        tells."""
+        found = [self._reader.size(index) for index in self._numbers(indices)]
+        return np.array(found, np.int32).reshape(-1, 2)
+
+    def at(self, height: int, width: int) -> ImageSource:
+        """The same records, with images cropped and resized to another size by `cover_crop`.
+
+        Raises:
+          DataError: the source was opened without ``resize``.
+        """
+        if not self._expected.resize:
+            raise DataError(f"{self.name}: opened for one size of images; set resize (data.resize) to have others")
+        other = copy.copy(self)
+        other._target, other._shape, other._covers = (height, width), (height, width, self._channels), True
+        other.spec = {**self.spec, "x": Spec(other._shape, "uint8", 0, 255)}
+        if MAP in self.spec:
+            other.spec[MAP] = Spec((height, width), "uint8", 0, 255)
+        whole = f"{self.fingerprint} {height}x{width}"
+        other.fingerprint = hashlib.blake2b(whole.encode(), digest_size=12).hexdigest()
+        return other
 
     def texts(self, indices: NDArray[np.int64], /) -> NDArray[Any]:
         """The captions of several records; no image is decoded."""
@@ -293,13 +237,13 @@ class ImageSource:
 
     def _size(self, image: Pixels, index: int) -> tuple[int, int]:
         """The size at which an image is given; refused where it differs from the one that was asked for."""
-        size, (height, width) = self._expected.image_size, image.shape[:2]
-        if size is None:
+        target, (height, width) = self._target, image.shape[:2]
+        if target is None:
             return height, width
-        if self._expected.resize or (height, width) == (size, size):
-            return size, size
+        if self._expected.resize or (height, width) == target:
+            return target
         raise DataError(
-            f"{self._reader.where(index)}: image is {height}x{width}, expected {size}x{size}; "
+            f"{self._reader.where(index)}: image is {height}x{width}, expected {target[0]}x{target[1]}; "
             "set resize (data.resize) to crop and resize, or leave image_size out"
         )
 
@@ -316,7 +260,7 @@ class ImageSource:
         image = with_channels(image, self._channels)
         height, width = self._size(image, index)
         if image.shape[:2] != (height, width):
-            return center_crop_resize(image, height)
+            return cover_crop(image, height, width) if self._covers else center_crop_resize(image, height)
         if image.shape != self._shape:
             raise DataError(
                 f"{self._reader.where(index)}: image is {_shape(found)}, the set's others are {_shape(self._shape)}; "
@@ -328,7 +272,9 @@ class ImageSource:
         """The map of an image that fits the set, brought to its size."""
         ids: NDArray[np.uint8] = self._reader.map(index)  # type: ignore[attr-defined]
         check_size(ids.shape, image.shape, self._reader.where(index))
-        return ids if ids.shape == self._shape[:2] else center_crop_nearest(ids, self._shape[0])
+        if ids.shape == self._shape[:2]:
+            return ids
+        return cover_nearest(ids, *self._shape[:2]) if self._covers else center_crop_nearest(ids, self._shape[0])
 
     def _label(self, label: int | None, index: int) -> int:
         count = int(self.spec["label"].high or 0) + 1

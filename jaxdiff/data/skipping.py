@@ -11,19 +11,15 @@ Reading all takes as long as an epoch of decoding. Its result is kept in the use
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from typing import Any
 
-from jaxdiff.data.decoded import cache_folder, hashes, locked, remove
-from jaxdiff.data.sources import DataError, Say, Source, Subset, name_of, one_line, take, to_stderr
+from jaxdiff.data.kept import kept, of_all
+from jaxdiff.data.sources import DataError, Say, Source, name_of, take, to_stderr
+from jaxdiff.data.subset import Subset
 
 _SHOWN = 5
-_CHUNK = 256  # records that one thread reads in a row
 
 
 def verify(source: Source, limit: int = 10) -> None:
@@ -67,6 +63,7 @@ def without_bad(
       DataError: none can be used.
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> from PIL import Image
     >>> from jaxdiff.data import open_folder
     >>> with tempfile.TemporaryDirectory() as data:
@@ -77,8 +74,7 @@ def without_bad(
     2
     """
     lost: list[str] = getattr(source, "lost", [])
-    has_files = bool(getattr(source, "files", ()))
-    bad = _kept(source, folder, say) if keep and has_files else _read_all(source, say)
+    bad = _found(source, folder, say) if keep else _read_all(source, say)
     if len(bad) == len(source):
         raise DataError(f"{name_of(source)}: none of its {len(source)} records can be used")
     if bad or lost:
@@ -93,37 +89,19 @@ def without_bad(
     return Subset(source, [index for index in range(len(source)) if index not in bad]) if bad else source
 
 
-def _kept(source: Source, folder: str | os.PathLike[str] | None, say: Say) -> dict[int, str]:
+def _found(source: Source, folder: str | os.PathLike[str] | None, say: Say) -> dict[int, str]:
     """The bad records as found before, or now."""
-    try:
-        folder = cache_folder() if folder is None else Path(folder)
-        place, state = hashes(source)
-        name = re.sub(r"\W+", "_", Path(name_of(source)).name)[:50]
-        file = folder / f"{name}-{place}-{state}.bad.json"
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"{name}-{place}.lock", "w") as lock:
-            locked(lock, name_of(source), say)
-            with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # not there, or not whole
-                return {int(index): str(why) for index, why in json.loads(file.read_text(encoding="utf-8")).items()}
-            bad = _read_all(source, say)
-            partial = file.with_suffix(".partial")
-            partial.write_text(json.dumps(bad), encoding="utf-8")
-            partial.replace(file)
-            remove(old for old in folder.glob(f"{name}-{place}-*.bad.json") if old != file)  # of other states
-            return bad
-    except OSError as error:
-        say(f"{name_of(source)}: which records are bad cannot be kept in {folder} ({one_line(error)})")
-        return _read_all(source, say)
+
+    def read(held: Any) -> dict[int, str]:
+        return {int(index): str(why) for index, why in held.items()}
+
+    options: dict[str, Any] = {"what": "which records are bad", "folder": folder, "say": say}
+    return kept(source, "bad", lambda: _read_all(source, say), read, **options)
 
 
 def _read_all(source: Source, say: Say) -> dict[int, str]:
     say(f"{name_of(source)}: reading all {len(source):,} records once, to leave out bad ones")
-
-    def part(start: int) -> list[tuple[int, str]]:
-        return list(_bad(source, range(start, min(start + _CHUNK, len(source)))))
-
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # Pillow lets others run meanwhile
-        return {index: why for found in pool.map(part, range(0, len(source), _CHUNK)) for index, why in found}
+    return dict(of_all(source, lambda records: list(_bad(source, records))))
 
 
 def _bad(source: Source, indices: range) -> Iterator[tuple[int, str]]:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdiff.data.decoding import DECODE_ERRORS
-from jaxdiff.data.readers import Expected, ImageSource
+from jaxdiff.data.expected import Expected
+from jaxdiff.data.readers import ImageSource
 from jaxdiff.data.sources import DataError, digest, one_line
 from jaxdiff.spec import Spec
 
@@ -49,6 +50,10 @@ class TFDSReader:
     def read(self, index: int, /) -> tuple[NDArray[np.uint8], int | None]:
         example = self._example(self._data, index)
         return np.asarray(example[self._image]), None if self._label is None else int(example[self._label])
+
+    def size(self, index: int, /) -> tuple[int, int]:
+        height, width = self.read(index)[0].shape[:2]
+        return height, width
 
     def text(self, index: int, /) -> Any:
         assert self._captions is not None, "asked for where there are captions"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import os
 import re
 import tarfile
@@ -26,11 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxdiff.data.decoded import cache_folder, locked, remove
-from jaxdiff.data.decoding import decode
+from jaxdiff.data.decoding import decode, size_of
+from jaxdiff.data.expected import Expected
 from jaxdiff.data.files import IMAGES, find_split, given_path, missing_parts, natural, split_of
 from jaxdiff.data.labels import check_labels
 from jaxdiff.data.metadata import caption_file, json_object
-from jaxdiff.data.readers import Expected, ImageSource
+from jaxdiff.data.readers import ImageSource
 from jaxdiff.data.sources import DataError, Say, digest, one_line, spread, to_stderr
 from jaxdiff.spec import Spec
 
@@ -145,6 +147,9 @@ class TarReader:
     def read(self, index: int, /) -> tuple[NDArray[np.uint8], int | None]:
         label = None if self._labels is None else int(self._labels[index])
         return decode(self._bytes(index, "image"), self.where(index)), label
+
+    def size(self, index: int, /) -> tuple[int, int]:
+        return size_of(io.BytesIO(self._bytes(index, "image")), self.where(index))
 
     def text(self, index: int, /) -> Any:
         row, asked = self._rows[index], self._expected.text is not None

@@ -24,11 +24,12 @@ from jaxdiff.codecs.base import Codec
 from jaxdiff.codecs.recipe import Find, Read, built, noted, resolved
 from jaxdiff.codecs.text import BesideData
 from jaxdiff.data.added_words import WithWords
+from jaxdiff.data.buckets import SIZES
 from jaxdiff.data.sources import Source
 from jaxdiff.data.text import TEXT
 from jaxdiff.data.tokenizers import TokenizerFile
 from jaxdiff.pretrained.kinds import join_of
-from jaxdiff.pretrained.told_sizes import NAMES, told_sizes
+from jaxdiff.pretrained.told_sizes import NAMES, told_of, told_sizes
 from jaxdiff.record import field, record
 from jaxdiff.spec import Condition, Spec, Specs
 
@@ -239,8 +240,10 @@ class PublishedTextAndData(BesideData):
         return _states(self.recipe, self.params, jnp.asarray(ids))
 
     def encode(self, record: Mapping[str, Any], key: Array | None = None) -> dict[str, Any]:
-        """As of other text, and the sizes."""
-        batch = super().encode(record, key)
+        """As of other text, and the sizes: each record's own, where it has some (`jaxdiff.data.buckets.SIZES`)."""
+        batch = super().encode({name: value for name, value in record.items() if name != SIZES}, key)
+        if SIZES in record:
+            return {**batch, **told_of(self.recipe.sizes, record[SIZES], scored=self.recipe.scored)}
         for name, numbers in _sizes(self.recipe).items():
             batch[name] = jnp.broadcast_to(jnp.asarray(numbers)[None], (len(batch["x"]), len(numbers)))
         return batch

@@ -20,6 +20,7 @@ from jaxdiff.autoencoding.objective import CRITIC
 from jaxdiff.codecs import save_png
 from jaxdiff.config.build import OWN
 from jaxdiff.config.folder import CHECKPOINTS, EXAMPLES, LAST_SAVED, SAMPLES
+from jaxdiff.data.buckets import buckets_of
 from jaxdiff.data.sources import DataError, Source, spread, take
 from jaxdiff.data.sources import texts as stored_texts
 from jaxdiff.data.text import TEXT, first_of
@@ -147,6 +148,7 @@ def fit(
         "trained": (lambda params: partition(params, frozen_part)[0]) if frozen_part else (lambda params: params),
     }
     examples = _examples(config, data, given.codec)
+    stored = cfg.with_buckets(config, data, cache=cache)
 
     is_autoencoder = isinstance(config, cfg.AutoencoderConfig)
     make: Any = AutoencoderRun.of if is_autoencoder else functools.partial(Run.of, codec=given.codec)
@@ -169,7 +171,12 @@ def fit(
             max_skipped=config.train.max_skipped,
             template=template,
         )
-        jax.eval_shape(step_fn, template, cfg.batch_shapes(config, data), given)
+        codec = given.codec
+        given = given._replace(codec=cfg.codec_of_buckets(codec, stored))
+        for bucket in buckets_of(stored):
+            sides = "x".join(map(str, bucket.spec["x"].shape[:2]))
+            with cfg.as_config_error("network" if bucket is stored else f"data.buckets: pictures of {sides}"):
+                jax.eval_shape(step_fn, template, cfg.batch_shapes(config, bucket), given)
     run_of(template, 0).check()
     folder, weights, parts = cfg.check_folder(config), None, begun_as(config)
     if init_from is None and parts:
@@ -181,6 +188,8 @@ def fit(
         parameters = sum(leaf.size for leaf in jax.tree.leaves(template.params))
         where = f"{mesh.size} device(s)" + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else "")
         print(f"{config.name}: {parameters:,} parameters, {len(data):,} records, {where}, in {folder}")
+        for line in cfg.buckets_said(stored, config.train.batch_size):
+            print(line)
         for line in [*cfg.doubts(config), *cfg.captions_said(config, data)]:
             print(f"WARNING: {line}", file=sys.stderr, flush=True)
     if dry_run:
@@ -189,10 +198,10 @@ def fit(
         return run_of(template, 0)
 
     if cache and config.data.cache_latents:
-        data = training.read_cached(config, data, given.codec, mesh)
-    text = training.read_text(config, data, given.codec, mesh) if config.data.cache_text else None
+        stored = training.read_cached(config, stored, codec, mesh)
+    text = training.read_text(config, data, codec, mesh) if config.data.cache_text else None
     with (
-        cfg.build_pipeline(config, data, cache=cache, part=part, text=text) as pipeline,
+        cfg.build_pipeline(config, stored, cache=cache, part=part, text=text) as pipeline,
         cfg.claim_folder(config, active=lead),
         training.Checkpoints(
             folder / CHECKPOINTS,

@@ -27,6 +27,7 @@ from jaxdiff.config import (
 )
 from jaxdiff.config.folder import CONFIG, NETWORK, find_run, first_average, read_frozen_config
 from jaxdiff.config.schema import Kind
+from jaxdiff.data.buckets import Bucketed, buckets_of
 from jaxdiff.data.encoded import cache_name, encode_once
 from jaxdiff.data.kept_text import Captions, KeptText
 from jaxdiff.data.sources import Source, captions
@@ -165,25 +166,37 @@ def read_cached(config: RunConfig, source: Source, codec: Codec, mesh: Mesh) -> 
     Raises:
         ConfigError, DataError: see `jaxdiff.codecs.recipe.Cacheable` and `encode_once`.
     """
+
+    def of(codec: Any, bucket: Source) -> Any:
+        x: Any = bucket.spec["x"]
+        return codec if bucket is source else codec.sized(jax.ShapeDtypeStruct((1, *x.shape), x.dtype))
+
+    def spec_of(bucket: Source) -> Mapping[str, Any]:
+        return of(codec, bucket).cached_spec(bucket.spec) if hasattr(codec, "cached_spec") else {}
+
     with as_config_error("codec"):
-        spec = codec.cached_spec(source.spec) if hasattr(codec, "cached_spec") else {}
-    if not spec:
-        return source
+        if not any(map(spec_of, buckets_of(source))):
+            return source
     processes = jax.process_count()
     if processes > 1:
         mesh = make_mesh(devices=jax.local_devices())
         codec = read_codec(config, mesh)[1]
     over, batch = batch_sharding(mesh), ENCODED_AT_ONCE * mesh.size
     precompute = jax.jit(lambda codec, record: codec.precompute(record), in_shardings=(None, over), out_shardings=over)
-    made = encode_once(
-        source,
-        lambda record: precompute(codec, {name: record[name] for name in spec}),
-        spec,
-        name=as_lead(cache_name(source, config.codec.key)),
-        batch=batch,
-        folder=config.data.cache_folder,
-        part=(jax.process_index(), processes),
-    )
+
+    def encoded(bucket: Source) -> Source:
+        mine, spec = of(codec, bucket), spec_of(bucket)
+        return encode_once(
+            bucket,
+            lambda record: precompute(mine, {name: record[name] for name in spec}),
+            spec,
+            name=as_lead(cache_name(bucket, config.codec.key)),
+            batch=batch,
+            folder=config.data.cache_folder,
+            part=(jax.process_index(), processes),
+        )
+
+    made = source.mapped(encoded) if isinstance(source, Bucketed) else encoded(source)
     meet("encoded")
     return made
 

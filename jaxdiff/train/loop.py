@@ -14,6 +14,8 @@ What it takes care of, so that `train.py` reads as a story:
   (`jaxdiff.train.stopping`).
 - Bad steps are skipped within the step (`jaxdiff.train.guard`). Too many in a row end the run, with the state from
   before them saved and their records named; a parameter that is not finite ends it before it can reach a checkpoint.
+- A step is compiled once for each shape of its batches: once, or once for each bucket of sizes that the data have, when
+  the first batch of it comes.
 - With `steps_per_call` the devices take several steps at a call. Logging, checkpoints and callbacks come after the same
   steps as ever: before one that is due, the rest is taken by single steps. A signal is answered after the call.
 """
@@ -133,7 +135,8 @@ def train_loop(
     record: dict[str, Any] = {}
     row = SkippedRow(max_skipped)
     throughput = Throughput()
-    compiled: dict[int, Callable[..., Any]] = {}
+    compiled: dict[tuple[int, tuple[int, ...]], Callable[..., Any]] = {}  # of steps at a call, and the shape of x
+    flops: dict[tuple[int, ...], float] = {}  # of a step, by the shape of x
 
     def steps_of_call(step: int) -> int:
         last = step + steps_per_call - 1
@@ -202,30 +205,33 @@ def train_loop(
                 begun = time.perf_counter()
                 batch = batches.take(count)
                 throughput.waited += time.perf_counter() - begun
-                if count not in compiled:
+                shape = batch[0]["x"].shape
+                if (count, shape) not in compiled:
                     jax.block_until_ready(pending)
                     throughput.pause()
                     # In threads, so that signals are answered meanwhile: Python runs handlers in the main thread only,
                     # between two of its bytecodes.
                     making = compiler.submit(_compile, step_fn, state, batch, given, progress)
                     if not compiled:
-                        counting = compiler.submit(_count, step_fn, state, batch[0], given, placed)
                         throughput = Throughput()
-                        throughput.step_flops, throughput.peak = counting.result()
-                    compiled[count] = making.result()
+                        throughput.peak = peak_of(list(placed.mesh.devices.flat))
+                    if shape not in flops:
+                        counting = compiler.submit(_count, step_fn, state, batch[0], given, throughput.peak)
+                        flops[shape] = counting.result()
+                    compiled[count, shape] = making.result()
                     throughput.run()
                 if step + count < steps:
                     batches.begin(steps_of_call(step + count))
                 if step == start:  # until here a signal ends the process: there is nothing to save yet
                     answered.enter_context(stop)
                 trace.before(step, step + count, pending)
-                state, metrics = compiled[count](state, batch, given)
+                state, metrics = compiled[count, shape](state, batch, given)
                 pending.append((count, metrics))
                 if len(pending) > ahead:
                     pending[-1 - ahead][1]["loss"].block_until_ready()
             step += count
-            throughput.steps += count
-            throughput.images += count * batch[0]["x"].shape[0]
+            throughput.flops += count * flops[shape]
+            throughput.images += count * shape[0]
             progress.advance(step)
             trace.after(step, metrics)
 
@@ -271,10 +277,9 @@ def _compile(
     return made
 
 
-def _count(step_fn: Any, state: TrainState, batch: Any, given: Given, placed: NamedSharding) -> tuple[float, float]:
-    """FLOPs of a step, and of the devices a second. Tracing again takes seconds: only where the rate is known."""
-    peak = peak_of(list(placed.mesh.devices.flat))
-    return (math.nan if math.isnan(peak) else step_flops(step_fn, state, batch, given)), peak
+def _count(step_fn: Any, state: TrainState, batch: Any, given: Given, peak: float) -> float:
+    """FLOPs of a step. Tracing again takes seconds: only where those of the devices a second are known."""
+    return math.nan if math.isnan(peak) else step_flops(step_fn, state, batch, given)
 
 
 def _by_step(calls: Sequence[tuple[int, Mapping[str, Any]]]) -> list[Mapping[str, Any]]:

@@ -16,20 +16,20 @@ class Throughput:
     """Time spent training: with waiting for data, without compilation, callbacks and checkpoints.
 
     Attributes:
-        images, steps: trained so far. Count them here.
+        images: trained so far. Count them here.
         waited: seconds spent waiting for batches. Add to it.
         blocked: seconds in which saving held up the loop, no part of the time spent training. Add to it.
-        step_flops: of a step, over all devices; NaN where unknown.
+        flops: of the steps trained so far, over all devices; NaN where unknown. Count them here.
         peak: FLOP/s of the devices together; NaN where unknown.
     """
 
     def __init__(self) -> None:
-        self.images = self.steps = 0
-        self.waited = self.blocked = 0.0
-        self.step_flops = self.peak = math.nan
+        self.images = 0
+        self.waited = self.blocked = self.flops = 0.0
+        self.peak = math.nan
         self._seconds = 0.0
         self._since: float | None = None
-        self._reported = (0, 0, 0.0, 0.0, 0.0)
+        self._reported = (0, 0.0, 0.0, 0.0, 0.0)
 
     def run(self) -> None:
         """Goes on, unless it does."""
@@ -45,13 +45,13 @@ class Throughput:
     def rates(self) -> dict[str, float]:
         """What a record of metrics says of the time since the last one. NaN: unknown."""
         self.pause()
-        images, steps, seconds, waited, blocked = self._reported
-        self._reported = (self.images, self.steps, self._seconds, self.waited, self.blocked)
+        images, flops, seconds, waited, blocked = self._reported
+        self._reported = (self.images, self.flops, self._seconds, self.waited, self.blocked)
         spent = max(self._seconds - seconds, 1e-9)
         memory = device_memory()
         return {
             "images_per_second": (self.images - images) / spent,
-            "mfu": (self.steps - steps) * self.step_flops / (spent * self.peak),
+            "mfu": (self.flops - flops) / (spent * self.peak),
             "input_wait": (self.waited - waited) / spent,
             "save_blocked": self.blocked - blocked,
             "device_memory": math.nan if memory is None else float(memory),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdiff.codecs.latents import tiled
+from jaxdiff.codecs.tiles import tiled
 
 
 def convolutions(z: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxdiff.config.build import build_pipeline
+from jaxdiff.config.batches import build_pipeline
 from jaxdiff.data import Pipeline, Source, Subset, decoded, from_arrays, open_folder, open_npz, open_parquet
 from jaxdiff.data.decoded import Decoded, decode_once
 from jaxdiff.data.points import open_points
