@@ -8,7 +8,6 @@ pictures = model.sample(0, 4, {"text": "a red heart"}, guide="cfg:7.5", strict=T
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -29,7 +28,6 @@ from jaxdiff.launch.errors import ConfigError, as_config_error, refuse_unknown_o
 from jaxdiff.model import Model
 from jaxdiff.networks.control import PICTURE, Controlled
 from jaxdiff.plan import encoded, mask_of
-from jaxdiff.pretrained import schedulers
 from jaxdiff.pretrained.adapters.embeddings import Embeddings, load_embeddings, with_rows
 from jaxdiff.pretrained.adapters.lora import Lora, load_lora, merged
 from jaxdiff.pretrained.control import told
@@ -37,7 +35,7 @@ from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.layouts.families import Loaded
 from jaxdiff.pretrained.origin import Origin
 from jaxdiff.pretrained.schedulers.processes import FlowTimes
-from jaxdiff.pretrained.schedulers.strict import draw_strictly
+from jaxdiff.pretrained.strict_steps import strict_options
 from jaxdiff.pretrained.told_sizes import is_scored, told_sizes
 from jaxdiff.process import Process
 from jaxdiff.spec import Spec, whole
@@ -182,7 +180,9 @@ class Pretrained:
             if "masked" in model.conditions and not {"mask", "masked"} <= given.keys():
                 raise ValueError("this model draws a part of a picture anew: give image=... and mask=...")
             if strict:
-                options |= self._strictly(model, options, eta)
+                fields = Fields(self.scheduler, str(self.origin.folder / SCHEDULER / "scheduler_config.json"))
+                asked = {"eta": eta, "tokens": tokens_of(model), "even": self.even}
+                options = strict_options(model, fields, self.origin.kind, n, options, guided=bool(given), **asked)
             return model.sample(key, n, given or None, negative=negative, **options)
 
     def save(self, path: str | os.PathLike[str], record: Mapping[str, Any], columns: int | None = None) -> None:
@@ -289,17 +289,6 @@ class Pretrained:
         branches, parts = with_rows(prompts.branches if prompts else (), self.parts, embeddings)
         encoders[TEXT] = dataclasses.replace(prompts, branches=branches)
         return dataclasses.replace(self, model=dataclasses.replace(self.model, encoders=encoders), parts=parts)
-
-    def _strictly(self, model: Model, options: dict[str, Any], eta: float) -> dict[str, Any]:
-        if options.get("image") is not None:
-            raise ValueError("strict steps begin with noise alone: leave image out, or strict")
-        if taken := [name for name in ("sampler", "grid", "ts", "cache") if options.get(name) is not None]:
-            raise ValueError(f"strict steps are those of the model's scheduler: leave {taken[0]} out")
-        steps = options.pop("steps", None)
-        steps = model.defaults.steps if steps is None else steps
-        fields = Fields(self.scheduler, str(self.origin.folder / SCHEDULER / "scheduler_config.json"))
-        table = schedulers.table(fields, steps, eta=eta, tokens=tokens_of(model), even=self.even)
-        return {"steps": None, "program": functools.partial(draw_strictly, table)}
 
     def _changed(self, size: tuple[int, int] | None, clip_skip: int, prompt_weights: bool) -> Model:
         """The model for pictures of a size, with what is asked of its text encoder."""

@@ -17,9 +17,10 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from jaxdiff.guidance import CFG
+from jaxdiff.inverse import Known
 from jaxdiff.networks.placement import samples_over
 from jaxdiff.plan import Plan, gathered, split_over
-from jaxdiff.pretrained.schedulers.steps import StepTable, follow
+from jaxdiff.pretrained.schedulers.steps import Picture, StepTable, follow
 
 
 @functools.partial(jax.jit, static_argnames=("decode", "keep", "sharding"))
@@ -36,7 +37,8 @@ def draw_strictly(
 
     Args:
       table: the scheduler's.
-      plan: of B samples. Its x, where it has one, is at the scheduler's own scale: ``table.start`` times noise.
+      plan: of B samples. Its x, where it has one, is at the scheduler's own scale: ``table.start`` times noise. A
+        `Known` of its guidance is the picture that is begun with or kept.
       keys: ``(B,)``.
       decode: give the stored record, else x0; static.
       keep: must be None; static.
@@ -48,10 +50,10 @@ def draw_strictly(
     if keep is not None:
         raise ValueError("strict steps keep nothing on their way: leave keep out")
     guides = [element for element in plan.guide if isinstance(element, CFG)]
-    if len(guides) != len(plan.guide) or len(guides) > 1:
+    known = [element for element in plan.guide if isinstance(element, Known)]
+    if len(guides) + len(known) != len(plan.guide) or len(guides) > 1:
         raise ValueError("strict steps follow cfg alone: leave other guidance out")
     plan, keys = split_over(plan, keys, sharding)
-    guides = [element for element in plan.guide if isinstance(element, CFG)]  # of the split plan
     weight = guides[0].weight if guides else None
 
     def answer(x: Array, told: Array, cond: Any) -> Array:
@@ -71,8 +73,11 @@ def draw_strictly(
         return draw(keys)
 
     with contextlib.nullcontext() if sharding is None else samples_over(sharding):
-        first = table.start * noise(jnp.array(-1)) if plan.x is None else plan.x
-        x0 = follow(table, network, first, noise)
+        drawn = noise(jnp.array(-1))
+        picture = Picture(known[0].x0, drawn, known[0].mask) if known else None
+        first = table.begin[1] * drawn if plan.x is None else plan.x
+        first = first if picture is None else first + table.begin[0] * picture.x0
+        x0 = follow(table, network, first, noise, picture)
         finite = jnp.isfinite(x0.reshape(x0.shape[0], -1)).all(axis=1)
-        drawn = (plan.finish(x0) if decode else x0), (), finite
-    return gathered(drawn, sharding)
+        found = (plan.finish(x0) if decode else x0), (), finite
+    return gathered(found, sharding)
