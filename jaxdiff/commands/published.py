@@ -16,7 +16,9 @@ from jaxdiff.pretrained import Pretrained
 from jaxdiff.runs.reading import load_published
 from jaxdiff.runs.run import Run
 
-CALL = ("prompt_weights", "size", "strict", "clip_skip", "control_scale")
+OF_CONTROL = ("control_scale", "control_start", "control_end", "guess_mode")
+"""Options of a ControlNet's picture."""
+CALL = ("prompt_weights", "size", "strict", "clip_skip", *OF_CONTROL)
 """Options that a published model's `sample` has and a run's has not, by the same names."""
 PUBLISHED = (*CALL, "control", "controlnet", "lora", "tokenizer")
 """Options of published models alone."""
@@ -41,8 +43,8 @@ def load_model(options: Options, path: Path, mesh: Mesh) -> Pretrained:
     """
     if taken := list(given(options, OF_RUNS)):
         raise ConfigError(f"--{taken[0]} is of runs, and {path} is a published model: leave it out")
-    if options.control is None and options.control_scale is not None:
-        raise ConfigError("--control_scale is of the picture in --control: give it too")
+    if options.control is None and (said := list(given(options, OF_CONTROL))):
+        raise ConfigError(f"--{said[0]} is of the picture in --control: give it too")
     loaded = {} if options.tokenizer is None else {"tokenizer": options.tokenizer}
     model = load_published(path, mesh=mesh, dtype=options.dtype or "float32", control=options.controlnet, **loaded)
     if options.control is not None and PICTURE not in model.model.conditions:

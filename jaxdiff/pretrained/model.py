@@ -30,7 +30,7 @@ from jaxdiff.networks.control import PICTURE, Controlled
 from jaxdiff.plan import encoded, mask_of
 from jaxdiff.pretrained.adapters.embeddings import Embeddings, load_embeddings, with_rows
 from jaxdiff.pretrained.adapters.lora import Lora, load_lora, merged
-from jaxdiff.pretrained.control import told
+from jaxdiff.pretrained.control import shares, told, told_times
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.layouts.families import Loaded
 from jaxdiff.pretrained.origin import Origin
@@ -121,6 +121,9 @@ class Pretrained:
         prompt_weights: bool = False,
         control: Any = None,
         control_scale: Any = None,
+        control_start: Any = None,
+        control_end: Any = None,
+        guess_mode: bool = False,
         **options: Any,
     ) -> Any:
         """Draws samples: arguments and result as `jaxdiff.model.Model.sample`, and
@@ -140,6 +143,10 @@ class Pretrained:
           control: of a model with a ControlNet, pictures of the samples' size, ``(H, W, C)`` or ``(n, H, W, C)`` uint8
             or their paths; of several ControlNets a dict by their names. None: they count for nothing.
           control_scale: how far they count; None: 1.
+          control_start, control_end: from when to when they count, shares of the way from noise to data
+            (`jaxdiff.pretrained.control`); None: 0 and 1. Of several ControlNets these three may be dicts too.
+          guess_mode: with guidance the ControlNet is of the conditional side alone, and its first residuals count less:
+            for a picture without a text.
 
         Raises:
           ConfigError: an argument that is out of range, or that this model cannot follow.
@@ -152,7 +159,7 @@ class Pretrained:
                 raise ValueError(f"steps is {steps}, expected at most {_MOST_STEPS}")
             if not isinstance(eta, int | float) or not 0 <= eta <= 1:
                 raise ValueError(f"eta is {eta!r}, expected a number from 0 to 1")
-            for name, flag in (("strict", strict), ("prompt_weights", prompt_weights)):
+            for name, flag in (("strict", strict), ("prompt_weights", prompt_weights), ("guess_mode", guess_mode)):
                 if not isinstance(flag, bool):
                     raise ValueError(f"{name} is {flag!r}, expected True or False")
             if eta and not strict:
@@ -169,12 +176,16 @@ class Pretrained:
             guided = guide not in ((), []) and (guide is not None or bool(model.defaults.guide)) and TEXT in given
             if guided:
                 negative = self._scored(given, self._usual(model, given, negative))
+            counting, of_control = None, {"control_scale": control_scale, "guess_mode": guess_mode or None}
+            of_control |= {"control_start": control_start, "control_end": control_end}
             if control is not None:
-                pictures = told(model, control, 1.0 if control_scale is None else control_scale)
-                given |= pictures
-                negative = {**(negative or {}), PICTURE: pictures[PICTURE]} if guided else negative
-            elif control_scale is not None:
-                raise ValueError("control_scale is of the pictures in control, and there are none")
+                counting = shares(model, control_start, control_end)
+                given |= told(model, control, control_scale, guess=guess_mode)
+                given |= {} if strict else told_times(model, counting)
+                if guided and not guess_mode:
+                    negative = {**(negative or {}), PICTURE: given[PICTURE]}
+            elif said := [name for name, value in of_control.items() if value is not None]:
+                raise ValueError(f"{said[0]} is of the pictures in control, and there are none")
             if self.told is not None and "guidance" in model.conditions:
                 given.setdefault("guidance", self.told)
             if "masked" in model.conditions and not {"mask", "masked"} <= given.keys():
@@ -182,7 +193,9 @@ class Pretrained:
             if strict:
                 fields = Fields(self.scheduler, str(self.origin.folder / SCHEDULER / "scheduler_config.json"))
                 asked = {"eta": eta, "tokens": tokens_of(model), "even": self.even}
-                options = strict_options(model, fields, self.origin.kind, n, options, guided=bool(given), **asked)
+                options = strict_options(
+                    model, fields, self.origin.kind, n, options, guided=bool(given), counting=counting, **asked
+                )
             return model.sample(key, n, given or None, negative=negative, **options)
 
     def save(self, path: str | os.PathLike[str], record: Mapping[str, Any], columns: int | None = None) -> None:

@@ -14,9 +14,10 @@ step, and may end the first one with half of the same.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,6 +26,7 @@ from jaxdiff.methods import guidance_of
 from jaxdiff.model import Model
 from jaxdiff.plan import check_part, encoded, mask_of
 from jaxdiff.pretrained import schedulers
+from jaxdiff.pretrained.control import counted
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.schedulers.fields import class_of
 from jaxdiff.pretrained.schedulers.steps import StepTable
@@ -38,7 +40,15 @@ Table = Callable[..., StepTable]
 
 
 def strict_options(
-    model: Model, fields: Fields, kind: str, n: int, options: dict[str, Any], *, guided: bool, **asked: Any
+    model: Model,
+    fields: Fields,
+    kind: str,
+    n: int,
+    options: dict[str, Any],
+    *,
+    guided: bool,
+    counting: Mapping[str, tuple[float, float]] | None = None,
+    **asked: Any,
 ) -> dict[str, Any]:
     """The options of `jaxdiff.model.Model.sample` that take strict steps.
 
@@ -49,6 +59,7 @@ def strict_options(
       n: samples.
       options: of the call. Those that choose the steps, and the picture that is begun with, leave them.
       guided: whether guidance is the model's own where nothing is said.
+      counting: from when to when ControlNets count (`jaxdiff.pretrained.control.shares`); None: there are none.
       asked: of `jaxdiff.pretrained.schedulers.table`.
 
     Raises:
@@ -81,12 +92,14 @@ def strict_options(
         if mask is not None or strength is not None:
             raise ValueError(f"{'mask' if strength is None else 'strength'} is of an image: give image=... too")
         part = table() if start is None else from_index(table, fields, steps, start)
+    counts = None if counting is None else counted(counting, len(part.told))
     if end is not None:
         part = part.part(0, int((part.told >= _cut(fields, end, "denoising_end")).sum()))
         left["decode"] = False
         if not len(part.told):
             raise ValueError(f"denoising_end={end} leaves none of {steps} steps: raise it, or the steps")
-    return {**left, "program": functools.partial(draw_strictly, part)}
+        counts = jax.tree.map(lambda each: each[: len(part.told)], counts)
+    return {**left, "program": functools.partial(draw_strictly, part, counts=counts)}
 
 
 def from_strength(table: Table, kind: str, n: int, strength: float) -> StepTable:

@@ -58,7 +58,7 @@ def test_data_of_one_point_are_found(name: str, kind: str) -> None:
     steps = table(fields(name, options), 7)
     abar = chain(Fields(options)).abar
 
-    def network(x: Any, told: Any) -> Any:  # of the chain: x is alpha x0 + sigma eps there
+    def network(x: Any, told: Any, _: Any) -> Any:  # of the chain: x is alpha x0 + sigma eps there
         log_level = jnp.interp(told, jnp.arange(1000.0), jnp.asarray(0.5 * np.log((1 - abar) / abar), jnp.float32))
         alpha = 1 / jnp.sqrt(1 + jnp.exp(2 * log_level))
         sigma = jnp.exp(log_level) * alpha
@@ -74,7 +74,7 @@ def test_a_flow_to_one_point_is_straight() -> None:
     for options in ({"shift": 3.0}, {"stochastic_sampling": True}, {"use_dynamic_shifting": True}):
         steps = table(fields("FlowMatchEulerDiscreteScheduler", options), 5, tokens=1024)
 
-        def network(x: Any, told: Any) -> Any:
+        def network(x: Any, told: Any, _: Any) -> Any:
             return (x - POINT) / (told / 1000)
 
         noise = jnp.asarray(RNG.normal(size=(5, 2, 3)), jnp.float32)

@@ -141,31 +141,33 @@ class Steps:
 
 def follow(
     table: StepTable,
-    network: Callable[[Array, Array], Array],
+    network: Callable[[Array, Array, Any], Array],
     x: Array,
     noise: Callable[[Array], Array] | None = None,
     picture: Picture | None = None,
+    beside: Any = None,
 ) -> Array:
     """The sample that a table comes to.
 
     Args:
       table: the scheduler's.
-      network: ``(scaled x, told) -> f``, of x's shape.
+      network: ``(scaled x, told, beside) -> f``, of x's shape.
       x: at the first time, ``start`` times standard noise.
       noise: ``(i) -> z`` of evaluation i, of x's shape; None: no noise is drawn.
       picture: whose part is kept; None: none.
+      beside: arrays ``(E, ...)`` of which the network is given its evaluation's; None: None.
 
     >>> steps = Steps()
     >>> steps.add(0.0, 1.0, (1.0, -2.0), x=steps["x0"])
-    >>> follow(steps.table([(0.0, 1.0)]), lambda x, told: x / 4, jnp.ones((1, 2))).tolist()
+    >>> follow(steps.table([(0.0, 1.0)]), lambda x, told, _: x / 4, jnp.ones((1, 2))).tolist()
     [[0.5, 0.5]]
     """
     held = table.moves.shape[1]
     limit = table.limit
 
     def step(state: Array, row: Any) -> tuple[Array, None]:
-        number, told, scale, (a, b), moves, (c, d) = row
-        f = network(state[0] * scale, told)
+        number, told, scale, (a, b), moves, (c, d), mine = row
+        f = network(state[0] * scale, told, mine)
         x0 = a * state[0] + b * f
         x0 = x0 if limit is None else jnp.clip(x0, -limit, limit)
         z = noise(number) if table.noisy and noise is not None else jnp.zeros_like(f)
@@ -179,5 +181,5 @@ def follow(
     first = jnp.concatenate([x[None], jnp.zeros((held - 1, *x.shape), x.dtype)])
     noised = jnp.concatenate([jnp.asarray(table.noised)[1:], jnp.array([[1.0, 0.0]])])  # of the evaluation after
     x0, levels = (table.x0[:, 0], table.x0[:, 1]), (noised[:, 0], noised[:, 1])
-    rows = table.number, table.told, table.scale, x0, table.moves, levels
+    rows = table.number, table.told, table.scale, x0, table.moves, levels, beside
     return jax.lax.scan(step, first, jax.tree.map(jnp.asarray, rows))[0][0]

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding
 
 from jaxdiff.guidance import CFG
 from jaxdiff.inverse import Known
+from jaxdiff.networks.control import SCALE
 from jaxdiff.networks.placement import samples_over
 from jaxdiff.plan import Plan, gathered, split_over
 from jaxdiff.pretrained.schedulers.steps import Picture, StepTable, follow
@@ -29,6 +30,7 @@ def draw_strictly(
     plan: Plan,
     keys: Array,
     *,
+    counts: Any = None,
     decode: bool = True,
     keep: Any = None,
     sharding: NamedSharding | None = None,
@@ -40,6 +42,7 @@ def draw_strictly(
       plan: of B samples. Its x, where it has one, is at the scheduler's own scale: ``table.start`` times noise. A
         `Known` of its guidance is the picture that is begun with or kept.
       keys: ``(B,)``.
+      counts: ``(E,)``, of several ControlNets by name: their scale's factor at each evaluation; None: there are none.
       decode: give the stored record, else x0; static.
       keep: must be None; static.
       sharding: of the batch; static.
@@ -60,11 +63,14 @@ def draw_strictly(
         found: Array = plan.plain.net.apply(plan.plain.params, x, told, cond)
         return found[..., : x.shape[-1]]
 
-    def network(x: Array, told: Array) -> Array:
-        given = answer(x, told, plan.cond or None)
+    def network(x: Array, told: Array, counted: Any) -> Array:
+        cond = plan.cond
+        if counted is not None:
+            cond = {**cond, SCALE: jax.tree.map(lambda scale, count: scale * count, cond[SCALE], counted)}
+        given = answer(x, told, cond or None)
         if weight is None:
             return given
-        null = answer(x, told, {**plan.cond, **plan.nulls})
+        null = answer(x, told, {**cond, **plan.nulls})
         w = jnp.broadcast_to(jnp.asarray(weight, jnp.float32), x.shape[:1])
         return null + w.reshape(-1, *(1,) * (x.ndim - 1)) * (given - null)
 
@@ -77,7 +83,7 @@ def draw_strictly(
         picture = Picture(known[0].x0, drawn, known[0].mask) if known else None
         first = table.begin[1] * drawn if plan.x is None else plan.x
         first = first if picture is None else first + table.begin[0] * picture.x0
-        x0 = follow(table, network, first, noise, picture)
+        x0 = follow(table, network, first, noise, picture, beside=counts)
         finite = jnp.isfinite(x0.reshape(x0.shape[0], -1)).all(axis=1)
         found = (plan.finish(x0) if decode else x0), (), finite
     return gathered(found, sharding)
