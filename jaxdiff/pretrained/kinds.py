@@ -80,6 +80,7 @@ KINDS: dict[str, Kind] = {
     "DiTPipeline": Kind(network="transformer", guide=("cfg:4",)),
     "DDPMPipeline": Kind(),
     "DDIMPipeline": Kind(),
+    "ConsistencyModelPipeline": Kind(),
 }
 """Classes of pipelines that are read."""
 

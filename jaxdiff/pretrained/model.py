@@ -34,7 +34,7 @@ from jaxdiff.pretrained.control import shares, told, told_times
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.layouts.families import Loaded
 from jaxdiff.pretrained.origin import Origin
-from jaxdiff.pretrained.schedulers.processes import FlowTimes
+from jaxdiff.pretrained.schedulers.processes import ConsistencyTimes, FlowTimes
 from jaxdiff.pretrained.strict_steps import strict_options
 from jaxdiff.pretrained.told_sizes import is_scored, told_sizes
 from jaxdiff.process import Process
@@ -124,6 +124,7 @@ class Pretrained:
         control_start: Any = None,
         control_end: Any = None,
         guess_mode: bool = False,
+        timesteps: Sequence[int] | None = None,
         **options: Any,
     ) -> Any:
         """Draws samples: arguments and result as `jaxdiff.model.Model.sample`, and
@@ -147,6 +148,7 @@ class Pretrained:
             (`jaxdiff.pretrained.control`); None: 0 and 1. Of several ControlNets these three may be dicts too.
           guess_mode: with guidance the ControlNet is of the conditional side alone, and its first residuals count less:
             for a picture without a text.
+          timesteps: of a consistency model, in the place of ``steps``: indices of its levels, ``[22, 0]``; 0 is noise.
 
         Raises:
           ConfigError: an argument that is out of range, or that this model cannot follow.
@@ -190,9 +192,14 @@ class Pretrained:
                 given.setdefault("guidance", self.told)
             if "masked" in model.conditions and not {"mask", "masked"} <= given.keys():
                 raise ValueError("this model draws a part of a picture anew: give image=... and mask=...")
+            visited: tuple[int, ...] = ()
+            if timesteps is not None:
+                visited = self._visited(model, timesteps, options)
+                times: Any = model.defaults.grid
+                options |= {"steps": len(visited)} if strict else {"ts": times.at(visited)}
             if strict:
                 fields = Fields(self.scheduler, str(self.origin.folder / SCHEDULER / "scheduler_config.json"))
-                asked = {"eta": eta, "tokens": tokens_of(model), "even": self.even}
+                asked = {"eta": eta, "tokens": tokens_of(model), "even": self.even, "indices": visited}
                 options = strict_options(
                     model, fields, self.origin.kind, n, options, guided=bool(given), counting=counting, **asked
                 )
@@ -302,6 +309,13 @@ class Pretrained:
         branches, parts = with_rows(prompts.branches if prompts else (), self.parts, embeddings)
         encoders[TEXT] = dataclasses.replace(prompts, branches=branches)
         return dataclasses.replace(self, model=dataclasses.replace(self.model, encoders=encoders), parts=parts)
+
+    def _visited(self, model: Model, timesteps: Sequence[int], options: Mapping[str, Any]) -> tuple[int, ...]:
+        if taken := [name for name in ("steps", "grid", "ts") if options.get(name) is not None]:
+            raise ValueError(f"timesteps are the steps themselves: leave {taken[0]} out")
+        if not isinstance(model.defaults.grid, ConsistencyTimes):
+            raise ValueError("timesteps is of consistency models: of others say steps=..., or ts=...")
+        return model.defaults.grid.checked(timesteps)
 
     def _changed(self, size: tuple[int, int] | None, clip_skip: int, prompt_weights: bool) -> Model:
         """The model for pictures of a size, with what is asked of its text encoder."""

@@ -71,10 +71,12 @@ def test_a_picture_counts_for_a_part_of_the_way(model: Pretrained) -> None:
 
 def test_another_start_or_end_compiles_nothing(model: Pretrained) -> None:
     options: dict[str, Any] = {**OPTIONS, "control": PICTURE, "guide": "cfg:2"}
+    program: Any = draw_strictly
     whole = model.sample(0, 1, CAT, **options)
-    compiled = draw_strictly._cache_size()
-    first, last = (model.sample(0, 1, CAT, **options, **{f"control_{end}": 0.5}) for end in ("end", "start"))
-    assert draw_strictly._cache_size() == compiled
+    compiled = program._cache_size()
+    first = model.sample(0, 1, CAT, **options, control_end=0.5)
+    last = model.sample(0, 1, CAT, **options, control_start=0.5)
+    assert program._cache_size() == compiled
     assert min(np.abs(one - other).max() for one, other in ((whole, first), (whole, last), (first, last))) > 1e-3
 
 

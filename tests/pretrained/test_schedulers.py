@@ -222,3 +222,11 @@ def test_every_scheduler_has_a_table_by_its_defaults() -> None:
         assert np.isfinite(steps.moves).all() and np.isfinite(steps.x0).all()
         rising = name == "DDIMInverseScheduler"
         assert (np.diff(steps.told) >= 0 if rising else np.diff(steps.told) <= 0).all(), name
+
+
+def test_a_consistency_model_visits_the_levels_that_are_said() -> None:
+    """Song et al. 2023's levels, evenly in the seventh root from 80 to 0.002; 40 of them."""
+    steps = table(fields("CMStochasticIterativeScheduler", {}), 2, indices=(0, 22))
+    level = (80 ** (1 / 7) + 22 / 39 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    np.testing.assert_allclose(steps.told, 250 * np.log([80, level]), rtol=1e-6)
+    np.testing.assert_allclose(steps.moves[0, 0, -1], np.sqrt(level**2 - 0.002**2), rtol=1e-6)

@@ -94,6 +94,7 @@ def test_two_parts_are_the_whole_way(model: Pretrained) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"timesteps": [22, 0], "steps": None}, "timesteps is of consistency models: of others say steps=..., or ts="),
         ({"strength": 0.5}, "strength is of an image: give image=... too"),
         ({"mask": MASK}, "mask is of an image: give image=... too"),
         ({"image": PICTURE, "strength": 0.1}, "strength 0.1 of 5 steps leaves none: raise it, or the steps"),

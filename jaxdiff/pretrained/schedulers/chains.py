@@ -30,6 +30,7 @@ class Asked:
       tokens: of the image, which decide a flow's dynamic shift.
       even: whether a flow's levels lie evenly from 1 to 1/n before their shift, as FLUX.1's pipeline gives them.
       begin: the step that is begun with; what a multistep method holds of those before is nothing.
+      indices: of a consistency model, the levels that are visited; (): n of them evenly.
       share: of the indices that a student was distilled at, the lowest share, from which the n steps are taken.
     """
 
@@ -39,6 +40,7 @@ class Asked:
     even: bool = False
     begin: int = 0
     share: float = 1.0
+    indices: tuple[int, ...] = ()
 
     def since(self, i: int) -> int:
         """How many steps were taken before step i."""

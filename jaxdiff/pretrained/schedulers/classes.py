@@ -92,6 +92,7 @@ def table(
     even: bool = False,
     begin: int = 0,
     share: float = 1.0,
+    indices: tuple[int, ...] = (),
 ) -> StepTable:
     """The steps of a scheduler, by its configuration.
 
@@ -102,7 +103,7 @@ def table(
       tokens: of the image, which decide a flow's dynamic shift.
       even: see `jaxdiff.pretrained.schedulers.chains.Asked`.
       begin: the step that is begun with, of n from 0 on.
-      share: see `jaxdiff.pretrained.schedulers.chains.Asked`.
+      share, indices: see `jaxdiff.pretrained.schedulers.chains.Asked`.
 
     Raises:
       PretrainedError: a class, or a field, that jaxdiff does not follow step by step.
@@ -116,7 +117,7 @@ def table(
     if fields.get("thresholding", False):
         fields.refuse("thresholding", "is true, which jaxdiff does not follow")
     try:
-        made = SCHEDULERS[name](fields, Asked(n, eta, tokens, even, begin, share))
+        made = SCHEDULERS[name](fields, Asked(n, eta, tokens, even, begin, share, indices))
     except ValueError as error:
         raise PretrainedError(
             str(error) if isinstance(error, PretrainedError) else f"{fields.where}: {error}"

@@ -206,7 +206,7 @@ def consistency(fields: Fields, asked: Asked) -> StepTable:
     data, spread, rho = fields.get("sigma_data", 0.5), fields.get("s_noise", 1.0), fields.get("rho", 7.0)
     if asked.n > length:
         fields.refuse("num_train_timesteps", f"is {length}, and {asked.n} steps are asked for")
-    places = np.arange(asked.n) * (length // asked.n) / (length - 1)
+    places = np.asarray(asked.indices or np.arange(asked.n) * (length // asked.n)) / (length - 1)
     ends = most ** (1 / rho), least ** (1 / rho)
     level = (ends[0] + places * (ends[1] - ends[0])) ** rho
     steps = Steps()
