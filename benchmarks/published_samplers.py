@@ -80,11 +80,11 @@ def drawn(exact: Any, x: Array, ts: Array, method: Any) -> Array:
     return sample(method, exact, None, x, ts)
 
 
-def answer(fields: dict[str, Any], exact: Any) -> Callable[[Array, Array], Array]:
+def answer(fields: dict[str, Any], exact: Any) -> Callable[[Array, Array, Any], Array]:
     """What a published network of a scheduler would answer, by an exact denoiser."""
     process, read, _ = process_of(Fields(fields))
 
-    def network(given: Array, told: Array) -> Array:
+    def network(given: Array, told: Array, _: Any) -> Array:
         if "EDM" in fields["_class_name"]:
             t = process.time_of_log_snr(-8 * told)
             x = given * jnp.hypot(process.sigma(t), 0.5)

@@ -30,7 +30,7 @@ from jaxdiff.guidance import CFG, nulls_of
 from jaxdiff.methods import Guide, guidance_of, parse_cache, parse_sampler, times
 from jaxdiff.networks.placement import parts_of
 from jaxdiff.noise import as_key, sample_keys
-from jaxdiff.plan import Plan, draw, from_image, integrated, joined, rows_of
+from jaxdiff.plan import Plan, draw, from_image, in_batches, integrated, part_of, rows_of
 from jaxdiff.process import Process
 from jaxdiff.sampling import Keep
 from jaxdiff.sampling.base import start as check_start
@@ -192,6 +192,8 @@ class Model:
         image: ArrayLike | None = None,
         strength: float | None = None,
         mask: ArrayLike | None = None,
+        denoising_start: float | None = None,
+        denoising_end: float | None = None,
         keep: Keep | None = None,
         decode: bool = True,
         batch_size: int | None = None,
@@ -221,6 +223,9 @@ class Model:
           strength: how much noise, above 0 and at most 1; None: 0.8, with a mask 1.
           mask: ``(H, W)`` of that image, or one a sample: 1 where samples are drawn anew, 0 where the image is kept
             (`jaxdiff.inverse.replacement`).
+          denoising_end: stop after this share of the way from noise to data (`jaxdiff.plan.part_of`), above 0 and below
+            1: what comes is x there, for another model to go on from. None: the whole way.
+          denoising_start: go on from such an x after this share, with the same times; a multistep method begins anew.
           keep: states or predictions at some steps to give beside the samples: `jaxdiff.sampling.Keep`.
           decode: give records as they are stored, else x0 as the network sees it.
           batch_size: most samples at once, or the next number that the devices divide; the last batch is filled up, so
@@ -230,7 +235,7 @@ class Model:
 
         Returns:
           A record, ``{"x": (n, ...), ...}`` as `codec` decodes it, in NumPy; without ``decode`` x0 ``(n, ...)``
-          float32. With ``keep`` a pair of it and what was kept.
+          float32, with ``denoising_end`` x. With ``keep`` a pair of it and what was kept.
 
         Raises:
           ValueError: an argument that is out of range, or that this model cannot follow.
@@ -244,23 +249,14 @@ class Model:
             cond = self.draw_cond(sample_keys(key, start, n))
         options = {"negative": negative, "sampler": sampler, "steps": steps, "grid": grid, "ts": ts, "guide": guide}
         plan = self.plan(n, cond, **options, cache=cache, x=x)
-        if image is None and (mask is not None or strength is not None):
-            raise ValueError(f"{'mask' if strength is None else 'strength'} is of an image: give image=... too")
-        if image is not None:
-            plan = from_image(plan, sample_keys(key, start, n), image, strength, mask)
+        if denoising_end is not None and keep is not None:
+            raise ValueError("keep is of the way to its end: leave it out, or denoising_end")
+        plan = from_image(plan, sample_keys(key, start, n), image, strength, mask)
+        plan = part_of(plan, denoising_start, denoising_end, pictured=image is not None)
         self._check_start(plan, n)
-        parts = []
-        for first in range(0, n, size):
-            mine = rows_of(plan, slice(first, first + size), size, n)
-            keys = sample_keys(key, start + first, size)
-            found = program(mine, keys, decode=decode, keep=keep, sharding=self.sharding)
-            parts.append(jax.tree.map(np.asarray, found))
-        given, kept, finite = joined(parts, n)
-        if decode and not finite.all():  # as bytes they would be silent black squares
-            raise ValueError(
-                f"{int((~finite).sum())} of {n} samples are not finite: the sampler or the network diverged; "
-                "decode=False gives them as they are"
-            )
+        decode = decode and plan.ends
+        options = {"program": program, "decode": decode, "keep": keep, "sharding": self.sharding}
+        given, kept = in_batches(plan, key, n, size, start=start, **options)
         for name, encoder in self.encoders.items() if decode else ():
             if hasattr(encoder, "stored") and (kind := encoder.stored((cond or {}).get(name), n)) is not None:
                 given[name] = kind

@@ -24,7 +24,7 @@ from jaxdiff.denoiser import Denoiser, NetworkDenoiser
 from jaxdiff.guidance import Clipped, Guidance, apply
 from jaxdiff.inverse import Known, noised, remaining
 from jaxdiff.networks.placement import samples_over
-from jaxdiff.noise import Noise, step_noise
+from jaxdiff.noise import Noise, sample_keys, step_noise
 from jaxdiff.record import field, record
 from jaxdiff.sampling import Keep, integrate, sample
 
@@ -45,6 +45,7 @@ class Plan:
       shape: of one x; static.
       bounds: that predictions are limited to; static.
       support: ``(x, cond) -> x``, the projection of noise onto where the data lies; static. None: the whole space.
+      ends: whether the last denoising is taken; without it samples are x at the last time; static.
     """
 
     plain: NetworkDenoiser
@@ -58,6 +59,7 @@ class Plan:
     shape: tuple[int, ...] = field(default=(), pytree_node=False)
     bounds: tuple[float, float] | None = field(default=None, pytree_node=False)
     support: Callable[[Array, Any], Array] | None = field(default=None, pytree_node=False)
+    ends: bool = field(default=True, pytree_node=False)
 
     @property
     def denoise(self) -> Denoiser:
@@ -106,7 +108,13 @@ def draw(
     with contextlib.nullcontext() if sharding is None else samples_over(sharding):
         start: tuple[Any, ...] = (plan.sampler, plan.denoise, keys, plan.init(keys), plan.ts, plan.cond or None)
         noise = plan.noise
-        x0, kept = (sample(*start, noise=noise), ()) if keep is None else sample(*start, noise=noise, keep=keep)
+        kept: Any = ()
+        if not plan.ends:
+            x0 = integrate(*start, noise=noise)[0]
+        elif keep is None:
+            x0 = sample(*start, noise=noise)
+        else:
+            x0, kept = sample(*start, noise=noise, keep=keep)
         drawn = (plan.finish(x0) if decode else x0), kept, jnp.isfinite(x0.reshape(x0.shape[0], -1)).all(axis=1)
     return gathered(drawn, sharding)
 
@@ -149,6 +157,38 @@ def rows_of(plan: Plan, rows: slice, size: int, n: int) -> Plan:
     return dataclasses.replace(plan, cond=cond, nulls=nulls, x=x, guide=weights)
 
 
+def in_batches(
+    plan: Plan,
+    key: Array,
+    n: int,
+    size: int,
+    *,
+    start: int,
+    program: Callable[..., Any],
+    decode: bool,
+    keep: Keep | None,
+    sharding: NamedSharding | None,
+) -> tuple[Any, Any]:
+    """The n samples of a plan, so many at a time, and what was kept.
+
+    Raises:
+      ValueError: samples that are to be decoded and are not finite.
+    """
+    parts = []
+    for first in range(0, n, size):
+        mine = rows_of(plan, slice(first, first + size), size, n)
+        keys = sample_keys(key, start + first, size)
+        found = program(mine, keys, decode=decode, keep=keep, sharding=sharding)
+        parts.append(jax.tree.map(np.asarray, found))
+    given, kept, finite = joined(parts, n)
+    if decode and not finite.all():  # as bytes they would be silent black squares
+        raise ValueError(
+            f"{int((~finite).sum())} of {n} samples are not finite: the sampler or the network diverged; "
+            "decode=False gives them as they are"
+        )
+    return given, kept
+
+
 def joined(parts: list[Any], n: int) -> tuple[Any, Any, NDArray[np.bool_]]:
     """The first n samples of all batches; what was kept has its steps before the samples."""
 
@@ -160,20 +200,24 @@ def joined(parts: list[Any], n: int) -> tuple[Any, Any, NDArray[np.bool_]]:
 
 
 def from_image(
-    plan: Plan, keys: Array, image: ArrayLike, strength: float | None = None, mask: ArrayLike | None = None
+    plan: Plan, keys: Array, image: ArrayLike | None, strength: float | None = None, mask: ArrayLike | None = None
 ) -> Plan:
     """The plan of samples that begin as an image with noise on it, or keep a part of it.
 
     Args:
       plan: of n samples.
       keys: ``(n,)``.
-      image: see `encoded`.
+      image: see `encoded`; None: the plan as it is.
       strength: see `jaxdiff.inverse.sdedit`; None: 0.8, with a mask 1.
       mask: see `mask_of`.
 
     Raises:
       ValueError: a plan that has an x, or an argument that does not fit it.
     """
+    if image is None:
+        if mask is not None or strength is not None:
+            raise ValueError(f"{'mask' if strength is None else 'strength'} is of an image: give image=... too")
+        return plan
     if plan.x is not None:
         raise ValueError("image and x are both what samples begin as: give one of them")
     x0 = encoded(plan.codec, plan.shape, image, len(keys))
@@ -182,6 +226,54 @@ def from_image(
     if mask is not None:
         guide = (*guide, Known(x0, jnp.asarray(mask_of(plan.codec, plan.shape, mask, len(keys)))))
     return dataclasses.replace(plan, ts=ts, guide=guide, x=noised(plan.plain.process, x0, ts[0], keys))
+
+
+def check_part(start: float | None, end: float | None, *, begun: bool, pictured: bool) -> None:
+    """Checks which part of the way from noise to data is asked for.
+
+    Args:
+      start, end: see `part_of`.
+      begun: whether there is an x to go on from.
+      pictured: whether samples begin as a picture.
+
+    Raises:
+      ValueError: a share out of range, a start that is not before the end, or nothing to go on from.
+    """
+    for name, share in (("denoising_start", start), ("denoising_end", end)):
+        if share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1):
+            raise ValueError(f"{name} is a share of the way above 0 and below 1, such as 0.8, got {share!r}")
+    if start is not None and end is not None and start >= end:
+        raise ValueError(f"denoising_start={start} is not below denoising_end={end}: nothing is left between them")
+    if start is not None and pictured:
+        raise ValueError("denoising_start goes on from x, and image begins anew: leave one of them out")
+    if start is not None and not begun:
+        raise ValueError(f"denoising_start goes on from what a call with denoising_end={start} gave: give it as x=...")
+
+
+def part_of(plan: Plan, start: float | None, end: float | None, *, pictured: bool = False) -> Plan:
+    """The plan of a part of the way, of which several models may each take one.
+
+    A time t of the grid is evaluated after the share s of the way where t < 1 - s, and before it else (1e-6 apart is
+    equal). What is evaluated before an end comes to x at the first time after it, which a start goes on from.
+
+    Args:
+      plan: whose x, with a start, is at that time.
+      start, end: shares, above 0 and below 1; None: the whole way.
+      pictured: whether that x is a picture with noise on it.
+
+    Raises:
+      ValueError: what `check_part` says, or no time in the part.
+    """
+    check_part(start, end, begun=plan.x is not None, pictured=pictured)
+    if start is None and end is None:
+        return plan
+    ts = np.asarray(plan.ts)
+    first = 0 if start is None else int((ts >= 1 - start - 1e-6).sum())
+    last = len(ts) if end is None else int((ts >= 1 - end - 1e-6).sum())
+    if not first < last or (end is not None and last == len(ts)):
+        asked = [f"{name}={s}" for name, s in (("denoising_start", start), ("denoising_end", end)) if s is not None]
+        raise ValueError(f"{' and '.join(asked)} leaves no part of the {len(ts)} times: take more steps, or another")
+    return dataclasses.replace(plan, ts=plan.ts[first : None if end is None else last + 1], ends=end is None)
 
 
 def encoded(codec: Any, shape: tuple[int, ...], image: ArrayLike, n: int) -> Array:

@@ -63,7 +63,6 @@ TESTED_BESIDE = {  # modules without a test file of their own -> whose tests are
     "broadcast": "noise",
     "denoiser": "guidance",
     "discrete": "process",
-    "plan": "model",
     "prediction": "parameterization",
     "schedule": "process",
     "shifted": "process",

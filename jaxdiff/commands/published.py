@@ -17,7 +17,9 @@ from jaxdiff.pretrained import Pretrained, load_embeddings, load_lora
 from jaxdiff.runs.reading import load_published
 from jaxdiff.runs.run import Run
 
-CALL = ("prompt_weights", "size", "strict", "clip_skip", "control_scale")
+OF_CONTROL = ("control_scale", "control_start", "control_end", "guess_mode")
+"""Options of a ControlNet's picture."""
+CALL = ("prompt_weights", "size", "strict", "clip_skip", *OF_CONTROL)
 """Options that a published model's `sample` has and a run's has not, by the same names."""
 CONTROL = ("control", "control_scale")
 """Options of what has a ControlNet, a run or a published model."""
@@ -44,8 +46,8 @@ def load_model(options: Options, path: Path, mesh: Mesh) -> Pretrained:
     """
     if taken := list(given(options, OF_RUNS)):
         raise ConfigError(f"--{taken[0]} is of runs, and {path} is a published model: leave it out")
-    if options.control is None and options.control_scale is not None:
-        raise ConfigError("--control_scale is of the picture in --control: give it too")
+    if options.control is None and (said := list(given(options, OF_CONTROL))):
+        raise ConfigError(f"--{said[0]} is of the picture in --control: give it too")
     weighted, named = map(_weighted, options.lora), map(_named, options.embeddings)
     loras = [(load_lora(file), weight) for file, weight in weighted]
     words = [load_embeddings(file, word) for file, word in named]

@@ -96,6 +96,12 @@ class Options(cfg.ProcessOptions):
     ids of classes."""
     control_scale: float | None = None
     """How far it counts; by default 1."""
+    control_start: float | None = None
+    """From when it counts, a share of the way from noise to data; by default 0."""
+    control_end: float | None = None
+    """Until when it counts; by default 1."""
+    guess_mode: bool = False
+    """Guidance away from an answer without the picture, whose first residuals count less: for no prompt."""
     tokenizer: Path | None = None
     """Of a published model in one file: folder of CLIP's vocab.json and merges.txt."""
     sampler: str | None = None

@@ -7,10 +7,13 @@ copy of F, and Z_i convolutions of 1x1 that start at zero,
 
     s_0, s_1, ..., m = F(x, t, c)                                                           (1)
     r_0, r_1, ..., r = Z_0 s'_0, Z_1 s'_1, ..., Z m',   s', m' = F'(conv_in(x) + E(p), t, c)  (2)
-    y = D(s_0 + w r_0, s_1 + w r_1, ..., m + w r, t, c)                                     (3)
+    y = D(s_0 + w_0 r_0, s_1 + w_1 r_1, ..., m + w_N r, t, c)                               (3)
+    w_i = w 10^(d (i/N - 1))  where t, as the network is told it, is from a to b;  else 0   (4)
 
 The scale w says how far the picture counts: at 0, where no picture is given, and before any training y is the U-Net's
-own output. Of several ControlNets the r are added up. Where no sample of a batch has a picture, (2) is not computed.
+own output. The times (a, b) are all where nothing is said, and the decay d is 0; with 1 the first residuals count a
+tenth (the repository's "guess mode"). Of several ControlNets the r are added up. Where no sample of a batch has a
+picture, (2) is not computed.
 """
 
 from __future__ import annotations
@@ -33,8 +36,10 @@ from jaxdiff.networks.placement import by_sample
 from jaxdiff.networks.unet import UNet, UNetModule
 from jaxdiff.spec import Condition, Spec, Specs, complete
 
-PICTURE, SCALE = "control", "control_scale"
-"""The names of the conditions."""
+PICTURE, SCALE, TIMES, DECAY = "control", "control_scale", "control_times", "control_decay"
+"""The names of the conditions: p, w, (a, b) and d."""
+ALWAYS = (-1e9, 1e9)
+"""Times that leave out none."""
 NO_PICTURE = -1.0
 """Every number of a picture that is not given; those of a picture are from 0 to 1. Of a map it is one class more."""
 
@@ -211,8 +216,9 @@ class Residuals:
 class Controlled:
     """Configuration of a U-Net with ControlNets: equation (3); `jaxdiff.networks.functional` makes a network of it.
 
-    Beside what the U-Net takes there are the conditions ``"control"``, the picture, and ``"control_scale"``, w; of
-    several ControlNets each is a dict by their names. Parameters are ``{"base": ..., "controls": {name: ...}}``.
+    Beside what the U-Net takes there are the conditions ``"control"``, the picture, ``"control_scale"``, w, and
+    ``"control_times"``, (a, b); of several ControlNets each is a dict by their names. ``"control_decay"``, d, is one
+    for all. Parameters are ``{"base": ..., "controls": {name: ...}}``.
     A ControlNet starts as the U-Net's own encoder, where it has the same weights. A picture of one pixel is none.
 
     Args:
@@ -226,7 +232,7 @@ class Controlled:
     >>> net = functional(Controlled(unet, (ControlNet(unet, "outline", channels=1, halving=False),)))
     >>> params = jax.jit(net.init)(jax.random.key(0))
     >>> sorted(params), sorted(params["controls"]), sorted(net.cond)
-    (['base', 'controls'], ['outline'], ['control', 'control_scale', 'label'])
+    (['base', 'controls'], ['outline'], ['control', 'control_decay', 'control_scale', 'control_times', 'label'])
     >>> cond = {"control": jnp.ones((2, 8, 8, 1)), "control_scale": jnp.array([1.0, 0.5])}
     >>> jax.jit(net.apply)(params, jnp.ones((2, 8, 8, 1)), 0.5, cond).shape
     (2, 8, 8, 1)
@@ -250,7 +256,7 @@ class Controlled:
                 )
             if unknown := [name for name, spec in each.unet.cond.items() if self.base.cond.get(name) != spec]:
                 raise ValueError(f"{each.name}: it takes the condition {unknown[0]!r}, which the U-Net takes otherwise")
-        if taken := {PICTURE, SCALE} & set(self.base.cond):
+        if taken := {PICTURE, *self.settings} & set(self.base.cond):
             raise ValueError(f"the U-Net has a condition named {min(taken)!r}, as ControlNet's is")
 
     @property
@@ -283,14 +289,17 @@ class Controlled:
         """What the network takes beside x and t."""
         pictures = {each.name: each.picture for each in self.controls}
         scales = {each.name: Spec((), "float32", null=1.0) for each in self.controls}
+        times = {each.name: Spec((2,), "float32", null=ALWAYS) for each in self.controls}
+        told = {**self.base.cond, DECAY: Spec((), "float32", null=0.0)}
         if len(self.controls) == 1:
-            return {**self.base.cond, PICTURE: self.controls[0].picture, SCALE: scales[self.controls[0].name]}
-        return {**self.base.cond, PICTURE: pictures, SCALE: scales}
+            only = self.controls[0]
+            return {**told, PICTURE: only.picture, SCALE: scales[only.name], TIMES: times[only.name]}
+        return {**told, PICTURE: pictures, SCALE: scales, TIMES: times}
 
     @property
     def settings(self) -> tuple[str, ...]:
         """The conditions that are settings of a call (`Functional.settings`); left out, they have their usual value."""
-        return (SCALE,)
+        return (SCALE, TIMES, DECAY)
 
     @property
     def begun_as(self) -> tuple[str, ...]:
@@ -312,7 +321,7 @@ class Controlled:
 
 
 class ControlledModule(nnx.Module):
-    """Equations (1) to (3), called as ``module(x, t, cond, key)``."""
+    """Equations (1) to (4), called as ``module(x, t, cond, key)``."""
 
     def __init__(self, config: Controlled):
         self.config = config
@@ -322,16 +331,19 @@ class ControlledModule(nnx.Module):
     def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Any], key: Array | None) -> Array:
         told = self.base.embed(x, t, cond)
         h, skips = self.base.encode(self.base.enter(x, cond), told, key)
-        pictures, scales = cond[PICTURE], cond[SCALE]
+        several = isinstance(cond[PICTURE], Mapping)
         for each in self.config.controls:
-            name, several = each.name, isinstance(pictures, Mapping)
-            picture, scale = (pictures[name], scales[name]) if several else (pictures, scales)
+            name = each.name
+            named = (cond[key][name] if several else cond[key] for key in (PICTURE, SCALE, TIMES))
+            picture, scale, times = named
             if picture.shape[1:3] == (1, 1):  # the null of a picture of any size: no sample has one
                 continue
             absent = jnp.asarray(each.picture.null, picture.dtype) == picture
-            scale = jnp.where(absent.reshape(len(picture), -1).all(axis=1), 0.0, scale)
+            without = absent.reshape(len(picture), -1).all(axis=1) | (t < times[:, 0]) | (t > times[:, 1])
+            scale = jnp.where(without, 0.0, scale)
             found, middle = self.controls[name](x, t, {**cond, PICTURE: picture}, key)
-            skips = [_added(skip, scale, each) for skip, each in zip(skips, found, strict=True)]
+            shares = [10.0 ** (cond[DECAY] * (i / len(found) - 1)) for i in range(len(found))]
+            skips = [_added(skip, scale * d, each) for skip, d, each in zip(skips, shares, found, strict=True)]
             h = _added(h, scale, middle)
         return self.base.decode(h, skips, told, key)
 

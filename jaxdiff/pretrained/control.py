@@ -1,27 +1,44 @@
 """ControlNets in a published pipeline: the network with them, and the pictures that they are given.
 
-Guidance leads from and to answers that both know the picture, as diffusers has it: a picture stands on either side.
+Guidance leads from and to answers that both know the picture, as diffusers has it: a picture stands on either side. In
+guess mode the conditional side alone knows it.
+
+From a start s to an end e, shares of the way from noise to data, a ControlNet counts
+
+    at the times t with  1 - e <= t <= 1 - s,                    with our samplers                   (1)
+    in evaluation i of n with  s <= i/n  and  (i + 1)/n <= e,    in strict steps, as in diffusers    (2)
+
+t is 1 at the noise end; of a chain of T steps the network is told T t - 1 of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxdiff.data.decoding import decode
 from jaxdiff.model import Model
 from jaxdiff.networks import UNet, functional
-from jaxdiff.networks.control import NO_PICTURE, PICTURE, SCALE, Controlled
+from jaxdiff.networks.control import (
+    ALWAYS,
+    DECAY,
+    NO_PICTURE,
+    PICTURE,
+    SCALE,
+    TIMES,
+    Controlled,
+    ControlNet,
+)
 from jaxdiff.pretrained.errors import PretrainedError
 from jaxdiff.pretrained.layouts.families import Loaded
 from jaxdiff.pretrained.origin import found
-from jaxdiff.spec import Spec
 
 FOLDER, CONTROLNET = "controlnet", "ControlNetModel"
 """The folder of a pipeline's ControlNet; others are ``controlnet_1``, ``controlnet_2``, ..."""
@@ -84,41 +101,104 @@ def with_controls(network: Loaded, controls: Mapping[str, Loaded], where: str) -
     return Loaded(net, params, network.fields)
 
 
-def told(model: Model, control: Any, scale: Any) -> dict[str, Any]:
+def told(model: Model, control: Any, scale: Any = None, *, guess: bool = False) -> dict[str, Any]:
     """The conditions of ControlNets.
 
     Args:
       model: which has them.
       control: a picture, or several; of several ControlNets a dict by their names, of which some may be left out.
-      scale: w; of several ControlNets one for all, or a dict.
+      scale: w; of several ControlNets one for all, or a dict; None: 1.
+      guess: whether the first residuals count a tenth.
 
     Raises:
       ValueError: no ControlNet, an unknown name, or pictures that are none or of another size.
     """
-    recipe = getattr(model.denoise.net, "build", None)
-    if not isinstance(recipe, Controlled):
-        raise ValueError("control: this model has no ControlNet: jaxdiff.load(MODEL, control=FOLDER) adds one")
+    specs = {each.name: each.picture for each in _controls(model)}
     codec: Any = model.codec
     size = getattr(codec, "images", codec).shape[:2]
-    specs = {each.name: each.picture for each in recipe.controls}
-    given = control if isinstance(control, Mapping) else dict.fromkeys(specs, control)
-    scales = scale if isinstance(scale, Mapping) else dict.fromkeys(specs, scale)
     if len(specs) > 1 and not isinstance(control, Mapping):
         raise ValueError(f"control: of several ControlNets a dict by name, of {', '.join(specs)}")
-    for what, named in (("control", given), ("control_scale", scales)):
-        if unknown := sorted({*named} - {*specs}):
-            raise ValueError(f"{what}: there is no ControlNet {unknown[0]!r}; they are {', '.join(specs)}")
+    given, scales = _by_name("control", control, specs), _by_name("control_scale", scale, specs)
     pictures: dict[str, Any] = {
         name: pictures_of(f"control {name}" if len(specs) > 1 else "control", given[name], (*size, spec.shape[-1]))
         if name in given
         else np.full((1, 1, spec.shape[-1] or 1), NO_PICTURE, np.float32)
         for name, spec in specs.items()
     }
-    weights = {name: np.asarray(scales.get(name, 1.0), np.float32) for name in specs}
-    if isinstance(recipe.cond[PICTURE], Spec):
-        (only,) = specs
-        return {PICTURE: pictures[only], SCALE: weights[only]}
-    return {PICTURE: pictures, SCALE: weights}
+    weights = {name: np.asarray(1.0 if scales.get(name) is None else scales[name], np.float32) for name in specs}
+    return {PICTURE: _alone(pictures), SCALE: _alone(weights), DECAY: np.float32(guess)}
+
+
+def shares(model: Model, start: Any, end: Any) -> dict[str, tuple[float, float]]:
+    """From when to when ControlNets count, by their names: shares of the way from noise to data.
+
+    Args:
+      model: which has them.
+      start, end: from 0 to 1; of several ControlNets one for all, or a dict; None: 0 and 1.
+
+    Raises:
+      ValueError: no ControlNet, an unknown name, or shares out of range.
+    """
+    names = [each.name for each in _controls(model)]
+    limits = {"control_start": (start, 0.0), "control_end": (end, 1.0)}
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for what, (asked, usual) in limits.items():
+        given = _by_name(what, asked, names)
+        for name in names:
+            share = usual if given.get(name) is None else given[name]
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+                raise ValueError(f"{what} is a share of the way from noise to data, from 0 to 1, got {share!r}")
+            found[name].append(float(share))
+    for first, last in found.values():
+        if first >= last:
+            raise ValueError(f"control_start={first:g} is not below control_end={last:g}: the picture would not count")
+    return {name: (first, last) for name, (first, last) in found.items()}
+
+
+def told_times(model: Model, counting: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+    """Equation (1) as a condition: the ends in what the network is told."""
+
+    def ends(first: float, last: float) -> NDArray[np.float32]:
+        t = np.array([1 - last - 1e-6, 1 - first + 1e-6], np.float32).clip(0, 1)  # the ends are within
+        found = model.denoise.parameterization.condition(model.process, jnp.zeros(2), t)[1]
+        return np.where([last == 1, first == 0], ALWAYS, np.asarray(found)).astype(np.float32)
+
+    return {TIMES: _alone({name: ends(*share) for name, share in counting.items()})}
+
+
+def counted(counting: Mapping[str, tuple[float, float]], n: int) -> Any:
+    """Equation (2): 1 or 0 at each of n evaluations, ``(n,)``; of several ControlNets by name.
+
+    >>> counted({"control": (0.25, 0.8)}, 5).tolist()
+    [0.0, 0.0, 1.0, 1.0, 0.0]
+    """
+    return _alone(
+        {
+            name: np.array([first <= i / n and (i + 1) / n <= last for i in range(n)], np.float32)
+            for name, (first, last) in counting.items()
+        }
+    )
+
+
+def _controls(model: Model) -> tuple[ControlNet, ...]:
+    recipe = getattr(model.denoise.net, "build", None)
+    if not isinstance(recipe, Controlled):
+        raise ValueError("control: this model has no ControlNet: jaxdiff.load(MODEL, control=FOLDER) adds one")
+    return recipe.controls
+
+
+def _by_name(what: str, value: Any, names: Iterable[str]) -> Mapping[str, Any]:
+    """What is said of each ControlNet: one for all, or a dict."""
+    known = list(names)
+    named: Mapping[str, Any] = value if isinstance(value, Mapping) else dict.fromkeys(known, value)
+    if unknown := sorted({*named} - {*known}):
+        raise ValueError(f"{what}: there is no ControlNet {unknown[0]!r}; they are {', '.join(known)}")
+    return named
+
+
+def _alone(named: dict[str, Any]) -> Any:
+    """Of one ControlNet what is said of it."""
+    return named if len(named) > 1 else next(iter(named.values()))
 
 
 def pictures_of(name: str, value: Any, shape: tuple[int | None, ...]) -> NDArray[np.float32]:

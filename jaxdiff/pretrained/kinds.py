@@ -83,6 +83,7 @@ KINDS: dict[str, Kind] = {
     "DiTPipeline": Kind(network="transformer", guide=("cfg:4",)),
     "DDPMPipeline": Kind(latents=False),
     "DDIMPipeline": Kind(latents=False),
+    "ConsistencyModelPipeline": Kind(latents=False),
 }
 """Classes of pipelines that are read."""
 

@@ -8,7 +8,6 @@ pictures = model.sample(0, 4, {"text": "a red heart"}, guide="cfg:7.5", strict=T
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -29,15 +28,14 @@ from jaxdiff.launch.errors import ConfigError, as_config_error, refuse_unknown_o
 from jaxdiff.model import Model
 from jaxdiff.networks.control import PICTURE, Controlled
 from jaxdiff.plan import encoded, mask_of
-from jaxdiff.pretrained import schedulers
 from jaxdiff.pretrained.adapters.embeddings import Embeddings, load_embeddings, with_rows
 from jaxdiff.pretrained.adapters.lora import Lora, load_lora, merged
-from jaxdiff.pretrained.control import told
+from jaxdiff.pretrained.control import shares, told, told_times
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.layouts.families import Loaded
 from jaxdiff.pretrained.origin import Origin
-from jaxdiff.pretrained.schedulers.processes import FlowTimes
-from jaxdiff.pretrained.schedulers.strict import draw_strictly
+from jaxdiff.pretrained.schedulers.processes import ConsistencyTimes, FlowTimes
+from jaxdiff.pretrained.strict_steps import strict_options
 from jaxdiff.pretrained.told_sizes import is_scored, told_sizes
 from jaxdiff.process import Process
 from jaxdiff.spec import Spec, whole
@@ -123,6 +121,10 @@ class Pretrained:
         prompt_weights: bool = False,
         control: Any = None,
         control_scale: Any = None,
+        control_start: Any = None,
+        control_end: Any = None,
+        guess_mode: bool = False,
+        timesteps: Sequence[int] | None = None,
         **options: Any,
     ) -> Any:
         """Draws samples: arguments and result as `jaxdiff.model.Model.sample`, and
@@ -142,6 +144,11 @@ class Pretrained:
           control: of a model with a ControlNet, pictures of the samples' size, ``(H, W, C)`` or ``(n, H, W, C)`` uint8
             or their paths; of several ControlNets a dict by their names. None: they count for nothing.
           control_scale: how far they count; None: 1.
+          control_start, control_end: from when to when they count, shares of the way from noise to data
+            (`jaxdiff.pretrained.control`); None: 0 and 1. Of several ControlNets these three may be dicts too.
+          guess_mode: with guidance the ControlNet is of the conditional side alone, and its first residuals count less:
+            for a picture without a text.
+          timesteps: of a consistency model, in the place of ``steps``: indices of its levels, ``[22, 0]``; 0 is noise.
 
         Raises:
           ConfigError: an argument that is out of range, or that this model cannot follow.
@@ -154,7 +161,7 @@ class Pretrained:
                 raise ValueError(f"steps is {steps}, expected at most {_MOST_STEPS}")
             if not isinstance(eta, int | float) or not 0 <= eta <= 1:
                 raise ValueError(f"eta is {eta!r}, expected a number from 0 to 1")
-            for name, flag in (("strict", strict), ("prompt_weights", prompt_weights)):
+            for name, flag in (("strict", strict), ("prompt_weights", prompt_weights), ("guess_mode", guess_mode)):
                 if not isinstance(flag, bool):
                     raise ValueError(f"{name} is {flag!r}, expected True or False")
             if eta and not strict:
@@ -171,18 +178,31 @@ class Pretrained:
             guided = guide not in ((), []) and (guide is not None or bool(model.defaults.guide)) and TEXT in given
             if guided:
                 negative = self._scored(given, self._usual(model, given, negative))
+            counting, of_control = None, {"control_scale": control_scale, "guess_mode": guess_mode or None}
+            of_control |= {"control_start": control_start, "control_end": control_end}
             if control is not None:
-                pictures = told(model, control, 1.0 if control_scale is None else control_scale)
-                given |= pictures
-                negative = {**(negative or {}), PICTURE: pictures[PICTURE]} if guided else negative
-            elif control_scale is not None:
-                raise ValueError("control_scale is of the pictures in control, and there are none")
+                counting = shares(model, control_start, control_end)
+                given |= told(model, control, control_scale, guess=guess_mode)
+                given |= {} if strict else told_times(model, counting)
+                if guided and not guess_mode:
+                    negative = {**(negative or {}), PICTURE: given[PICTURE]}
+            elif said := [name for name, value in of_control.items() if value is not None]:
+                raise ValueError(f"{said[0]} is of the pictures in control, and there are none")
             if self.told is not None and "guidance" in model.conditions:
                 given.setdefault("guidance", self.told)
             if "masked" in model.conditions and not {"mask", "masked"} <= given.keys():
                 raise ValueError("this model draws a part of a picture anew: give image=... and mask=...")
+            visited: tuple[int, ...] = ()
+            if timesteps is not None:
+                visited = self._visited(model, timesteps, options)
+                times: Any = model.defaults.grid
+                options |= {"steps": len(visited)} if strict else {"ts": times.at(visited)}
             if strict:
-                options |= self._strictly(model, options, eta)
+                fields = Fields(self.scheduler, str(self.origin.folder / SCHEDULER / "scheduler_config.json"))
+                asked = {"eta": eta, "tokens": tokens_of(model), "even": self.even, "indices": visited}
+                options = strict_options(
+                    model, fields, self.origin.kind, n, options, guided=bool(given), counting=counting, **asked
+                )
             return model.sample(key, n, given or None, negative=negative, **options)
 
     def save(self, path: str | os.PathLike[str], record: Mapping[str, Any], columns: int | None = None) -> None:
@@ -290,16 +310,12 @@ class Pretrained:
         encoders[TEXT] = dataclasses.replace(prompts, branches=branches)
         return dataclasses.replace(self, model=dataclasses.replace(self.model, encoders=encoders), parts=parts)
 
-    def _strictly(self, model: Model, options: dict[str, Any], eta: float) -> dict[str, Any]:
-        if options.get("image") is not None:
-            raise ValueError("strict steps begin with noise alone: leave image out, or strict")
-        if taken := [name for name in ("sampler", "grid", "ts", "cache") if options.get(name) is not None]:
-            raise ValueError(f"strict steps are those of the model's scheduler: leave {taken[0]} out")
-        steps = options.pop("steps", None)
-        steps = model.defaults.steps if steps is None else steps
-        fields = Fields(self.scheduler, str(self.origin.folder / SCHEDULER / "scheduler_config.json"))
-        table = schedulers.table(fields, steps, eta=eta, tokens=tokens_of(model), even=self.even)
-        return {"steps": None, "program": functools.partial(draw_strictly, table)}
+    def _visited(self, model: Model, timesteps: Sequence[int], options: Mapping[str, Any]) -> tuple[int, ...]:
+        if taken := [name for name in ("steps", "grid", "ts") if options.get(name) is not None]:
+            raise ValueError(f"timesteps are the steps themselves: leave {taken[0]} out")
+        if not isinstance(model.defaults.grid, ConsistencyTimes):
+            raise ValueError("timesteps is of consistency models: of others say steps=..., or ts=...")
+        return model.defaults.grid.checked(timesteps)
 
     def _changed(self, size: tuple[int, int] | None, clip_skip: int, prompt_weights: bool) -> Model:
         """The model for pictures of a size, with what is asked of its text encoder."""

@@ -91,6 +91,27 @@ def test_several_add_up_their_residuals_each_by_its_scale() -> None:
     np.testing.assert_allclose(APPLY_2(P2, X, T, absent), one, atol=1e-5)
 
 
+def test_where_and_how_much_the_residuals_count() -> None:
+    """Equation (4): within its times alone, and with a decay of 1 the first one a tenth."""
+    plain, full = APPLY(P1["base"], X, T, {"label": LABEL}), APPLY_1(P1, X, T, {"label": LABEL, "control": EDGES})
+    timed = APPLY_1(P1, X, T, {"label": LABEL, "control": EDGES, "control_times": jnp.array([[0.5, 0.9]] * 2)})
+    np.testing.assert_array_equal(timed[0], plain[0])  # at 0.3
+    np.testing.assert_allclose(timed[1], full[1], atol=1e-5)  # at 0.8
+
+    @jax.jit
+    def by_hand() -> Any:
+        module, params = PLAIN.module(P1["base"]), P1["controls"]["outline"]
+        told = module.embed(X, T, {"label": LABEL})
+        middle, skips = module.encode(module.enter(X, {}), told, None)
+        found, last = Residuals(OUTLINE).apply(params, X, T, {"label": LABEL, "control": EDGES})
+        factors = np.logspace(-1, 0, len(found) + 1)
+        skips = [s + w * r for s, w, r in zip(skips, factors, found, strict=False)]
+        return module.decode(middle + factors[-1] * last, skips, told, None)
+
+    decayed = APPLY_1(P1, X, T, {"label": LABEL, "control": EDGES, "control_decay": jnp.ones(2)})
+    np.testing.assert_allclose(decayed, by_hand(), atol=2e-5 * float(np.abs(decayed).max()))
+
+
 def test_a_scale_is_data_and_guidance_leads_away_from_no_picture() -> None:
     traces = []
 
@@ -138,7 +159,8 @@ def test_a_map_of_classes_is_a_picture_with_a_channel_for_each() -> None:
 
 def test_what_it_takes() -> None:
     assert ONE.cond["control"] == Spec((None, None, 1), "float32", 0.0, 1.0, null=-1.0)
-    assert ONE.cond["control_scale"] == Spec((), "float32", null=1.0) and ONE.settings == ("control_scale",)
+    assert ONE.cond["control_scale"] == Spec((), "float32", null=1.0)
+    assert ONE.settings == ("control_scale", "control_times", "control_decay")
     assert sorted(TWO.cond["control"]) == sorted(TWO.cond["control_scale"]) == ["depth", "outline"]
     sizes = [
         each.shape[-1]

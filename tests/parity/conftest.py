@@ -12,6 +12,7 @@ import pytest
 ALWAYS = re.compile(
     r"test_networks\.py::(test_a_network_is_the_original\[.*-0\]|test_a_field)"
     r"|test_pipelines\.py::.*\[(SD1 DPMSolverMultistep|SDXL|FLUX dev|ControlNet)\]"
+    r"|test_parts\.py::.*\[(SD1 DDIM|SDXL refiner|SD1 with a strength|Euler)\]"
     r"|test_writing\.py::.*(\[SD1\]|\[SD3\]|draws_the_same|of_our_own)"
     r"|test_text_encoders\.py"
     r"|test_lora\.py::.*(peft|PEFT|kohya)"

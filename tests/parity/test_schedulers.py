@@ -102,11 +102,11 @@ def theirs(scheduler: Any, times: dict[str, Any], n: int, scale: float, **option
     return x.numpy(), scheduler.timesteps.numpy()
 
 
-def network(scale: float, x: Any, told: Any) -> Any:
+def network(scale: float, x: Any, told: Any, _: Any) -> Any:
     return jnp.tanh(jnp.matmul(x, MIXING, precision="highest")) + 0.3 * jnp.cos(told / scale) * x
 
 
-NETWORKS: dict[float, Callable[[Any, Any], Any]] = {s: functools.partial(network, s) for s in (300.0, 2.0)}
+NETWORKS: dict[float, Callable[[Any, Any, Any], Any]] = {s: functools.partial(network, s) for s in (300.0, 2.0)}
 
 
 def noise(i: Any) -> Any:

@@ -19,6 +19,7 @@ from jaxdiff.launch.errors import ConfigError
 from jaxdiff.pretrained import PretrainedError, load_pipeline, write_network
 from jaxdiff.pretrained.control import pictures_of
 from jaxdiff.pretrained.pipeline import Pretrained
+from jaxdiff.pretrained.schedulers.strict import draw_strictly
 from tests.pretrained.test_pipeline import SD, _scaled, write_pipeline
 from tests.pretrained.tiny import tiny
 
@@ -57,6 +58,34 @@ def test_guidance_tells_the_picture_on_both_sides(model: Pretrained) -> None:
     options = {**OPTIONS, "control": PICTURE, "control_scale": 0.5, "negative": CAT}
     one, same = (model.sample(0, 2, CAT, **options, guide=f"cfg:{weight}") for weight in (1, 7))
     np.testing.assert_allclose(one, same, atol=1e-4 * np.abs(one).max())
+
+
+def test_a_picture_counts_for_a_part_of_the_way(model: Pretrained) -> None:
+    """A call in which it ends is two: one with the picture, and one without that goes on."""
+    options: dict[str, Any] = {"steps": 4, "decode": False, "guide": (), "sampler": "ddim", "grid": "uniform"}
+    found = model.sample(0, 1, CAT, control=PICTURE, control_end=0.5, **options)
+    x = model.sample(0, 1, CAT, control=PICTURE, **options, denoising_end=0.5)
+    by_hand = model.sample(0, 1, CAT, **options, x=x, denoising_start=0.5)
+    np.testing.assert_allclose(found, by_hand, atol=1e-4 * np.abs(found).max())
+
+
+def test_another_start_or_end_compiles_nothing(model: Pretrained) -> None:
+    options: dict[str, Any] = {**OPTIONS, "control": PICTURE, "guide": "cfg:2"}
+    program: Any = draw_strictly
+    whole = model.sample(0, 1, CAT, **options)
+    compiled = program._cache_size()
+    first = model.sample(0, 1, CAT, **options, control_end=0.5)
+    last = model.sample(0, 1, CAT, **options, control_start=0.5)
+    assert program._cache_size() == compiled
+    assert min(np.abs(one - other).max() for one, other in ((whole, first), (whole, last), (first, last))) > 1e-3
+
+
+def test_in_guess_mode_guidance_leads_away_from_an_answer_without_the_picture(model: Pretrained) -> None:
+    """With weight 0 it is that answer."""
+    plain = model.sample(0, 1, CAT, **OPTIONS, guide="cfg:0")
+    options: dict[str, Any] = {**OPTIONS, "guide": "cfg:0", "control": PICTURE}
+    np.testing.assert_allclose(model.sample(0, 1, CAT, guess_mode=True, **options), plain, atol=1e-4)
+    assert np.abs(model.sample(0, 1, CAT, **options) - plain).max() > 1e-2
 
 
 def test_our_samplers_take_pictures_of_files_too(model: Pretrained, tmp_path: Path) -> None:
@@ -113,6 +142,22 @@ def test_a_pipelines_own_controlnet(model: Pretrained, folder: Path, tmp_path: P
         ({"control": __file__}, "image is damaged or of an unknown kind"),
         ({"control": PICTURE, "control_scale": float("nan")}, "control_scale nan is out of range"),
         ({"control_scale": 0.5}, "control_scale is of the pictures in control, and there are none"),
+        ({"control_start": 0.5}, "control_start is of the pictures in control, and there are none"),
+        ({"guess_mode": True}, "guess_mode is of the pictures in control, and there are none"),
+        ({"control": PICTURE, "guess_mode": 1}, "guess_mode is 1, expected True or False"),
+        (
+            {"control": PICTURE, "control_end": 1.5},
+            "control_end is a share of the way from noise to data, from 0 to 1, got",
+        ),
+        (
+            {"control": PICTURE, "control_start": "a"},
+            "control_start is a share of the way from noise to data, from 0 to 1",
+        ),
+        (
+            {"control": PICTURE, "control_start": 0.5, "control_end": 0.5},
+            "control_start=0.5 is not below control_end=0.5",
+        ),
+        ({"control": PICTURE, "control_end": {"b": 1}}, "control_end: there is no ControlNet 'b'; they are controlnet"),
     ],
 )
 def test_pictures_that_do_not_fit_are_one_line(model: Pretrained, options: dict[str, Any], message: str) -> None:

@@ -58,7 +58,7 @@ def test_data_of_one_point_are_found(name: str, kind: str) -> None:
     steps = table(fields(name, options), 7)
     abar = chain(Fields(options)).abar
 
-    def network(x: Any, told: Any) -> Any:  # of the chain: x is alpha x0 + sigma eps there
+    def network(x: Any, told: Any, _: Any) -> Any:  # of the chain: x is alpha x0 + sigma eps there
         log_level = jnp.interp(told, jnp.arange(1000.0), jnp.asarray(0.5 * np.log((1 - abar) / abar), jnp.float32))
         alpha = 1 / jnp.sqrt(1 + jnp.exp(2 * log_level))
         sigma = jnp.exp(log_level) * alpha
@@ -74,7 +74,7 @@ def test_a_flow_to_one_point_is_straight() -> None:
     for options in ({"shift": 3.0}, {"stochastic_sampling": True}, {"use_dynamic_shifting": True}):
         steps = table(fields("FlowMatchEulerDiscreteScheduler", options), 5, tokens=1024)
 
-        def network(x: Any, told: Any) -> Any:
+        def network(x: Any, told: Any, _: Any) -> Any:
             return (x - POINT) / (told / 1000)
 
         noise = jnp.asarray(RNG.normal(size=(5, 2, 3)), jnp.float32)
@@ -222,3 +222,11 @@ def test_every_scheduler_has_a_table_by_its_defaults() -> None:
         assert np.isfinite(steps.moves).all() and np.isfinite(steps.x0).all()
         rising = name == "DDIMInverseScheduler"
         assert (np.diff(steps.told) >= 0 if rising else np.diff(steps.told) <= 0).all(), name
+
+
+def test_a_consistency_model_visits_the_levels_that_are_said() -> None:
+    """Song et al. 2023's levels, evenly in the seventh root from 80 to 0.002; 40 of them."""
+    steps = table(fields("CMStochasticIterativeScheduler", {}), 2, indices=(0, 22))
+    level = (80 ** (1 / 7) + 22 / 39 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    np.testing.assert_allclose(steps.told, 250 * np.log([80, level]), rtol=1e-6)
+    np.testing.assert_allclose(steps.moves[0, 0, -1], np.sqrt(level**2 - 0.002**2), rtol=1e-6)

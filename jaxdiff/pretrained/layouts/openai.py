@@ -35,6 +35,7 @@ from jaxdiff.networks import (
 from jaxdiff.parameterization import Consistency, Eps, Karras, LearnedVariance, LogSigma, TimeIndex
 from jaxdiff.pretrained.files.naming import Naming
 from jaxdiff.pretrained.layouts.presets import Original
+from jaxdiff.pretrained.schedulers.processes import RENOISING, ConsistencyTimes
 from jaxdiff.process import Process
 from jaxdiff.schedule import KarrasVE
 
@@ -140,7 +141,7 @@ def _karras(network: Callable[..., UNet], *, consistent: bool = False) -> Origin
         functools.partial(naming, order="new", planes=True),
         KarrasVE,
         Consistency(0.5, least=0.002, time=_TOLD) if consistent else Karras(0.5, time=_TOLD),
-        Defaults("ddim", 1, "karras") if consistent else Defaults("heun", 40, "karras"),
+        Defaults(RENOISING, 1, ConsistencyTimes(40)) if consistent else Defaults("heun", 40, "karras"),
         "MIT",
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxdiff.pretrained.fields import Fields
-from jaxdiff.pretrained.schedulers.chains import Asked, Chain, Numbers, chain, of_eps, of_x0, spaced
+from jaxdiff.pretrained.schedulers.chains import Asked, Chain, Numbers, chain, noised_on, of_eps, of_x0, spaced
 from jaxdiff.pretrained.schedulers.steps import Steps, StepTable
 
 
@@ -20,14 +20,14 @@ def ddim(fields: Fields, asked: Asked) -> StepTable:
     """Song et al. 2021, https://arxiv.org/abs/2010.02502, equation (12)."""
     on = chain(fields, spacing="leading")
     last = 1.0 if fields.get("set_alpha_to_one", True) else on.abar[0]
-    steps = Steps()
-    for index in spaced(on, asked.n, whole=True):
+    steps, indices = Steps(), spaced(on, asked.n, whole=True)
+    for index in indices:
         before, after, alpha, sigma = _pair(on, index, asked.n, last)
         spread = asked.eta * math.sqrt((1 - after) / (1 - before) * (1 - before / after))
         eps = of_eps(on.kind, alpha, sigma, steps["x"], steps["f"])
         x = math.sqrt(after) * steps["x0"] + math.sqrt(max(1 - after - spread**2, 0.0)) * eps + spread * steps["noise"]
         steps.add(index, 1.0, of_x0(on.kind, alpha, sigma), x=x)
-    return steps.table(limit=limit_of(fields, True))
+    return steps.table(noised_on(on, indices), limit=limit_of(fields, True))
 
 
 def ddpm(fields: Fields, asked: Asked) -> StepTable:
@@ -46,7 +46,7 @@ def ddpm(fields: Fields, asked: Asked) -> StepTable:
         if index > 0:
             x = x + math.sqrt(max(variance, 1e-20)) * steps["noise"]
         steps.add(index, 1.0, of_x0(on.kind, alpha, sigma), x=x)
-    return steps.table(limit=limit_of(fields, True))
+    return steps.table(noised_on(on, indices), limit=limit_of(fields, True))
 
 
 def pndm(fields: Fields, asked: Asked) -> StepTable:
@@ -59,8 +59,9 @@ def pndm(fields: Fields, asked: Asked) -> StepTable:
     rows = spaced(on, asked.n, whole=True)
     if len(rows) < 2:
         fields.refuse("skip_prk_steps", "is true, which takes at least 2 steps")
-    steps = Steps("first", "f1", "f2", "f3")
-    for number, index in enumerate([rows[0], rows[1], *rows[1:]]):
+    steps, indices = Steps("first", "f1", "f2", "f3"), [rows[0], rows[1], *rows[1:]]
+    for i, index in enumerate(indices):
+        number = i - asked.begin  # below 0 nothing is followed
         f = [steps[name] for name in ("f", "f1", "f2", "f3")]
         begin, at = steps["x"], index
         if number == 1:
@@ -76,22 +77,24 @@ def pndm(fields: Fields, asked: Asked) -> StepTable:
         x = math.sqrt(after / before) * begin - (after - before) / below * eps
         kept = {} if number == 1 else {"f1": f[0], "f2": f[1], "f3": f[2]}
         steps.add(index, 1.0, (0.0, 1.0), x=x, first=steps["x"], **kept)
-    return steps.table()
+    return steps.table(noised_on(on, indices))
 
 
-def taught_indices(length: int, original: int, n: int) -> Any:
-    """``(n,)``: n of the indices that a student was distilled at, falling, of a chain of so many steps."""
-    taught = (np.arange(1, original + 1) * (length // original) - 1)[::-1]
-    return taught[np.floor(np.linspace(0, original, n, endpoint=False)).astype(int)]
+def taught_indices(length: int, original: int, n: int, share: float = 1.0) -> Any:
+    """``(n,)``: n of the indices that a student was distilled at, falling, of a chain of so many steps; of the lowest
+    share of them."""
+    taught = (np.arange(1, int(original * share) + 1) * (length // original) - 1)[::-1]
+    return taught[np.floor(np.linspace(0, len(taught), n, endpoint=False)).astype(int)]
 
 
 def _taught(fields: Fields, on: Chain, asked: Asked) -> Numbers:
     """The indices of n steps, of those that a student was distilled at."""
     fields.ignore("set_alpha_to_one")
     original = fields.get("original_inference_steps", 50)
-    if asked.n > original:
-        fields.refuse("original_inference_steps", f"is {original}, and {asked.n} steps are asked for")
-    return taught_indices(on.length, original, asked.n)
+    if asked.n > int(original * asked.share):
+        which = "" if asked.share == 1 else f"; of these strength={asked.share} leaves {int(original * asked.share)}"
+        fields.refuse("original_inference_steps", f"is {original}{which}, and {asked.n} steps are asked for")
+    return taught_indices(on.length, original, asked.n, asked.share)
 
 
 def lcm(fields: Fields, asked: Asked) -> StepTable:
@@ -107,7 +110,7 @@ def lcm(fields: Fields, asked: Asked) -> StepTable:
             after = on.abar[indices[number + 1]]
             clean = math.sqrt(after) * clean + math.sqrt(1 - after) * steps["noise"]
         steps.add(float(index), 1.0, of_x0(on.kind, alpha, sigma), x=clean)
-    return steps.table(limit=limit_of(fields, False))
+    return steps.table(noised_on(on, indices), limit=limit_of(fields, False))
 
 
 def tcd(fields: Fields, asked: Asked) -> StepTable:
@@ -130,7 +133,7 @@ def tcd(fields: Fields, asked: Asked) -> StepTable:
             kept = on.abar[to] / on.abar[low]
             x = math.sqrt(kept) * x + math.sqrt(1 - kept) * steps["noise"]
         steps.add(float(index), 1.0, of_x0(on.kind, alpha, sigma), x=x)
-    return steps.table()
+    return steps.table(noised_on(on, indices))
 
 
 def ddim_inverse(fields: Fields, asked: Asked) -> StepTable:
@@ -140,15 +143,15 @@ def ddim_inverse(fields: Fields, asked: Asked) -> StepTable:
     if on.spacing == "linspace":
         fields.refuse("timestep_spacing", "is 'linspace', which diffusers' own does not have")
     first = 1.0 if fields.get("set_alpha_to_one", True) else on.abar[0]
-    steps = Steps()
-    for index in spaced(on, asked.n, whole=True)[::-1]:
+    steps, indices = Steps(), spaced(on, asked.n, whole=True)[::-1]
+    for index in indices:
         at = min(int(index) - on.length // asked.n, on.length - 1)
         before, after = on.abar[at] if at >= 0 else first, on.abar[int(index)]
         alpha, sigma = math.sqrt(before), math.sqrt(1 - before)
         eps = of_eps(on.kind, alpha, sigma, steps["x"], steps["f"])
         x = math.sqrt(after) * steps["x0"] + math.sqrt(1 - after) * eps
         steps.add(index, 1.0, of_x0(on.kind, alpha, sigma), x=x)
-    return steps.table(limit=limit_of(fields, True))
+    return steps.table(noised_on(on, indices), limit=limit_of(fields, True))
 
 
 def _pair(on: Chain, index: float, n: int, last: float) -> tuple[float, float, float, float]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.schedulers.fields import BETAS, class_of
@@ -29,12 +29,22 @@ class Asked:
       eta: noise of DDIM, from 0 to 1.
       tokens: of the image, which decide a flow's dynamic shift.
       even: whether a flow's levels lie evenly from 1 to 1/n before their shift, as FLUX.1's pipeline gives them.
+      begin: the step that is begun with; what a multistep method holds of those before is nothing.
+      indices: of a consistency model, the levels that are visited; (): n of them evenly.
+      share: of the indices that a student was distilled at, the lowest share, from which the n steps are taken.
     """
 
     n: int
     eta: float = 0.0
     tokens: int | None = None
     even: bool = False
+    begin: int = 0
+    share: float = 1.0
+    indices: tuple[int, ...] = ()
+
+    def since(self, i: int) -> int:
+        """How many steps were taken before step i."""
+        return max(i - self.begin, 0)
 
 
 class Chain(NamedTuple):
@@ -210,6 +220,22 @@ def chosen_levels(fields: Fields) -> Levels | None:
     if len(asked) > 1:
         fields.refuse(asked[1], f"is true, and {asked[0]} too")
     return names[asked[0]] if asked else None
+
+
+def noised_at(alpha: ArrayLike, sigma: ArrayLike) -> Numbers:
+    """``(E, 2)``: what a picture and noise count for at each evaluation."""
+    return np.stack(np.broadcast_arrays(np.asarray(alpha, np.float64), np.asarray(sigma, np.float64)), axis=1)
+
+
+def noised_on(chain: Chain, index: ArrayLike) -> Numbers:
+    """The same at indices of a chain."""
+    abar = chain.abar[np.asarray(index, int)]
+    return noised_at(np.sqrt(abar), np.sqrt(1 - abar))
+
+
+def twice(level: Numbers) -> Numbers:
+    """The levels at the evaluations of a method of two: s_0, s_1, s_1, s_2, s_2, ..."""
+    return np.concatenate([level[:1], np.repeat(level[1:], 2)])
 
 
 def of_x0(kind: str, alpha: float, sigma: float) -> tuple[float, float]:

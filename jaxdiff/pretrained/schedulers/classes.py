@@ -14,6 +14,8 @@ faults, each tested beside the original:
   the network changes nothing. A solver of a flow that ends at ``sigma_min`` ends at the chain's.
 - TCD ends at the chain's first noise level, and does not limit its range.
 - Euler with log_linear interpolation tells indices of other levels than it takes, and does not end at 0.
+- begun later, LMS takes the weights of answers that it has not, and PNDM repeats its first step with the answer of the
+  second.
 - a flow's static shift is applied twice, to the ends of the noise levels and to the levels between.
 - all but Heun, DDIM, DDPM and LCM ignore clip_sample, and each class the fields of another
   (`jaxdiff.pretrained.schedulers.fields`).
@@ -63,7 +65,35 @@ SCHEDULERS: dict[str, Callable[[Fields, Asked], StepTable]] = {
 """Classes of diffusers that are followed step by step."""
 
 
-def table(fields: Fields, n: int, *, eta: float = 0.0, tokens: int | None = None, even: bool = False) -> StepTable:
+_OF_TWO = (
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "DPMSolverSDEScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+)
+
+
+def evaluations(fields: Fields) -> int:
+    """How many evaluations a step of a scheduler has; its last one may have fewer.
+
+    >>> evaluations(Fields({"_class_name": "HeunDiscreteScheduler"}))
+    2
+    """
+    return 2 if class_of(fields) in _OF_TWO else 1
+
+
+def table(
+    fields: Fields,
+    n: int,
+    *,
+    eta: float = 0.0,
+    tokens: int | None = None,
+    even: bool = False,
+    begin: int = 0,
+    share: float = 1.0,
+    indices: tuple[int, ...] = (),
+) -> StepTable:
     """The steps of a scheduler, by its configuration.
 
     Args:
@@ -72,6 +102,8 @@ def table(fields: Fields, n: int, *, eta: float = 0.0, tokens: int | None = None
       eta: noise of DDIM and TCD, from 0 to 1.
       tokens: of the image, which decide a flow's dynamic shift.
       even: see `jaxdiff.pretrained.schedulers.chains.Asked`.
+      begin: the step that is begun with, of n from 0 on.
+      share, indices: see `jaxdiff.pretrained.schedulers.chains.Asked`.
 
     Raises:
       PretrainedError: a class, or a field, that jaxdiff does not follow step by step.
@@ -85,6 +117,6 @@ def table(fields: Fields, n: int, *, eta: float = 0.0, tokens: int | None = None
     if fields.get("thresholding", False):
         fields.refuse("thresholding", "is true, which jaxdiff does not follow")
     with as_pretrained_error(fields.where):
-        made = SCHEDULERS[name](fields, Asked(n, eta, tokens, even))
+        made = SCHEDULERS[name](fields, Asked(n, eta, tokens, even, begin, share, indices))
     fields.done()
-    return made
+    return made.part(begin * evaluations(fields))

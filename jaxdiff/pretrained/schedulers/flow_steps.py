@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from jaxdiff.pretrained.fields import Fields
-from jaxdiff.pretrained.schedulers.chains import Asked, Numbers, chosen_levels, of_x0, warped
+from jaxdiff.pretrained.schedulers.chains import Asked, Numbers, chosen_levels, noised_at, of_x0, twice, warped
 from jaxdiff.pretrained.schedulers.steps import Steps, StepTable
 
 
@@ -26,7 +26,7 @@ def flow_euler(fields: Fields, asked: Asked) -> StepTable:
         here, to = level[i], level[i + 1]
         x = (1 - to) * steps["x0"] + to * steps["noise"] if again else steps["x"] + (to - here) * steps["f"]
         steps.add(length * here, 1.0, of_x0("flow_prediction", 1 - here, here), x=x)
-    return steps.table()
+    return steps.table(noised_at(1 - level[:-1], level[:-1]))
 
 
 def flow_lcm(fields: Fields, asked: Asked) -> StepTable:
@@ -38,7 +38,7 @@ def flow_lcm(fields: Fields, asked: Asked) -> StepTable:
     for here, to in itertools.pairwise(level):
         x = (1 - to) * steps["x0"] + to * steps["noise"]
         steps.add(length * here, 1.0, of_x0("flow_prediction", 1 - here, here), x=x)
-    return steps.table()
+    return steps.table(noised_at(1 - level[:-1], level[:-1]))
 
 
 def flow_heun(fields: Fields, asked: Asked) -> StepTable:
@@ -53,7 +53,7 @@ def flow_heun(fields: Fields, asked: Asked) -> StepTable:
         if to > 0:
             x = steps["first"] + (to - here) * (steps["slope"] + steps["f"]) / 2
             steps.add(length * to, 1.0, of_x0("flow_prediction", 1 - to, to), x=x)
-    return steps.table()
+    return steps.table(noised_at(1 - twice(level[:-1]), twice(level[:-1])))
 
 
 def shift_of(fields: Fields, tokens: int | None) -> float | None:

@@ -22,7 +22,9 @@ from jaxdiff.pretrained.schedulers.chains import (
     input_scale,
     lagrange_weights,
     level_at,
+    noised_at,
     spaced,
+    twice,
     warped,
 )
 from jaxdiff.pretrained.schedulers.paths import edm_levels
@@ -66,7 +68,7 @@ def euler(fields: Fields, asked: Asked) -> StepTable:
         ratio = level[number + 1] / level[number]
         x = ratio * steps["x"] + (1 - ratio) * steps["x0"]
         steps.add(index, input_scale(level[number]), _by_level(on.kind, level[number]), x=x)
-    return steps.table(start=start)
+    return steps.table(noised_at(1.0, level[:-1]), start=start)
 
 
 def euler_ancestral(fields: Fields, asked: Asked) -> StepTable:
@@ -80,7 +82,7 @@ def euler_ancestral(fields: Fields, asked: Asked) -> StepTable:
         ratio = math.sqrt(max(to**2 - up**2, 0.0)) / here
         x = ratio * steps["x"] + (1 - ratio) * steps["x0"] + up * steps["noise"]
         steps.add(index, input_scale(here), _by_level(on.kind, here), x=x)
-    return steps.table(start=start)
+    return steps.table(noised_at(1.0, level[:-1]), start=start)
 
 
 def heun(fields: Fields, asked: Asked) -> StepTable:
@@ -97,7 +99,7 @@ def heun(fields: Fields, asked: Asked) -> StepTable:
             both = ((steps["x"] - steps["x0"]) / to + steps["slope"]) / 2
             x = steps["first"] + (to - here) * both
             steps.add(told[number + 1], input_scale(to), _by_level(on.kind, to), x=x)
-    return steps.table(start=start, limit=limit_of(fields, False))
+    return steps.table(noised_at(1.0, twice(level[:-1])), start=start, limit=limit_of(fields, False))
 
 
 def lms(fields: Fields, asked: Asked) -> StepTable:
@@ -112,7 +114,7 @@ def lms(fields: Fields, asked: Asked) -> StepTable:
         x = steps["x"] + sum((w * d for w, d in zip(weights, slopes, strict=False)), np.zeros_like(steps["x"]))
         kept = {"d1": slopes[0], "d2": slopes[1], "d3": slopes[2]}
         steps.add(index, input_scale(level[number]), _by_level(on.kind, level[number]), x=x, **kept)
-    return steps.table(start=start)
+    return steps.table(noised_at(1.0, level[:-1]), start=start)
 
 
 def kdpm2(fields: Fields, asked: Asked) -> StepTable:
@@ -142,7 +144,7 @@ def _midpoint(fields: Fields, asked: Asked, *, ancestral: bool) -> StepTable:
             x = steps["first"] + (down - here) / middle * (steps["x"] - steps["x0"]) + up * steps["noise"]
             between = float(index_at(on, np.array([middle]))[0])
             steps.add(between, input_scale(middle), _by_level(on.kind, middle), x=x)
-    return steps.table(start=start)
+    return steps.table(noised_at(1.0, twice(level[:-1])), start=start)
 
 
 def dpm_solver_sde(fields: Fields, asked: Asked) -> StepTable:
@@ -169,7 +171,7 @@ def dpm_solver_sde(fields: Fields, asked: Asked) -> StepTable:
         x = _ancestral(here, to, steps["first"], steps["x0"], noise)
         between = float(index_at(on, np.array([middle]))[0])
         steps.add(between, input_scale(middle), _by_level(on.kind, middle), x=x)
-    return steps.table(start=start)
+    return steps.table(noised_at(1.0, twice(level[:-1])), start=start)
 
 
 def _ancestral(here: float, to: float, x: Vector, x0: Vector, noise: Vector) -> Vector:
@@ -192,7 +194,7 @@ def edm_euler(fields: Fields, asked: Asked) -> StepTable:
         ratio = level[number + 1] / level[number]
         x = ratio * steps["x"] + (1 - ratio) * steps["x0"]
         steps.add(edm.told[number], edm.scale[number], edm.x0[number], x=x)
-    return steps.table(start=edm.start)
+    return steps.table(noised_at(1.0, edm.level), start=edm.start)
 
 
 def consistency(fields: Fields, asked: Asked) -> StepTable:
@@ -205,7 +207,7 @@ def consistency(fields: Fields, asked: Asked) -> StepTable:
     data, spread, rho = fields.get("sigma_data", 0.5), fields.get("s_noise", 1.0), fields.get("rho", 7.0)
     if asked.n > length:
         fields.refuse("num_train_timesteps", f"is {length}, and {asked.n} steps are asked for")
-    places = np.arange(asked.n) * (length // asked.n) / (length - 1)
+    places = np.asarray(asked.indices or np.arange(asked.n) * (length // asked.n)) / (length - 1)
     ends = most ** (1 / rho), least ** (1 / rho)
     level = (ends[0] + places * (ends[1] - ends[0])) ** rho
     steps = Steps()
@@ -215,4 +217,5 @@ def consistency(fields: Fields, asked: Asked) -> StepTable:
         x0 = data**2 / (past**2 + data**2), past * data / math.hypot(here, data)
         x = steps["x0"] + spread * math.sqrt(max(to**2 - least**2, 0.0)) * steps["noise"]
         steps.add(250 * math.log(here), 1 / math.hypot(here, data), x0, x=x)
-    return steps.table(start=most, limit=1.0 if fields.get("clip_denoised", True) else None)
+    limit = 1.0 if fields.get("clip_denoised", True) else None
+    return steps.table(noised_at(1.0, level), start=most, limit=limit)

@@ -22,6 +22,7 @@ from jaxdiff.pretrained.schedulers.chains import (
     chosen_levels,
     index_at,
     level_at,
+    noised_at,
     of_x0,
     spaced,
 )
@@ -64,6 +65,11 @@ class Path:
         """``(n + 1,)``: ln(alpha/sigma)."""
         with np.errstate(divide="ignore"):
             return np.asarray(np.log(self.alpha) - np.log(self.sigma))
+
+    @property
+    def noised(self) -> Numbers:
+        """``(n, 2)``: what a picture and noise count for at each evaluation."""
+        return noised_at(self.alpha[:-1], self.sigma[:-1])
 
     @property
     def last_is_empty(self) -> bool:

@@ -15,7 +15,7 @@ noise that the network was trained on, what it predicts and what it is told abou
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,10 +196,30 @@ class ConsistencyTimes:
     """n of the times of a consistency model, evenly on the process' own scale from its end.
 
     Args:
-      length: how many it was trained at.
+      length: how many it was trained at; the index 0 is the noise end.
     """
 
     length: int
 
     def __call__(self, process: Process, n: int) -> Array:
         return 1 - jnp.arange(n) * (self.length // n) / (self.length - 1)
+
+    def checked(self, indices: Sequence[int]) -> tuple[int, ...]:
+        """Indices in the order in which they are visited.
+
+        Raises:
+          ValueError: what is no list of different indices.
+
+        >>> ConsistencyTimes(40).checked([22, 0])
+        (0, 22)
+        """
+        whole = isinstance(indices, list | tuple) and all(type(each) is int for each in indices)
+        if not whole or not indices or min(indices) < 0 or max(indices) >= self.length:
+            raise ValueError(f"timesteps is indices from 0 to {self.length - 1}, such as [22, 0], got {indices!r}")
+        if len({*indices}) < len(indices):
+            raise ValueError(f"timesteps has an index twice: {indices!r}")
+        return tuple(sorted(indices))
+
+    def at(self, indices: tuple[int, ...]) -> list[float]:
+        """The times of indices."""
+        return [1 - index / (self.length - 1) for index in indices]

@@ -55,7 +55,7 @@ def dpm_solver(fields: Fields, asked: Asked) -> StepTable:
     flow's that ends at ``sigma_min`` ends at the chain's.
     """
     fields.only(variance_type=None)
-    return _multistep(fields, solver_path(fields, asked, "chosen", cosine_is_exact=True))
+    return _multistep(fields, asked, solver_path(fields, asked, "chosen", cosine_is_exact=True))
 
 
 def edm_dpm_solver(fields: Fields, asked: Asked) -> StepTable:
@@ -65,10 +65,10 @@ def edm_dpm_solver(fields: Fields, asked: Asked) -> StepTable:
     """
     if _stochastic(fields) and _order(fields) == 3:
         fields.refuse("solver_order", "is 3 with sde-dpmsolver++, which diffusers' own does not have")
-    return _multistep(fields, edm_path(fields, asked.n))
+    return _multistep(fields, asked, edm_path(fields, asked.n))
 
 
-def _multistep(fields: Fields, path: Path) -> StepTable:
+def _multistep(fields: Fields, asked: Asked, path: Path) -> StepTable:
     order, noisy, heun = _order(fields), _stochastic(fields), _heun(fields)
     lower = fields.get("lower_order_final", True)
     at_end = fields.get("euler_at_final", False) or fields.get("final_sigmas_type", "zero") == "zero"
@@ -76,7 +76,7 @@ def _multistep(fields: Fields, path: Path) -> StepTable:
     for i in range(n):
         last = i == n - 1 and (at_end or (lower and n < 15))
         second = i == n - 2 and lower and n < 15
-        this = 1 if last else min(order, i + 1, 2 if second else order)
+        this = 1 if last else min(order, asked.since(i) + 1, 2 if second else order)
         kept = {"m1": steps["x0"], "m2": steps["m1"]}
         if last_is_empty and i == n - 1:
             if noisy or (this > 1 and (heun or order == 3)):
@@ -96,7 +96,7 @@ def _multistep(fields: Fields, path: Path) -> StepTable:
             weights = _weights(this, h, noisy, heun)
             x = x + path.alpha[i + 1] * sum(w * d for w, d in zip(weights, differences, strict=True))
         steps.add(path.told[i], path.scale[i], path.x0[i], x=x, **kept)
-    return steps.table(start=path.start)
+    return steps.table(path.noised, start=path.start)
 
 
 def _exponential(steps: Steps, path: Path, i: int, base: int, h: float, x: Vector, x0: Vector, noisy: bool) -> Vector:
@@ -134,7 +134,8 @@ def dpm_solver_singlestep(fields: Fields, asked: Asked) -> StepTable:
     if noisy and path.last_is_empty:
         fields.refuse("final_sigmas_type", NO_LENGTH)
     steps = Steps("begin", "m1", "m2")
-    for i, this in enumerate(orders):
+    for i, order in enumerate(orders):
+        this = min(order, asked.since(i) + 1)
         base = i - this + 1
         h = lam[i + 1] - lam[base]
         begin = steps["x"] if this == 1 else steps["begin"]
@@ -150,7 +151,7 @@ def dpm_solver_singlestep(fields: Fields, asked: Asked) -> StepTable:
             weights = _weights(3, h, noisy, heun)
             x = x + path.alpha[i + 1] * sum(w * d for w, d in zip(weights, differences, strict=True))
         steps.add(path.told[i], 1.0, path.x0[i], x=x, begin=begin, m1=answers[0], m2=answers[1])
-    return steps.table()
+    return steps.table(path.noised)
 
 
 def _orders(n: int, order: int, lower: bool) -> list[int]:
@@ -187,13 +188,13 @@ def unipc(fields: Fields, asked: Asked) -> StepTable:
     earlier = 1
     for i in range(n):
         x, answers = steps["x"], [steps[name] for name in ("x0", "m1", "m2", "m3")]
-        if i > 0 and i - 1 not in uncorrected:  # the step before, once more, with the new answer
+        if i > asked.begin and i - 1 not in uncorrected:  # the step before, once more, with the new answer
             r, weights, b, parts = _uni(path, i - 1, earlier, first_kind)
             rho = np.array([0.5]) if earlier == 1 else np.linalg.solve(r, b)
             old = [(answers[k + 2] - answers[1]) / weights[k] for k in range(earlier - 1)]
             mixed = sum((p * d for p, d in zip(rho, [*old, answers[0] - answers[1]], strict=True)), np.zeros_like(x))
             x = parts[0] * steps["begin"] + parts[1] * answers[1] - parts[2] * mixed
-        this = min(order, i + 1, n - i if lower else order)
+        this = min(order, asked.since(i) + 1, n - i if lower else order)
         r, weights, b, parts = _uni(path, i, this, first_kind)
         rho = np.array([0.5]) if this == 2 else np.linalg.solve(r[:-1, :-1], b[:-1])
         new = [(answers[k + 1] - answers[0]) / weights[k] for k in range(this - 1)]
@@ -202,7 +203,7 @@ def unipc(fields: Fields, asked: Asked) -> StepTable:
         kept = {"m1": answers[0], "m2": answers[1], "m3": answers[2]}
         steps.add(path.told[i], 1.0, path.x0[i], x=after, begin=x, **kept)
         earlier = this
-    return steps.table()
+    return steps.table(path.noised)
 
 
 def _uni(path: Path, i: int, order: int, first_kind: bool) -> tuple[Any, list[float], Any, Parts]:

@@ -41,14 +41,14 @@ def deis(fields: Fields, asked: Asked) -> StepTable:
     steps, n, lam = Steps("e1", "e2"), len(path), path.half_log_snr
     for i in range(n):
         short = n - i if lower and n < 15 else order
-        this = min(order, i + 1, short)
+        this = min(order, asked.since(i) + 1, short)
         answers = [path.eps(i, steps["x"], steps["x0"]), steps["e1"], steps["e2"]]
         nodes = -lam[i - this + 1 : i + 1][::-1]  # ln rho
         weights = lagrange_weights(nodes, -lam[i], -lam[i + 1], rate=1.0)
         x = steps["x"] / path.alpha[i]
         x = path.alpha[i + 1] * (x + sum(w * e for w, e in zip(weights, answers, strict=False)))
         steps.add(path.told[i], 1.0, path.x0[i], x=x, e1=answers[0], e2=answers[1])
-    return steps.table()
+    return steps.table(path.noised)
 
 
 def sa_solver(fields: Fields, asked: Asked) -> StepTable:
@@ -68,16 +68,16 @@ def sa_solver(fields: Fields, asked: Asked) -> StepTable:
     steps = Steps("begin", "z", "m1", "m2", "m3", "m4")
     for i in range(n):
         x, answers = steps["x"], [steps[name] for name in ("x0", "m1", "m2", "m3", "m4")]
-        if i > 0:  # the step before, once more, with the new answer
-            order = min(corrector, n - i + 2 if lower else corrector, min(i - 1, most) + 2)
+        if i > asked.begin:  # the step before, once more, with the new answer
+            order = min(corrector, n - i + 2 if lower else corrector, min(asked.since(i) - 1, most) + 2)
             at = [*range(i, i - order, -1)]
             x = _stochastic(path, i - 1, at, answers, steps["begin"], steps["z"], _tau(path.told[i - 1]))
-        order = min(predictor, n - i if lower else predictor, min(i, most) + 1)
+        order = min(predictor, n - i if lower else predictor, min(asked.since(i), most) + 1)
         at = [*range(i, i - order, -1)]
         after = _stochastic(path, i, at, answers, x, steps["noise"], _tau(path.told[i]))
         kept = dict(zip(("m1", "m2", "m3", "m4"), answers, strict=False))
         steps.add(path.told[i], 1.0, path.x0[i], x=after, begin=x, z=steps["noise"], **kept)
-    return steps.table()
+    return steps.table(path.noised)
 
 
 def _tau(told: float) -> float:

@@ -17,9 +17,11 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from jaxdiff.guidance import CFG
+from jaxdiff.inverse import Known
+from jaxdiff.networks.control import SCALE
 from jaxdiff.networks.placement import samples_over
 from jaxdiff.plan import Plan, gathered, split_over
-from jaxdiff.pretrained.schedulers.steps import StepTable, follow
+from jaxdiff.pretrained.schedulers.steps import Picture, StepTable, follow
 
 
 @functools.partial(jax.jit, static_argnames=("decode", "keep", "sharding"))
@@ -28,6 +30,7 @@ def draw_strictly(
     plan: Plan,
     keys: Array,
     *,
+    counts: Any = None,
     decode: bool = True,
     keep: Any = None,
     sharding: NamedSharding | None = None,
@@ -36,8 +39,10 @@ def draw_strictly(
 
     Args:
       table: the scheduler's.
-      plan: of B samples. Its x, where it has one, is at the scheduler's own scale: ``table.start`` times noise.
+      plan: of B samples. Its x, where it has one, is at the scheduler's own scale: ``table.start`` times noise. A
+        `Known` of its guidance is the picture that is begun with or kept.
       keys: ``(B,)``.
+      counts: ``(E,)``, of several ControlNets by name: their scale's factor at each evaluation; None: there are none.
       decode: give the stored record, else x0; static.
       keep: must be None; static.
       sharding: of the batch; static.
@@ -48,21 +53,24 @@ def draw_strictly(
     if keep is not None:
         raise ValueError("strict steps keep nothing on their way: leave keep out")
     guides = [element for element in plan.guide if isinstance(element, CFG)]
-    if len(guides) != len(plan.guide) or len(guides) > 1:
+    known = [element for element in plan.guide if isinstance(element, Known)]
+    if len(guides) + len(known) != len(plan.guide) or len(guides) > 1:
         raise ValueError("strict steps follow cfg alone: leave other guidance out")
     plan, keys = split_over(plan, keys, sharding)
-    guides = [element for element in plan.guide if isinstance(element, CFG)]  # of the split plan
     weight = guides[0].weight if guides else None
 
     def answer(x: Array, told: Array, cond: Any) -> Array:
         found: Array = plan.plain.net.apply(plan.plain.params, x, told, cond)
         return found[..., : x.shape[-1]]
 
-    def network(x: Array, told: Array) -> Array:
-        given = answer(x, told, plan.cond or None)
+    def network(x: Array, told: Array, counted: Any) -> Array:
+        cond = plan.cond
+        if counted is not None:
+            cond = {**cond, SCALE: jax.tree.map(lambda scale, count: scale * count, cond[SCALE], counted)}
+        given = answer(x, told, cond or None)
         if weight is None:
             return given
-        null = answer(x, told, {**plan.cond, **plan.nulls})
+        null = answer(x, told, {**cond, **plan.nulls})
         w = jnp.broadcast_to(jnp.asarray(weight, jnp.float32), x.shape[:1])
         return null + w.reshape(-1, *(1,) * (x.ndim - 1)) * (given - null)
 
@@ -71,8 +79,11 @@ def draw_strictly(
         return draw(keys)
 
     with contextlib.nullcontext() if sharding is None else samples_over(sharding):
-        first = table.start * noise(jnp.array(-1)) if plan.x is None else plan.x
-        x0 = follow(table, network, first, noise)
+        drawn = noise(jnp.array(-1))
+        picture = Picture(known[0].x0, drawn, known[0].mask) if known else None
+        first = table.begin[1] * drawn if plan.x is None else plan.x
+        first = first if picture is None else first + table.begin[0] * picture.x0
+        x0 = follow(table, network, first, noise, picture, beside=counts)
         finite = jnp.isfinite(x0.reshape(x0.shape[0], -1)).all(axis=1)
-        drawn = (plan.finish(x0) if decode else x0), (), finite
-    return gathered(drawn, sharding)
+        found = (plan.finish(x0) if decode else x0), (), finite
+    return gathered(found, sharding)
