@@ -19,6 +19,7 @@ from jaxdiff.config.build import (
     with_conditions,
 )
 from jaxdiff.config.folder import check_folder, claim_folder, finder, read_config, with_saved
+from jaxdiff.config.inversion import check_captions, first_vectors, with_word
 from jaxdiff.config.lora import with_base_frozen
 from jaxdiff.config.ranges import doubts
 from jaxdiff.config.schema import (
@@ -26,6 +27,7 @@ from jaxdiff.config.schema import (
     Config,
     DataConfig,
     FrozenWeights,
+    InversionConfig,
     LoraConfig,
     LossConfig,
     MeshConfig,
@@ -66,6 +68,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "FrozenWeights",
+    "InversionConfig",
     "LoraConfig",
     "LossConfig",
     "MeshConfig",
@@ -89,6 +92,7 @@ __all__ = [
     "build_source",
     "captions_said",
     "check",
+    "check_captions",
     "check_folder",
     "claim_folder",
     "command",
@@ -97,6 +101,7 @@ __all__ = [
     "dumps",
     "finder",
     "first_line",
+    "first_vectors",
     "from_json",
     "has_captions",
     "join",
@@ -116,4 +121,5 @@ __all__ = [
     "with_base_frozen",
     "with_conditions",
     "with_saved",
+    "with_word",
 ]

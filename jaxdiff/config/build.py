@@ -19,6 +19,7 @@ from jaxdiff.autoencoding import AutoencoderLoss
 from jaxdiff.codecs import Codec, default_codec, encoded_specs, grey_levels
 from jaxdiff.codecs.recipe import Find, is_recipe, resolved
 from jaxdiff.config.autoencoder import AutoencoderConfig, check_autoencoder
+from jaxdiff.config.inversion import with_inversion, with_templates
 from jaxdiff.config.lora import with_lora
 from jaxdiff.config.ranges import check_ranges
 from jaxdiff.config.schema import Config, Kind, LossConfig, RunConfig
@@ -179,7 +180,7 @@ def build_network(config: RunConfig) -> Any:
         shape = tuple(1 if size is None else size for size in config.codec.spec["x"].shape)
     with as_config_error("network"):
         net = functional(config.network, shape)
-    return with_lora(config, net)
+    return with_inversion(config, with_lora(config, net))
 
 
 def build_loss(config: RunConfig) -> Objective | FokkerPlanck | PriorPreserving | AutoencoderLoss:
@@ -269,7 +270,7 @@ def with_conditions(source: Source, config: RunConfig) -> Source:
     Raises:
       DataError: it lacks one.
     """
-    taken = stored_conditions(config)
+    taken, source = stored_conditions(config), with_templates(source, config)
     if missing := [name for name in taken if name not in source.spec]:
         has = ", ".join(name for name in source.spec if name != "x") or "none"
         raise DataError(

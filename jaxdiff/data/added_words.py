@@ -7,11 +7,12 @@ The longest word that begins at a place is taken, whatever the case of its lette
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +20,11 @@ from numpy.typing import NDArray
 from jaxdiff.data.tokenizers import TokenizerFile
 
 
-class AddedWord(NamedTuple):
+@dataclass(frozen=True)
+class AddedWord:
     """A word, and its ids.
 
-    Attributes:
+    Args:
       word: as it stands in a text.
       first: its first id.
       ids: how many, one after the other.
@@ -49,8 +51,19 @@ class WithWords:
     words: tuple[AddedWord, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "words", tuple(self.words))
         if not self.words or not all(each.word for each in self.words):
             raise ValueError(f"words: expected some that are not empty, got {self.words}")
+
+    def noted(self, saved: Any) -> Any:
+        """With the checksum that saved ones have noted, where they are of the same words."""
+        if not isinstance(saved, WithWords) or saved.words != self.words:
+            return self
+        return dataclasses.replace(self, tokenizer=self.tokenizer.noted(saved.tokenizer))
+
+    def resolved(self, texts: Callable[[], Iterable[str]]) -> WithWords:
+        """With the checksum of the file."""
+        return dataclasses.replace(self, tokenizer=self.tokenizer.resolved(texts))
 
     @property
     def path(self) -> str:
