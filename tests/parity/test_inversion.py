@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from PIL import Image
 
 import jaxdiff
 from jaxdiff.codecs import save_png
@@ -26,13 +28,17 @@ pytestmark = pytest.mark.nightly
 CAT = "<cat-toy>"
 PROMPTS = [f"a red {CAT} heart", f"{CAT}, 4k"]
 CASES = {"1": lambda: published.stable_diffusion("DDIM"), "XL": published.stable_diffusion_xl}
-ENCODERS = ("text_encoder", "text_encoder_2")
+SIZES = [16.0, 16.0, 0.0, 0.0, 16.0, 16.0]
 
 
-def saved(name: str, folder: Path) -> Any:
-    with quiet():
+def saved(name: str, folder: Path, heard: float = 1.0) -> Any:
+    """A pipeline, and its folder; with the share that texts have in its random network made so much larger."""
+    with quiet(), torch.no_grad():
         case = CASES[name]()
         case.pipe.set_progress_bar_config(disable=True)
+        for path, weight in case.pipe.unet.named_parameters():
+            if path.endswith("attn2.to_out.0.weight"):
+                weight.mul_(heard)
         case.pipe.save_pretrained(folder)
     return case
 
@@ -40,6 +46,15 @@ def saved(name: str, folder: Path) -> Any:
 def config(model: Path, folder: Path, vectors: int, **changes: Any) -> Any:
     word = InversionConfig(word=CAT, init="a", vectors=vectors)
     return published_config(model, workdir=str(folder), inversion=word, **changes)
+
+
+def drawn(settings: Any, x0: Any, eps: Any, t: Any, texts: Any) -> Any:
+    """A batch of data, noise, times and captions, as training draws it."""
+    cond = {"text": jnp.asarray(settings.tokenizer.encode(texts))}
+    if settings.codec.sizes:
+        cond["time_ids"] = jnp.tile(jnp.array([SIZES]), (len(x0), 1))
+    x0, eps, t = (jnp.asarray(each, jnp.float32) for each in (x0, eps, t))
+    return Draws(x0, eps, t, jnp.ones(len(x0)), cond)
 
 
 def add_word(pipe: Any, vectors: Any) -> None:
@@ -57,7 +72,7 @@ def their_gradient(pipe: Any, vectors: Any, x0: Any, eps: Any, steps: Any) -> tu
     told, _, *pooled = pipe.encode_prompt(PROMPTS, **usual)
     added = {}
     if pooled:
-        sizes = torch.tensor([[16.0, 16.0, 0.0, 0.0, 16.0, 16.0]] * 2)
+        sizes = torch.tensor([SIZES] * 2)
         added = {"added_cond_kwargs": {"text_embeds": pooled[0], "time_ids": sizes}}
     alphas = pipe.scheduler.alphas_cumprod[torch.from_numpy(steps)].reshape(-1, 1, 1, 1)
     data, noise = (torch.from_numpy(each).permute(0, 3, 1, 2) for each in (x0, eps))
@@ -82,11 +97,8 @@ def test_the_gradient_is_torchs(name: str, vectors: int, tmp_path: Path) -> None
     params = {"base": load_network(tmp_path / "model" / "unet").params, "encoders": encoders}
     x0, eps = rng.normal(size=(2, 2, 8, 8, 4)).astype(np.float32)
     steps = np.array([250, 700])
-    cond = {"text": settings.tokenizer.encode(PROMPTS)}
-    if name == "XL":
-        cond["time_ids"] = np.array([[16.0, 16.0, 0.0, 0.0, 16.0, 16.0]] * 2, np.float32)
-    t = ((steps + 1) / 1000).astype(np.float32)
-    draws, loss = Draws(x0, eps, t, np.ones(2, np.float32), cond), build_loss(settings)
+    draws = drawn(settings, x0, eps, (steps + 1) / 1000, PROMPTS)
+    loss = build_loss(settings)
 
     def mean(words: Any) -> Any:
         return loss.terms(net, {**params, "words": words}, draws).loss.mean()
@@ -111,17 +123,35 @@ def pictures(folder: Path) -> None:
         save_png(folder / f"{number}.png", pixels)
 
 
+def latents(run: Any, folder: Path) -> Any:
+    pixels = np.stack([np.asarray(Image.open(file)) for file in sorted(folder.glob("*.png"))])
+    return run.codec.encode({"x": pixels})["x"]
+
+
+def losses(run: Any, x0: Any) -> tuple[Any, Any]:
+    """Of 64 fixed draws, with the vectors to begin with and with those that are trained."""
+    net: Any = build_network(run.config)
+    encoders, objective = net.encoders_of(run.codec), build_loss(run.config)
+    params = {"base": run.denoise.params, "encoders": encoders}
+    eps = np.random.default_rng(5).normal(size=(64, *x0.shape[1:]))
+    texts = [f"a photo of a {CAT}"] * 64
+    draws = drawn(run.config, np.tile(x0, (8, 1, 1, 1)), eps, np.linspace(0.01, 1, 64), texts)
+    loss = jax.jit(lambda words: objective.terms(net, {**params, "words": words}, draws).loss)
+    begin = net.begun(encoders, dict.fromkeys(net.text.clip, int(run.config.tokenizer.encode(["a"])[0, 1])))
+    return np.asarray(loss(begin)), np.asarray(loss(run.codec.words))
+
+
 @pytest.mark.parametrize(("name", "vectors"), [("1", 1), ("XL", 2)])
 def test_a_word_that_is_trained_here_makes_the_same_latents_in_diffusers(
     name: str, vectors: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = saved(name, tmp_path / "model")
+    case = saved(name, tmp_path / "model", 10.0)
     pictures(tmp_path / "pictures")
     made = config(
         tmp_path / "model",
         tmp_path / "run",
         vectors,
-        optimizer=OptimizerConfig(lr=0.02),
+        optimizer=OptimizerConfig(lr=0.1),
         train=TrainConfig(steps=200, batch_size=8, log_every=50, sample_every=0),
     )
     cache = str(tmp_path / "cache")
@@ -132,27 +162,11 @@ def test_a_word_that_is_trained_here_makes_the_same_latents_in_diffusers(
     # All else is as it was, and the loss is lower
     before = {part: load_network(tmp_path / "model" / part).params for part in ("unet", *run.config.codec.clip)}
     now = {"unet": run.denoise.params, **dict(zip(run.config.codec.parts, run.codec.params, strict=True))}
-    flat = {name: traverse_util.flatten_dict(each) for name, each in {"before": before, "now": now}.items()}
-    assert {*flat["before"]} == {*flat["now"]}
-    assert all(np.array_equal(leaf, flat["now"][path]) for path, leaf in flat["before"].items())
-    net: Any = build_network(run.config)
-    encoders = net.encoders_of(run.codec)
-    a = run.config.tokenizer.encode(["a"])[0, 1]
-    params = {"base": run.denoise.params, "encoders": encoders}
-    latents = run.codec.encode({"x": read(tmp_path / "pictures")})["x"]
-    texts = [f"a photo of a {CAT}"] * 8
-    cond = {"text": np.repeat(run.config.tokenizer.encode(texts), 8, axis=0)}
-    if name == "XL":
-        cond["time_ids"] = np.array([[16.0, 16.0, 0.0, 0.0, 16.0, 16.0]] * 64, np.float32)
-    eps = np.random.default_rng(5).normal(size=(64, *latents.shape[1:])).astype(np.float32)
-    t = np.linspace(0.01, 1, 64, dtype=np.float32)
-    draws = Draws(np.tile(latents, (8, 1, 1, 1)), eps, t, np.ones(64, np.float32), cond)
-    loss = jax.jit(lambda words: build_loss(run.config).terms(net, {**params, "words": words}, draws).loss.mean())
-    begin, end = (
-        float(loss(words)) for words in (net.begun(encoders, dict.fromkeys(net.text.clip, a)), run.codec.words)
-    )
-    print(f"{name}: loss {begin:.4f} -> {end:.4f}")
-    assert end < 0.98 * begin
+    flat, of_now = traverse_util.flatten_dict(before), traverse_util.flatten_dict(now)
+    assert {*flat} == {*of_now} and all(np.array_equal(leaf, of_now[path]) for path, leaf in flat.items())
+    begin, end = losses(run, latents(run, tmp_path / "pictures"))
+    print(f"{name}: loss {begin.mean():.4f} -> {end.mean():.4f}, lower of {(end < begin).mean():.0%} of the draws")
+    assert end.mean() < 0.98 * begin.mean() and (end < begin).mean() > 0.9
 
     # The file here and there
     file = tmp_path / "cat.safetensors"
@@ -174,9 +188,3 @@ def test_a_word_that_is_trained_here_makes_the_same_latents_in_diffusers(
     ours = told.sample(0, 2, {"text": PROMPTS}, **options)
     print(f"{name}: latents {apart(ours, theirs):.2g}, without the word {apart(plain, theirs):.2g}")
     assert apart(ours, theirs) < 1e-3 and apart(plain, theirs) > 1e-2
-
-
-def read(folder: Path) -> Any:
-    from PIL import Image
-
-    return np.stack([np.asarray(Image.open(file)) for file in sorted(folder.glob("*.png"))])
