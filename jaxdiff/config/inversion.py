@@ -87,8 +87,10 @@ def _tokenizers(config: Config) -> Iterator[tuple[str, TokenizerFile]]:
     """The published tokenizers by the folders of their encoders."""
     given: Any = config.tokenizer
     several = given.tokenizers if isinstance(given, Several) else (given,)
-    for part, each in zip(config.codec.parts, several, strict=True):
-        yield part, each.tokenizer if isinstance(each, WithWords) else each
+    files = [each.tokenizer if isinstance(each, WithWords) else each for each in several]
+    if len(files) != len(config.codec.parts) or not all(isinstance(each, TokenizerFile) for each in files):
+        raise ConfigError("tokenizer: with inversion.word it is the published model's: leave it out")
+    yield from zip(config.codec.parts, files, strict=True)
 
 
 def _ids_of_init(config: Config) -> dict[str, int]:

@@ -28,7 +28,7 @@ from jaxdiff.config import (
     TrainConfig,
     build_network,
 )
-from jaxdiff.data import DataError
+from jaxdiff.data import DataError, Words
 from jaxdiff.networks.text import T5, TextEncoder
 from jaxdiff.pretrained import PretrainedError, load_network, load_pipeline, trained_embeddings, write_embeddings
 from jaxdiff.pretrained.adapters.inversion import TextualInversion
@@ -200,6 +200,7 @@ def test_what_does_not_fit_is_refused_in_one_line(folder: Path, tmp_path: Path) 
     refused(r"loss\.dropout: with inversion\.word", loss={"dropout": {"text": 0.1}})
     refused("inversion: the parts that are not trained need weights to start with: --init-from RUN", init=None)
     refused("a word is one of a published model's text encoders", codec=Images((4, 4, 3)))
+    refused("tokenizer: with inversion.word it is the published model's", tokenizer=Words(8, size=20))
     codec = published_config(folder).codec
     t5 = TextEncoder(T5(vocabulary=50, width=24, depth=1, heads=2, head_depth=4, hidden=8))
     refused(

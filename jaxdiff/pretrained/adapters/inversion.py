@@ -51,6 +51,20 @@ class TextualInversion:
 
     Raises:
       ValueError: no vectors, or no encoder of CLIP.
+
+    >>> from jaxdiff.codecs import Images
+    >>> from jaxdiff.networks import DiT, Tokens, functional
+    >>> from jaxdiff.networks.text import CLIPText, TextEncoder
+    >>> clip = TextEncoder(CLIPText(vocabulary=50, length=6, width=16, depth=1, heads=2, hidden=16, end=49))
+    >>> dit = DiT(in_channels=1, patch=2, width=16, depth=1, heads=2, conditions=(Tokens("text", 16),))
+    >>> kind, images = "StableDiffusionPipeline", Images((8, 8, 1))
+    >>> text = PublishedText("folder", kind, images, ("text_encoder",), (clip,), (6,), vectors=2)
+    >>> net = TextualInversion(functional(dit), text)
+    >>> params, ids = net.init(jax.random.key(0)), jnp.array([[48, 7, 50, 51, 49, 49]])  # the word is 50, 51
+    >>> params["words"]["text_encoder"].shape
+    (2, 16)
+    >>> net.apply(params, jnp.ones((1, 8, 8, 1)), 0.5, {"text": ids}).shape
+    (1, 8, 8, 1)
     """
 
     base: Any
