@@ -17,6 +17,7 @@ from jaxdiff.config.build import (
     resolve,
 )
 from jaxdiff.config.folder import check_folder, claim_folder, finder, read_config, with_saved
+from jaxdiff.config.inversion import check_captions, first_vectors, with_word
 from jaxdiff.config.lora import with_base_frozen
 from jaxdiff.config.ranges import doubts
 from jaxdiff.config.schema import (
@@ -24,6 +25,7 @@ from jaxdiff.config.schema import (
     Config,
     DataConfig,
     FrozenWeights,
+    InversionConfig,
     LoraConfig,
     LossConfig,
     MeshConfig,
@@ -65,6 +67,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "FrozenWeights",
+    "InversionConfig",
     "LoraConfig",
     "LossConfig",
     "MeshConfig",
@@ -89,6 +92,7 @@ __all__ = [
     "build_source",
     "captions_said",
     "check",
+    "check_captions",
     "check_folder",
     "claim_folder",
     "codec_of_buckets",
@@ -98,6 +102,7 @@ __all__ = [
     "dumps",
     "finder",
     "first_line",
+    "first_vectors",
     "from_json",
     "has_captions",
     "join",
@@ -118,4 +123,5 @@ __all__ = [
     "with_buckets",
     "with_conditions",
     "with_saved",
+    "with_word",
 ]

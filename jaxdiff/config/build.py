@@ -20,6 +20,7 @@ from jaxdiff.codecs import Codec, default_codec, encoded_specs, grey_levels
 from jaxdiff.codecs.recipe import Find, innermost, is_recipe, resolved
 from jaxdiff.config.autoencoder import AutoencoderConfig, check_autoencoder
 from jaxdiff.config.batches import check_buckets
+from jaxdiff.config.inversion import with_inversion
 from jaxdiff.config.lora import with_lora
 from jaxdiff.config.ranges import check_ranges
 from jaxdiff.config.schema import Config, Kind, LossConfig, RunConfig
@@ -185,7 +186,7 @@ def build_network(config: RunConfig) -> Any:
         shape = tuple(1 if size is None else size for size in config.codec.spec["x"].shape)
     with as_config_error("network"):
         net = functional(config.network, shape)
-    return with_lora(config, net)
+    return with_inversion(config, with_lora(config, net))
 
 
 def build_loss(config: RunConfig) -> Objective | FokkerPlanck | PriorPreserving | AutoencoderLoss:

@@ -55,6 +55,7 @@ FREE = (
     "codec.inner.path",
     "codec.inner.tile",
     "tokenizer.path",
+    "tokenizer.tokenizer.path",
     "picture",
     "shown",
 )

@@ -31,6 +31,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "loss.prior_weight": (0, _INF, True),
     "lora.rank": (0, 2**16, True),
     "lora.alpha": (0, _INF, False),
+    "inversion.vectors": (1, 64, True),
     "optimizer.lr": (0, _INF, False),
     "optimizer.warmup": (0, _INT, True),
     "optimizer.final_fraction": (0, 1, True),

@@ -234,6 +234,20 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InversionConfig:
+    """Training a new word of a published model, all else as it is (jaxdiff.pretrained.adapters.inversion)."""
+
+    word: str | None = None
+    """What stands for it in captions, such as <cat-toy>; None: the network itself is trained."""
+    init: str | None = None
+    """A word that the text encoders know, as whose vector it begins: toy."""
+    vectors: int = 1
+    """Vectors of the word, each an id in a text."""
+    kind: Literal["object", "style"] = "object"
+    """Captions of data without text: a photo of a <cat-toy>, ...; or a painting in the style of <cat-toy>, ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeshConfig:
     """How devices are arranged; one size may be -1: what is left."""
 
@@ -321,5 +335,6 @@ class Config(RunConfig):
     parameterization: Parameterization
     loss: LossConfig = LossConfig()
     lora: LoraConfig = LoraConfig()
+    inversion: InversionConfig = InversionConfig()
     sample: SampleConfig = SampleConfig()
     picture: Any = None

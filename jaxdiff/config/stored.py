@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jaxdiff.config.inversion import with_templates
 from jaxdiff.config.schema import RunConfig
 from jaxdiff.data.sources import DataError, Source, name_of
 from jaxdiff.data.subset import Subset
@@ -34,7 +35,7 @@ def with_conditions(source: Source, config: RunConfig) -> Source:
     Raises:
       DataError: it lacks one, or has one of another shape or type of numbers.
     """
-    taken, bounds = stored_conditions(config), codec_reads(config.codec)
+    taken, bounds, source = stored_conditions(config), codec_reads(config.codec), with_templates(source, config)
     if missing := [name for name in taken if name not in source.spec]:
         has = ", ".join(name for name in source.spec if name != "x") or "none"
         who = "the codec reads" if missing[0] in bounds else "the network is conditioned on"

@@ -61,15 +61,18 @@ class WithWords:
     words: tuple[AddedWord, ...]
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "words", tuple(self.words))
         if not self.words or not all(each.word for each in self.words):
             raise ValueError(f"words: expected some that are not empty, got {self.words}")
 
     def noted(self, saved: Any) -> Any:
-        """With the checksum that a saved one has noted: see `TokenizerFile.noted`."""
-        return dataclasses.replace(self, tokenizer=self.tokenizer.noted(getattr(saved, "tokenizer", None)))
+        """With the checksum that saved ones have noted, where they are of the same words."""
+        if not isinstance(saved, WithWords) or saved.words != self.words:
+            return self
+        return dataclasses.replace(self, tokenizer=self.tokenizer.noted(saved.tokenizer))
 
     def resolved(self, texts: Callable[[], Iterable[str]]) -> WithWords:
-        """With the checksum of its file."""
+        """With the checksum of the file."""
         return dataclasses.replace(self, tokenizer=self.tokenizer.resolved(texts))
 
     @property

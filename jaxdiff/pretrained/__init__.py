@@ -8,6 +8,7 @@ by way of `jaxdiff.pretrained.convert`.
 """
 
 from jaxdiff.pretrained.adapters.embeddings import Embeddings, load_embeddings, write_embeddings
+from jaxdiff.pretrained.adapters.inversion import trained_embeddings
 from jaxdiff.pretrained.adapters.lora import Lora, load_lora, write_lora
 from jaxdiff.pretrained.adapters.lora_trained import trained_lora
 from jaxdiff.pretrained.errors import PretrainedError
@@ -44,6 +45,7 @@ __all__ = [
     "load_pipeline",
     "read_single_file",
     "save_pipeline",
+    "trained_embeddings",
     "trained_lora",
     "write_dit",
     "write_embeddings",

@@ -4,11 +4,16 @@ As `jaxdiff.codecs.WithText`, with the encoders, tokenizers and states of `jaxdi
 tokenizers stand one after the other,
 
     ids = [ids of the first (L_1), ids of the second (L_2), ...],      text = join(E_1(ids_1), E_2(ids_2), ...)   (1)
+
+A word that is trained has rows V_i after the table T_i of each encoder of CLIP, so that its ids are those after T_i's:
+
+    E_i looks up its ids in [T_i; V_i]                                                                            (2)
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +33,7 @@ from jaxdiff.data.buckets import SIZES
 from jaxdiff.data.sources import Source
 from jaxdiff.data.text import TEXT
 from jaxdiff.data.tokenizers import TokenizerFile
+from jaxdiff.networks.text import CLIPText, TextEncoder
 from jaxdiff.pretrained.kinds import join_of
 from jaxdiff.pretrained.told_sizes import NAMES, told_of, told_sizes
 from jaxdiff.record import field, record
@@ -121,6 +127,8 @@ class PublishedText:
       side: of the data's square pictures, in pixels.
       scored: whether its time_ids end with an aesthetic score.
       checksums: of the weights, noted when training began; other weights are refused.
+      vectors: rows of V_i, where a word is trained: the network then takes ids, and runs the encoders itself
+        (`jaxdiff.pretrained.adapters.inversion`).
     """
 
     path: str
@@ -134,6 +142,7 @@ class PublishedText:
     side: int = 0
     scored: bool = False
     checksums: tuple[str, ...] = ()
+    vectors: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", os.fspath(self.path))
@@ -153,6 +162,12 @@ class PublishedText:
         """Of what the inner codec caches."""
         key: str = self.inner.key
         return key
+
+    @property
+    def clip(self) -> dict[str, TextEncoder]:
+        """Those encoders that are CLIP's, by their folders."""
+        both = zip(self.parts, self.nets, strict=True)
+        return {part: net for part, net in both if isinstance(net.config, CLIPText)}
 
     @property
     def text_key(self) -> str:
@@ -188,10 +203,19 @@ class PublishedText:
         return recipe, PublishedTextAndData(inner, tuple(each.params for each in weights), recipe)
 
 
-def _states(recipe: PublishedText, params: Sequence[Any], ids: Array) -> Any:
-    """Text (1) of ids ``(B, L)``."""
+def text_of(recipe: PublishedText, params: Sequence[Any], ids: Array, words: Mapping[str, Array] | None = None) -> Any:
+    """Text (1) of ids ``(B, L)``.
+
+    Args:
+      recipe: which encoders.
+      params: of each.
+      ids: of all tokenizers, one after the other.
+      words: V_i ``(k, width)`` of equation (2) by the encoders' folders; None: there are none.
+    """
     states, start = [], 0
-    for net, weights, length in zip(recipe.nets, params, recipe.lengths, strict=True):
+    for part, net, weights, length in zip(recipe.parts, recipe.nets, params, recipe.lengths, strict=True):
+        if words is not None and part in words:
+            net, weights = _longer(net, weights, words[part])
         mine = ids[:, start : start + length]
         start += length
         mask = (mine != 0).astype(jnp.float32)
@@ -202,10 +226,18 @@ def _states(recipe: PublishedText, params: Sequence[Any], ids: Array) -> Any:
     return join(states)
 
 
+def _longer(net: TextEncoder, params: Mapping[str, Any], rows: Array) -> tuple[TextEncoder, dict[str, Any]]:
+    """An encoder with equation (2)'s table."""
+    table = params["tokens"]["embedding"]
+    whole = jnp.concatenate([table, rows.astype(table.dtype)])
+    config = dataclasses.replace(net.config, vocabulary=len(whole))
+    return TextEncoder(config), {**params, "tokens": {**params["tokens"], "embedding": whole}}
+
+
 def _spec(recipe: PublishedText) -> Specs:
     params = [jax.eval_shape(net.init, jax.random.key(0)) for net in recipe.nets]
     ids = jax.ShapeDtypeStruct((1, sum(recipe.lengths)), jnp.int32)
-    made = jax.eval_shape(lambda params, ids: _states(recipe, params, ids), params, ids)
+    made = jax.eval_shape(functools.partial(text_of, recipe), params, ids)
     specs: dict[str, Condition] = {TEXT: {name: Spec(leaf.shape[1:], null=0.0) for name, leaf in made.items()}}
     return {**specs, **{name: Spec((len(numbers),)) for name, numbers in _sizes(recipe).items()}}
 
@@ -222,11 +254,13 @@ class PublishedTextAndData(BesideData):
       inner: the codec of the data.
       params: of each encoder.
       recipe: what it stands for; static.
+      words: V_i of equation (2) by the encoders' folders, once they are trained.
     """
 
     inner: Any
     params: tuple[Any, ...]
     recipe: PublishedText = field(pytree_node=False)
+    words: Any = None
 
     told: ClassVar[tuple[str, ...]] = (TEXT, *NAMES)
 
@@ -236,8 +270,10 @@ class PublishedTextAndData(BesideData):
         return {**self.inner.spec, **_spec(self.recipe)}
 
     def text(self, ids: ArrayLike) -> Any:
-        """Text (1) of ids ``(B, L)``."""
-        return _states(self.recipe, self.params, jnp.asarray(ids))
+        """Text (1) of ids ``(B, L)``; the ids themselves while a word is trained."""
+        if self.recipe.vectors and self.words is None:
+            return jnp.asarray(ids)
+        return text_of(self.recipe, self.params, jnp.asarray(ids), self.words)
 
     def encode(self, record: Mapping[str, Any], key: Array | None = None) -> dict[str, Any]:
         """As of other text, and the sizes: each record's own, where it has some (`jaxdiff.data.buckets.SIZES`)."""

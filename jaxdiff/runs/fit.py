@@ -26,6 +26,7 @@ from jaxdiff.data.sources import texts as stored_texts
 from jaxdiff.data.text import TEXT, first_of
 from jaxdiff.loss import PRIOR
 from jaxdiff.networks.lora import LoRA
+from jaxdiff.pretrained.adapters.inversion import ENCODERS, TextualInversion
 from jaxdiff.pretrained.origin import found, is_published
 from jaxdiff.runs.autoencoder import LATENTS, AutoencoderRun
 from jaxdiff.runs.latents import write_latents
@@ -110,7 +111,7 @@ def fit(
     if log is not None and not callable(log):
         raise cfg.ConfigError(f"log is a function of the step and its figures, got {log!r}")
     cfg.check(config)
-    config = cfg.with_base_frozen(config)
+    config = cfg.with_word(cfg.with_base_frozen(config))
     with cfg.as_config_error("ema"):
         rules = rules_by_name(config.ema)
 
@@ -127,6 +128,7 @@ def fit(
     else:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=OWN))
         data = cfg.with_conditions(_as_source(source), config)
+    cfg.check_captions(config, data)
     config = cfg.resolve(cfg.with_saved(config), data, cfg.finder(config))
 
     # --- Network, loss, optimizer, and what is given to each step
@@ -181,7 +183,10 @@ def fit(
     folder, weights, parts = cfg.check_folder(config), None, begun_as(config)
     if init_from is None and parts:
         init_from = next((each.path for each in config.frozen if each.name == BASE), None)
-    if init_from is not None and not isinstance(net, LoRA) and not (folder / LAST_SAVED).exists():
+    begins = not (folder / LAST_SAVED).exists()
+    if isinstance(net, TextualInversion):
+        weights = cfg.first_vectors(config, net, given.base[ENCODERS], template.params) if begins else None
+    elif init_from is not None and not isinstance(net, LoRA) and begins:
         options_of: dict[str, Any] = {"partial": init_partial or bool(frozen_part), "begun_as": parts}
         weights = training.read_weights(init_from, template.params, network=config.network, **options_of)
     if lead:

@@ -37,6 +37,11 @@ def save_pretrained(model: Any, path: str | os.PathLike[str], *, dtype: str | No
 def _published(run: Run) -> Pretrained:
     """A run as a published model."""
     codec: Any = run.config.codec
+    if getattr(codec, "vectors", 0):
+        raise ConfigError(
+            f"{run.config.name}: has trained the word {run.config.inversion.word!r} alone, which is a file of its own: "
+            "write_embeddings(file, trained_embeddings(run))"
+        )
     base = getattr(codec, "path", None)
     net: Any = run.denoise.net
     params = net.merged(run.denoise.params) if isinstance(net, LoRA) else run.denoise.params

@@ -44,6 +44,7 @@ from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.launch.errors import refuse_unknown, refuse_unknown_options
 from jaxdiff.model import Model
 from jaxdiff.plan import Plan, draw
+from jaxdiff.pretrained.adapters.inversion import TextualInversion
 from jaxdiff.process import Process
 from jaxdiff.runs.compiled import Kept
 from jaxdiff.runs.prompts import (
@@ -105,11 +106,12 @@ class Run:
           examples: conditions of some training records: captions, and conditions that cannot be left out.
           folder: where it lies.
         """
-        denoise = NetworkDenoiser(
-            build_network(config), params, config.process, config.parameterization, anew=mesh.shape["fsdp"] > 1
-        )
+        net = build_network(config)
         if codec is None:
             codec = read_codec(config, mesh, near=folder)[1]
+        if isinstance(net, TextualInversion):
+            net, params, codec = net.sampled(params, codec)
+        denoise = NetworkDenoiser(net, params, config.process, config.parameterization, anew=mesh.shape["fsdp"] > 1)
         made = {name: each for name, each in codec.spec.items() if name in getattr(config.codec, "reads", ())}
         cond = {name: _as_trained(name, made.get(name, each), config) for name, each in config.cond.items()}
         encoders: dict[str, Any] = {}

@@ -35,6 +35,7 @@ from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.launch.distributed import as_lead, meet
 from jaxdiff.networks import functional
 from jaxdiff.networks.lora import LoRA
+from jaxdiff.pretrained.adapters.inversion import ENCODERS, TextualInversion
 from jaxdiff.pretrained.parts import denoiser_params, is_published_part, load_part
 from jaxdiff.train.checkpoint import Checkpoints
 from jaxdiff.train.checkpoint_format import CheckpointError
@@ -49,6 +50,8 @@ ENCODED_AT_ONCE = 32
 """Records that a frozen encoder is given at a time, on each device."""
 BASE = "base"
 """The name of a network's own weights that are not trained."""
+_ADDITIONS: dict[type, str] = {LoRA: "lora", TextualInversion: "inversion"}
+"""Networks around one that stays, and their options."""
 _EXPECTED = "the folder of a run, or of one of its checkpoints"
 
 
@@ -263,8 +266,8 @@ def read_frozen(
     named, whole = {each.name: each for each in config.frozen}, NamedSharding(mesh, PartitionSpec())
     if bool(config.train.freeze) != (BASE in named):
         raise ConfigError(
-            f"{'lora' if isinstance(net, LoRA) else 'train.freeze'}: the parts that are not trained need weights to "
-            "start with: --init-from RUN"
+            f"{_ADDITIONS.get(type(net), 'train.freeze')}: the parts that are not trained need weights to start with: "
+            "--init-from RUN"
             if config.train.freeze
             else f"frozen: weights named {BASE!r} are of train.freeze, which names nothing"
         )
@@ -275,7 +278,9 @@ def read_frozen(
         if each.name == BASE:
             with as_config_error("train.freeze"):
                 template = partition(params_template(net, mesh), config.train.freeze)[1]
-            added = isinstance(net, LoRA)
+            if isinstance(net, TextualInversion):
+                del template[ENCODERS]  # which the codec has
+            added = type(net) in _ADDITIONS
             within = BASE if begun_as(config) or added else None  # a name that its weights have here alone
             if within is not None and set(template) != {within}:
                 others = ", ".join(sorted(set(template) - {within}))
@@ -297,6 +302,8 @@ def read_frozen(
             frozen[each.name] = NetworkDenoiser(teacher, params, *reading)
         noted.append(now)
     config, codec = read_codec(config, mesh, near)
+    if isinstance(net, TextualInversion):
+        base[ENCODERS] = net.encoders_of(codec)
     return dataclasses.replace(config, frozen=tuple(noted)), Given(codec, frozen, base)
 
 

@@ -69,6 +69,9 @@ NAMES = {
     "lora.rank": ["0"],
     "lora.alpha": ["None"],
     "lora.targets": ["attention"],
+    "inversion.word": ["None"],
+    "inversion.init": ["None"],
+    "inversion.vectors": ["1"],
     "data.name": [
         "digits",
         "folder",

@@ -1,8 +1,8 @@
 """Textual inversion: new words of a text encoder.
 
 Gal et al. 2022, "An Image is Worth One Word", https://arxiv.org/abs/2208.01618, section 4. A new token S has k vectors
-that were learned while all else was frozen. They are k new rows of the encoder's table of n, and the tokenizer makes of
-S in a text their ids,
+that were learned while all else was frozen (`jaxdiff.pretrained.adapters.inversion`). They are k new rows of the
+encoder's table of n, and the tokenizer makes of S in a text their ids,
 
     S -> n, n + 1, ..., n + k - 1,       rows n + i = v_i                    (1)
 
