@@ -5,8 +5,7 @@ A network is trained to return its parameterization's target at a noisy sample,
     L = E_{t, x_0, eps} [ w(t) |d x0/d output|^2 mean((output - target)^2) ],                        (1)
 
 mean over dimensions. w weighs the error in x0, so that a weighting means the same objective under every target:
-|x0^ - x0| = |d x0/d output| |output - target| (`Parameterization.jacobian`). With SNR = alpha^2/sigma^2, lambda = ln
-SNR:
+|x0^ - x0| = |d x0/d output| |output - target| (`Parameterization.jacobian`). With SNR = alpha^2/sigma^2 = e^lambda:
 
     SNR            w = SNR, the error in eps                                      Ho et al. 2020
     min-SNR        w = min(SNR, gamma)                                            Hang et al. 2023
@@ -42,7 +41,7 @@ from jaxdiff.denoiser import Cond, Net
 from jaxdiff.parameterization import Parameterization
 from jaxdiff.process import Process
 from jaxdiff.record import field, record
-from jaxdiff.spec import drop
+from jaxdiff.spec import drop, replaced
 from jaxdiff.times import History, Terms, TrainingTime, Uniform
 from jaxdiff.variational import vlb_term
 
@@ -205,12 +204,14 @@ class Context(NamedTuple):
     Attributes:
       step: optimizer steps done, int32 ().
       ema: the running averages of the parameters, by name.
-      frozen: weights that are not trained, by name: a teacher's denoiser, an encoder.
+      frozen: weights that are not trained, by name.
+      nulls: arrays ``(1, ...)`` in the place of conditions that are dropped; of others the network's nulls.
     """
 
     step: ArrayLike = 0
     ema: Mapping[str, Any] = {}
     frozen: Mapping[str, Any] = {}
+    nulls: Mapping[str, Any] = {}
 
 
 @record
@@ -225,7 +226,7 @@ class Objective(abc.ABC):
       weight: the weighting.
       time: how times are drawn.
       dropout: for each condition that is to be dropped at random, the probability in [0, 1]; independent of each other.
-        What is dropped becomes the null that the network declares.
+        It becomes the context's null, or the network's.
     """
 
     process: Process
@@ -244,7 +245,6 @@ class Objective(abc.ABC):
         Raises:
           ValueError: ``dropout`` names a condition that the batch lacks.
         """
-        del context
         time_key, noise_key, drop_key = jax.random.split(key, 3)
         x0, cond = batch["x"], {name: value for name, value in batch.items() if name != "x"}
         if missing := sorted(set(self.dropout) - set(cond)):
@@ -254,7 +254,8 @@ class Objective(abc.ABC):
             name: jax.random.uniform(jax.random.fold_in(drop_key, zlib.crc32(name.encode())), x0.shape[:1]) < rate
             for name, rate in self.dropout.items()
         }
-        return Draws(x0, jax.random.normal(noise_key, x0.shape, x0.dtype), t, weight, cond, dropped)
+        eps, told = jax.random.normal(noise_key, x0.shape, x0.dtype), replaced(cond, dropped, context.nulls)
+        return Draws(x0, eps, t, weight, *told)
 
     @abc.abstractmethod
     def terms(self, net: Net, params: Any, draws: Any, context: Context = Context(), key: Array | None = None) -> Terms:
@@ -347,7 +348,7 @@ class PriorPreserving:
         return history
 
     def draw(self, key: Array, batch: Cond, history: History = (), context: Context = Context()) -> PriorDraws:
-        """The objective's draws for the batch, as without the term, and for pictures of the class."""
+        """The objective's draws for the batch, as without the term, and for the class."""
         rows_key, prior_key = jax.random.split(jax.random.fold_in(key, zlib.crc32(PRIOR.encode())))
         rows = jax.random.randint(rows_key, (len(batch["x"]),), 0, len(context.frozen[PRIOR]["x"]))
         prior = jax.tree.map(lambda leaf: leaf[rows], context.frozen[PRIOR])

@@ -15,6 +15,7 @@ by guidance. The value is the network's own, written down once, in its spec.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import reprlib
@@ -193,6 +194,30 @@ def drop(specs: Specs, cond: Mapping[str, Any], dropped: Mapping[str, Array]) ->
         return _map(where, condition, cond[name])
 
     return {**cond, **{name: one(name, condition) for name, condition in specs.items() if name in dropped}}
+
+
+def replaced(
+    cond: dict[str, Any], dropped: Mapping[str, Array], nulls: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Equation (1) for the conditions whose nulls are arrays, and what is still to be dropped.
+
+    Args:
+      cond: values, the batch first.
+      dropped: for some of the conditions, which samples lose it, ``(B,)`` bool.
+      nulls: for some of the conditions, arrays ``(1, ...)``, or a tree of them, as the condition is one.
+
+    >>> one = {"text": jnp.zeros((2, 3))}, {"text": jnp.array([True, False])}
+    >>> cond, left = replaced(*one, {"text": jnp.ones((1, 3))})
+    >>> cond["text"].tolist(), left
+    ([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]], {})
+    """
+
+    def one(mask: Array, value: Array, null: Array) -> Array:
+        return jnp.where(mask.reshape(-1, *[1] * (value.ndim - 1)), null, value)
+
+    names = [name for name in dropped if name in nulls]
+    found = {name: jax.tree.map(functools.partial(one, dropped[name]), cond[name], nulls[name]) for name in names}
+    return {**cond, **found}, {name: mask for name, mask in dropped.items() if name not in names}
 
 
 def complete(specs: Specs, cond: Mapping[str, Any] | None, batch: int) -> dict[str, Any]:

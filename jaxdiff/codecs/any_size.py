@@ -26,6 +26,11 @@ class AnySize:
 
     inner: Any
 
+    def nulls(self) -> dict[str, Any]:
+        """As the inner codec's; none where it has none."""
+        found: dict[str, Any] = self.inner.nulls() if hasattr(self.inner, "nulls") else {}
+        return found
+
     def encode(self, record: Mapping[str, Any], key: Array | None = None) -> dict[str, Any]:
         """As the inner codec's, for these records' size."""
         batch: dict[str, Any] = self.inner.sized(record["x"]).encode(record, key)

@@ -142,7 +142,7 @@ def _check_dropout(config: Config) -> None:
                 f"loss.dropout: {name} has no null, so it cannot be dropped; for labels set network.null_class, for "
                 "another condition its null"
             )
-    leads_away = any(rate > 0 for rate in config.loss.dropout.values()) or getattr(config.codec, "negative", {})
+    leads_away = any(rate > 0 for rate in config.loss.dropout.values()) or hasattr(config.codec, "negative")
     if config.sample.guide and not leads_away:
         raise ConfigError(
             f"sample.guide: guidance needs a model trained with loss.dropout above 0, for instance {_example(specs)}"

@@ -181,6 +181,11 @@ def part_of(folder: Path, *, text: bool | None = None) -> tuple[Fields, Any, Any
     return found
 
 
+def negative_of(kind: Kind, index: Mapping[str, Any]) -> dict[str, Any]:
+    """What guidance leads away from: the empty text, and where the pipeline says so zeros in its place."""
+    return {} if kind.join is None or index.get("force_zeros_for_empty_prompt", False) else {"text": ""}
+
+
 def join_of(kind: str, *, width: int, length: int) -> Any:
     """What makes tokens, mask and pooled of the encoders' states; None: the kind takes no text.
 

@@ -28,11 +28,11 @@ from jaxdiff.pretrained.errors import PretrainedError, path_of
 from jaxdiff.pretrained.fields import Fields
 from jaxdiff.pretrained.kinds import (
     KINDS,
-    Kind,
     branch_of,
     class_of,
     index_of,
     join_of,
+    negative_of,
     part_of,
     parts_of,
     scheduler_of,
@@ -142,16 +142,11 @@ def _assembled(
     model = Model(
         NetworkDenoiser(whole.net, whole.params, process, parameterization),
         _codec(network, parts.get("vae"), str(folder)),
-        dataclasses.replace(defaults, guide=kind.guide, negative=_negative(kind, index)),
+        dataclasses.replace(defaults, guide=kind.guide, negative=negative_of(kind, index)),
         encoders=encoders,
     )
     origin = Origin(folder, name, licence_of(folder if folder.is_dir() else folder.parent))
     return Pretrained(sized(model), scheduler.values, {**parts, **controls}, index, origin, kind.even, kind.told)
-
-
-def _negative(kind: Kind, index: Mapping[str, Any]) -> dict[str, Any]:
-    """What guidance leads away from: the empty text, and where the pipeline says so zeros in its place."""
-    return {} if kind.join is None or index.get("force_zeros_for_empty_prompt", False) else {"text": ""}
 
 
 def _words(file: Path, tokenizer: str | os.PathLike[str] | None) -> Path:

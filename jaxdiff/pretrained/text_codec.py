@@ -127,6 +127,8 @@ class PublishedText:
       side: of the data's square pictures, in pixels.
       scored: whether its time_ids end with an aesthetic score.
       checksums: of the weights, noted when training began; other weights are refused.
+      empty: ids of the empty text, where guidance leads away from that, as published: a caption that is dropped
+        becomes it. (): zeros are in its place, as of Stable Diffusion XL.
       vectors: rows of V_i, where a word is trained: the network then takes ids, and runs the encoders itself
         (`jaxdiff.pretrained.adapters.inversion`).
     """
@@ -142,6 +144,7 @@ class PublishedText:
     side: int = 0
     scored: bool = False
     checksums: tuple[str, ...] = ()
+    empty: tuple[int, ...] = ()
     vectors: int = 0
 
     def __post_init__(self) -> None:
@@ -176,8 +179,8 @@ class PublishedText:
 
     @property
     def negative(self) -> dict[str, Any]:
-        """What guidance leads away from: the empty text."""
-        return {TEXT: ""}
+        """What guidance leads away from: the empty text, or zeros in its place."""
+        return {TEXT: ""} if self.empty else {}
 
     def decode(self, x0: Array, cond: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The inner codec's, where that is no recipe."""
@@ -274,6 +277,10 @@ class PublishedTextAndData(BesideData):
         if self.recipe.vectors and self.words is None:
             return jnp.asarray(ids)
         return text_of(self.recipe, self.params, jnp.asarray(ids), self.words)
+
+    def nulls(self) -> dict[str, Any]:
+        """What the network is told where captions are dropped, one row of it."""
+        return {TEXT: self.text(jnp.array([self.recipe.empty]))} if self.recipe.empty else {}
 
     def encode(self, record: Mapping[str, Any], key: Array | None = None) -> dict[str, Any]:
         """As of other text, and the sizes: each record's own, where it has some (`jaxdiff.data.buckets.SIZES`)."""

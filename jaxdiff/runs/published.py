@@ -7,6 +7,7 @@ optimizer, the number of steps and the data are for whoever trains to say.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,17 @@ from jaxdiff.config import (
 )
 from jaxdiff.parameterization import LearnedVariance
 from jaxdiff.pretrained.fields import Fields
-from jaxdiff.pretrained.kinds import KINDS, Kind, branch_of, class_of, index_of, part_of, parts_of, scheduler_of
+from jaxdiff.pretrained.kinds import (
+    KINDS,
+    Kind,
+    branch_of,
+    class_of,
+    index_of,
+    negative_of,
+    part_of,
+    parts_of,
+    scheduler_of,
+)
 from jaxdiff.pretrained.origin import found, is_published
 from jaxdiff.pretrained.schedulers.processes import LogSNRTimes, process_of
 from jaxdiff.pretrained.text_codec import PublishedText, Several
@@ -68,7 +79,7 @@ def published_config(path: str | os.PathLike[str], **changes: Any) -> Config:
     side = _side(folder, fields, network, "vae" in there)
     tokenizer: Any = None
     if kind.join is not None:
-        tokenizer, codec = _text(folder, name, kind, there, net.cond, codec, side)
+        tokenizer, codec = _text(folder, index, kind, net.cond, codec, side)
     known: dict[str, Any] = {
         "name": folder.name or "published",
         "data": DataConfig(name="folder", image_size=side, resize=True),
@@ -100,11 +111,14 @@ def _side(folder: Path, fields: Fields, network: Any, in_latents: bool) -> int:
 
 
 def _text(
-    folder: Path, name: str, kind: Kind, there: set[str], cond: Specs, inner: Any, side: int
+    folder: Path, index: Mapping[str, Any], kind: Kind, cond: Specs, inner: Any, side: int
 ) -> tuple[Any, PublishedText]:
     """The tokenizers, and the text encoders beside the codec of the data."""
+    name, there = class_of(index), parts_of(index)
     text = [each for each in kind.text if each[0] in there]
     found = [branch_of(folder / tokens, name, part_of(folder / part)[2].config, None) for part, tokens in text]
+    files = tuple(file for file, _, _ in found)
+    tokenizer = files[0] if len(files) == 1 else Several(files)
     tokens: Any = cond["text"]
     recipe = PublishedText(
         str(folder),
@@ -117,6 +131,6 @@ def _text(
         sizes=tuple(each for each in NAMES if each in cond),
         side=side,
         scored=is_scored(cond),
+        empty=tokenizer.null if negative_of(kind, index) else (),
     )
-    files = tuple(file for file, _, _ in found)
-    return files[0] if len(files) == 1 else Several(files), recipe
+    return tokenizer, recipe

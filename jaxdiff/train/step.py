@@ -123,7 +123,8 @@ def train_step(
     draw_key, dropout_key = jax.random.split(key)
     if given.codec is not None:
         batch = given.codec.encode(batch, jax.random.fold_in(key, AUGMENT))
-    context = Context(state.step, state.ema, given.frozen)
+    nulls = given.codec.nulls() if hasattr(given.codec, "nulls") else {}
+    context = Context(state.step, state.ema, given.frozen, nulls)
     draws = loss.draw(draw_key, batch, state.history, context)
 
     def objective(params: Any, draws: Any, key: jax.Array) -> tuple[jax.Array, Any]:

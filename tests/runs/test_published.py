@@ -23,7 +23,7 @@ from jaxdiff.commands.published import load_model
 from jaxdiff.commands.sample import Options
 from jaxdiff.commands.sample import main as sample
 from jaxdiff.commands.train import main as train
-from jaxdiff.config import CheckpointConfig, ConfigError, TrainConfig
+from jaxdiff.config import CheckpointConfig, ConfigError, TrainConfig, build_defaults
 from jaxdiff.config import Config as Config_
 from jaxdiff.networks import UNet
 from jaxdiff.pretrained import Pretrained, PretrainedError, load_network, load_pipeline
@@ -202,6 +202,18 @@ def test_training_further_begins_with_its_weights(folder: Path, data: Path, run:
     np.testing.assert_array_equal(again.sample(0, 1, TEXT, **options), run.sample(0, 1, TEXT, **options))
     more = further(folder, data, Path(run.config.folder), steps=3)
     assert more.step == 3
+
+
+def test_a_dropped_caption_is_the_empty_text(run: Run, folder: Path, tmp_path: Path) -> None:
+    """Which is what guidance leads away from; where a pipeline says zeros, zeros are both."""
+    codec, tokenizer = run.codec, run.config.tokenizer
+    empty, found = codec.text(tokenizer.encode([""])), codec.nulls()
+    jax.tree.map(np.testing.assert_array_equal, found, {"text": empty})
+    assert codec.recipe.negative == {"text": ""} and np.abs(empty["tokens"]).max() > 0.1
+    zeros = shutil.copytree(folder, tmp_path / "zeros")
+    _written("model_index.json", force_zeros_for_empty_prompt=True)(zeros)
+    config = published_config(zeros)
+    assert config.codec.negative == {} and config.codec.empty == () and build_defaults(config).negative == {}
 
 
 def test_guidance_of_such_a_run_leads_away_from_the_empty_text(run: Run) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import optax
 import pytest
 
+from jaxdiff import DenoisingLoss, Flow, Velocity
+from jaxdiff.loss import Context
 from jaxdiff.train import (
     Ema,
     batch_sharding,
@@ -155,3 +157,35 @@ def test_the_codec_makes_what_the_network_sees() -> None:
         assert jax.random.key_data(keys[-1]).tolist() not in loss_keys
         states.append(stepped)
     assert (jax.random.key_data(keys[0]) != jax.random.key_data(keys[1])).any()
+
+
+class Told(Doubling):
+    """A codec that says what stands in the place of a condition that is dropped."""
+
+    def nulls(self) -> dict[str, Any]:
+        return {"text": {"tokens": jnp.full((1, 3), 7.0)}}
+
+
+def test_what_is_dropped_becomes_the_codecs_null() -> None:
+    """And not that of the network; without such a codec it is the network's."""
+    seen: list[Any] = []
+
+    class Looking(Loss):
+        def draw(self, key: Any, batch: Any, history: Any = (), context: Any = None) -> Any:
+            seen.append(context.nulls)
+            return super().draw(key, batch, history, context)
+
+    net, optimizer = Net(), optax.sgd(0.1)
+    batch = {name: jnp.asarray(value) for name, value in next(Data()).items()}
+    for codec in (Told(), Doubling()):
+        state = create_state(net, optimizer, Looking(), jax.random.key(0))
+        train_step(state, batch, Given(codec=codec), net=net, loss=Looking(), optimizer=optimizer, ema=Ema(0.9))
+    assert seen[0]["text"]["tokens"].tolist() == [[7.0] * 3] and seen[1] == {}
+
+    objective = DenoisingLoss(Flow(), Velocity(), dropout={"text": 0.5})
+    told = {"x": jnp.zeros((64, 2)), "text": {"tokens": jnp.ones((64, 3))}}
+    draws = objective.draw(jax.random.key(1), told, (), Context(nulls=seen[0]))
+    plain = objective.draw(jax.random.key(1), told)
+    assert not draws.dropped and 0 < plain.dropped["text"].sum() < 64
+    expected = jnp.where(plain.dropped["text"][:, None], 7.0, 1.0)
+    np.testing.assert_array_equal(draws.cond["text"]["tokens"], jnp.broadcast_to(expected, (64, 3)))
