@@ -158,7 +158,7 @@ def test_json_is_readable() -> None:
     text = dumps(load_config_file(CONFIGS / "cifar10_unet.py"))
     assert '"type": "jaxdiff.DiscreteVP"' in text
     assert '"multipliers": [1, 2, 2, 2]' in text
-    assert len(text.splitlines()) < 160
+    assert len(text.splitlines()) < 170
 
 
 @pytest.mark.parametrize(
