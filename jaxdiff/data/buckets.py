@@ -193,7 +193,8 @@ def in_buckets(
 
     Args:
       source: of pictures of many sizes, opened with ``resize``: a folder, Parquet, WebDataset or TFDS; or one of your
-        own with the methods `sizes` and `at`.
+        own with two methods, ``sizes(indices) -> (B, 2)``, heights and widths as they are stored, and ``at(height,
+        width)``, a source of the same records with pictures of that size.
       side: s of equation (1), pixels.
       multiple: m; a power of two that the network and its autoencoder halve evenly, such as 64.
       ratio: r; a picture that is longer is cut to the nearest bucket.

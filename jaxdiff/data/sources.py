@@ -37,9 +37,7 @@ class Source(Protocol):
       classes: names of the classes, in order of their labels.
       files: the files that are decoded at each access; then the set can be decoded once (`decode_once`).
       texts: a method of the same argument as `take` that gives ``take(...)["text"]`` alone, for `captions`.
-      sizes, at: of pictures of many sizes, for `jaxdiff.data.in_buckets`: a method of the same argument as `take` that
-        gives their heights and widths as stored, (B, 2), and one of a height and a width that gives the same records
-        with pictures of that size.
+      sizes, at: methods of a set whose pictures have many sizes: `jaxdiff.data.in_buckets` says which.
 
     Attributes:
       spec: of one record: the data ``"x"``, and each condition by its name, such as ``"label"``.
