@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -42,7 +43,8 @@ def timestep_embedding(
     [[1.0, 1.0, 0.0, 0.0]]
     """
     half = width // 2
-    omega = period ** (-np.arange(half, dtype=np.float64) / (half - shift))
+    powers = np.float32(-math.log(period)) * np.arange(half, dtype=np.float32) / np.float32(half - shift)
+    omega = np.exp(powers.astype(np.float64))  # powers in float32, as of published networks: told 3500, the bits count
     angle = t.astype(jnp.float32)[:, None] * jnp.asarray(omega, jnp.float32)[None, :]
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     return jnp.concatenate([sin, cos] if order == "sin_cos" else [cos, sin], axis=1)

@@ -340,8 +340,9 @@ def read_examples(folder: Path) -> dict[str, NDArray[Any]] | None:
 
 
 def _as_trained(name: str, condition: Condition, config: Config) -> Condition:
-    """A condition as the run knows it: without a null where it was never dropped, and is no setting."""
-    if name in getattr(config.network, "settings", ()):
+    """A condition as the run knows it: without a null where it was never dropped, and is no setting. Texts were dropped
+    where a published network was trained first."""
+    if name in getattr(config.network, "settings", ()) or (name == TEXT and hasattr(config.codec, "negative")):
         return condition
     if config.loss.dropout.get(name, 0) > 0 or not droppable(condition):
         return condition

@@ -68,7 +68,7 @@ def euler(fields: Fields, asked: Asked) -> StepTable:
         ratio = level[number + 1] / level[number]
         x = ratio * steps["x"] + (1 - ratio) * steps["x0"]
         steps.add(index, input_scale(level[number]), _by_level(on.kind, level[number]), x=x)
-    return steps.table(noised_at(1.0, level[:-1]), start=start)
+    return steps.table(noised_at(1.0, level[: len(told)]), start=start)
 
 
 def euler_ancestral(fields: Fields, asked: Asked) -> StepTable:
