@@ -113,7 +113,7 @@ def cover_nearest(ids: NDArray[Any], height: int, width: int) -> NDArray[Any]:
       height, width: of the result, pixels.
 
     >>> cover_nearest(np.uint8([[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]), 1, 2).tolist()
-    [[3, 4]]
+    [[1, 2]]
     """
     return _nearest(ids, covering(ids.shape[0], ids.shape[1], height, width), height, width)
 
