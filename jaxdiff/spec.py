@@ -189,35 +189,27 @@ def drop(specs: Specs, cond: Mapping[str, Any], dropped: Mapping[str, Array]) ->
             if spec.null is None:
                 raise ValueError(f"cond[{name!r}] has no null, so it cannot be dropped: set its spec's null")
             value = jnp.asarray(value).astype(spec.dtype)  # first: a null of 256 is no uint8
-            return jnp.where(mask.reshape(-1, *[1] * (value.ndim - 1)), jnp.asarray(spec.null, spec.dtype), value)
+            return _where(mask, jnp.asarray(spec.null, spec.dtype), value)
 
         return _map(where, condition, cond[name])
 
     return {**cond, **{name: one(name, condition) for name, condition in specs.items() if name in dropped}}
 
 
-def replaced(
-    cond: dict[str, Any], dropped: Mapping[str, Array], nulls: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Equation (1) for the conditions whose nulls are arrays, and what is still to be dropped.
+def replaced(cond: dict[str, Any], dropped: dict[str, Array], nulls: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Equation (1) for the conditions whose nulls are given, trees of arrays ``(1, ...)``; and what is dropped beside.
 
-    Args:
-      cond: values, the batch first.
-      dropped: for some of the conditions, which samples lose it, ``(B,)`` bool.
-      nulls: for some of the conditions, arrays ``(1, ...)``, or a tree of them, as the condition is one.
-
-    >>> one = {"text": jnp.zeros((2, 3))}, {"text": jnp.array([True, False])}
-    >>> cond, left = replaced(*one, {"text": jnp.ones((1, 3))})
-    >>> cond["text"].tolist(), left
-    ([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]], {})
+    >>> replaced({"a": jnp.zeros((2, 1))}, {"a": jnp.array([True, False])}, {"a": jnp.ones((1, 1))})[0]["a"].tolist()
+    [[1.0], [0.0]]
     """
+    found = dict(cond)
+    for name in (each for each in dropped if each in nulls):  # in their order: every process traces the same
+        found[name] = jax.tree.map(functools.partial(_where, dropped[name]), nulls[name], cond[name])
+    return found, {name: mask for name, mask in dropped.items() if name not in nulls}
 
-    def one(mask: Array, value: Array, null: Array) -> Array:
-        return jnp.where(mask.reshape(-1, *[1] * (value.ndim - 1)), null, value)
 
-    names = [name for name in dropped if name in nulls]
-    found = {name: jax.tree.map(functools.partial(one, dropped[name]), cond[name], nulls[name]) for name in names}
-    return {**cond, **found}, {name: mask for name, mask in dropped.items() if name not in names}
+def _where(mask: Array, null: Array, value: Array) -> Array:
+    return jnp.where(mask.reshape(-1, *[1] * (value.ndim - 1)), null, value)
 
 
 def complete(specs: Specs, cond: Mapping[str, Any] | None, batch: int) -> dict[str, Any]:
