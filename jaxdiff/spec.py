@@ -197,7 +197,7 @@ def drop(specs: Specs, cond: Mapping[str, Any], dropped: Mapping[str, Array]) ->
 
 
 def replaced(cond: dict[str, Any], dropped: dict[str, Array], nulls: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Equation (1) for the conditions whose nulls are given, trees of arrays ``(1, ...)``; and what is dropped beside.
+    """Equation (1) with given nulls, trees of arrays ``(1, ...)``. The second result is what is still to be dropped.
 
     >>> replaced({"a": jnp.zeros((2, 1))}, {"a": jnp.array([True, False])}, {"a": jnp.ones((1, 1))})[0]["a"].tolist()
     [[1.0], [0.0]]

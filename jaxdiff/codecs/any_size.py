@@ -12,7 +12,7 @@ from jaxdiff.record import record
 
 @record
 class AnySize:
-    """What a training step is given in the place of its codec: it encodes pictures of any size. It compiles for each.
+    """What a training step is given in the place of its codec: it encodes pictures of any size.
 
     Args:
       inner: a codec with a method ``sized`` that gives the same codec for records of the size of a stored ``x``:

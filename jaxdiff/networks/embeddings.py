@@ -44,7 +44,7 @@ def timestep_embedding(
     """
     half = width // 2
     powers = np.float32(-math.log(period)) * np.arange(half, dtype=np.float32) / np.float32(half - shift)
-    omega = np.exp(powers.astype(np.float64))  # powers in float32, as of published networks: told 3500, the bits count
+    omega = np.exp(powers.astype(np.float64))  # of float32 powers, as in published networks: others differ by 2e-4 at t = 3500
     angle = t.astype(jnp.float32)[:, None] * jnp.asarray(omega, jnp.float32)[None, :]
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     return jnp.concatenate([sin, cos] if order == "sin_cos" else [cos, sin], axis=1)

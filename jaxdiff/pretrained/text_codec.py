@@ -127,8 +127,8 @@ class PublishedText:
       side: of the data's square pictures, in pixels.
       scored: whether its time_ids end with an aesthetic score.
       checksums: of the weights, noted when training began; other weights are refused.
-      empty: ids of the empty text, where guidance leads away from that, as published: a caption that is dropped
-        becomes it. (): zeros are in its place, as of Stable Diffusion XL.
+      empty: ids of the empty text. A caption that is dropped becomes it, and guidance leads away from it. (): zeros
+        take its place, as in Stable Diffusion XL.
       vectors: rows of V_i, where a word is trained: the network then takes ids, and runs the encoders itself
         (`jaxdiff.pretrained.adapters.inversion`).
     """
