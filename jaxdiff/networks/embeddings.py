@@ -43,8 +43,9 @@ def timestep_embedding(
     [[1.0, 1.0, 0.0, 0.0]]
     """
     half = width // 2
+    # Powers are float32, as in published networks: those of float64 change a sine by 2e-4 at t = 3500.
     powers = np.float32(-math.log(period)) * np.arange(half, dtype=np.float32) / np.float32(half - shift)
-    omega = np.exp(powers.astype(np.float64))  # of float32 powers, as in published networks: others differ by 2e-4 at t = 3500
+    omega = np.exp(powers.astype(np.float64))
     angle = t.astype(jnp.float32)[:, None] * jnp.asarray(omega, jnp.float32)[None, :]
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     return jnp.concatenate([sin, cos] if order == "sin_cos" else [cos, sin], axis=1)
