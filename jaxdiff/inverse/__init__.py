@@ -1,6 +1,27 @@
-"""Samples from a picture that is given: another one like it (`sdedit`), or its missing part (`replacement`)."""
+"""Inverse problems and edits: samples that go with a picture, a part of one, or any measurement.
 
+Operators (`jaxdiff.inverse.operators`) say what was measured, a `Problem` has y and its noise, and a `Method` makes of
+it the guidance and the sampler that draw x0 given y. `jaxdiff.reconstruction.reconstruct` does it for a model.
+"""
+
+from jaxdiff.inverse.ddnm import DDNM, Consistent
+from jaxdiff.inverse.method import Measured, Method
+from jaxdiff.inverse.problem import Gaussian, MeasurementNoise, Poisson, Problem, measure
 from jaxdiff.inverse.replacement import Known, KnownPart
 from jaxdiff.inverse.sdedit import noised, remaining
 
-__all__ = ["Known", "KnownPart", "noised", "remaining"]
+__all__ = [
+    "DDNM",
+    "Consistent",
+    "Gaussian",
+    "Known",
+    "KnownPart",
+    "Measured",
+    "MeasurementNoise",
+    "Method",
+    "Poisson",
+    "Problem",
+    "measure",
+    "noised",
+    "remaining",
+]
