@@ -4,23 +4,42 @@ Operators (`jaxdiff.inverse.operators`) say what was measured, a `Problem` has y
 it the guidance and the sampler that draw x0 given y. `jaxdiff.reconstruction.reconstruct` does it for a model.
 """
 
-from jaxdiff.inverse.ddnm import DDNM, Consistent
+from jaxdiff.inverse.daps import DAPS
+from jaxdiff.inverse.ddnm import DDNM, Consistent, DDNMPlus
+from jaxdiff.inverse.ddrm import DDRM
+from jaxdiff.inverse.diffpir import DiffPIR
+from jaxdiff.inverse.dps import DPS
+from jaxdiff.inverse.ilvr import ILVR
+from jaxdiff.inverse.mcg import MCG
 from jaxdiff.inverse.method import Measured, Method
+from jaxdiff.inverse.pigdm import PiGDM
 from jaxdiff.inverse.problem import Gaussian, MeasurementNoise, Poisson, Problem, measure
+from jaxdiff.inverse.reconstruction_guidance import ReconstructionGuidance
+from jaxdiff.inverse.repaint import RePaint
 from jaxdiff.inverse.replacement import Known, KnownPart
 from jaxdiff.inverse.sdedit import noised, remaining
 
 __all__ = [
+    "DAPS",
     "DDNM",
+    "DDRM",
+    "DPS",
+    "ILVR",
+    "MCG",
     "Consistent",
+    "DDNMPlus",
+    "DiffPIR",
     "Gaussian",
     "Known",
     "KnownPart",
     "Measured",
     "MeasurementNoise",
     "Method",
+    "PiGDM",
     "Poisson",
     "Problem",
+    "RePaint",
+    "ReconstructionGuidance",
     "measure",
     "noised",
     "remaining",
