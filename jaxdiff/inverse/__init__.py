@@ -14,6 +14,7 @@ from jaxdiff.inverse.mcg import MCG
 from jaxdiff.inverse.method import Measured, Method
 from jaxdiff.inverse.pigdm import PiGDM
 from jaxdiff.inverse.problem import Gaussian, MeasurementNoise, Poisson, Problem, measure
+from jaxdiff.inverse.psld import PSLD
 from jaxdiff.inverse.reconstruction_guidance import ReconstructionGuidance
 from jaxdiff.inverse.repaint import RePaint
 from jaxdiff.inverse.replacement import Known, KnownPart
@@ -26,6 +27,7 @@ __all__ = [
     "DPS",
     "ILVR",
     "MCG",
+    "PSLD",
     "Consistent",
     "DDNMPlus",
     "DiffPIR",

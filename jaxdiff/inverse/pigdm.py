@@ -20,8 +20,8 @@ this is exact: x0' = E[x0 | x, y], and the flow of (3) draws from p(x0 | y). For
 truth of J is not needed for it.
 
 Where alpha/sigma < 1/200, as at alpha = 0, x says next to nothing of x0 and J is a difference of small numbers. There
-r^2 I, which is the same for Gaussian data, stands for (sigma^2/alpha) J, so that x0' = x0 + d. Their algorithm 1 weights
-(2) in each step of DDIM in another way, by r^2 without noise; here (3) is what any sampler is given.
+r^2 I, which is the same for Gaussian data, stands for (sigma^2/alpha) J, so that x0' = x0 + d. Their algorithm 1
+weights (2) in each step of DDIM in another way, by r^2 without noise; here (3) is what any sampler is given.
 """
 
 from __future__ import annotations

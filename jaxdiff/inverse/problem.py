@@ -120,7 +120,7 @@ class Poisson(MeasurementNoise):
         return counts * jnp.log(mean) - mean - jax.scipy.special.gammaln(counts + 1)
 
     def weight(self, y: Array) -> Array:
-        """One over the variance of y, which is that of its count; 1 where that is ``rate``, no more than for one count."""
+        """One over the variance of y, which grows with its count: 1 at ``rate``, and no more than for one count."""
         counts = jnp.asarray(self.rate * (y - self.low) / self._range)
         return jnp.asarray(self.rate) / jnp.maximum(counts, 1.0)
 

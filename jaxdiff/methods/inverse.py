@@ -17,6 +17,7 @@ from jaxdiff.inverse import (
     DPS,
     ILVR,
     MCG,
+    PSLD,
     DDNMPlus,
     DiffPIR,
     Method,
@@ -76,6 +77,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "ilvr": ILVR,
     "diffpir": DiffPIR,
     "daps": DAPS,
+    "psld": PSLD,
 }
 """Methods of reconstruction."""
 
