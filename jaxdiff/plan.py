@@ -149,13 +149,16 @@ def rows_of(plan: Plan, rows: slice, size: int, n: int) -> Plan:
         part = jnp.asarray(leaf[rows])
         return jnp.concatenate([part, jnp.repeat(part[-1:], size - len(part), axis=0)]) if len(part) < size else part
 
-    parts = jax.tree.map(cut, (plan.cond, plan.nulls, plan.x))
-    weights = tuple(
-        jax.tree.map(lambda leaf: cut(leaf) if np.ndim(leaf) and len(leaf) == n else leaf, element)
-        for element in plan.guide
-    )
-    cond, nulls, x = parts
-    return dataclasses.replace(plan, cond=cond, nulls=nulls, x=x, guide=weights)
+    def rows_in(element: Any) -> Any:
+        """One that knows which of its arrays have a row a sample says so itself: a matrix may be as long by chance."""
+        if hasattr(element, "rows"):
+            return element.rows(cut)
+        return jax.tree.map(lambda leaf: cut(leaf) if np.ndim(leaf) and len(leaf) == n else leaf, element)
+
+    cond, nulls, x = jax.tree.map(cut, (plan.cond, plan.nulls, plan.x))
+    guide = tuple(rows_in(element) for element in plan.guide)
+    sampler = rows_in(plan.sampler) if hasattr(plan.sampler, "rows") else plan.sampler
+    return dataclasses.replace(plan, cond=cond, nulls=nulls, x=x, guide=guide, sampler=sampler)
 
 
 def in_batches(
