@@ -1,7 +1,7 @@
 """Guidance: a list of elements, each a change from denoiser to denoiser. None of them touches a network or a sampler.
 
-`apply` folds a list; `CFG` guides, `Interval` and `Reuse` say where and how often. `Clipped` limits predictions to the
-data's range.
+`apply` folds a list; `CFG` guides, `Interval` and `Reuse` say where and how often. `Universal` guides by any
+differentiable loss on x0. `Clipped` limits predictions to the data's range.
 """
 
 from jaxdiff.guidance.base import Function, Guidance, Guided, Nulls, apply, nulls_of
@@ -9,9 +9,11 @@ from jaxdiff.guidance.classifier_free import CFG, ClassifierFree
 from jaxdiff.guidance.clipped import Clipped
 from jaxdiff.guidance.interval import Interval
 from jaxdiff.guidance.reuse import Reuse
+from jaxdiff.guidance.universal import ByLoss, OnPixels, SquaredError, Universal, on_pixels
 
 __all__ = [
     "CFG",
+    "ByLoss",
     "ClassifierFree",
     "Clipped",
     "Function",
@@ -19,7 +21,11 @@ __all__ = [
     "Guided",
     "Interval",
     "Nulls",
+    "OnPixels",
     "Reuse",
+    "SquaredError",
+    "Universal",
     "apply",
     "nulls_of",
+    "on_pixels",
 ]

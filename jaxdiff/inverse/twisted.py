@@ -1,0 +1,343 @@
+"""The twisted diffusion sampler (TDS): conditional samples from particles, exact as they become many.
+
+Wu et al. 2023, "Practical and Asymptotically Exact Conditional Sampling in Diffusion Models",
+https://arxiv.org/abs/2306.17775, algorithm 1. A sampler whose steps draw from p(x_s | x_t) = N(m, v), times
+t_0 > ... > t_N, defines a joint law of x_0, ..., x_N and of x0, the last denoising. Given y, the target is
+
+    p(x_0) p(x_1 | x_0) ... p(x_N | x_(N-1)) p(y | x_N)/p(y).                                        (1)
+
+What is not known before the end, p(y | x_t), is replaced by a twist that can be computed, of the prediction x0(x_t),
+
+    p~(y | x_t) ~ p(y | x0 = x0(x_t)),                                                               (2)
+
+which draws the proposals towards y by its gradient, through the denoiser: with the score moved by it, so x0 by
+D = (sigma^2/alpha) grad ln p~ (equation (8) of `jaxdiff.prediction`), the step's mean is some m~, and
+
+    x_s ~ q = N(m~, v),     w = p(x_s | x_t) p~(y | x_s)/(q(x_s | x_t) p~(y | x_t)).                 (3)
+
+(In VE with v = sigma_t^2 - sigma_s^2 this is the paper's m~ = m + v grad ln p~; in general v/r for v, r being the scale
+of q(x_t | x_s), as in the authors' code for VP.) With e = (m~ - m)/sqrt(v) and x_s = m~ + sqrt(v) z,
+
+    ln p(x_s | x_t) - ln q(x_s | x_t) = -|e|^2/2 - e . z.                                            (4)
+
+The product of (3) along a path telescopes to (1) over the proposals', whatever the twists before the end are, provided
+that the last one is p(y | x_N) itself. So the end decides what the samples are of:
+
+- x0 is a function of x_N, the last denoising's. For a likelihood p(y | x0), then, p(y | x_N) = p(y | x0(x_N)): the
+  twist (2) is exact there, and the particles are weighed for the law of the samples that are given.
+- Inpainting without noise, section 3.3: y is a part of x0 itself, and x0 as a function of x_N has it with probability
+  0. The last step is then one more of the chain, to x0 ~ N(x0(x_N), V_N): p(y | x_N) = N(y; x0(x_N), V_N) on the known
+  part, which becomes y, and the rest is that step's mean.
+
+Any twist is exact in the limit; a good one is near p(y | x_t). Of Gaussian data about x0(x_t), of deviation tau, x0 has
+given x_t about the variance
+
+    V(rho) = 1/(1/rho^2 + 1/tau^2),      rho = sigma/alpha,                                          (5)
+
+which is added to the variance of a Gaussian measurement. tau = 0 is (2) to the letter, infinity their V = rho^2.
+
+By equation (4) of `jaxdiff.sampling.particles` the weighted particles have the law (1) as k grows, and the mean weight
+estimates p(y) without bias.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxdiff.broadcast import expand, sum_features
+from jaxdiff.denoiser import Cond, Denoise
+from jaxdiff.guidance.universal import each_sample, rows_of_function
+from jaxdiff.noise import Noise
+from jaxdiff.prediction import Prediction, moved
+from jaxdiff.process import Process, refuse_unless
+from jaxdiff.record import as_tree, field, record
+from jaxdiff.sampling.base import Sampler, State
+from jaxdiff.sampling.particles import (
+    RESAMPLE,
+    ParticleSampler,
+    Scheme,
+    check_particles,
+    condition_of,
+    group_keys,
+    resample,
+    taken,
+    taken_of_state,
+)
+
+Rows = Callable[[Any], Any]
+
+
+@record
+class Twist(abc.ABC):
+    """ln p~(y | x_t) of a measurement or a class y; abstract. Differentiable in x0."""
+
+    @abc.abstractmethod
+    def __call__(self, x0: Array, cond: Cond | None, rho: ArrayLike) -> Array:
+        """``(B,)``, of the prediction x0 ``(B, ...)`` at sigma/alpha = rho; of x0 itself where rho is 0."""
+
+    def last(self, x0: Array, cond: Cond | None, rho: ArrayLike) -> tuple[Array, Array]:
+        """ln p(y | x_N), and the samples, of the last denoising's x0: the first of the two cases above."""
+        return self(x0, cond, 0.0), x0
+
+    def rows(self, cut: Rows) -> Twist:
+        """The same for some of the samples."""
+        return self
+
+
+def spread(rho: ArrayLike, tau: ArrayLike) -> Array:
+    """V of equation (5).
+
+    >>> [float(spread(rho, tau)) for rho, tau in ((1.0, 1.0), (2.0, jnp.inf), (2.0, 0.0), (0.0, 1.0))]
+    [0.5, 4.0, 0.0, 0.0]
+    """
+    return 1.0 / (1.0 / jnp.square(jnp.asarray(rho, float)) + 1.0 / jnp.square(jnp.asarray(tau, float)))
+
+
+def _log_normal(error: Array, variance: Array) -> Array:
+    """ln N(error; 0, variance), summed over a sample."""
+    return sum_features(-0.5 * (jnp.square(error) / variance + jnp.log(2 * math.pi * variance)))
+
+
+@record
+class Measured(Twist):
+    """A Gaussian measurement, y = A(x0) + std n: p~ = N(y; A(x0(x_t)), std^2 + V(rho)).
+
+    Args:
+      operator: A, ``(B, ...) -> (B, ...)``: an operator of `jaxdiff.inverse.operators`, linear or not, or a function.
+      y: ``(B, ...)``, or ``(1, ...)`` for all samples; data.
+      std: of the noise, above 0; data.
+      tau: of equation (5), 0 or more; data.
+
+    Raises:
+      ValueError: a std that is not positive (for a known part without noise there is `Inpainted`), or a negative tau.
+
+    >>> twist = Measured(lambda x: x[:, :1], jnp.ones((1, 1)), 0.5, 0.0)
+    >>> bool(jnp.allclose(twist(jnp.zeros((3, 2)), None, 0.1), -2.0 - math.log(0.5) - 0.5 * math.log(2 * math.pi)))
+    True
+    """
+
+    operator: Any
+    y: Array
+    std: ArrayLike
+    tau: ArrayLike = 1.0
+
+    def __post_init__(self) -> None:
+        refuse_unless(lambda std: std > 0, "std is to be positive (Inpainted is without noise)", std=self.std)
+        refuse_unless(lambda tau: tau >= 0, "tau is to be 0 or more", tau=self.tau)
+        object.__setattr__(self, "operator", as_tree(self.operator))
+
+    def __call__(self, x0: Array, cond: Cond | None, rho: ArrayLike) -> Array:
+        return _log_normal(self.operator(x0) - self.y, jnp.square(self.std) + spread(rho, self.tau))
+
+    def rows(self, cut: Rows) -> Measured:
+        """The same for some of the samples."""
+        return dataclasses.replace(self, operator=rows_of_function(self.operator, cut), y=_cut(self.y, cut))
+
+
+@record
+class Inpainted(Twist):
+    """A part of x0 is known without noise: p~ = N(y; x0(x_t), V(rho)) on it, the second of the two cases above.
+
+    Args:
+      y: the known samples ``(B, ...)``, or ``(1, ...)`` for all.
+      known: likewise, 1 where x0 is known and 0 where not.
+      tau: of equation (5), above 0, such as the data's deviation; data.
+
+    Raises:
+      ValueError: a tau that is not positive.
+    """
+
+    y: Array
+    known: Array
+    tau: ArrayLike = 1.0
+
+    def __post_init__(self) -> None:
+        refuse_unless(lambda tau: tau > 0, "tau is to be positive", tau=self.tau)
+
+    def __call__(self, x0: Array, cond: Cond | None, rho: ArrayLike) -> Array:
+        variance = spread(rho, self.tau)
+        each = -0.5 * (jnp.square(x0 - self.y) / variance + jnp.log(2 * math.pi * variance))
+        return sum_features(jnp.where(self.known != 0, each, 0.0))
+
+    def last(self, x0: Array, cond: Cond | None, rho: ArrayLike) -> tuple[Array, Array]:
+        return self(x0, cond, rho), jnp.where(self.known != 0, self.y, x0)
+
+    def rows(self, cut: Rows) -> Inpainted:
+        """The same for some of the samples."""
+        return dataclasses.replace(self, y=_cut(self.y, cut), known=_cut(self.known, cut))
+
+
+@record
+class Likely(Twist):
+    """Any likelihood: p~ = p(y | x0(x_t)), such as a classifier's.
+
+    Args:
+      log_likelihood: ``(x0, cond) -> (B,)``, ln p(y | x0) up to a constant: a function (static) or a `jaxdiff.record`
+        whose arrays are data.
+    """
+
+    log_likelihood: Any
+
+    def __post_init__(self) -> None:
+        if not callable(self.log_likelihood) or isinstance(self.log_likelihood, type):
+            raise ValueError(f"a likelihood is a function (x0, cond) -> one number a sample: {self.log_likelihood!r}")
+        object.__setattr__(self, "log_likelihood", as_tree(self.log_likelihood))
+
+    def __call__(self, x0: Array, cond: Cond | None, rho: ArrayLike) -> Array:
+        return each_sample(self.log_likelihood(x0, cond), x0, "a likelihood")
+
+    def rows(self, cut: Rows) -> Likely:
+        """The same for some of the samples."""
+        return dataclasses.replace(self, log_likelihood=rows_of_function(self.log_likelihood, cut))
+
+
+def _cut(y: Array, cut: Rows) -> Array:
+    rows: Array = y if y.shape[0] == 1 else cut(y)
+    return rows
+
+
+class Course(NamedTuple):
+    """What `Twisted` remembers.
+
+    Attributes:
+      inner: the inner sampler's state.
+      carried: ln w less the twist, ``(n k,)``: equation (5) of `jaxdiff.sampling.particles`.
+      stuck: ``(n,)``.
+    """
+
+    inner: State
+    carried: Array
+    stuck: Array
+
+
+@record
+class Twisted(ParticleSampler):
+    """Conditional samples of any sampler whose step is one Gaussian: algorithm 1.
+
+    A sample is k rows of the batch, as in `jaxdiff.sampling.Steered`. A gradient through the denoiser each step, about
+    two more evaluations. Guidance that the denoiser has is part of the law p.
+
+    Args:
+      sampler: the inner sampler: one evaluation a step at its beginning, and one draw of noise: `DDPM`, `DDIM` with
+        eta, `EulerMaruyama`, `ReverseDiffusion` and others.
+      twist: `Measured`, `Inpainted`, `Likely`, or another `Twist`.
+      particles: k; static.
+      threshold: resample where the effective size is below threshold x k, from 0 to 1; data.
+      resampling: "systematic" or "multinomial"; static.
+
+    Raises:
+      ValueError: a number out of range, an inner sampler that draws no noise; (when called) one whose step is of
+        several evaluations or draws, samples that are no whole groups, a denoiser that remembers.
+
+    >>> from jaxdiff import DDPM, VP, GaussianDenoiser, log_snr_times, sample, sample_keys
+    >>> process, keys = VP(), sample_keys(jax.random.key(0), 0, 64)
+    >>> x, ts = process.prior_sample(keys, (2,)), log_snr_times(process, 20)
+    >>> twist = Measured(lambda x: x[:, :1], jnp.full((1, 1), 2.0), 0.1)  # the first coordinate is measured
+    >>> found = sample(Twisted(DDPM(process), twist), GaussianDenoiser(process, 0.0, 1.0), keys, x, ts)
+    >>> bool(jnp.abs(found[:, 0] - 2.0).max() < 0.5)
+    True
+    """
+
+    process: Process = field(init=False, repr=False, derived=lambda self: self.sampler.process)
+    sampler: Sampler
+    twist: Twist
+    particles: int = field(default=16, pytree_node=False)
+    threshold: ArrayLike = 0.5
+    resampling: Scheme = field(default="systematic", pytree_node=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.twist, Twist):
+            raise ValueError(f"a twist is Measured, Inpainted or Likely, got {self.twist!r}")
+        check_particles(self.sampler, self.particles, self.threshold, self.resampling)
+
+    @property
+    def inner(self) -> tuple[Sampler, int, ArrayLike]:
+        return self.sampler, self.particles, self.threshold
+
+    def rows(self, cut: Rows) -> Twisted:
+        """The same for some of the samples."""
+        return dataclasses.replace(self, twist=self.twist.rows(cut))
+
+    def init(self, x: Array) -> Course:
+        nothing = jnp.zeros(x.shape[0], x.dtype)
+        return Course(self.sampler.init(x), nothing, jnp.zeros(x.shape[0] // self.particles, bool))
+
+    def step(self, denoise: Denoise, noise: Noise, state: Course, x: Array, t: Array, s: Array) -> tuple[Array, Course]:
+        cond, rho = condition_of(denoise), _rho(self.process, t)
+
+        def twisted(x: Array) -> tuple[Array, tuple[Prediction, Array]]:
+            found = denoise(x, t)
+            log_twist = _weighable(self.twist(found.x0, cond, rho))
+            return log_twist.sum(), (found, log_twist)
+
+        (_, (found, log_twist)), gradient = jax.value_and_grad(twisted, has_aux=True)(x)
+        chosen, carried, stuck = resample(
+            state.carried,
+            log_twist,
+            group_keys(noise, t, s, RESAMPLE, self.particles),
+            particles=self.particles,
+            threshold=self.threshold,
+            scheme=self.resampling,
+        )
+        inner = taken_of_state(self.sampler, x, state.inner, chosen)
+        x, found, gradient = taken((x, found, gradient), chosen)
+        x, log_ratio, inner = self._propose(found, gradient, noise, inner, x, t, s)
+        return x, Course(inner, carried + log_ratio, state.stuck | stuck)
+
+    def _propose(
+        self, found: Prediction, gradient: Array, noise: Noise, inner: State, x: Array, t: Array, s: Array
+    ) -> tuple[Array, Array, State]:
+        """x_s of equation (3), its ln p - ln q of (4), and the inner state after the step of p."""
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        reach = jnp.where(alpha > 0, jnp.square(sigma) / jnp.where(alpha > 0, alpha, 1.0), 0.0)
+        by = jnp.where(jnp.isfinite(gradient), expand(reach, x) * gradient, 0.0)
+        towards = moved(self.process, t, found, by)
+        calls: list[str] = []
+
+        def one(prediction: Prediction, z: Array) -> tuple[Array, State]:
+            def denoise(at_x: Array, at_t: ArrayLike) -> Prediction:
+                calls.append("evaluation" if at_x is x and at_t is t else "evaluation elsewhere")
+                return prediction
+
+            def drawn(t: ArrayLike, s: ArrayLike, salt: ArrayLike = 0) -> Array:
+                calls.append("draw")
+                return z
+
+            return self.sampler.step(denoise, drawn, inner, x, t, s)
+
+        z = noise(t, s)
+        _, after = one(found, z)
+        if sorted(calls) != ["draw", "evaluation"]:
+            raise ValueError(
+                f"a twisted step is of one evaluation and one draw, and {type(self.sampler).__name__}'s is of "
+                f"{len(calls)} ({', '.join(calls)}): take DDPM(process), or another whose step is one Gaussian"
+            )
+        move = jax.tree.map(jnp.subtract, towards, found)
+        x_s, shift = jax.jvp(lambda prediction: one(prediction, z)[0], (found,), (move,))  # its step is affine
+        _, std = jax.jvp(lambda z: one(found, z)[0], (z,), (jnp.ones_like(z),))
+        e = shift / std
+        return x_s + shift, -sum_features(e * (0.5 * e + z)), after
+
+    def weigh(self, cond: Cond | None, state: Course, x0: Array, t: ArrayLike) -> tuple[Array, Array, Array]:
+        log_last, x0 = self.twist.last(x0, cond, _rho(self.process, t))
+        log_weights = state.carried + _weighable(log_last)
+        return log_weights, state.stuck | (log_weights.reshape(-1, self.particles).max(axis=1) == -jnp.inf), x0
+
+
+def _rho(process: Process, t: ArrayLike) -> Array:
+    """sigma/alpha."""
+    return jnp.exp(-0.5 * process.log_snr(t))
+
+
+def _weighable(log_twist: Array) -> Array:
+    """-inf where it is no number."""
+    return jnp.where(jnp.isfinite(log_twist), log_twist, -jnp.inf)
