@@ -73,6 +73,7 @@ def test_evaluations_and_multistep_history() -> None:
     )
 
 
+@pytest.mark.nightly
 def test_resampling_makes_replacement_see_the_known_part() -> None:
     """Two coordinates of correlation 0.95, the second known: RePaint's mean is nearer the posterior's than
     replacement's is."""
