@@ -45,6 +45,7 @@ LAYERS = [
     {"plan"},
     {"request"},
     {"model"},
+    {"reconstruction"},
     {"launch"},
     {"pretrained"},
     {"config"},
@@ -66,6 +67,7 @@ TESTED_BESIDE = {  # modules without a test file of their own -> whose tests are
     "denoiser": "guidance",
     "discrete": "process",
     "prediction": "parameterization",
+    "reconstruction": "inverse",
     "schedule": "process",
     "shifted": "process",
 }

@@ -133,10 +133,6 @@ class Images:
         wide = expand(s, low)
         return jnp.sqrt(1 - jnp.square(wide)) * low + wide * white_noise(noise_keys, low.shape[1:]), s
 
-    def pixels(self, x0: Array) -> Array:
-        """Pixels as they are before rounding: x0 itself."""
-        return x0
-
     def decode(self, x0: Array, cond: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Bytes of samples ``(B, H, W, C)``. What is not finite is no byte: look at x0 first."""
         return {"x": jnp.clip(jnp.rint((x0 + 1.0) * 127.5), 0, 255).astype(jnp.uint8), **passed_on(cond, self.spec)}

@@ -215,22 +215,20 @@ class OnPixels:
         return dataclasses.replace(self, loss=rows_of_function(self.loss, cut))
 
 
-def on_pixels(model: Any, loss: Any) -> OnPixels:
-    """A loss on a model's pixels, for models whose x0 are latents: the gradient passes the decoder.
+def on_pixels(model: Any, loss: Any) -> Any:
+    """A loss on a model's pixels as one on its x0.
+
+    Of a model in latents the gradient passes the decoder. Of others x0 is the picture already, and the loss is as it
+    was.
 
     Args:
       model: a `jaxdiff.Model`, or its codec.
       loss: ``(pixels, cond) -> (B,)`` of pixels ``(B, H, W, C)``, in [-1, 1] where they are a picture's.
 
-    Raises:
-      ValueError: a codec without a differentiable way to pixels.
-
     >>> from jaxdiff.codecs import Images
     >>> dark = on_pixels(Images((2, 2, 1)), lambda pixels, cond: pixels.mean(axis=(1, 2, 3)))
-    >>> dark(jnp.zeros((3, 2, 2, 1))).shape
+    >>> dark(jnp.zeros((3, 2, 2, 1)), None).shape
     (3,)
     """
     codec = getattr(model, "codec", model)
-    if not hasattr(codec, "pixels"):
-        raise ValueError(f"{type(codec).__name__} has no pixels: give the loss of x0 itself")
-    return OnPixels(codec, as_tree(loss))
+    return OnPixels(codec, as_tree(loss)) if hasattr(codec, "pixels") else as_tree(loss)

@@ -29,12 +29,7 @@ that the last one is p(y | x_N) itself. So the end decides what the samples are 
   0. The last step is then one more of the chain, to x0 ~ N(x0(x_N), V_N): p(y | x_N) = N(y; x0(x_N), V_N) on the known
   part, which becomes y, and the rest is that step's mean.
 
-Any twist is exact in the limit; a good one is near p(y | x_t). Of Gaussian data about x0(x_t), of deviation tau, x0 has
-given x_t about the variance
-
-    V(rho) = 1/(1/rho^2 + 1/tau^2),      rho = sigma/alpha,                                          (5)
-
-which is added to the variance of a Gaussian measurement. tau = 0 is (2) to the letter, infinity their V = rho^2.
+The twists are in `jaxdiff.inverse.twists`.
 
 By equation (4) of `jaxdiff.sampling.particles` the weighted particles have the law (1) as k grows, and the mean weight
 estimates p(y) without bias.
@@ -42,11 +37,8 @@ estimates p(y) without bias.
 
 from __future__ import annotations
 
-import abc
 import dataclasses
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,11 +47,15 @@ from jax.typing import ArrayLike
 
 from jaxdiff.broadcast import expand, sum_features
 from jaxdiff.denoiser import Cond, Denoise
-from jaxdiff.guidance.universal import each_sample, rows_of_function
+from jaxdiff.guidance import Guidance
+from jaxdiff.inverse.method import Method, Needs
+from jaxdiff.inverse.operators.base import Rows
+from jaxdiff.inverse.problem import Problem
+from jaxdiff.inverse.twists import Twist, twist_of
 from jaxdiff.noise import Noise
 from jaxdiff.prediction import Prediction, moved
-from jaxdiff.process import Process, refuse_unless
-from jaxdiff.record import as_tree, field, record
+from jaxdiff.process import Process
+from jaxdiff.record import field, record
 from jaxdiff.sampling.base import Sampler, State
 from jaxdiff.sampling.particles import (
     RESAMPLE,
@@ -73,136 +69,36 @@ from jaxdiff.sampling.particles import (
     taken_of_state,
 )
 
-Rows = Callable[[Any], Any]
-
 
 @record
-class Twist(abc.ABC):
-    """ln p~(y | x_t) of a measurement or a class y; abstract. Differentiable in x0."""
+class TDS(Method):
+    """Samples of the posterior from particles that are weighed exactly: any law of it as they become many.
 
-    @abc.abstractmethod
-    def __call__(self, x0: Array, cond: Cond | None, rho: ArrayLike) -> Array:
-        """``(B,)``, of the prediction x0 ``(B, ...)`` at sigma/alpha = rho; of x0 itself where rho is 0."""
-
-    def last(self, x0: Array, cond: Cond | None, rho: ArrayLike) -> tuple[Array, Array]:
-        """ln p(y | x_N), and the samples, of the last denoising's x0: the first of the two cases above."""
-        return self(x0, cond, 0.0), x0
-
-    def rows(self, cut: Rows) -> Twist:
-        """The same for some of the samples."""
-        return self
-
-
-def spread(rho: ArrayLike, tau: ArrayLike) -> Array:
-    """V of equation (5).
-
-    >>> [float(spread(rho, tau)) for rho, tau in ((1.0, 1.0), (2.0, jnp.inf), (2.0, 0.0), (0.0, 1.0))]
-    [0.5, 4.0, 0.0, 0.0]
-    """
-    return 1.0 / (1.0 / jnp.square(jnp.asarray(rho, float)) + 1.0 / jnp.square(jnp.asarray(tau, float)))
-
-
-def _log_normal(error: Array, variance: Array) -> Array:
-    """ln N(error; 0, variance), summed over a sample."""
-    return sum_features(-0.5 * (jnp.square(error) / variance + jnp.log(2 * math.pi * variance)))
-
-
-@record
-class Measured(Twist):
-    """A Gaussian measurement, y = A(x0) + std n: p~ = N(y; A(x0(x_t)), std^2 + V(rho)).
+    Any operator with a derivative, with Gaussian noise (above 0) or Poisson's; a mask without noise too. k times the
+    evaluations and their reverse-mode derivatives of DPS: a step is one for each particle.
 
     Args:
-      operator: A, ``(B, ...) -> (B, ...)``: an operator of `jaxdiff.inverse.operators`, linear or not, or a function.
-      y: ``(B, ...)``, or ``(1, ...)`` for all samples; data.
-      std: of the noise, above 0; data.
-      tau: of equation (5), 0 or more; data.
+      particles: k; static.
+      tau: the data's deviation, equation (5) of `jaxdiff.inverse.twists`, 0 or more; data. It decides how many
+        particles are needed and nothing else.
+      threshold: resample where the effective size is below threshold x k, from 0 to 1; data.
+      resampling: "systematic" or "multinomial"; static.
 
     Raises:
-      ValueError: a std that is not positive (for a known part without noise there is `Inpainted`), or a negative tau.
-
-    >>> twist = Measured(lambda x: x[:, :1], jnp.ones((1, 1)), 0.5, 0.0)
-    >>> bool(jnp.allclose(twist(jnp.zeros((3, 2)), None, 0.1), -2.0 - math.log(0.5) - 0.5 * math.log(2 * math.pi)))
-    True
+      ValueError: a number out of range; (made) a measurement without noise that is no mask's, a sampler that draws no
+        noise.
     """
 
-    operator: Any
-    y: Array
-    std: ArrayLike
+    particles: int = field(default=16, pytree_node=False)
     tau: ArrayLike = 1.0
+    threshold: ArrayLike = 0.5
+    resampling: Literal["systematic", "multinomial"] = field(default="systematic", pytree_node=False)
+    needs: ClassVar[Needs] = "differentiable"
+    usual: ClassVar[str] = "ddpm"
 
-    def __post_init__(self) -> None:
-        refuse_unless(lambda std: std > 0, "std is to be positive (Inpainted is without noise)", std=self.std)
-        refuse_unless(lambda tau: tau >= 0, "tau is to be 0 or more", tau=self.tau)
-        object.__setattr__(self, "operator", as_tree(self.operator))
-
-    def __call__(self, x0: Array, cond: Cond | None, rho: ArrayLike) -> Array:
-        return _log_normal(self.operator(x0) - self.y, jnp.square(self.std) + spread(rho, self.tau))
-
-    def rows(self, cut: Rows) -> Measured:
-        """The same for some of the samples."""
-        return dataclasses.replace(self, operator=rows_of_function(self.operator, cut), y=_cut(self.y, cut))
-
-
-@record
-class Inpainted(Twist):
-    """A part of x0 is known without noise: p~ = N(y; x0(x_t), V(rho)) on it, the second of the two cases above.
-
-    Args:
-      y: the known samples ``(B, ...)``, or ``(1, ...)`` for all.
-      known: likewise, 1 where x0 is known and 0 where not.
-      tau: of equation (5), above 0, such as the data's deviation; data.
-
-    Raises:
-      ValueError: a tau that is not positive.
-    """
-
-    y: Array
-    known: Array
-    tau: ArrayLike = 1.0
-
-    def __post_init__(self) -> None:
-        refuse_unless(lambda tau: tau > 0, "tau is to be positive", tau=self.tau)
-
-    def __call__(self, x0: Array, cond: Cond | None, rho: ArrayLike) -> Array:
-        variance = spread(rho, self.tau)
-        each = -0.5 * (jnp.square(x0 - self.y) / variance + jnp.log(2 * math.pi * variance))
-        return sum_features(jnp.where(self.known != 0, each, 0.0))
-
-    def last(self, x0: Array, cond: Cond | None, rho: ArrayLike) -> tuple[Array, Array]:
-        return self(x0, cond, rho), jnp.where(self.known != 0, self.y, x0)
-
-    def rows(self, cut: Rows) -> Inpainted:
-        """The same for some of the samples."""
-        return dataclasses.replace(self, y=_cut(self.y, cut), known=_cut(self.known, cut))
-
-
-@record
-class Likely(Twist):
-    """Any likelihood: p~ = p(y | x0(x_t)), such as a classifier's.
-
-    Args:
-      log_likelihood: ``(x0, cond) -> (B,)``, ln p(y | x0) up to a constant: a function (static) or a `jaxdiff.record`
-        whose arrays are data.
-    """
-
-    log_likelihood: Any
-
-    def __post_init__(self) -> None:
-        if not callable(self.log_likelihood) or isinstance(self.log_likelihood, type):
-            raise ValueError(f"a likelihood is a function (x0, cond) -> one number a sample: {self.log_likelihood!r}")
-        object.__setattr__(self, "log_likelihood", as_tree(self.log_likelihood))
-
-    def __call__(self, x0: Array, cond: Cond | None, rho: ArrayLike) -> Array:
-        return each_sample(self.log_likelihood(x0, cond), x0, "a likelihood")
-
-    def rows(self, cut: Rows) -> Likely:
-        """The same for some of the samples."""
-        return dataclasses.replace(self, log_likelihood=rows_of_function(self.log_likelihood, cut))
-
-
-def _cut(y: Array, cut: Rows) -> Array:
-    rows: Array = y if y.shape[0] == 1 else cut(y)
-    return rows
+    def made(self, problem: Problem, process: Process, sampler: Sampler) -> tuple[tuple[Guidance, ...], Sampler]:
+        twist = twist_of(problem, self.tau)
+        return (), Twisted(sampler, twist, self.particles, self.threshold, self.resampling)
 
 
 class Course(NamedTuple):
@@ -229,7 +125,7 @@ class Twisted(ParticleSampler):
     Args:
       sampler: the inner sampler: one evaluation a step at its beginning, and one draw of noise: `DDPM`, `DDIM` with
         eta, `EulerMaruyama`, `ReverseDiffusion` and others.
-      twist: `Measured`, `Inpainted`, `Likely`, or another `Twist`.
+      twist: `GaussianTwist`, `InpaintingTwist`, `LikelihoodTwist`, or another `Twist`.
       particles: k; static.
       threshold: resample where the effective size is below threshold x k, from 0 to 1; data.
       resampling: "systematic" or "multinomial"; static.
@@ -241,7 +137,7 @@ class Twisted(ParticleSampler):
     >>> from jaxdiff import DDPM, VP, GaussianDenoiser, log_snr_times, sample, sample_keys
     >>> process, keys = VP(), sample_keys(jax.random.key(0), 0, 64)
     >>> x, ts = process.prior_sample(keys, (2,)), log_snr_times(process, 20)
-    >>> twist = Measured(lambda x: x[:, :1], jnp.full((1, 1), 2.0), 0.1)  # the first coordinate is measured
+    >>> twist = LikelihoodTwist(lambda x0, cond: -50.0 * (x0[:, 0] - 2.0) ** 2)  # the first coordinate is near 2
     >>> found = sample(Twisted(DDPM(process), twist), GaussianDenoiser(process, 0.0, 1.0), keys, x, ts)
     >>> bool(jnp.abs(found[:, 0] - 2.0).max() < 0.5)
     True
@@ -256,7 +152,7 @@ class Twisted(ParticleSampler):
 
     def __post_init__(self) -> None:
         if not isinstance(self.twist, Twist):
-            raise ValueError(f"a twist is Measured, Inpainted or Likely, got {self.twist!r}")
+            raise ValueError(f"a twist is GaussianTwist, InpaintingTwist or LikelihoodTwist, got {self.twist!r}")
         check_particles(self.sampler, self.particles, self.threshold, self.resampling)
 
     @property

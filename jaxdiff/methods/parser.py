@@ -21,7 +21,7 @@ from jaxdiff.sampling.base import Sampler
 Row = TypeVar("Row")
 _REST = "NAME"
 """Where a row takes names of the caller's own, such as conditions."""
-CONTEXT = ("process", "n")
+CONTEXT = ("process", "n", "shape")
 """Parameters of a row that are no numbers of the method: the caller has them."""
 
 
