@@ -15,10 +15,11 @@ from jax.typing import ArrayLike
 import jaxdiff as jd
 from jaxdiff.broadcast import sum_features
 from jaxdiff.denoiser import Cond
-from jaxdiff.inverse.twisted import Inpainted, Likely, Measured, Twisted, spread
+from jaxdiff.inverse import TDS, Gaussian, GaussianTwist, InpaintingTwist, LikelihoodTwist, Poisson, Problem, Twisted
+from jaxdiff.inverse.operators import Box, Linear, Mask
+from jaxdiff.inverse.twists import OfProblem, spread
 from jaxdiff.noise import step_noise
 from jaxdiff.prediction import from_x0, moved
-from jaxdiff.record import record
 from jaxdiff.sampling import Particles, particle_keys, sample_particles
 
 PROCESS = jd.VP()
@@ -32,14 +33,13 @@ A = jnp.array([[1.0, 0.7]])
 particles_of = jax.jit(sample_particles)
 
 
-@record
-class Matrix:
-    """y = A x0."""
+def applied(matrix: jax.Array, x: jax.Array) -> jax.Array:
+    return x @ matrix.T
 
-    matrix: jax.Array
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x @ self.matrix.T
+def given(y: float, std: float, tau: float = 1.0, matrix: jax.Array = A) -> GaussianTwist:
+    """y = A x0 + std n."""
+    return GaussianTwist(Problem(Linear((2,), applied, matrix), jnp.full((1, 1), y), Gaussian(std)), tau)
 
 
 def started(n: int, k: int, ts: jax.Array = TS, d: int = 2) -> tuple[jax.Array, jax.Array]:
@@ -76,7 +76,7 @@ def test_a_gaussian_given_a_linear_measurement(tau: float, threshold: float) -> 
     total = float((A @ A.T)[0, 0]) + std**2
     gain = np.asarray(A)[0] / total
     keys, x = started(16, 1024)
-    twisted = Twisted(ANALYTIC, Measured(Matrix(A), jnp.full((1, 1), y), std, tau), 1024, threshold)
+    twisted = Twisted(ANALYTIC, given(y, std, tau), 1024, threshold)
     drawn, found = particles_of(twisted, EXACT, keys, x, TS)
     mean, covariance = moments(found)
     agrees(mean, gain * y)
@@ -88,20 +88,21 @@ def test_a_gaussian_given_a_linear_measurement(tau: float, threshold: float) -> 
 
 
 def test_inpainting_without_noise() -> None:
-    """Two coordinates of correlation 0.8, the first known: the second given it is N(0.8 y, 0.36). What is known is given
+    """Two coordinates of correlation 0.8, the first known: the second given it is N(0.8 y, 0.36). What is known comes
     back bit for bit."""
-    covariance, y = jnp.array([[1.0, 0.8], [0.8, 1.0]]), 1.1
+    y = 1.1
+    values, vectors = (jnp.asarray(each) for each in np.linalg.eigh(np.array([[1.0, 0.8], [0.8, 1.0]], np.float32)))
 
     def exact(x: jax.Array, t: ArrayLike, cond: Cond | None = None) -> jd.Prediction:
         alpha, sigma = PROCESS.alpha(t), PROCESS.sigma(t)
-        values, vectors = jnp.linalg.eigh(covariance)
         gain = (vectors * (alpha * values / (alpha**2 * values + sigma**2))[None]) @ vectors.T
         return from_x0(PROCESS, x, t, x @ gain.T)
 
     ts = jd.log_snr_times(PROCESS, 100)
     keys, x = started(8, 256, ts)
-    twist = Inpainted(jnp.array([[y, 9.0]]), jnp.array([[1.0, 0.0]]))
-    twisted = Twisted(jd.DDPM(PROCESS, "fixed_large"), twist, 256)
+    problem = Problem(Mask((2,), jnp.array([1.0, 0.0])), jnp.array([[y, 9.0]]))
+    _, twisted = TDS(256).of(problem, PROCESS, jd.DDPM(PROCESS, "fixed_large"))
+    assert isinstance(twisted, Twisted) and isinstance(twisted.twist, InpaintingTwist)
     drawn, found = jax.jit(lambda t: sample_particles(t, exact, keys, x, ts))(twisted)
     np.testing.assert_array_equal(found.x0[..., 0], jnp.full((8, 256), y))
     np.testing.assert_array_equal(drawn[:, 0], jnp.full(8 * 256, y))
@@ -112,7 +113,7 @@ def test_inpainting_without_noise() -> None:
 
 
 def test_a_class_given_by_a_likelihood() -> None:
-    """Data N(0, 1), classes of p(1 | x0) = 1/(1 + exp(-3 x0)): the posterior's mean by quadrature; the label is data."""
+    """Data N(0, 1), classes p(1 | x0) = 1/(1 + exp(-3 x0)): the posterior's mean by quadrature; the label is data."""
     keys, x = started(16, 1024)
 
     def log_likelihood(x0: jax.Array, cond: Cond | None) -> jax.Array:
@@ -120,7 +121,7 @@ def test_a_class_given_by_a_likelihood() -> None:
         return jax.nn.log_sigmoid(jnp.where(cond["label"] == 1, 3.0, -3.0) * x0[:, 0])
 
     cond = {"label": jnp.repeat(jnp.arange(16) % 2, 1024)}
-    twisted = Twisted(ANALYTIC, Likely(log_likelihood), 1024)
+    twisted = Twisted(ANALYTIC, LikelihoodTwist(log_likelihood), 1024)
     _, found = particles_of(twisted, EXACT, keys, x, TS, cond)
     at = np.linspace(-8, 8, 4001)
     density = np.exp(-0.5 * at**2) / (1 + np.exp(-3 * at))
@@ -137,7 +138,7 @@ def test_a_step_is_the_papers() -> None:
     keys = jd.sample_keys(jax.random.key(1), 0, 4)
     t, s = jnp.asarray(0.6), jnp.asarray(0.5)
     x = process.sigma(t) * jax.random.normal(jax.random.key(2), (4, 2))
-    twist, inner = Measured(Matrix(A), jnp.full((1, 1), 1.2), 0.5), jd.DDPM(process, "fixed_large")
+    twist, inner = given(1.2, 0.5), jd.DDPM(process, "fixed_large")
     twisted, noise = Twisted(inner, twist, 4, threshold=0.0), step_noise(keys, x)
 
     def log_twist(x: jax.Array, t: jax.Array) -> jax.Array:
@@ -145,8 +146,12 @@ def test_a_step_is_the_papers() -> None:
 
     found, state = jax.jit(lambda x: twisted.step(exact, noise, twisted.init(x), x, t, s))(x)
     v = process.sigma(t) ** 2 - process.sigma(s) ** 2
-    gradient = jax.grad(lambda x: log_twist(x, t).sum())(x)
-    plain = inner.step(exact, lambda *_: jnp.zeros_like(x), (), x, t, s)[0]
+    gradient, plain = jax.jit(
+        lambda x: (
+            jax.grad(lambda x: log_twist(x, t).sum())(x),
+            inner.step(exact, lambda *_: jnp.zeros_like(x), (), x, t, s)[0],
+        )
+    )(x)
     np.testing.assert_allclose(found, plain + v * gradient + jnp.sqrt(v) * noise(t, s), rtol=1e-4, atol=1e-5)
     ratio = sum_features(jnp.square(found - plain - v * gradient) - jnp.square(found - plain)) / (2 * v)
     np.testing.assert_allclose(state.carried, ratio, rtol=1e-3, atol=1e-4)
@@ -170,7 +175,7 @@ def test_any_sampler_whose_step_is_one_gaussian(inner: jd.Sampler) -> None:
     """The density ratio is of the mean that it has with the moved prediction, and of its deviation."""
     keys, t, s = jd.sample_keys(jax.random.key(1), 0, 4), jnp.asarray(0.5), jnp.asarray(0.4)
     x = jax.random.normal(jax.random.key(2), (4, 2))
-    twist, noise = Measured(Matrix(A), jnp.full((1, 1), 1.2), 0.5), step_noise(keys, x)
+    twist, noise = given(1.2, 0.5), step_noise(keys, x)
     twisted = Twisted(inner, twist, 4, threshold=0.0)
 
     @jax.jit
@@ -207,29 +212,40 @@ def test_numbers_are_data_and_rows_go_with_their_samples() -> None:
         return sample_particles(twisted, EXACT, keys, x, TS)[1]
 
     found = [
-        run(Twisted(ANALYTIC, Measured(Matrix(scale * A), jnp.full((1, 1), y), std, tau), 4, threshold))
+        run(Twisted(ANALYTIC, given(y, std, tau, scale * A), 4, threshold))
         for scale, y, std, tau, threshold in ((1.0, 0.0, 0.5, 1.0, 0.5), (2.0, 1.0, 0.1, 0.0, 1.0))
     ]
     assert not np.allclose(found[0].x0, found[1].x0)
-    twist = Inpainted(jnp.arange(6.0).reshape(3, 2), jnp.ones((1, 2)))
-    cut = dataclasses.replace(Twisted(ANALYTIC, twist)).rows(lambda leaf: leaf[1:])
-    assert isinstance(cut.twist, Inpainted)
-    assert cut.twist.y.tolist() == [[2.0, 3.0], [4.0, 5.0]] and cut.twist.known.shape == (1, 2)
-    assert Measured(Matrix(A), jnp.arange(3.0)[:, None], 0.5).rows(lambda leaf: leaf[:1]).y.tolist() == [[0.0]]
+    problem = Problem(Mask((2,), jnp.ones((3, 2))), jnp.arange(6.0).reshape(3, 2))
+    for twist in (InpaintingTwist(problem), GaussianTwist(dataclasses.replace(problem, noise=Gaussian(0.5)))):
+        cut = Twisted(ANALYTIC, twist).rows(lambda leaf: leaf[1:])
+        assert isinstance(cut.twist, type(twist))
+        assert cut.twist.problem.y.tolist() == [[2.0, 3.0], [4.0, 5.0]]
+    light = TDS().of(dataclasses.replace(problem, noise=Poisson(100.0)), PROCESS, ANALYTIC)[1]
+    assert isinstance(light, Twisted) and isinstance(light.twist, LikelihoodTwist)
+    cut = light.rows(lambda leaf: leaf[1:])
+    assert isinstance(cut.twist, LikelihoodTwist) and isinstance(cut.twist.log_likelihood, OfProblem)
+    each = problem.y[1:] / 10
+    expected = dataclasses.replace(problem, noise=Poisson(100.0)).rows(lambda leaf: leaf[1:]).log_likelihood(each)
+    np.testing.assert_array_equal(cut.twist(each, None, 0.3), expected)
     np.testing.assert_allclose(
         spread(jnp.array([0.0, 2.0, jnp.inf]), 1.5), [0.0, 1 / (1 / 4 + 1 / 2.25), 2.25], rtol=1e-6
     )
 
 
 def test_what_means_nothing_is_refused() -> None:
-    measured = Measured(Matrix(A), jnp.zeros((1, 1)), 0.5)
+    measured, box = given(0.0, 0.5), Box((2, 2, 1), 2)
+    without = Problem(box, jnp.zeros((1, 1, 1, 1)))
     keys, x = started(1, 4)
     for wrong, message in (
         (lambda: Twisted(jd.DDIM(PROCESS), measured), "DDIM draws no noise"),
-        (lambda: Twisted(ANALYTIC, abs), "a twist is Measured, Inpainted or Likely, got"),
-        (lambda: Measured(Matrix(A), jnp.zeros((1, 1)), 0.0), "std is to be positive .Inpainted is without noise."),
-        (lambda: Inpainted(jnp.zeros((1, 2)), jnp.ones((1, 2)), 0.0), "tau is to be positive, got tau = 0"),
-        (lambda: Likely(3), "a likelihood is a function"),
+        (lambda: Twisted(ANALYTIC, abs), "a twist is GaussianTwist, InpaintingTwist or LikelihoodTwist, got"),
+        (lambda: given(0.0, 0.0), "a twist by noise needs it to be positive, got std = 0"),
+        (lambda: given(0.0, 0.5, -1.0), "tau is to be 0 or more, got tau = -1"),
+        (lambda: TDS().of(without, PROCESS, ANALYTIC), "a measurement without noise is to be of a mask, got Box"),
+        (lambda: InpaintingTwist(Problem(Mask((2,), jnp.ones(2)), jnp.zeros((1, 2))), 0.0), "tau is to be positive"),
+        (lambda: LikelihoodTwist(3), "a likelihood is a function"),
+        (lambda: TDS(particles=0).of(measured.problem, PROCESS, ANALYTIC), "particles is a whole number, 1 or more"),
         (
             lambda: jd.sample(Twisted(jd.Restart(jd.DDPM(PROCESS)), measured, 4), EXACT, keys, x, TS),
             "a twisted step is of one evaluation and one draw, and Restart's is of",
@@ -262,15 +278,15 @@ def posterior(means: Any, stds: Any, shares: Any, y: float, std: float) -> tuple
 
 @pytest.mark.nightly
 def test_a_mixture_given_a_linear_measurement_as_particles_grow() -> None:
-    """1,024 particles in fine steps: mean, covariance and p(y) within the Monte-Carlo error; the error of the mean falls
-    as the root of their number."""
+    """1,024 particles in fine steps: mean, covariance and p(y) within the Monte-Carlo error; the error of the mean
+    falls as the root of their number."""
     means, stds, shares = np.array([[-1.0, 0.5], [1.0, -0.5]]), np.array([0.4, 0.6]), np.array([0.3, 0.7])
     exact = jd.MixtureDenoiser(PROCESS, jnp.asarray(means), jnp.asarray(stds), jnp.log(jnp.asarray(shares)))
     ts, errors = jd.log_snr_times(PROCESS, 400), []
     mean, covariance, evidence = posterior(means, stds, shares, 0.4, 0.3)
     for k, n in ((16, 256), (128, 64), (1024, 16)):
         keys, x = started(n, k, ts)
-        twisted = Twisted(jd.DDPM(PROCESS, "fixed_large"), Measured(Matrix(A), jnp.full((1, 1), 0.4), 0.3), k)
+        twisted = Twisted(jd.DDPM(PROCESS, "fixed_large"), given(0.4, 0.3), k)
         _, found = particles_of(twisted, exact, keys, x, ts)
         found_mean, found_covariance = moments(found)
         errors.append(float(np.sqrt(np.square(found_mean - mean).sum(axis=1).mean())))
