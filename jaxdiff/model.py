@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from jaxdiff.guidance import Contrast, nulls_of
 from jaxdiff.methods import Guide, parse_cache, parse_sampler
 from jaxdiff.networks.placement import parts_of
 from jaxdiff.noise import as_key, sample_keys
-from jaxdiff.plan import Plan, draw, from_image, in_batches, integrated, part_of, rows_of
+from jaxdiff.plan import Plan, check_keep, draw, from_image, in_batches, integrated, part_of, rows_of
 from jaxdiff.process import Process
 from jaxdiff.request import elements_of, refuse_sampler, walked_times
 from jaxdiff.sampling import Keep
@@ -195,7 +195,7 @@ class Model:
         mask: ArrayLike | None = None,
         denoising_start: float | None = None,
         denoising_end: float | None = None,
-        keep: Keep | None = None,
+        keep: Keep | Literal["particles"] | None = None,
         decode: bool = True,
         batch_size: int | None = None,
         start: int = 0,
@@ -227,10 +227,11 @@ class Model:
           denoising_end: stop after this share of the way from noise to data (`jaxdiff.plan.part_of`), above 0 and below
             1: what comes is x there, for another model to go on from. None: the whole way.
           denoising_start: go on from such an x after this share, with the same times; a multistep method begins anew.
-          keep: states or predictions at some steps to give beside the samples: `jaxdiff.sampling.Keep`.
+          keep: states or predictions at some steps to give beside the samples: `jaxdiff.sampling.Keep`; of a sampler of
+            particles, such as `Steered`, ``"particles"``: all of them, weighted (`jaxdiff.sampling.Particles`).
           decode: give records as they are stored, else x0 as the network sees it.
-          batch_size: most samples at once, or the next number that the devices divide; the last batch is filled up, so
-            that it does not compile again.
+          batch_size: most samples at once (of a sampler of particles: most particles), or the next number that the
+            devices divide; the last batch is filled up, so that it does not compile again.
           start: index of the first sample: ``sample(key, 8, start=8)`` goes on where ``sample(key, 8)`` ended.
           program: what draws a batch: `draw`, or another program of the same arguments.
 
@@ -243,24 +244,23 @@ class Model:
         """
         n, start, key = whole("n", n), whole("start", start, 0), as_key(key)
         most = whole("batch_size", self.defaults.batch_size if batch_size is None else batch_size)
-        size = self.filled(min(n, most))
-        if not isinstance(keep, Keep | None):
-            raise ValueError(f"keep is a jaxdiff.sampling.Keep, such as Keep(at=(0, 10, -1)), got {keep!r}")
         if cond is None and self.draw_cond is not None:
             cond = self.draw_cond(sample_keys(key, start, n))
         options = {"negative": negative, "sampler": sampler, "steps": steps, "grid": grid, "ts": ts, "guide": guide}
         plan = self.plan(n, cond, **options, cache=cache, x=x)
-        if denoising_end is not None and keep is not None:
-            raise ValueError("keep is of the way to its end: leave it out, or denoising_end")
         plan = from_image(plan, sample_keys(key, start, n), image, strength, mask)
         plan = part_of(plan, denoising_start, denoising_end, pictured=image is not None)
+        check_keep(plan, keep)
         self._check_start(plan, n)
+        size = self.filled(min(n, max(1, most // plan.particles)))
         decode = decode and plan.ends
         options = {"program": program, "decode": decode, "keep": keep, "sharding": self.sharding}
         given, kept = in_batches(plan, key, n, size, start=start, **options)
         for name, encoder in self.encoders.items() if decode else ():
             if hasattr(encoder, "stored") and (kind := encoder.stored((cond or {}).get(name), n)) is not None:
                 given[name] = kind
+        if keep == "particles":
+            kept = jax.tree.map(lambda leaf: leaf[0], kept)
         return given if keep is None else (given, kept)
 
     def invert(

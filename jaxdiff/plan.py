@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from jaxdiff.inverse import Known, noised, remaining
 from jaxdiff.networks.placement import samples_over
 from jaxdiff.noise import Noise, sample_keys, step_noise
 from jaxdiff.record import field, record
-from jaxdiff.sampling import Keep, integrate, sample
+from jaxdiff.sampling import Keep, ParticleSampler, integrate, particle_keys, sample, sample_particles
 
 
 @record
@@ -69,6 +69,11 @@ class Plan:
         apart = any(getattr(element, "apart", False) for element in self.guide)
         return guided if self.bounds is None else Clipped(guided, process, *self.bounds, apart=apart)
 
+    @property
+    def particles(self) -> int:
+        """How many particles a sample is drawn with: the rows that it is in the sampler's batch."""
+        return getattr(self.sampler, "particles", 1)
+
     def init(self, keys: Array) -> Array:
         """x at the first time ``(B, ...)``."""
         if self.x is not None:
@@ -91,7 +96,12 @@ class Plan:
 
 @functools.partial(jax.jit, static_argnames=("decode", "keep", "sharding"))
 def draw(
-    plan: Plan, keys: Array, *, decode: bool = True, keep: Keep | None = None, sharding: NamedSharding | None = None
+    plan: Plan,
+    keys: Array,
+    *,
+    decode: bool = True,
+    keep: Keep | Literal["particles"] | None = None,
+    sharding: NamedSharding | None = None,
 ) -> tuple[Any, Any, Array]:
     """Samples of a plan.
 
@@ -99,23 +109,31 @@ def draw(
       plan: of B samples.
       keys: ``(B,)``, one a sample.
       decode: give the stored record, else x0; static.
-      keep: what to give beside the samples (`jaxdiff.sampling.Keep`); static.
+      keep: what to give beside the samples (`jaxdiff.sampling.Keep`), or "particles": all of a sample's particles
+        (`jaxdiff.sampling.Particles`); static.
       sharding: of the batch; static. None: not split.
 
     Returns:
       The record, or x0 ``(B, ...)``; what was kept, () without ``keep``; and which samples are finite ``(B,)``.
     """
     plan, keys = split_over(plan, keys, sharding)
+    k = plan.particles
+    each = plan if k == 1 else with_rows(plan, lambda leaf: jnp.repeat(jnp.asarray(leaf), k, axis=0), len(keys))
+    keys = keys if k == 1 else particle_keys(keys, k)
     with contextlib.nullcontext() if sharding is None else samples_over(sharding):
-        start: tuple[Any, ...] = (plan.sampler, plan.denoise, keys, plan.init(keys), plan.ts, plan.cond or None)
-        noise = plan.noise
+        start: tuple[Any, ...] = (each.sampler, each.denoise, keys, each.init(keys), each.ts, each.cond or None)
+        noise = each.noise
         kept: Any = ()
         if not plan.ends:
             x0 = integrate(*start, noise=noise)[0]
         elif keep is None:
             x0 = sample(*start, noise=noise)
+        elif keep == "particles":
+            x0, found = sample_particles(*start, noise=noise)
+            kept = jax.tree.map(lambda leaf: leaf[None], found)  # as one step: samples along the second axis
         else:
             x0, kept = sample(*start, noise=noise, keep=keep)
+        x0 = x0[::k]  # each row is a draw from its group
         drawn = (plan.finish(x0) if decode else x0), kept, jnp.isfinite(x0.reshape(x0.shape[0], -1)).all(axis=1)
     return gathered(drawn, sharding)
 
@@ -142,12 +160,40 @@ def gathered(tree: Any, sharding: NamedSharding | None) -> Any:
     return tree if whole is None else jax.lax.with_sharding_constraint(tree, whole)
 
 
+def check_keep(plan: Plan, keep: Any) -> None:
+    """Checks what is to be given beside the samples.
+
+    Raises:
+      ValueError: what is no `Keep` and not "particles", or does not go with the plan's sampler.
+    """
+    weighted = isinstance(plan.sampler, ParticleSampler)
+    if keep != "particles" and not isinstance(keep, Keep | None):
+        raise ValueError(f"keep is a jaxdiff.sampling.Keep, such as Keep(at=(0, 10, -1)), or 'particles', got {keep!r}")
+    if not plan.ends and (keep is not None or weighted):
+        what = (
+            "particles get their last weights at its end: leave denoising_end out"
+            if keep is None
+            else ("keep is of the way to its end: leave it out, or denoising_end")
+        )
+        raise ValueError(what)
+    if weighted and isinstance(keep, Keep):
+        raise ValueError("resampled particles have no way of their own to keep: leave keep out, or keep='particles'")
+    if keep == "particles" and not weighted:
+        raise ValueError(f"keep='particles' is of a sampler of particles, such as Steered, got {plan.sampler!r}")
+
+
 def rows_of(plan: Plan, rows: slice, size: int, n: int) -> Plan:
     """The plan of some of its n samples, filled up to ``size`` by its last."""
 
     def cut(leaf: Any) -> Array:
         part = jnp.asarray(leaf[rows])
         return jnp.concatenate([part, jnp.repeat(part[-1:], size - len(part), axis=0)]) if len(part) < size else part
+
+    return with_rows(plan, cut, n)
+
+
+def with_rows(plan: Plan, cut: Callable[[Any], Array], n: int) -> Plan:
+    """The plan with ``cut`` of whatever it has one of for each of its n samples."""
 
     def rows_in(element: Any) -> Any:
         """One that knows which of its arrays have a row a sample says so itself: a matrix may be as long by chance."""
@@ -170,7 +216,7 @@ def in_batches(
     start: int,
     program: Callable[..., Any],
     decode: bool,
-    keep: Keep | None,
+    keep: Keep | Literal["particles"] | None,
     sharding: NamedSharding | None,
 ) -> tuple[Any, Any]:
     """The n samples of a plan, so many at a time, and what was kept.

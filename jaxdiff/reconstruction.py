@@ -159,7 +159,7 @@ def reconstruct(
         plan,
         as_key(key),
         count,
-        model.filled(min(count, most)),
+        model.filled(min(count, max(1, most // plan.particles))),
         start=whole("start", start, 0),
         program=draw,
         decode=decode,

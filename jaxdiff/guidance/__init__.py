@@ -2,7 +2,8 @@
 
 `apply` folds a list. Rules that contrast a condition with its absence (`Contrast`): `CFG` and, in its place, `APG`,
 `CFGPlusPlus`, `CFGZeroStar`, `TCFG`, `FDG`. `And` joins other conditions to `CFG`. `Interval` and `Reuse` say where and
-how often; `Rescale`, `Static` and `Dynamic` keep samples in range. `Clipped` limits predictions to the data's range.
+how often; `Rescale`, `Static` and `Dynamic` keep samples in range. `Universal` guides by any differentiable loss on x0.
+`Clipped` limits predictions to the data's range.
 """
 
 from jaxdiff.guidance.adaptive_projected import APG
@@ -17,6 +18,7 @@ from jaxdiff.guidance.rescale import Rescale
 from jaxdiff.guidance.reuse import Reuse
 from jaxdiff.guidance.tangential import TCFG
 from jaxdiff.guidance.threshold import Dynamic, Static
+from jaxdiff.guidance.universal import ByLoss, OnPixels, SquaredError, Universal, on_pixels
 from jaxdiff.guidance.weights import ByNoise, Rising
 from jaxdiff.guidance.zero_star import CFGZeroStar
 
@@ -26,6 +28,7 @@ __all__ = [
     "FDG",
     "TCFG",
     "And",
+    "ByLoss",
     "ByNoise",
     "CFGPlusPlus",
     "CFGZeroStar",
@@ -39,11 +42,15 @@ __all__ = [
     "Guided",
     "Interval",
     "Nulls",
+    "OnPixels",
     "Rescale",
     "Reuse",
     "Rising",
+    "SquaredError",
     "Static",
+    "Universal",
     "apply",
     "finite_weights",
     "nulls_of",
+    "on_pixels",
 ]

@@ -19,6 +19,8 @@ from jaxdiff.inverse.reconstruction_guidance import ReconstructionGuidance
 from jaxdiff.inverse.repaint import RePaint
 from jaxdiff.inverse.replacement import Known, KnownPart
 from jaxdiff.inverse.sdedit import noised, remaining
+from jaxdiff.inverse.twisted import TDS, Twisted
+from jaxdiff.inverse.twists import GaussianTwist, InpaintingTwist, LikelihoodTwist, Twist
 
 __all__ = [
     "DAPS",
@@ -28,12 +30,16 @@ __all__ = [
     "ILVR",
     "MCG",
     "PSLD",
+    "TDS",
     "Consistent",
     "DDNMPlus",
     "DiffPIR",
     "Gaussian",
+    "GaussianTwist",
+    "InpaintingTwist",
     "Known",
     "KnownPart",
+    "LikelihoodTwist",
     "Measured",
     "MeasurementNoise",
     "Method",
@@ -42,6 +48,8 @@ __all__ = [
     "Problem",
     "RePaint",
     "ReconstructionGuidance",
+    "Twist",
+    "Twisted",
     "measure",
     "noised",
     "remaining",

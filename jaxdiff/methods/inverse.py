@@ -18,6 +18,7 @@ from jaxdiff.inverse import (
     ILVR,
     MCG,
     PSLD,
+    TDS,
     DDNMPlus,
     DiffPIR,
     Method,
@@ -78,6 +79,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "diffpir": DiffPIR,
     "daps": DAPS,
     "psld": PSLD,
+    "tds": TDS,
 }
 """Methods of reconstruction."""
 
