@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from jaxdiff.codecs.base import Codec
 from jaxdiff.data.text import TEXT
 from jaxdiff.denoiser import NetCache, NetworkDenoiser
-from jaxdiff.guidance import CFG, nulls_of
+from jaxdiff.guidance import CFG, apply, nulls_of, resolved
 from jaxdiff.methods import Guide, guidance_of, parse_cache, parse_sampler, times
 from jaxdiff.networks.placement import parts_of
 from jaxdiff.noise import as_key, sample_keys
@@ -76,6 +76,7 @@ class Model:
         method ``stored(value, n)`` says what a record of samples holds of it: text stays text.
       support: see `Plan`.
       draw_cond: ``(keys) -> cond``: conditions where none are given, such as sizes; None: the nulls.
+      read: loads a run that guidance names by its path; None: nothing can be loaded.
       sharding: of a batch, over several devices; None: one device.
 
     >>> from jaxdiff import Flow, Velocity
@@ -94,6 +95,7 @@ class Model:
     encoders: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
     support: Callable[[Array, Any], Array] | None = None
     draw_cond: Callable[[Array], Mapping[str, Any]] | None = None
+    read: Callable[[str], Any] | None = None
     sharding: NamedSharding | None = None
     _checked: set[Any] = dataclasses.field(default_factory=set, init=False, repr=False, compare=False)
 
@@ -136,7 +138,7 @@ class Model:
         defaults = self.defaults
         given = self.given(whole("n", n), cond)
         usual = defaults.guide if cond else ()
-        elements = guidance_of(usual if guide is None else guide)
+        elements = resolved(guidance_of(usual if guide is None else guide), self.read)
         weights = [element.weight for element in elements if isinstance(element, CFG)]
         guided = bool(weights)
         if wrong := [each for each in weights if np.shape(each) not in ((), (n,)) or not jnp.isfinite(each).all()]:
@@ -161,19 +163,10 @@ class Model:
         nulls = nulls_of(self.conditions, told, n, instead) if guided else {}
         bounds = self.codec.spec["x"].clip if defaults.clip and isinstance(self.codec.spec["x"], Spec) else None
         begin = None if x is None else finite("x", x, (n, *self.shape), "samples at the first time")
-        return Plan(
-            plain,
-            method,
-            walked,
-            given,
-            tuple(elements),
-            nulls,
-            self.codec,
-            None if begin is None else jnp.asarray(begin, jnp.float32),
-            shape=self.shape,
-            bounds=bounds,
-            support=self.support,
-        )
+        start = None if begin is None else jnp.asarray(begin, jnp.float32)
+        options = {"shape": self.shape, "bounds": bounds, "support": self.support}
+        apply(elements, plain, self.process, nulls)  # refuses a list that means nothing, or not with this model
+        return Plan(plain, method, walked, given, tuple(elements), nulls, self.codec, start, **options)
 
     def sample(
         self,

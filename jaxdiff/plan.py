@@ -149,12 +149,9 @@ def rows_of(plan: Plan, rows: slice, size: int, n: int) -> Plan:
         return jnp.concatenate([part, jnp.repeat(part[-1:], size - len(part), axis=0)]) if len(part) < size else part
 
     parts = jax.tree.map(cut, (plan.cond, plan.nulls, plan.x))
-    weights = tuple(
-        jax.tree.map(lambda leaf: cut(leaf) if np.ndim(leaf) and len(leaf) == n else leaf, element)
-        for element in plan.guide
-    )
+    guide = tuple(e.rows(lambda leaf: cut(leaf) if np.ndim(leaf) and len(leaf) == n else leaf) for e in plan.guide)
     cond, nulls, x = parts
-    return dataclasses.replace(plan, cond=cond, nulls=nulls, x=x, guide=weights)
+    return dataclasses.replace(plan, cond=cond, nulls=nulls, x=x, guide=guide)
 
 
 def in_batches(
