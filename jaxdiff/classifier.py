@@ -45,7 +45,6 @@ class NetworkClassifier:
       parameterization: what the network sees of x and t.
       classes: how many; static.
       shape: of one x; another is refused. None: any. Static.
-      names: of the classes; () where they have none. Static.
     """
 
     net: Net = field(pytree_node=False)
@@ -54,7 +53,6 @@ class NetworkClassifier:
     parameterization: Parameterization
     classes: int = field(pytree_node=False)
     shape: tuple[int, ...] | None = field(default=None, pytree_node=False)
-    names: tuple[str, ...] = field(default=(), pytree_node=False)
 
     def log_prob(self, x: Array, t: ArrayLike) -> Array:
         """Equation (1) for each class.
@@ -108,7 +106,9 @@ class ClassificationLoss:
 
     def __post_init__(self) -> None:
         if isinstance(self.time, ScoreNorm):
-            raise ValueError("ScoreNorm draws times by a model's score, and a classifier has none: use LossSecondMoment")
+            raise ValueError(
+                "ScoreNorm draws times by a model's score, and a classifier has none: use LossSecondMoment"
+            )
 
     def init(self) -> History:
         """The history of importance sampling before the first step."""

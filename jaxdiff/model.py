@@ -164,7 +164,7 @@ class Model:
         bounds = self.codec.spec["x"].clip if defaults.clip and isinstance(self.codec.spec["x"], Spec) else None
         begin = None if x is None else finite("x", x, (n, *self.shape), "samples at the first time")
         start = None if begin is None else jnp.asarray(begin, jnp.float32)
-        options = {"shape": self.shape, "bounds": bounds, "support": self.support}
+        options: dict[str, Any] = {"shape": self.shape, "bounds": bounds, "support": self.support}
         apply(elements, plain, self.process, nulls)  # refuses a list that means nothing, or not with this model
         return Plan(plain, method, walked, given, tuple(elements), nulls, self.codec, start, **options)
 

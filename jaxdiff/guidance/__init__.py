@@ -1,7 +1,7 @@
 """Guidance: a list of elements, each a change from denoiser to denoiser. None of them touches a network or a sampler.
 
-`apply` folds a list; `CFG` and `ClassifierGuidance` guide, `Interval` and `Reuse` say where and how often. `Clipped` limits predictions to the
-data's range.
+`apply` folds a list; `CFG` and `ClassifierGuidance` guide, `Interval` and `Reuse` say where and how often. `Clipped`
+limits predictions to the data's range.
 """
 
 from jaxdiff.guidance.base import Function, Guidance, Guided, Nulls, Read, apply, nulls_of, resolved

@@ -189,7 +189,9 @@ class ClassifierGuided(Guided):
         label = self.label if self.label is not None else (cond or {}).get(LABEL)
         if label is None:
             given = sorted(cond) if cond else "no condition"
-            raise ValueError(f"classifier guidance needs a class: give label=3, or the condition {LABEL!r}, got {given}")
+            raise ValueError(
+                f"classifier guidance needs a class: give label=3, or the condition {LABEL!r}, got {given}"
+            )
         label = jnp.broadcast_to(jnp.asarray(label, jnp.int32), x.shape[:1])
         known = (label >= 0) & (label < self.classifier.classes)
         chosen = jnp.where(known, label, 0)[:, None]

@@ -148,9 +148,11 @@ def adm_upsampler(image_size: Literal[256, 512], /, **changes: Any) -> UNet:
 
 
 def adm_classifier(image_size: Literal[64, 128, 256, 512], /, **changes: Any) -> Classifier:
-    """The noisy ImageNet classifiers of Dhariwal & Nichol 2021, which classifier guidance asks, as published: width 128,
-    two residual blocks a level (four at 64 pixels), attention at 32, 16 and 8 pixels in heads of 64 channels. They have
-    65,438,568 / 42,568,040 / 54,096,360 / 54,448,360 parameters at 64 / 128 / 256 / 512 pixels; told the index of the time, from 0 to 999.
+    """The noisy ImageNet classifiers of Dhariwal & Nichol 2021, as their published code builds them: width 128, two
+    residual blocks a level (four at 64 pixels), attention in heads of 64 channels.
+
+    They have 65,438,568 / 42,568,040 / 54,096,360 / 54,448,360 parameters at 64 / 128 / 256 / 512 pixels, and are told
+    the time as an index from 0 to 999.
 
     Args:
       image_size: 64, 128, 256 or 512.
