@@ -139,6 +139,8 @@ class Model:
         given = self.given(whole("n", n), cond)
         usual = defaults.guide if cond else ()
         elements = resolved(guidance_of(usual if guide is None else guide), self.read)
+        for element in elements:
+            element.check(n)
         weights = [element.weight for element in elements if isinstance(element, CFG)]
         guided = bool(weights)
         if wrong := [each for each in weights if np.shape(each) not in ((), (n,)) or not jnp.isfinite(each).all()]:

@@ -6,6 +6,7 @@ accuracy of all is the mean of the quarters.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 
@@ -50,10 +51,13 @@ def accuracy(run: ClassifierRun, source: Source, options: EvaluateOptions) -> It
     indices = np.arange(count) * len(source) // count
     each, key = options.draws // QUARTERS, jax.random.key(options.seed)
     right, cross_entropy = np.zeros((0, QUARTERS)), np.zeros(0)
-    for first in range(0, count, options.batch_size):
-        part = indices[first : first + options.batch_size]
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(part, jnp.uint32))
-        log_prob, told = run.told(take(source, part), keys, times(run.process, keys, each))
+    size = min(options.batch_size, count)
+    for first in range(0, count, size):
+        part = indices[first : first + size]
+        filled = np.pad(part, (0, size - len(part)), mode="edge")  # the last one does not compile again
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(filled, jnp.uint32))
+        found = run.told(take(source, filled), keys, times(run.process, keys, each))
+        log_prob, told = (values[: len(part)] for values in found)
         right = np.concatenate([right, told.reshape(len(part), QUARTERS, each).mean(2)])
         cross_entropy = np.concatenate([cross_entropy, -log_prob.mean(1, dtype=np.float64)])
         yield _result("accuracy", "", count, right.mean(1))
@@ -63,6 +67,7 @@ def accuracy(run: ClassifierRun, source: Source, options: EvaluateOptions) -> It
         yield _result("cross-entropy", "nats", count, cross_entropy)
 
 
+@functools.partial(jax.jit, static_argnames=("each",))
 def times(process: Process, keys: Array, each: int) -> Array:
     """So many times of each quarter for each sample, ``(B, 4 each)``, a quarter after the other."""
     parts = []

@@ -62,6 +62,14 @@ class Guidance(abc.ABC):
         del read
         return self
 
+    def check(self, n: int) -> None:
+        """Checks the element's numbers against the number of samples.
+
+        Raises:
+          ValueError: as many numbers as there are not samples.
+        """
+        del n
+
     def rows(self, cut: Callable[[Any], Any]) -> Guidance:
         """The element for some of the samples.
 

@@ -112,6 +112,11 @@ class ClassifierGuidance(Guidance):
             raise ValueError(f"run={self.run} is no classifier: configs/digits_classifier.py shows how one is trained")
         return dataclasses.replace(self, run=None, classifier=found)
 
+    def check(self, n: int) -> None:
+        for name, value in (("scale", self.scale), ("label", self.label)):
+            if np.shape(value) not in ((), (n,)):
+                raise ValueError(f"classifier guidance takes one {name}, or one for each of {n} samples, got {value}")
+
     def rows(self, cut: Any) -> ClassifierGuidance:
         return dataclasses.replace(self, scale=cut(self.scale), label=None if self.label is None else cut(self.label))
 

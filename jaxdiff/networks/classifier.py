@@ -27,6 +27,7 @@ from jax.typing import ArrayLike
 from jaxdiff.networks.attention import QueryKeyValue, by_heads
 from jaxdiff.networks.layers import DType, GroupNorm, Linear, at_least_1, draw, normal
 from jaxdiff.networks.unet import UNet, UNetModule
+from jaxdiff.spec import Specs
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Classifier:
             raise ValueError(f"classes={self.classes} must be at least 2: there is nothing to tell apart")
         if taken := sorted(self.unet.cond):
             raise ValueError(f"a classifier sees x and t alone, and its U-Net takes {taken[0]}: leave it out of unet")
+
+    @property
+    def cond(self) -> Specs:
+        """What the network takes beside x and t: nothing."""
+        return {}
 
     @property
     def image_size(self) -> int:
