@@ -15,7 +15,7 @@ from jaxdiff import config as cfg
 from jaxdiff.commands.pictures import read_ids, read_picture
 from jaxdiff.config import ConfigError
 from jaxdiff.data.text import TEXT, given_captions
-from jaxdiff.guidance import CFG
+from jaxdiff.guidance import Contrast
 from jaxdiff.methods import parse_guidance
 from jaxdiff.networks.control import PICTURE, SCALE
 from jaxdiff.plan import stored_shape
@@ -67,14 +67,15 @@ def conditions(run: Run | Pretrained, options: Options) -> tuple[dict[str, Any] 
     for name, value in control.items():  # one a sample: rows of a map are not taken for samples
         given[name] = np.broadcast_to(value, (num, *value.shape))
     cond = {**(rows or {}), **given}
-    if not cond and (options.guide or options.guidance is not None):
+    leads = any(isinstance(each, Contrast) for each in parse_guidance(options.guide or ()))
+    if not cond and (leads or options.guidance is not None):
         ways = [
             option
             for option, there in (("--prompt", TEXT in run.model.encoders), ("--cond", run.model.conditions))
             if there
         ]
         how = f"add {' or '.join(ways)}, or leave it out" if ways else "this run has none: leave it out"
-        raise ConfigError(f"{'--guide' if options.guide else '--guidance'} leads towards a condition: {how}")
+        raise ConfigError(f"{'--guide' if leads else '--guidance'} leads towards a condition: {how}")
     return cond or None, num, columns or across
 
 
@@ -116,7 +117,7 @@ def prompts_of(run: Run | Pretrained, options: Options) -> list[str]:
     if TEXT not in run.model.encoders and (names := [name for name, value in asked.items() if value not in ((), None)]):
         raise ConfigError(f"{names[0]}: this {_kind(run)} was trained without text: leave it out")
     if options.negative is not None and not any(
-        isinstance(each, CFG) for each in parse_guidance(guide_of(run, options))
+        isinstance(each, Contrast) for each in parse_guidance(guide_of(run, options))
     ):
         raise ConfigError(
             "--negative is what guidance leads away from, and there is no guidance: add --guidance 2, or leave it out"

@@ -29,9 +29,10 @@ from jaxdiff.config.schema import Config, Kind, LossConfig, RunConfig
 from jaxdiff.config.stored import stored_conditions, with_conditions
 from jaxdiff.config.text import TEXT, check_text, tokenised, with_tokenizer
 from jaxdiff.data.sources import DataError, Source, classes_of, name_of
+from jaxdiff.guidance import Contrast
 from jaxdiff.launch.errors import ConfigError, as_config_error, suggestion
 from jaxdiff.loss import SNR, DenoisingLoss, Likelihood, Objective, PriorPreserving
-from jaxdiff.methods import parse_grid, parse_guidance, parse_sampler
+from jaxdiff.methods import guidance_of, parse_grid, parse_guidance, parse_sampler
 from jaxdiff.model import Defaults
 from jaxdiff.networks import Classifier, functional
 from jaxdiff.networks.encoder_decoder import Layout
@@ -150,7 +151,7 @@ def _check_dropout(config: Config) -> None:
                 "another condition its null"
             )
     leads_away = any(rate > 0 for rate in config.loss.dropout.values()) or hasattr(config.codec, "negative")
-    if config.sample.guide and not leads_away:
+    if any(isinstance(each, Contrast) for each in guidance_of(config.sample.guide)) and not leads_away:
         raise ConfigError(
             f"sample.guide: guidance needs a model trained with loss.dropout above 0, for instance {_example(specs)}"
         )

@@ -69,8 +69,9 @@ class ClassifierGuidance(Guidance):
         none of the classifier's classes, as "no class" is, nothing changes.
       classifier: the classifier. Its weights are data.
 
-    Before ``cfg`` in a list it guides the conditional branch, which cfg then exaggerates with it; behind it, what cfg
-    gives.
+    Behind ``cfg`` in a list it moves what cfg gives. Before cfg it moves each of its branches, one after the other: by
+    a ``label`` both alike, which is the same as behind it; by the condition "label" the conditional branch alone, and
+    cfg exaggerates that too.
 
     Raises:
       ValueError: a scale that is not finite; neither a run nor a classifier, or both; (in a list) a classifier of
@@ -97,6 +98,10 @@ class ClassifierGuidance(Guidance):
                 f"classifier guidance is by one classifier, got {'both a' if self.run else 'neither'} run "
                 f"{'and' if self.run else 'nor'} classifier: name its run, classifier:2,run=runs/digits_classifier"
             )
+
+    @property
+    def conditional(self) -> bool:
+        return self.label is None
 
     def resolved(self, read: Read | None) -> ClassifierGuidance:
         """With the classifier of the run that it names."""
@@ -148,6 +153,11 @@ class ClassifierGuided(Guided):
     classifier: Classifier
     scale: ArrayLike
     label: int | Array | None = None
+
+    @property
+    def in_branches(self) -> bool:  # type: ignore[override]
+        """Of a plain denoiser: a rule behind it guides the guided conditional branch."""
+        return not isinstance(self.denoise, Guided)
 
     @property
     def plain(self) -> Denoiser:  # type: ignore[override]

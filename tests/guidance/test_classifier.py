@@ -49,23 +49,26 @@ def test_the_guided_score_is_that_of_the_closed_form(name: str) -> None:
     """grad ln p(k | x_t) is the component's score less the mixture's, so that the guided score is (1 - s) of this and s
     of that; at s = 1 the component's own denoiser."""
     process = PROCESSES[name]
-    exact = data(process)
+
+    @jax.jit
+    def compared(x: jax.Array, t: jax.Array, scale: jax.Array) -> Any:
+        exact = data(process)
+        x = x * jnp.hypot(process.alpha(t), process.sigma(t))
+        found = guided(ClassifierGuidance(scale, label=LABEL, classifier=exact), denoise=exact)(x, t)
+        each = [component(process, k)(x, t) for k in range(3)]
+        alone = jax.tree.map(lambda *parts: jnp.stack(parts)[LABEL, jnp.arange(6)], *each)
+        scores = (part.score(process, t) for part in (found, exact(x, t), alone))
+        return x, process.perturb(found.x0, found.eps, t), found.x0, alone.x0, *scores
+
     for t in (0.1, 0.5, 0.9):
-        x = X * jnp.hypot(process.alpha(t), process.sigma(t))
-        plain = exact(x, t).score(process, t)
-        alone = jnp.stack([component(process, int(k))(x, t).score(process, t)[i] for i, k in enumerate(LABEL)])
-        for scale in (0.0, 1.0, 3.0, -1.0, jnp.linspace(-1.0, 4.0, 6)):
-            found = guided(ClassifierGuidance(scale, label=LABEL, classifier=exact), denoise=exact)(x, t)
-            share = jnp.broadcast_to(scale, (6,))[:, None]
+        for scale in (jnp.ones(6), jnp.array([0.0, 3.0, -1.0, 2.0, 0.5, 8.0])):
+            x, again, x0, wanted, found, plain, alone = compared(X, t, scale)
+            share = scale[:, None]
             size = float(jnp.abs(alone).max())
-            np.testing.assert_allclose(
-                found.score(process, t), (1 - share) * plain + share * alone, rtol=2e-3, atol=2e-4 * size
-            )
-            np.testing.assert_allclose(process.perturb(found.x0, found.eps, t), x, rtol=1e-3, atol=1e-3 * x.std())
-        one = guided(ClassifierGuidance(1.0, label=LABEL, classifier=exact), denoise=exact)(x, t)
-        for i, k in enumerate(LABEL):
-            wanted = component(process, int(k))(x, t).x0[i]
-            np.testing.assert_allclose(one.x0[i], wanted, rtol=2e-3, atol=2e-3)
+            np.testing.assert_allclose(found, (1 - share) * plain + share * alone, rtol=2e-3, atol=5e-4 * size)
+            np.testing.assert_allclose(again, x, rtol=1e-3, atol=2e-3 * float(x.std()))
+            if float(scale[0]) == 1.0:
+                np.testing.assert_allclose(x0, wanted, rtol=2e-3, atol=2e-3)
 
 
 def test_what_guidance_draws_is_not_the_tilted_law() -> None:
@@ -112,34 +115,58 @@ def test_with_other_guidance() -> None:
     process, t, cond = jd.VP(), 0.4, {"label": jnp.array([0, 1, 2, 0, 1, 1])}
     plain, nulls, exact = Labelled(process), {"label": 2}, data(process)
     element = ClassifierGuidance(1.5, classifier=exact)
-    found = guided(element, denoise=plain, nulls=nulls)(X, t, cond)
-    g = jnp.stack([component(process, int(k))(X, t).score(process, t)[i] for i, k in enumerate(cond["label"])])
+    two = dataclasses.replace(element, classifier=jd.MixtureDenoiser(process, MEANS[:2], STDS[:2], LOG_WEIGHTS[:2]))
+    each = dataclasses.replace(element, scale=jnp.linspace(0.5, 2.0, 6), label=cond["label"])
+    lists: dict[str, tuple[Guidance, ...]] = {
+        "plain": (),
+        "alone": (element,),
+        "cfg": (jd.CFG(2.0),),
+        "behind": (jd.CFG(2.0), element),
+        "two": (two,),
+        "two before": (two, jd.CFG(2.0)),
+        "each before": (each, jd.CFG(2.0)),
+        "each behind": (jd.CFG(2.0), each),
+        "alone within": (element, jd.Interval()),
+        "two before within": (two, jd.CFG(2.0), jd.Interval()),
+        "behind outside": (jd.CFG(2.0), element, jd.Interval(0.0, 1e-9)),
+        "two before outside": (two, jd.CFG(2.0), jd.Interval(0.0, 1e-9)),
+    }
+
+    @jax.jit
+    def evaluated(cond: Any) -> dict[str, jd.Prediction]:
+        return {name: guided(*row, denoise=plain, nulls=nulls)(X, t, cond) for name, row in lists.items()}
+
+    found = evaluated(cond)
+    g = jnp.stack([component(process, k)(X, t).score(process, t) for k in range(3)])[cond["label"], jnp.arange(6)]
     g = g - exact(X, t).score(process, t)
-    before = plain(X, t, cond)
-    sigma, alpha = process.sigma(t), process.alpha(t)
-    np.testing.assert_allclose(found.eps, before.eps - 1.5 * sigma * g, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(found.x0, before.x0 + 1.5 * sigma**2 / alpha * g, rtol=1e-3, atol=1e-3)
+    sigma, alpha, before, cfg = process.sigma(t), process.alpha(t), found["plain"], found["cfg"]
+    np.testing.assert_allclose(found["alone"].eps, before.eps - 1.5 * sigma * g, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found["alone"].x0, before.x0 + 1.5 * sigma**2 / alpha * g, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found["behind"].eps, cfg.eps - 1.5 * sigma * g, rtol=1e-3, atol=1e-3)
+    # Before cfg: by the samples' label the branch of "no class" does not move, by one of its own both do.
+    doubled = cfg.eps + 2.0 * (found["two"].eps - before.eps)
+    np.testing.assert_allclose(found["two before"].eps, doubled, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found["each before"].eps, found["each behind"].eps, rtol=1e-3, atol=1e-3)
+    for name, prediction in found.items():
+        base, _, where = name.rpartition(" ")
+        if where == "within":
+            np.testing.assert_allclose(prediction.x0, found[base].x0, rtol=1e-5, atol=1e-5)
+        if where == "outside":
+            np.testing.assert_array_equal(prediction.x0, before.x0)
+    no_class = evaluated({"label": jnp.array([3, 10, -1, 3, 3, 3])})
+    np.testing.assert_array_equal(no_class["alone"].x0, no_class["plain"].x0)
 
-    cfg = guided(jd.CFG(2.0), denoise=plain, nulls=nulls)(X, t, cond)
-    both = guided(jd.CFG(2.0), element, denoise=plain, nulls=nulls)
-    np.testing.assert_allclose(both(X, t, cond).eps, cfg.eps - 1.5 * sigma * g, rtol=1e-3, atol=1e-3)
-    for elements in ((element,), (jd.CFG(2.0), element)):
-        whole = guided(*elements, denoise=plain, nulls=nulls)(X, t, cond).x0
-        within = guided(*elements, jd.Interval(), denoise=plain, nulls=nulls)
-        without = guided(*elements, jd.Interval(0.0, 1e-9), denoise=plain, nulls=nulls)
-        kept = guided(*elements, jd.Reuse(2), denoise=plain, nulls=nulls)
-        np.testing.assert_allclose(within(X, t, cond).x0, whole, rtol=1e-5, atol=1e-5)
-        np.testing.assert_array_equal(without(X, t, cond).x0, before.x0)
-        memory = begin(kept, X, cond)
-        first, memory = recall(kept, X, t, cond, memory)
+    @jax.jit
+    def reused() -> Any:
+        kept = guided(jd.CFG(2.0), element, jd.Reuse(2), denoise=plain, nulls=nulls)
+        first, memory = recall(kept, X, t, cond, begin(kept, X, cond))
         again, memory = recall(kept, X, t, cond, memory)
-        np.testing.assert_allclose(first.x0, whole, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(again.x0, whole, rtol=1e-5, atol=1e-5)
-        assert int(memory.computed) == 1
+        return first.x0, again.x0, memory.computed
 
-    no_class = {"label": jnp.array([3, 10, -1, 3, 3, 3])}
-    other = guided(element, denoise=plain, nulls=nulls)(X, t, no_class)
-    np.testing.assert_array_equal(other.x0, plain(X, t, no_class).x0)
+    first, again, computed = reused()
+    np.testing.assert_allclose(first, found["behind"].x0, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(again, found["behind"].x0, rtol=1e-5, atol=1e-5)
+    assert int(computed) == 1
 
 
 @record

@@ -171,8 +171,6 @@ def test_guidance_by_its_name(run: ClassifierRun, guided: Run, tmp_path: Path) -
     whole = guided.sample(0, 8, cond, guide=scales, **options)
     np.testing.assert_allclose(guided.sample(0, 8, cond, guide=scales, batch_size=3, **options), whole, atol=1e-4)
     np.testing.assert_allclose(whole[0], plain[0], atol=1e-5)
-    together = guided.sample(0, 8, cond, guide=["cfg:2", scales, "interval:0.1,5"], **options)
-    assert np.isfinite(together).all() and np.abs(together - whole).max() > 1e-3
     sample.main(
         [
             str(guided.folder),
