@@ -24,7 +24,7 @@ config = ClassifierConfig(
             in_channels=1,
             width=32,
             multipliers=(1, 2),
-            blocks=2,
+            blocks=1,
             attention_resolutions=(4,),
             head_width=16,
             scale_shift=True,
@@ -36,6 +36,6 @@ config = ClassifierConfig(
     time=Stratified(),
     optimizer=OptimizerConfig(lr=1e-3, schedule="cosine", warmup=100, weight_decay=0.05),
     ema=Ema(0.995),
-    train=TrainConfig(steps=1500, batch_size=64, log_every=50, sample_every=500),
+    train=TrainConfig(steps=1000, batch_size=64, log_every=50, sample_every=500),
     checkpoint=CheckpointConfig(every=500, keep=2),
 )

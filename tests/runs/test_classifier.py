@@ -56,6 +56,7 @@ def guided(trained: Path) -> Run:
     return loaded
 
 
+@pytest.mark.nightly
 def test_going_on_is_bit_for_bit(run: ClassifierRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert jaxdiff.fit(config(tmp_path / "small", steps=2)).step == 2
     again = jaxdiff.fit(config(tmp_path / "small", steps=4))
@@ -156,33 +157,36 @@ def test_evaluating(run: ClassifierRun, tmp_path: Path, capsys: pytest.CaptureFi
         assert message in capsys.readouterr().err
 
 
-def test_guidance_by_its_name(run: ClassifierRun, guided: Run, tmp_path: Path) -> None:
-    """Guided by the folder as by the object; a scale of 0 leaves samples bit for bit; batches are cut by samples' rows
-    alone, though the classifier has weights of as many."""
+def test_guidance_by_its_name(run: ClassifierRun, guided: Run) -> None:
+    """The folder's classifier is the object, and what samples are guided by."""
+    cond, text = {"label": [3, 5, 7, 1]}, f"classifier:20,run={run.folder}"
+    (named,), (given,) = (
+        guided.model.plan(4, cond, guide=guide).guide
+        for guide in (text, ClassifierGuidance(20.0, classifier=run.classifier))
+    )
+    assert jax.tree.structure(named) == jax.tree.structure(given)
+    jax.tree.map(np.testing.assert_array_equal, named, given)
+    options: dict[str, Any] = {"sampler": "ddim", "steps": 3, "decode": False}
+    guides = (f"classifier:{scale},run={run.folder}" for scale in (20, 0))
+    far, zero = (guided.sample(0, 4, cond, guide=guide, **options) for guide in guides)
+    assert np.abs(far - zero).max() > 1e-3
+
+
+@pytest.mark.nightly
+def test_batches_and_the_command(run: ClassifierRun, guided: Run, tmp_path: Path) -> None:
+    """Batches are cut by samples' rows alone, though the classifier has weights of as many; a scale of 0 leaves samples
+    bit for bit; ``--guide``."""
     cond, options = {"label": [3, 5, 7, 1, 1, 0, 2, 9]}, {"sampler": "ddim", "steps": 3, "decode": False}
-    plain = guided.sample(0, 8, cond, **options)
-    named = guided.sample(0, 8, cond, guide=f"classifier:20,run={run.folder}", **options)
-    given = guided.sample(0, 8, cond, guide=ClassifierGuidance(20.0, classifier=run.classifier), **options)
-    np.testing.assert_allclose(named, given, atol=1e-5)
-    assert np.abs(named - plain).max() > 1e-3
-    zero = guided.sample(0, 8, cond, guide=f"classifier:0,run={run.folder}", **options)
-    np.testing.assert_array_equal(zero, plain)
     scales = ClassifierGuidance(np.linspace(0.0, 40.0, 8), label=np.arange(8), classifier=run.classifier)
     whole = guided.sample(0, 8, cond, guide=scales, **options)
     np.testing.assert_allclose(guided.sample(0, 8, cond, guide=scales, batch_size=3, **options), whole, atol=1e-4)
+    plain = guided.sample(0, 8, cond, **options)
     np.testing.assert_allclose(whole[0], plain[0], atol=1e-5)
-    sample.main(
-        [
-            str(guided.folder),
-            "--guide",
-            f"classifier:2,run={run.folder}",
-            "--num",
-            "4",
-            "--out",
-            str(tmp_path / "a.npz"),
-        ]
-    )
-    with np.load(tmp_path / "a.npz") as arrays:
+    zero = guided.sample(0, 8, cond, guide=f"classifier:0,run={run.folder}", **options)
+    np.testing.assert_array_equal(zero, plain)
+    out, guide = tmp_path / "a.npz", f"classifier:2,run={run.folder}"
+    sample.main([str(guided.folder), "--guide", guide, "--num", "4", "--out", str(out)])
+    with np.load(out) as arrays:
         assert arrays["x"].shape == (4, 8, 8, 1)
 
 
@@ -193,6 +197,7 @@ def unconditional(of: Run) -> Run:
     return Run.of(bare, functional(network).init(jax.random.key(0)), 0, make_mesh(), codec=of.codec)
 
 
+@pytest.mark.nightly
 def test_a_model_without_labels(run: ClassifierRun, guided: Run) -> None:
     bare, options = unconditional(guided), {"sampler": "ddim", "steps": 3, "decode": False}
     plain = bare.sample(0, 4, **options)
