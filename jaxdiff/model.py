@@ -12,6 +12,7 @@ a model in other ways (slots of a server, exported programs) takes the same plan
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -26,8 +27,8 @@ from numpy.typing import NDArray
 from jaxdiff.codecs.base import Codec
 from jaxdiff.data.text import TEXT
 from jaxdiff.denoiser import NetCache, NetworkDenoiser
-from jaxdiff.guidance import Contrast, nulls_of
-from jaxdiff.methods import Guide, parse_cache, parse_sampler
+from jaxdiff.guidance import Contrast, apply, nulls_of
+from jaxdiff.methods import Guide, guidance_of, parse_cache, parse_sampler
 from jaxdiff.networks.placement import parts_of
 from jaxdiff.noise import as_key, sample_keys
 from jaxdiff.plan import Plan, check_keep, draw, from_image, in_batches, integrated, part_of, rows_of
@@ -77,6 +78,7 @@ class Model:
         method ``stored(value, n)`` says what a record of samples holds of it: text stays text.
       support: see `Plan`.
       draw_cond: ``(keys) -> cond``: conditions where none are given, such as sizes; None: the nulls.
+      read: loads a run that guidance names by its path; None: nothing can be loaded.
       sharding: of a batch, over several devices; None: one device.
 
     >>> from jaxdiff import Flow, Velocity
@@ -95,6 +97,7 @@ class Model:
     encoders: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
     support: Callable[[Array, Any], Array] | None = None
     draw_cond: Callable[[Array], Mapping[str, Any]] | None = None
+    read: Callable[[str], Any] | None = None
     sharding: NamedSharding | None = None
     _checked: set[Any] = dataclasses.field(default_factory=set, init=False, repr=False, compare=False)
 
@@ -136,8 +139,9 @@ class Model:
         """
         defaults = self.defaults
         given = self.given(whole("n", n), cond)
-        usual = defaults.guide if cond else ()
-        elements = elements_of(usual if guide is None else guide, n, lambda values: self.given(n, values, fill=False))
+        usual = defaults.guide if cond or not any(each.conditional for each in guidance_of(defaults.guide)) else ()
+        own = functools.partial(self.given, n, fill=False)
+        elements = elements_of(usual if guide is None else guide, n, own, self.read)
         guided = any(isinstance(element, Contrast) for element in elements)
         if guided and not cond:
             raise ValueError("guidance leads towards a condition: pass cond={...}, or guide=() for none")
@@ -162,19 +166,10 @@ class Model:
         nulls = nulls_of(self.conditions, told, n, instead) if guided else {}
         bounds = self.codec.spec["x"].clip if defaults.clip and isinstance(self.codec.spec["x"], Spec) else None
         begin = None if x is None else finite("x", x, (n, *self.shape), "samples at the first time")
-        return Plan(
-            plain,
-            method,
-            walked,
-            given,
-            tuple(elements),
-            nulls,
-            self.codec,
-            None if begin is None else jnp.asarray(begin, jnp.float32),
-            shape=self.shape,
-            bounds=bounds,
-            support=self.support,
-        )
+        start = None if begin is None else jnp.asarray(begin, jnp.float32)
+        options: dict[str, Any] = {"shape": self.shape, "bounds": bounds, "support": self.support}
+        apply(elements, plain, self.process, nulls)  # refuses a list that means nothing, or not with this model
+        return Plan(plain, method, walked, given, tuple(elements), nulls, self.codec, start, **options)
 
     def sample(
         self,

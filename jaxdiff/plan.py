@@ -192,18 +192,16 @@ def rows_of(plan: Plan, rows: slice, size: int, n: int) -> Plan:
     return with_rows(plan, cut, n)
 
 
-def with_rows(plan: Plan, cut: Callable[[Any], Array], n: int) -> Plan:
-    """The plan with ``cut`` of whatever it has one of for each of its n samples."""
+def with_rows(plan: Plan, cut: Callable[[Any], Any], n: int) -> Plan:
+    """The plan with ``cut`` of whatever it has one of for each of its n samples; an element of guidance or a sampler
+    that knows which of its arrays have a row a sample says so itself (`Guidance.rows`)."""
 
-    def rows_in(element: Any) -> Any:
-        """One that knows which of its arrays have a row a sample says so itself: a matrix may be as long by chance."""
-        if hasattr(element, "rows"):
-            return element.rows(cut)
-        return jax.tree.map(lambda leaf: cut(leaf) if np.ndim(leaf) and len(leaf) == n else leaf, element)
+    def mine(leaf: Any) -> Any:
+        return cut(leaf) if np.ndim(leaf) and len(leaf) == n else leaf
 
     cond, nulls, x = jax.tree.map(cut, (plan.cond, plan.nulls, plan.x))
-    guide = tuple(rows_in(element) for element in plan.guide)
-    sampler = rows_in(plan.sampler) if hasattr(plan.sampler, "rows") else plan.sampler
+    guide = tuple(element.rows(mine) for element in plan.guide)
+    sampler = plan.sampler.rows(mine) if hasattr(plan.sampler, "rows") else plan.sampler
     return dataclasses.replace(plan, cond=cond, nulls=nulls, x=x, guide=guide, sampler=sampler)
 
 

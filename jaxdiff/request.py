@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxdiff.guidance import And, Contrast, Guidance, finite_weights
+from jaxdiff.guidance import And, Contrast, Guidance, Read, finite_weights, resolved
 from jaxdiff.methods import Guide, guidance_of, times
 from jaxdiff.process import Process
 from jaxdiff.spec import whole
@@ -45,7 +45,10 @@ def walked_times(
 
 
 def elements_of(
-    guide: Guide | Sequence[Guide], n: int, encoded: Callable[[Mapping[str, Any]], dict[str, Any]]
+    guide: Guide | Sequence[Guide],
+    n: int,
+    encoded: Callable[[Mapping[str, Any]], dict[str, Any]],
+    read: Read | None = None,
 ) -> list[Guidance]:
     """Elements of guidance with finite weights, and conditions of their own as the network takes them.
 
@@ -53,12 +56,15 @@ def elements_of(
       guide: see `jaxdiff.methods.guidance_of`.
       n: samples.
       encoded: makes arrays ``(n, ...)`` of conditions.
+      read: loads the runs that elements name; None: none can be loaded.
 
     Raises:
-      ValueError: an unknown name, a weight that is not finite, a condition that the model does not know.
+      ValueError: an unknown name, a run that is not what the element needs, a weight that is not finite, a condition
+        that the model does not know.
     """
     elements = []
-    for element in guidance_of(guide):
+    for element in resolved(guidance_of(guide), read):
+        element.check(n)
         if isinstance(element, Contrast | And):
             finite_weights(element.weight, n)
         elements.append(

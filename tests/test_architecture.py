@@ -33,6 +33,7 @@ LAYERS = [
     {"grid"},
     {"times", "variational"},
     {"loss"},
+    {"classifier"},
     {"score_matching"},
     {"sampling"},
     {"likelihood"},

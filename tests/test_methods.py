@@ -190,6 +190,7 @@ def test_every_row_can_be_written_as_it_is_described() -> None:
         "cfgzero:WEIGHT,zero=0,sequential=false",
         "tcfg:WEIGHT,sequential=false",
         "fdg:LOW,HIGH,levels=1,sequential=false",
+        "classifier:SCALE,run=none,label=none",
         "interval:low=0,high=inf",
         "every:EVERY",
         "rescale:phi=0.7",

@@ -67,14 +67,15 @@ def conditions(run: Run | Pretrained, options: Options) -> tuple[dict[str, Any] 
     for name, value in control.items():  # one a sample: rows of a map are not taken for samples
         given[name] = np.broadcast_to(value, (num, *value.shape))
     cond = {**(rows or {}), **given}
-    if not cond and (options.guide or options.guidance is not None):
+    leads = any(isinstance(each, Contrast) for each in parse_guidance(options.guide or ()))
+    if not cond and (leads or options.guidance is not None):
         ways = [
             option
             for option, there in (("--prompt", TEXT in run.model.encoders), ("--cond", run.model.conditions))
             if there
         ]
         how = f"add {' or '.join(ways)}, or leave it out" if ways else "this run has none: leave it out"
-        raise ConfigError(f"{'--guide' if options.guide else '--guidance'} leads towards a condition: {how}")
+        raise ConfigError(f"{'--guide' if leads else '--guidance'} leads towards a condition: {how}")
     return cond or None, num, columns or across
 
 

@@ -4,6 +4,7 @@
     jaxdiff evaluate runs/digits --estimator rademacher gaussian        by the probability flow, with both estimators
     jaxdiff evaluate runs/digits --method ode elbo vlb --num 100        and by the variational bounds; 100 images
     jaxdiff evaluate runs/mnist_autoencoder                             PSNR and SSIM of an autoencoder's test split
+    jaxdiff evaluate runs/digits_classifier                             a classifier's accuracy by noise level
     jaxdiff evaluate runs/digits --split train --out results.json       another split; figures as JSON
 
 Ctrl-C ends it with the figures of the images done so far. Several processes (docs/clusters.md) split each batch, and
@@ -28,11 +29,10 @@ from jaxdiff import config as cfg
 from jaxdiff.config import ConfigError
 from jaxdiff.config.build import look_up
 from jaxdiff.data.sources import DataError, Source, name_of
-from jaxdiff.evaluate import METRIC_ERRORS, METRICS, EvaluateOptions, Result
+from jaxdiff.evaluate import METRIC_ERRORS, METRICS, OF_KINDS, EvaluateOptions, Result
 from jaxdiff.evaluate.metric import ProgressLine
 from jaxdiff.launch.output import check_output, write_output
 from jaxdiff.launch.signals import Stop, end_at_signals
-from jaxdiff.runs.autoencoder import AutoencoderRun
 from jaxdiff.runs.reading import load
 from jaxdiff.train import CheckpointError, make_mesh
 
@@ -44,7 +44,8 @@ class Options(EvaluateOptions, cfg.ProcessOptions):
     run: tyro.conf.Positional[Path | None] = None
     """Folder of the run, such as runs/digits."""
     metrics: tuple[str, ...] = ()
-    """What to measure: bpd (bits per dimension), or of an autoencoder reconstruction (PSNR and SSIM), the defaults."""
+    """What to measure: bpd (bits per dimension); of an autoencoder reconstruction (PSNR and SSIM), of a classifier
+    accuracy; the defaults."""
     split: str = "test"
     """Which part of the run's data."""
     path: str | None = None
@@ -86,7 +87,7 @@ def evaluate(arguments: Sequence[str]) -> int | None:
     data = data if options.path is None else dataclasses.replace(data, path=options.path)
     source = cfg.tokenised(run.config, cfg.build_source(dataclasses.replace(run.config, data=data)))
 
-    metrics = asked or [METRICS["reconstruction" if isinstance(run, AutoencoderRun) else "bpd"]]
+    metrics = asked or [METRICS[OF_KINDS[type(run)][1]]]
 
     # --- Measuring: the last answer of each name is its result
     results: dict[str, Result] = {}

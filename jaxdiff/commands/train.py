@@ -1,4 +1,4 @@
-"""Trains a diffusion model, or an autoencoder.
+"""Trains a diffusion model, an autoencoder, or a classifier for guidance.
 
     jaxdiff train                                            real handwritten digits, minutes on two CPU cores
     jaxdiff train mnist_unet --data.path DIR                 another experiment that comes with jaxdiff
@@ -61,7 +61,7 @@ def train(arguments: Sequence[str]) -> None:
             print(f"samples    {folder / SAMPLES}")
         print(f"metrics    {folder / 'metrics.jsonl'}; curves: tensorboard --logdir {folder}")
         prompt = ["--prompt", run.prompts[0]] if getattr(run, "prompts", []) else []
-        after = "evaluate" if isinstance(run.config, cfg.AutoencoderConfig) else "sample"
+        after = "sample" if isinstance(run.config, cfg.Config) else "evaluate"
         print(f"{'to ' + after:<9}  {cfg.command(after, str(folder), *prompt, *cfg.trust_options(run.config))}")
 
 

@@ -16,6 +16,7 @@ from jaxdiff.config.build import (
     check,
     resolve,
 )
+from jaxdiff.config.classifier import ClassifierConfig
 from jaxdiff.config.folder import check_folder, claim_folder, finder, read_config, with_saved
 from jaxdiff.config.inversion import check_captions, first_vectors, with_word
 from jaxdiff.config.lora import with_base_frozen
@@ -63,6 +64,7 @@ __all__ = [
     "TRUSTED",
     "AutoencoderConfig",
     "CheckpointConfig",
+    "ClassifierConfig",
     "Config",
     "ConfigError",
     "DataConfig",

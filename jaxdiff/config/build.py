@@ -16,10 +16,12 @@ from jax import Array
 
 import jaxdiff.data
 from jaxdiff.autoencoding import AutoencoderLoss
+from jaxdiff.classifier import ClassificationLoss
 from jaxdiff.codecs import Codec, default_codec, encoded_specs, grey_levels
 from jaxdiff.codecs.recipe import Find, innermost, is_recipe, resolved
 from jaxdiff.config.autoencoder import AutoencoderConfig, check_autoencoder
 from jaxdiff.config.batches import check_buckets
+from jaxdiff.config.classifier import ClassifierConfig, check_classifier
 from jaxdiff.config.inversion import with_inversion
 from jaxdiff.config.lora import with_lora
 from jaxdiff.config.ranges import check_ranges
@@ -27,11 +29,12 @@ from jaxdiff.config.schema import Config, Kind, LossConfig, RunConfig
 from jaxdiff.config.stored import stored_conditions, with_conditions
 from jaxdiff.config.text import TEXT, check_text, tokenised, with_tokenizer
 from jaxdiff.data.sources import DataError, Source, classes_of, name_of
+from jaxdiff.guidance import Contrast
 from jaxdiff.launch.errors import ConfigError, as_config_error, suggestion
 from jaxdiff.loss import SNR, DenoisingLoss, Likelihood, Objective, PriorPreserving
-from jaxdiff.methods import parse_grid, parse_guidance, parse_sampler
+from jaxdiff.methods import guidance_of, parse_grid, parse_guidance, parse_sampler
 from jaxdiff.model import Defaults
-from jaxdiff.networks import functional
+from jaxdiff.networks import Classifier, functional
 from jaxdiff.networks.encoder_decoder import Layout
 from jaxdiff.process import Process
 from jaxdiff.score_matching import FiniteDifference, FokkerPlanck, HighOrder, Implicit, SecondOrder, Sliced
@@ -104,6 +107,9 @@ def check(config: RunConfig) -> None:
     check_buckets(config)
     if isinstance(config, AutoencoderConfig):
         check_autoencoder(config)
+    elif isinstance(config, ClassifierConfig):
+        check_classifier(config)
+        _check_process(config.process)
     elif isinstance(config, Config):
         _check_diffusion(config)
 
@@ -114,6 +120,8 @@ def _check_diffusion(config: Config) -> None:
             f"network: {type(config.network).__name__} is no denoiser; an AutoencoderConfig trains it, and a diffusion "
             "model of its latents has codec=Latents(...)"
         )
+    if isinstance(config.network, Classifier):
+        raise ConfigError("network: Classifier is no denoiser; a ClassifierConfig trains it, and it guides another run")
     with as_config_error("sample.sampler"):
         parse_sampler(config.sample.sampler, config.process)
     with as_config_error("sample.grid"):
@@ -143,7 +151,7 @@ def _check_dropout(config: Config) -> None:
                 "another condition its null"
             )
     leads_away = any(rate > 0 for rate in config.loss.dropout.values()) or hasattr(config.codec, "negative")
-    if config.sample.guide and not leads_away:
+    if any(isinstance(each, Contrast) for each in guidance_of(config.sample.guide)) and not leads_away:
         raise ConfigError(
             f"sample.guide: guidance needs a model trained with loss.dropout above 0, for instance {_example(specs)}"
         )
@@ -189,8 +197,12 @@ def build_network(config: RunConfig) -> Any:
     return with_inversion(config, with_lora(config, net))
 
 
-def build_loss(config: RunConfig) -> Objective | FokkerPlanck | PriorPreserving | AutoencoderLoss:
+def build_loss(
+    config: RunConfig,
+) -> Objective | FokkerPlanck | PriorPreserving | AutoencoderLoss | ClassificationLoss:
     """What training minimises."""
+    if isinstance(config, ClassifierConfig):
+        return ClassificationLoss(config.process, config.parameterization, config.time)
     if isinstance(config, AutoencoderConfig):
         return config.loss
     assert isinstance(config, Config)

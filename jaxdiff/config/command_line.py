@@ -97,7 +97,7 @@ def find_config(path: str | Path) -> Path:
 
 
 def load_config_file(path: str | Path) -> Any:
-    """Runs a configuration file and returns its ``config``, a `Config` or an `AutoencoderConfig`.
+    """Runs a configuration file and returns its ``config``, a `Config`, `AutoencoderConfig` or `ClassifierConfig`.
 
     Args:
       path: of the file; or the name of a configuration that comes with jaxdiff, such as ``"digits_unet"``.
@@ -109,7 +109,9 @@ def load_config_file(path: str | Path) -> Any:
     module = load_file(path)
     config = getattr(module, "config", None)
     if not isinstance(config, RunConfig):
-        raise ConfigError(f"{path} defines no `config` of type jaxdiff.config.Config or AutoencoderConfig")
+        raise ConfigError(
+            f"{path} defines no `config` of type jaxdiff.config.Config, AutoencoderConfig or ClassifierConfig"
+        )
     return config
 
 

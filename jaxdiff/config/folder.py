@@ -62,7 +62,7 @@ FREE = (
 
 
 def read_config(folder: str | os.PathLike[str], trusted: Sequence[str] = TRUSTED) -> Any:
-    """The configuration saved in a run's folder, a `Config` or an `AutoencoderConfig`.
+    """The configuration saved in a run's folder, a `Config`, an `AutoencoderConfig` or a `ClassifierConfig`.
 
     Args:
       folder: such as ``runs/digits``.

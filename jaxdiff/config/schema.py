@@ -261,8 +261,8 @@ class MeshConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunConfig:
-    """What every run has: `Config` adds what decides a diffusion model, `AutoencoderConfig` an autoencoder. Two
-    configurations are equal when they are stored alike.
+    """What every run has: `Config` adds what decides a diffusion model, `AutoencoderConfig` an autoencoder,
+    `ClassifierConfig` a noisy classifier. Two configurations are equal when they are stored alike.
 
     Args:
       network, ema: objects, see their modules. `network` is a callable from `nnx.Rngs` to a module
@@ -318,7 +318,7 @@ class RunConfig:
 
 
 Kind = TypeVar("Kind", bound=RunConfig)
-"""A configuration of either kind."""
+"""A configuration of any kind."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -23,7 +23,7 @@ from jax.typing import ArrayLike
 from jaxdiff.config import ConfigError, as_config_error
 from jaxdiff.data.sources import Source, name_of, take
 from jaxdiff.denoiser import Cond, NetworkDenoiser
-from jaxdiff.evaluate.metric import EvaluateOptions, MetricError, Result
+from jaxdiff.evaluate.metric import EvaluateOptions, MetricError, Result, refuse_other_run
 from jaxdiff.grid import log_snr_times, uniform_times
 from jaxdiff.likelihood import (
     AdaptiveSteps,
@@ -203,8 +203,7 @@ def bits(run: Run, source: Source, options: EvaluateOptions) -> Iterator[Result]
       ConfigError: options out of range, or that this run cannot follow.
       MetricError: a likelihood that is not finite.
     """
-    if not isinstance(run, Run):
-        raise ConfigError("--metrics bpd is of a diffusion model; this run is an autoencoder: reconstruction")
+    refuse_other_run(run, "bpd")
     x = run.codec.spec["x"]
     if isinstance(x, Spec) and x.shape != source.spec["x"].shape:
         raise ConfigError(

@@ -9,7 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+from jaxdiff.config import ConfigError
 from jaxdiff.data import Source
+from jaxdiff.runs.autoencoder import AutoencoderRun
+from jaxdiff.runs.classifier import ClassifierRun
+from jaxdiff.runs.run import Run
 
 
 class MetricError(ValueError):
@@ -44,7 +48,7 @@ class EvaluateOptions:
     dequantise: Literal["uniform", "gaussian"] = "uniform"
     """ode: noise that makes grey levels a density: uniform in the level, or the process's own at its least time."""
     draws: int = 16
-    """elbo: times drawn for each image."""
+    """elbo, accuracy: times drawn for each image."""
     time: Literal["log_snr", "t", "learned"] = "learned"
     """elbo: how they are drawn; learned from the first batch, for the least variance."""
     chain: int | None = None
@@ -92,7 +96,27 @@ class Result:
 
 
 Metric = Callable[[Any, Source, EvaluateOptions], Iterator[Result]]
-"""Of a `Run` or an `AutoencoderRun`. Yields after each batch; the last for each name is the result."""
+"""Of a run of any kind. Yields after each batch; the last for each name is the result."""
+
+
+OF_KINDS: dict[type, tuple[str, str]] = {
+    Run: ("a diffusion model", "bpd"),
+    AutoencoderRun: ("an autoencoder", "reconstruction"),
+    ClassifierRun: ("a classifier", "accuracy"),
+}
+"""Each kind of run, in words, and its metric."""
+
+
+def refuse_other_run(run: Any, metric: str) -> None:
+    """Refuses a run of another kind than the one that a metric is of.
+
+    Raises:
+      ConfigError: it is one.
+    """
+    kind, own = OF_KINDS[type(run)]
+    if own != metric:
+        wanted = next(words for words, name in OF_KINDS.values() if name == metric)
+        raise ConfigError(f"--metrics {metric} is of {wanted}; this run is {kind}: {own}")
 
 
 class ProgressLine:

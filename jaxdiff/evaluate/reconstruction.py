@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxdiff.config import ConfigError
 from jaxdiff.data.sources import Source, take
-from jaxdiff.evaluate.metric import EvaluateOptions, Result
+from jaxdiff.evaluate.metric import EvaluateOptions, Result, refuse_other_run
 from jaxdiff.runs.autoencoder import AutoencoderRun
 from jaxdiff.runs.latents import scored
 
@@ -25,8 +25,7 @@ def reconstruction(run: AutoencoderRun, source: Source, options: EvaluateOptions
     Raises:
       ConfigError: a run that is no autoencoder's, or options out of range.
     """
-    if not isinstance(run, AutoencoderRun):
-        raise ConfigError("--metrics reconstruction is of an autoencoder; this run is a diffusion model: bpd")
+    refuse_other_run(run, "reconstruction")
     if options.batch_size < 1 or (options.num is not None and options.num < 1):
         raise ConfigError("--num and --batch_size must be at least 1")
     count = min(options.num or len(source), len(source))

@@ -76,6 +76,16 @@ class MixtureDenoiser:
         ).sum(axis=1)
         return Prediction(x0.reshape(x.shape), (sigma[:, 0] * shares.sum(axis=1)).reshape(x.shape))
 
+    @property
+    def classes(self) -> int:
+        """K."""
+        return self.means.shape[0]
+
+    def log_prob(self, x: Array, t: ArrayLike) -> Array:
+        """ln r_k(x) of equation (1), ``(B, ...) -> (B, K)``: which component x_t comes of. So it is its own exact noisy
+        classifier (`jaxdiff.guidance.ClassifierGuidance`)."""
+        return jax.nn.log_softmax(self._parts(x, t)[-1], axis=1)
+
     def log_density(self, x: Array, t: ArrayLike) -> Array:
         """ln p_t(x): ``(B, ...) -> (B,)``."""
         log_joint = self._parts(x, t)[-1]

@@ -1,13 +1,14 @@
 """Guidance: a list of elements, each a change from denoiser to denoiser. None of them touches a network or a sampler.
 
 `apply` folds a list. Rules that contrast a condition with its absence (`Contrast`): `CFG` and, in its place, `APG`,
-`CFGPlusPlus`, `CFGZeroStar`, `TCFG`, `FDG`. `And` joins other conditions to `CFG`. `Interval` and `Reuse` say where and
-how often; `Rescale`, `Static` and `Dynamic` keep samples in range. `Universal` guides by any differentiable loss on x0.
-`Clipped` limits predictions to the data's range.
+`CFGPlusPlus`, `CFGZeroStar`, `TCFG`, `FDG`. `And` joins other conditions to `CFG`. `ClassifierGuidance` asks a
+classifier, `Universal` any differentiable loss on x0. `Interval` and `Reuse` say where and how often; `Rescale`, `Static`
+and `Dynamic` keep samples in range. `Clipped` limits predictions to the data's range.
 """
 
 from jaxdiff.guidance.adaptive_projected import APG
-from jaxdiff.guidance.base import Function, Guidance, Guided, Nulls, apply, nulls_of
+from jaxdiff.guidance.base import Function, Guidance, Guided, Nulls, Read, apply, nulls_of, resolved
+from jaxdiff.guidance.classifier import ClassifierGuidance
 from jaxdiff.guidance.classifier_free import CFG, And, ClassifierFree
 from jaxdiff.guidance.clipped import Clipped
 from jaxdiff.guidance.contrast import Contrast, Contrasted, finite_weights
@@ -33,6 +34,7 @@ __all__ = [
     "CFGPlusPlus",
     "CFGZeroStar",
     "ClassifierFree",
+    "ClassifierGuidance",
     "Clipped",
     "Contrast",
     "Contrasted",
@@ -43,6 +45,7 @@ __all__ = [
     "Interval",
     "Nulls",
     "OnPixels",
+    "Read",
     "Rescale",
     "Reuse",
     "Rising",
@@ -53,4 +56,5 @@ __all__ = [
     "finite_weights",
     "nulls_of",
     "on_pixels",
+    "resolved",
 ]

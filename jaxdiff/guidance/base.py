@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -26,6 +27,9 @@ from jaxdiff.spec import Specs, complete, droppable
 
 Nulls = Mapping[str, Any]
 """What stands for "no condition", by name: a value that broadcasts to the condition's, or a dict of them."""
+
+Read = Callable[[str], Any]
+"""What loads the run that lies at a path, as `jaxdiff.load` does."""
 
 
 @record
@@ -55,6 +59,41 @@ class Guidance(abc.ABC):
         Raises:
           ValueError: an order of the list that means nothing.
         """
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it leads towards a condition of the samples, and means nothing without one."""
+        return False
+
+    def resolved(self, read: Read | None) -> Guidance:
+        """The element with the run loaded that it names by a path; most name none.
+
+        Args:
+          read: loads it; None: nothing can be loaded here.
+
+        Raises:
+          ValueError: there is nothing to load it by, or what lies there is not what the element needs.
+        """
+        del read
+        return self
+
+    def check(self, n: int) -> None:
+        """Checks the element's numbers against the number of samples.
+
+        Raises:
+          ValueError: as many numbers as there are not samples.
+        """
+        del n
+
+    def rows(self, cut: Callable[[Any], Any]) -> Guidance:
+        """The element for some of the samples.
+
+        Args:
+          cut: takes the rows of a leaf that has one a sample, told by its length, and leaves others as they are. An
+            element with weights of a network, whose lengths say nothing, asks it of its own numbers alone.
+        """
+        made: Guidance = jax.tree.map(cut, self)
+        return made
 
 
 @record
@@ -107,6 +146,46 @@ def apply(
     return guided
 
 
+def resolved(elements: Iterable[Guidance], read: Read | None) -> list[Guidance]:
+    """The elements with what they name by a path loaded: `Guidance.resolved` of each."""
+    return [element.resolved(read) for element in elements]
+
+
+def refuse_other_process(process: Process, other: Process, what: str) -> None:
+    """Refuses a network that was trained on another process than the one that is sampled from.
+
+    Args:
+      process: that is sampled from.
+      other: that the network was trained on.
+      what: the network, for the message, such as "the classifier".
+
+    Raises:
+      ValueError: alpha or sigma differ at some time; nothing where one is traced.
+
+    >>> from jaxdiff import VP, Flow
+    >>> refuse_other_process(VP(), VP(), "the classifier")
+    >>> refuse_other_process(VP(), Flow(), "the classifier")
+    Traceback (most recent call last):
+    ...
+    ValueError: the classifier was trained on Flow(), and the model on VP(beta_min=0.1, beta_max=20.0): take one of ...
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((process, other))):
+        return
+    with jax.ensure_compile_time_eval():
+        apart = float(_apart(process, other))
+    if not apart < 1e-4:
+        theirs, ours = (text if len(text := repr(each)) < 100 else type(each).__name__ for each in (other, process))
+        raise ValueError(f"{what} was trained on {theirs}, and the model on {ours}: take one of the model's process")
+
+
+@jax.jit
+def _apart(process: Process, other: Process) -> Array:
+    """The largest difference of ln alpha or ln sigma at 33 times, inside of the ends."""
+    t = jnp.linspace(1 / 64, 63 / 64, 33)
+    scales = [(process.alpha(t), other.alpha(t)), (process.sigma(t), other.sigma(t))]
+    return jnp.stack([jnp.abs(jnp.log(a) - jnp.log(b)).max() for a, b in scales]).max()
+
+
 def nulls_of(specs: Specs, cond: Cond | None, batch: int, negative: Cond | None = None) -> dict[str, Any]:
     """The nulls of the conditions that are given, for `apply`.
 
@@ -139,9 +218,11 @@ class Guided(abc.ABC):
 
     Attributes:
       plain: the plain denoiser.
+      in_branches: whether a rule that stands behind it may evaluate it in each of its branches.
     """
 
     plain: Denoiser
+    in_branches: bool = False
 
     @abc.abstractmethod
     def begin_apart(self, x: Array, cond: Cond | None) -> Memory:

@@ -42,12 +42,18 @@ class Contrast(Guidance):
     sequential: bool
 
     def __call__(self, denoise: Denoiser, plain: Denoiser, process: Process, nulls: Nulls) -> Denoiser:
+        if isinstance(denoise, Guided) and denoise.in_branches:  # with numbers of its own, one a sample
+            return Contrasted(denoise, self.in_turn(), process, nulls)
         if isinstance(denoise, Guided):
             raise ValueError(
                 f"{self.name} is to stand once in a list of guidance, before interval and every, and in the place of "
                 "cfg where it is another rule"
             )
         return Contrasted(denoise, self, process, nulls)
+
+    @property
+    def conditional(self) -> bool:
+        return True
 
     def in_turn(self) -> Contrast:
         """The same with its branches one after the other."""

@@ -9,6 +9,7 @@
 
 from jaxdiff.networks.autoencoder import Autoencoder, KLAutoencoder, VQAutoencoder, ldm_kl, ldm_vq
 from jaxdiff.networks.caching import DeepCache, FirstBlock, TaylorSeer
+from jaxdiff.networks.classifier import Classifier
 from jaxdiff.networks.conditions import Image, Level, Map, Text, Tokens, Vector
 from jaxdiff.networks.control import Controlled, ControlNet
 from jaxdiff.networks.critic import PatchCritic
@@ -21,6 +22,7 @@ from jaxdiff.networks.published_transformers import flux, sd3
 from jaxdiff.networks.published_unets import (
     adm,
     adm_256_uncond,
+    adm_classifier,
     adm_upsampler,
     cm_imagenet64,
     cm_lsun256,
@@ -46,6 +48,7 @@ __all__ = [
     "EDM2",
     "MLP",
     "Autoencoder",
+    "Classifier",
     "ControlNet",
     "Controlled",
     "DeepCache",
@@ -70,6 +73,7 @@ __all__ = [
     "Vector",
     "adm",
     "adm_256_uncond",
+    "adm_classifier",
     "adm_upsampler",
     "cm_imagenet64",
     "cm_lsun256",

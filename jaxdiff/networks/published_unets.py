@@ -6,8 +6,10 @@ Stable Diffusion's see latents of 1/8 of the image's side, and a text through `j
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
+from jaxdiff.networks.classifier import Classifier
 from jaxdiff.networks.conditions import Image, Tokens, Vector
 from jaxdiff.networks.edm2 import EDM2
 from jaxdiff.networks.song import SongUNet
@@ -143,6 +145,27 @@ def adm_upsampler(image_size: Literal[256, 512], /, **changes: Any) -> UNet:
         **({"heads": 4, "head_width": None} if image_size == 256 else {"attention_resolutions": (32, 16)}),
     }
     return adm(256, **{**fields, **changes})
+
+
+def adm_classifier(image_size: Literal[64, 128, 256, 512], /, **changes: Any) -> Classifier:
+    """The noisy ImageNet classifiers of Dhariwal & Nichol 2021, as their published code builds them: width 128, two
+    residual blocks a level (four at 64 pixels), attention in heads of 64 channels.
+
+    They have 65,438,568 / 42,568,040 / 54,096,360 / 54,448,360 parameters at 64 / 128 / 256 / 512 pixels, and are told
+    the time as an index from 0 to 999.
+
+    Args:
+      image_size: 64, 128, 256 or 512.
+      changes: fields of their `UNet` to replace.
+
+    Raises:
+      ValueError: another size.
+
+    >>> adm_classifier(64).unet.blocks, adm_classifier(64).classes
+    (4, 1000)
+    """
+    whole = adm(image_size, num_classes=None, width=128, head_width=64, dropout=0.0, out_channels=None)
+    return Classifier(replace(whole, **{"blocks": 4 if image_size == 64 else 2, **changes}), 1000)
 
 
 def cm_imagenet64(**changes: Any) -> UNet:

@@ -1,5 +1,5 @@
-"""Trained runs: one reloaded (`Run`, `AutoencoderRun`), many samples of it in a folder (`shards`), and the list of all
-(`listing`)."""
+"""Trained runs: one reloaded (`Run`, `AutoencoderRun`, `ClassifierRun`), many samples of it in a folder (`shards`), and
+the list of all (`listing`)."""
 
 from typing import TYPE_CHECKING
 
@@ -7,6 +7,7 @@ from jaxdiff.lazy import lazily
 
 if TYPE_CHECKING:
     from jaxdiff.runs.autoencoder import AutoencoderRun
+    from jaxdiff.runs.classifier import ClassifierRun
     from jaxdiff.runs.listing import RunError, Status, read_status
     from jaxdiff.runs.prompts import rows_of_labels
     from jaxdiff.runs.run import Run
@@ -19,8 +20,18 @@ __getattr__ = lazily(
         "Run": "run",
         "rows_of_labels": "prompts",
         "AutoencoderRun": "autoencoder",
+        "ClassifierRun": "classifier",
         "load_samples": "shards",
     },
 )
 
-__all__ = ["AutoencoderRun", "Run", "RunError", "Status", "load_samples", "read_status", "rows_of_labels"]
+__all__ = [
+    "AutoencoderRun",
+    "ClassifierRun",
+    "Run",
+    "RunError",
+    "Status",
+    "load_samples",
+    "read_status",
+    "rows_of_labels",
+]

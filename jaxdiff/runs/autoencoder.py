@@ -26,14 +26,22 @@ from numpy.typing import ArrayLike, NDArray
 
 from jaxdiff.autoencoding.objective import AUTOENCODER
 from jaxdiff.codecs import grey_levels
-from jaxdiff.config import TRUSTED, AutoencoderConfig, ConfigError, as_config_error, build_codec, read_config
+from jaxdiff.config import (
+    TRUSTED,
+    AutoencoderConfig,
+    ClassifierConfig,
+    ConfigError,
+    as_config_error,
+    build_codec,
+    read_config,
+)
 from jaxdiff.config.autoencoder import nothing_to_sample
 from jaxdiff.config.folder import CHECKPOINTS
 from jaxdiff.launch.errors import refuse_unknown
 from jaxdiff.networks.autoencoder import Autoencoder
 from jaxdiff.networks.placement import parts_of, samples_over
 from jaxdiff.noise import as_key, sample_keys, white_noise
-from jaxdiff.runs.run import read_examples
+from jaxdiff.runs.examples import read_examples
 from jaxdiff.spec import finite
 from jaxdiff.train import batch_sharding, make_mesh, params_template
 from jaxdiff.train.ema import rules_by_name
@@ -96,7 +104,8 @@ class AutoencoderRun:
         folder = Path(path).expanduser()
         config = read_config(folder, trusted)
         if not isinstance(config, AutoencoderConfig):
-            raise ConfigError(f"{str(path)!r} is the run of a diffusion model, no autoencoder: load it by jaxdiff.load")
+            kind = "a classifier" if isinstance(config, ClassifierConfig) else "a diffusion model"
+            raise ConfigError(f"{str(path)!r} is the run of {kind}, no autoencoder: load it by jaxdiff.load")
         averages = list(rules_by_name(config.ema))
         refuse_unknown("average of the weights", [ema] if isinstance(ema, str) else [], averages)
         mesh = make_mesh(devices=jax.local_devices()) if mesh is None else mesh

@@ -29,6 +29,7 @@ from jaxdiff.networks.lora import LoRA
 from jaxdiff.pretrained.adapters.inversion import ENCODERS, TextualInversion
 from jaxdiff.pretrained.origin import found, is_published
 from jaxdiff.runs.autoencoder import LATENTS, AutoencoderRun
+from jaxdiff.runs.classifier import ClassifierRun
 from jaxdiff.runs.latents import write_latents
 from jaxdiff.runs.prompts import write_prompts
 from jaxdiff.runs.published import load_config
@@ -61,8 +62,8 @@ def fit(
     the run's folder, ``config.folder``.
 
     Args:
-      config: what to train, a `Config` or an `AutoencoderConfig`; or the name of a shipped configuration,
-        ``"mnist_unet"``, or the path of one's file, or of a published model, which is trained further.
+      config: what to train, a `Config`, an `AutoencoderConfig` or a `ClassifierConfig`; or the name of a shipped
+        configuration, ``"mnist_unet"``, or the path of one's file, or of a published model, which is trained further.
       source: the data, in the place of ``config.data``: a source, arrays by name (``{"x": ..., "label": ...}``), or one
         array ``(N, ...)``. None: what the configuration names.
       log: gets the step and its figures by name, such as ``lambda step, figures: wandb.log(figures, step=step)``. What
@@ -76,7 +77,7 @@ def fit(
       again: how a person goes on after a signal, for the message.
 
     Returns:
-      The `Run` with its averaged weights, of an autoencoder its `AutoencoderRun`.
+      The `Run` with its averaged weights, of an autoencoder its `AutoencoderRun`, of a classifier its `ClassifierRun`.
 
     Raises:
       ConfigError: a configuration that cannot be trained.
@@ -152,8 +153,11 @@ def fit(
     examples = _examples(config, data, given.codec)
     stored = cfg.with_buckets(config, data, cache=cache)
 
-    is_autoencoder = isinstance(config, cfg.AutoencoderConfig)
-    make: Any = AutoencoderRun.of if is_autoencoder else functools.partial(Run.of, codec=given.codec)
+    make: Any = functools.partial(
+        ClassifierRun.of if isinstance(config, cfg.ClassifierConfig) else Run.of, codec=given.codec
+    )
+    if isinstance(config, cfg.AutoencoderConfig):
+        make = AutoencoderRun.of
 
     def run_of(state: training.TrainState, step: int) -> Any:
         whole = joined(state.ema[main], given.base)
@@ -326,10 +330,12 @@ def _as_source(given: Any) -> Source:
 
 def _examples(config: cfg.RunConfig, source: Source, codec: Any) -> dict[str, NDArray[Any]] | None:
     """Conditions of some records, where the network has one that cannot be left out, and that is no label; where it
-    takes text, their captions, with their labels; and of an autoencoder some images as stored."""
+    takes text, their captions, with their labels; of an autoencoder some images as stored, of a classifier with their
+    labels."""
     if not isinstance(config, cfg.Config):
-        shown = config.shown if isinstance(config, cfg.AutoencoderConfig) else 1
-        return {"x": take(source, spread(len(source), shown))["x"]}
+        shown = config.shown if isinstance(config, cfg.AutoencoderConfig | cfg.ClassifierConfig) else 1
+        record = take(source, spread(len(source), shown))
+        return record if isinstance(config, cfg.ClassifierConfig) else {"x": record["x"]}
     has_text = cfg.has_captions(source)
     needed = [
         name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 from pathlib import Path
@@ -11,14 +12,15 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxdiff.config import TRUSTED, AutoencoderConfig, as_config_error, read_config
+from jaxdiff.config import TRUSTED, AutoencoderConfig, ClassifierConfig, as_config_error, read_config
 from jaxdiff.launch.errors import ConfigError, refuse_unknown
 from jaxdiff.pretrained import Pretrained, load_pipeline
 from jaxdiff.pretrained.layouts.families import described
 from jaxdiff.pretrained.origin import HUB, is_published
 from jaxdiff.pretrained.parts import is_published_part
 from jaxdiff.runs.autoencoder import AutoencoderRun
-from jaxdiff.runs.run import Run
+from jaxdiff.runs.classifier import ClassifierRun
+from jaxdiff.runs.run import Run, read_beside
 from jaxdiff.train import batch_sharding, make_mesh
 from jaxdiff.train.sharding import split_sharding
 
@@ -31,8 +33,8 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
     """What lies at a path, ready to sample.
 
     Args:
-      path: the folder of a run, which gives its `Run` or `AutoencoderRun`; or a published model, which gives a
-        `jaxdiff.pretrained.Pretrained`: a folder of diffusers with `model_index.json`, one file of Stable
+      path: the folder of a run, which gives its `Run`, `AutoencoderRun` or `ClassifierRun`; or a published model,
+        which gives a `jaxdiff.pretrained.Pretrained`: a folder of diffusers with `model_index.json`, one file of Stable
         Diffusion, or the Hub's repository ``hf:OWNER/NAME``.
       options: of a run as `Run.load` takes them (``step``, ``ema``, ``mesh``, ``dtype``), of a published model as
         `load_published` does (``mesh``, ``dtype``, ``variant``, ``control``, ``length``, ``tokenizer``).
@@ -49,7 +51,8 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
             f"repository of this name is {HUB}{os.fspath(path)})"
         )
     trained = read_config(path, options.get("trusted", TRUSTED))
-    return (AutoencoderRun if isinstance(trained, AutoencoderConfig) else Run).load(path, **options)
+    kinds: dict[type, Any] = {AutoencoderConfig: AutoencoderRun, ClassifierConfig: ClassifierRun}
+    return kinds.get(type(trained), Run).load(path, **options)
 
 
 def refuse_network(path: str | os.PathLike[str]) -> None:
@@ -94,5 +97,6 @@ def load_published(
     with as_config_error(str(Path(path))):
         made = load_pipeline(path, dtype=dtype, shardings=lambda shapes: split_sharding(shapes, mesh), **chosen)
         denoise = dataclasses.replace(made.denoise, anew=mesh.shape["fsdp"] > 1)
-        model = dataclasses.replace(made.model, denoise=denoise, sharding=batch_sharding(mesh))
+        read = functools.partial(read_beside, trusted=TRUSTED, mesh=mesh)
+        model = dataclasses.replace(made.model, denoise=denoise, sharding=batch_sharding(mesh), read=read)
     return dataclasses.replace(made, model=model)

@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 from jaxdiff.codecs.semantic import ids_of_maps
 from jaxdiff.config import (
     TRUSTED,
+    ClassifierConfig,
     Config,
     ConfigError,
     as_config_error,
@@ -38,7 +39,8 @@ from jaxdiff.config import (
     to_json,
 )
 from jaxdiff.config.autoencoder import nothing_to_sample
-from jaxdiff.config.folder import CHECKPOINTS, EXAMPLES
+from jaxdiff.config.classifier import no_sampler
+from jaxdiff.config.folder import CHECKPOINTS
 from jaxdiff.data.text import TEXT
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.launch.errors import refuse_unknown, refuse_unknown_options
@@ -46,7 +48,9 @@ from jaxdiff.model import Model
 from jaxdiff.plan import Plan, draw
 from jaxdiff.pretrained.adapters.inversion import TextualInversion
 from jaxdiff.process import Process
+from jaxdiff.runs.classifier import ClassifierRun
 from jaxdiff.runs.compiled import Kept
+from jaxdiff.runs.examples import read_examples
 from jaxdiff.runs.prompts import (
     Prompt,
     doubts,
@@ -94,6 +98,7 @@ class Run:
         codec: Any = None,
         examples: Mapping[str, Any] | None = None,
         folder: Path | None = None,
+        trusted: Sequence[str] = TRUSTED,
     ) -> Run:
         """The run of a configuration and weights.
 
@@ -105,6 +110,7 @@ class Run:
           codec: on the mesh; None: it is read.
           examples: conditions of some training records: captions, and conditions that cannot be left out.
           folder: where it lies.
+          trusted: modules and files that runs may need which guidance names.
         """
         net = build_network(config)
         if codec is None:
@@ -133,6 +139,7 @@ class Run:
                 cond=cond,
                 encoders=encoders,
                 draw_cond=functools.partial(drawn_examples, needed) if needed else None,
+                read=functools.partial(read_beside, trusted=trusted, mesh=mesh),
                 sharding=batch_sharding(mesh),
             ),
             step,
@@ -176,6 +183,8 @@ class Run:
             folder = Path(path).expanduser()
             step = None if step is None else whole("step", step, 0)
         config = read_config(folder, trusted)
+        if isinstance(config, ClassifierConfig):
+            raise ConfigError(no_sampler(path))
         if not isinstance(config, Config):
             raise ConfigError(nothing_to_sample(path))
         if dtype is not None:
@@ -196,8 +205,8 @@ class Run:
         params = params if given is None else joined(params, given.base)
         if dtype is not None:
             params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-        codec = None if given is None else given.codec
-        return cls.of(config, params, found, mesh, codec=codec, examples=read_examples(folder), folder=folder)
+        options: dict[str, Any] = {"codec": None if given is None else given.codec, "trusted": trusted}
+        return cls.of(config, params, found, mesh, examples=read_examples(folder), folder=folder, **options)
 
     @property
     def denoise(self) -> NetworkDenoiser:
@@ -327,16 +336,14 @@ class Run:
         return figures
 
 
-def read_examples(folder: Path) -> dict[str, NDArray[Any]] | None:
-    """The conditions of some training records that a run keeps, by name; None where it keeps none."""
-    file = folder / EXAMPLES
-    if not file.exists():
-        return None
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from error
+def read_beside(path: str, *, trusted: Sequence[str], mesh: Mesh) -> Run | ClassifierRun:
+    """The run that guidance names, on the mesh of the run that it guides.
+
+    Raises:
+      ConfigError, CheckpointError: as `Run.load`.
+    """
+    kind = ClassifierRun if isinstance(read_config(path, trusted), ClassifierConfig) else Run
+    return kind.load(path, trusted=trusted, mesh=mesh)
 
 
 def _as_trained(name: str, condition: Condition, config: Config) -> Condition:

@@ -18,6 +18,7 @@ from jaxdiff.codecs import Codec
 from jaxdiff.codecs.recipe import Weights, built
 from jaxdiff.config import (
     AutoencoderConfig,
+    ClassifierConfig,
     ConfigError,
     FrozenWeights,
     RunConfig,
@@ -296,6 +297,8 @@ def read_frozen(
                 raise ConfigError(
                     f"frozen: {each.path} is an autoencoder, no denoiser; as a codec it is Latents({each.path!r})"
                 )
+            if isinstance(of, ClassifierConfig):
+                raise ConfigError(f"frozen: {each.path} is a classifier, no denoiser: name a diffusion model's run")
             teacher = functional(of.network, tuple(of.codec.spec["x"].shape) if of.codec is not None else None)
             params, now = _checked(each, params_template(teacher, mesh))
             reading = jax.device_put((of.process, of.parameterization), whole)

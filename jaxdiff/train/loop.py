@@ -155,7 +155,8 @@ def train_loop(
         _refuse_non_finite(fetched, step - len(fetched) + 1, checkpoints)
         record = summarize(fetched) | throughput.rates()
         log.write(step, record)
-        progress.update(step, loss=record["loss"], images_per_second=record["images_per_second"])
+        shown = {name: record[name] for name in ("accuracy",) if name in record}
+        progress.update(step, loss=record["loss"], images_per_second=record["images_per_second"], **shown)
         if row.full:
             raise DivergedError(give_up())
 

@@ -27,7 +27,7 @@ _LATEST = ("lr", "param_norm", "skipped")  # means over an interval say nothing 
 
 def summarize(steps: Sequence[Mapping[str, Any]]) -> dict[str, Value]:
     """Metrics of several steps as one record: means over the steps that were not skipped (NaN where all were), except
-    the last `lr`, `param_norm` and `skipped`, and `loss_by_noise` bin by bin.
+    the last `lr`, `param_norm` and `skipped`, and what ends in `_by_noise`, sums and counts, bin by bin.
 
     Args:
         steps: metrics on the host, as `train_step` returns them, at least one step.
@@ -45,7 +45,7 @@ def summarize(steps: Sequence[Mapping[str, Any]]) -> dict[str, Value]:
     for name in sorted(names, key=lambda name: name != "loss"):  # jit returns dictionaries in alphabetical order
         if name in _LATEST:
             record[name] = np.asarray(steps[-1][name]).item()
-        elif name == "loss_by_noise":
+        elif name.endswith("_by_noise"):
             sums, counts = sum((np.asarray(step[name], np.float64) for step in taken), np.zeros(steps[-1][name].shape))
             record[name] = [float(s / n) if n else math.nan for s, n in zip(sums, counts, strict=True)]
         else:
@@ -238,13 +238,14 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
-    def update(self, step: int, *, loss: float, images_per_second: float) -> None:
-        """Show the figures of a step."""
+    def update(self, step: int, *, loss: float, images_per_second: float, **more: float) -> None:
+        """Show the figures of a step; ``more`` of them by name, such as a classifier's accuracy."""
         if not self._active:
             return
         done = max(step - self._start, 1)
         left = (time.monotonic() - self._begun) / done * (self._total - step)
-        text = f"loss {loss:.4f}  {images_per_second:,.0f} images/s  {_clock(left)} left"
+        told = "".join(f"  {name} {value:.3f}" for name, value in more.items())
+        text = f"loss {loss:.4f}{told}  {images_per_second:,.0f} images/s  {_clock(left)} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)
         else:

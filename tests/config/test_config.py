@@ -15,6 +15,7 @@ import pytest
 import jaxdiff
 from jaxdiff.codecs import Arrays, Images, recipe
 from jaxdiff.config import (
+    ClassifierConfig,
     Config,
     ConfigError,
     StoredTypeError,
@@ -62,7 +63,7 @@ def test_all_are_here() -> None:
     names = "cifar10_edm cifar10_unet cifar10_vp_continuous digits_dit digits_flow digits_unet digits_ve"
     more = "imagenet256_dit_xl2 imagenet64_adm mnist_control mnist_style mnist_superres mnist_unet study_2d"
     latents = "cifar10_autoencoder mnist_autoencoder imagenet256_autoencoder cifar10_latent_dit mnist_latent_unet"
-    text = "two_digits_text emoji_text mnist_semantic"
+    text = "two_digits_text emoji_text mnist_semantic digits_classifier mnist_classifier"
     assert {f.stem for f in FILES} == {*names.split(), *more.split(), *latents.split(), *text.split()}
 
 
@@ -114,7 +115,8 @@ def test_config_is_good_and_fits_by_shapes(file: Path, tmp_path: Path) -> None:
     """Everything is built, sharded and traced; nothing of the size of the model is made."""
     config = load_config_file(file)
     check(config)
-    assert (config.__class__, file.read_text().count("Expected:")) == (Config, 1)
+    kind = ClassifierConfig if "classifier" in file.stem else Config
+    assert (config.__class__, file.read_text().count("Expected:")) == (kind, 1)
     size = getattr(config.network, "image_size", None) or config.data.image_size or 8
     channels = config.network.in_channels
     x = Spec((size, size, channels), "uint8", 0, 255)
@@ -147,6 +149,8 @@ def test_config_is_good_and_fits_by_shapes(file: Path, tmp_path: Path) -> None:
     batch = jax.eval_shape(lambda codec, batch: codec.encode(batch), codec, batch_shapes(config, source))
     shapes = template.params, batch, template.history, jax.random.key(0)
     assert jax.eval_shape(forward, *shapes).shape == (config.train.batch_size,)
+    if kind is ClassifierConfig:
+        return
     sampler = parse_sampler(config.sample.sampler, config.process)
     assert times(sampler, config.sample.grid, config.sample.steps).shape == (config.sample.steps,)
 

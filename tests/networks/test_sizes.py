@@ -11,6 +11,7 @@ import pytest
 from jaxdiff.networks import (
     EDM2,
     MLP,
+    Classifier,
     ControlNet,
     DiT,
     KLAutoencoder,
@@ -39,6 +40,7 @@ CONFIGS: dict[str, Any] = {
     "kl": KLAutoencoder(width=32),
     "vq": VQAutoencoder(width=32),
     "critic": PatchCritic(in_channels=1),
+    "classifier": Classifier(UNet(image_size=16, in_channels=1, width=32, multipliers=(1, 2)), 3),
     "clip": CLIPText(vocabulary=50, end=49, length=8, width=32, depth=2, heads=4),
     "t5": T5(vocabulary=50, width=32, depth=2, heads=4, head_depth=8, hidden=32),
     "text": WORDS,
