@@ -20,13 +20,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
-from jaxdiff.denoiser import Denoiser, NetworkDenoiser
+from jaxdiff.denoiser import Denoiser, NetworkDenoiser, begin
 from jaxdiff.guidance import Clipped, Guidance, apply
-from jaxdiff.inverse import Known, noised, remaining
+from jaxdiff.inverse import Inverted, Known, noised, remaining
 from jaxdiff.networks.placement import samples_over
 from jaxdiff.noise import Noise, sample_keys, step_noise
 from jaxdiff.record import field, record
 from jaxdiff.sampling import Keep, integrate, sample
+from jaxdiff.sampling.checks import refuse_noise_on_rising_times
 
 
 @record
@@ -45,7 +46,9 @@ class Plan:
       shape: of one x; static.
       bounds: that predictions are limited to; static.
       support: ``(x, cond) -> x``, the projection of noise onto where the data lies; static. None: the whole space.
-      ends: whether the last denoising is taken; without it samples are x at the last time; static.
+      ends: whether the way ends at data; without that samples are x at the last time; static.
+      state: the sampler's at ``ts[0]``; None: it begins anew.
+      last_denoising: whether x0 is what is predicted at the last time, or x/alpha there; static.
     """
 
     plain: NetworkDenoiser
@@ -60,6 +63,8 @@ class Plan:
     bounds: tuple[float, float] | None = field(default=None, pytree_node=False)
     support: Callable[[Array, Any], Array] | None = field(default=None, pytree_node=False)
     ends: bool = field(default=True, pytree_node=False)
+    state: Any = None
+    last_denoising: bool = field(default=True, pytree_node=False)
 
     @property
     def denoise(self) -> Denoiser:
@@ -111,6 +116,8 @@ def draw(
         kept: Any = ()
         if not plan.ends:
             x0 = integrate(*start, noise=noise)[0]
+        elif not plan.last_denoising:
+            x0 = integrate(*start, state=plan.state, noise=noise)[0] / plan.plain.process.alpha(plan.ts[-1])
         elif keep is None:
             x0 = sample(*start, noise=noise)
         else:
@@ -120,19 +127,53 @@ def draw(
 
 
 @functools.partial(jax.jit, static_argnames=("sharding",))
-def integrated(plan: Plan, ts: Array, *, sharding: NamedSharding | None = None) -> Array:
-    """x at the last of some times from the plan's x at their first, by its sampler; ``sharding`` as in `draw`."""
+def integrated(plan: Plan, ts: Array, *, sharding: NamedSharding | None = None) -> tuple[Array, Any]:
+    """x at the last of some times from the plan's x at their first, by its sampler, and the sampler's state;
+    ``sharding`` as in `draw`."""
     plan, _ = split_over(plan, None, sharding)
     with contextlib.nullcontext() if sharding is None else samples_over(sharding):
-        x = integrate(plan.sampler, plan.denoise, None, jnp.asarray(plan.x), ts, plan.cond or None)[0]
-    return gathered(x, sharding)
+        found = integrate(plan.sampler, plan.denoise, None, jnp.asarray(plan.x), ts, plan.cond or None)
+    return gathered(found, sharding)
+
+
+def inverted(
+    plan: Plan, x0: Array, size: int, *, sharding: NamedSharding | None = None
+) -> NDArray[np.float32] | Inverted:
+    """x at the plan's first time, from alpha x0 at its last, and the state of a sampler that needs it for the way back.
+
+    Args:
+      plan: of B samples, whose times are walked the other way.
+      x0: ``(B, ...)``.
+      size: of the batch, B or more.
+      sharding: as in `draw`.
+
+    Raises:
+      ValueError: a sampler that draws noise, or an exact one with a denoiser that remembers earlier evaluations.
+    """
+    rising, n = plan.ts[::-1], len(x0)
+    refuse_noise_on_rising_times(plan.sampler, rising)
+    plan.sampler.check(rising)
+    filled = rows_of(dataclasses.replace(plan, x=plan.plain.process.alpha(rising[0]) * x0), slice(0, n), size, n)
+    exact = plan.sampler.exact_inverse
+    if exact and jax.tree.leaves(jax.eval_shape(lambda x: begin(filled.denoise, x, filled.cond or None), filled.x)):
+        raise ValueError(
+            f"{type(plan.sampler).__name__} undoes its steps with the same evaluations alone, and a part of this "
+            "guidance reuses earlier ones: leave that out, or use ddim"
+        )
+    x, state = integrated(filled, rising, sharding=sharding)
+    if not exact:
+        return np.asarray(x)[:n]
+    return Inverted(x[:n], jax.tree.map(lambda leaf: leaf[:n] if leaf.ndim else leaf, state), plan.sampler, plan.ts)
 
 
 def split_over(plan: Plan, keys: Array | None, sharding: NamedSharding | None) -> tuple[Plan, Any]:
     if sharding is None:
         return plan, keys
     keys, cond, nulls, x = jax.lax.with_sharding_constraint((keys, plan.cond, plan.nulls, plan.x), sharding)
-    return dataclasses.replace(plan, cond=cond, nulls=nulls, x=x), keys
+    state = jax.tree.map(
+        lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding) if np.ndim(leaf) else leaf, plan.state
+    )
+    return dataclasses.replace(plan, cond=cond, nulls=nulls, x=x, state=state), keys
 
 
 def gathered(tree: Any, sharding: NamedSharding | None) -> Any:
@@ -148,13 +189,12 @@ def rows_of(plan: Plan, rows: slice, size: int, n: int) -> Plan:
         part = jnp.asarray(leaf[rows])
         return jnp.concatenate([part, jnp.repeat(part[-1:], size - len(part), axis=0)]) if len(part) < size else part
 
-    parts = jax.tree.map(cut, (plan.cond, plan.nulls, plan.x))
-    weights = tuple(
-        jax.tree.map(lambda leaf: cut(leaf) if np.ndim(leaf) and len(leaf) == n else leaf, element)
-        for element in plan.guide
-    )
-    cond, nulls, x = parts
-    return dataclasses.replace(plan, cond=cond, nulls=nulls, x=x, guide=weights)
+    def cut_if_one_a_sample(leaf: Any) -> Any:
+        return cut(leaf) if np.ndim(leaf) and len(leaf) == n else leaf
+
+    cond, nulls, x = jax.tree.map(cut, (plan.cond, plan.nulls, plan.x))
+    guide, state = jax.tree.map(cut_if_one_a_sample, (plan.guide, plan.state))
+    return dataclasses.replace(plan, cond=cond, nulls=nulls, x=x, guide=guide, state=state)
 
 
 def in_batches(
@@ -220,12 +260,19 @@ def from_image(
         return plan
     if plan.x is not None:
         raise ValueError("image and x are both what samples begin as: give one of them")
-    x0 = encoded(plan.codec, plan.shape, image, len(keys))
-    ts = remaining(plan.ts, (0.8 if mask is None else 1.0) if strength is None else strength)
-    guide = plan.guide
+    process, x0 = plan.plain.process, encoded(plan.codec, plan.shape, image, len(keys))
+    strength = (0.8 if mask is None else 1.0) if strength is None else strength
+    ts, guide = remaining(plan.ts, strength), plan.guide
     if mask is not None:
-        guide = (*guide, Known(x0, jnp.asarray(mask_of(plan.codec, plan.shape, mask, len(keys)))))
-    return dataclasses.replace(plan, ts=ts, guide=guide, x=noised(plan.plain.process, x0, ts[0], keys))
+        fresh = jnp.asarray(mask_of(plan.codec, plan.shape, mask, len(keys)))
+        guide = (*guide, Known(x0, fresh))
+    if not len(ts):
+        return dataclasses.replace(plan, ts=plan.ts[-1:], x=process.alpha(plan.ts[-1]) * x0, last_denoising=False)
+    if strength == 1:  # of what is drawn anew nothing is left, also where alpha is not 0 at the first time
+        if mask is None:
+            return plan
+        x0 = (1 - fresh) * x0
+    return dataclasses.replace(plan, ts=ts, guide=guide, x=noised(process, x0, ts[0], keys))
 
 
 def check_part(start: float | None, end: float | None, *, begun: bool, pictured: bool) -> None:
@@ -267,6 +314,10 @@ def part_of(plan: Plan, start: float | None, end: float | None, *, pictured: boo
     check_part(start, end, begun=plan.x is not None, pictured=pictured)
     if start is None and end is None:
         return plan
+    if plan.state is not None:
+        raise ValueError(
+            "an exact inversion goes back the whole way: give x=x.x, or leave denoising_start and _end out"
+        )
     ts = np.asarray(plan.ts)
     first = 0 if start is None else int((ts >= 1 - start - 1e-6).sum())
     last = len(ts) if end is None else int((ts >= 1 - end - 1e-6).sum())
