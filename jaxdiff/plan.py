@@ -189,12 +189,16 @@ def rows_of(plan: Plan, rows: slice, size: int, n: int) -> Plan:
         part = jnp.asarray(leaf[rows])
         return jnp.concatenate([part, jnp.repeat(part[-1:], size - len(part), axis=0)]) if len(part) < size else part
 
-    def cut_if_one_a_sample(leaf: Any) -> Any:
-        return cut(leaf) if np.ndim(leaf) and len(leaf) == n else leaf
+    def rows_in(element: Any) -> Any:
+        """One that knows which of its arrays have a row a sample says so itself: a matrix may be as long by chance."""
+        if hasattr(element, "rows"):
+            return element.rows(cut)
+        return jax.tree.map(lambda leaf: cut(leaf) if np.ndim(leaf) and len(leaf) == n else leaf, element)
 
     cond, nulls, x = jax.tree.map(cut, (plan.cond, plan.nulls, plan.x))
-    guide, state = jax.tree.map(cut_if_one_a_sample, (plan.guide, plan.state))
-    return dataclasses.replace(plan, cond=cond, nulls=nulls, x=x, guide=guide, state=state)
+    guide, state = tuple(rows_in(element) for element in plan.guide), rows_in(plan.state)
+    sampler = rows_in(plan.sampler) if hasattr(plan.sampler, "rows") else plan.sampler
+    return dataclasses.replace(plan, cond=cond, nulls=nulls, x=x, guide=guide, state=state, sampler=sampler)
 
 
 def in_batches(

@@ -44,6 +44,7 @@ LAYERS = [
     {"codecs"},
     {"plan"},
     {"model"},
+    {"reconstruction"},
     {"launch"},
     {"pretrained"},
     {"config"},
@@ -64,6 +65,7 @@ TESTED_BESIDE = {  # modules without a test file of their own -> whose tests are
     "denoiser": "guidance",
     "discrete": "process",
     "prediction": "parameterization",
+    "reconstruction": "inverse",
     "schedule": "process",
     "shifted": "process",
 }

@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from jaxdiff.sampling.base import Sampler
 
 Row = TypeVar("Row")
-CONTEXT = ("process", "n")
+CONTEXT = ("process", "n", "shape")
 """Parameters of a row that are no numbers of the method: the caller has them."""
 
 
