@@ -43,7 +43,7 @@ def edit(
     from_cond: Cond = None,
     to_cond: Cond = None,
     *,
-    method: Any = "edict",
+    method: Any = "belm",
     strength: float = 1.0,
     steps: int = 50,
     ts: ArrayLike | None = None,
@@ -57,7 +57,7 @@ def edit(
       record: as stored, the batch first, ``{"x": (B, ...)}``.
       from_cond: conditions that describe it.
       to_cond: those of the edit, one value for all or one a sample.
-      method: ``"edict"`` and ``"belm"`` undo their steps exactly, ``"ddim"`` up to its error; or another sampler
+      method: ``"belm"`` and ``"edict"`` undo their steps exactly, ``"ddim"`` up to its error; or another sampler
         without noise. `BELM` wants steps in rho that shrink, as those of the grids log_snr and karras do.
       strength: how much of the way to noise is taken, from 0 (the record as it is) to 1.
       steps: times of the grid log_snr.
@@ -78,7 +78,7 @@ def edit(
     >>> net = functional(MLP(width=8, depth=1, num_classes=3))
     >>> model = Model(NetworkDenoiser(net, net.init(jax.random.key(0)), Flow(), Velocity()), Points((2,)))
     >>> record = {"x": np.array([[0.5, -0.25]], np.float32)}
-    >>> same = edit(model, record, {"label": 1}, {"label": 1}, method="belm", steps=20)["x"]
+    >>> same = edit(model, record, {"label": 1}, {"label": 1}, steps=20)["x"]
     >>> bool(np.abs(same - record["x"]).max() < 1e-4)
     True
     """
@@ -97,7 +97,7 @@ def interpolate(
     *,
     first_cond: Cond = None,
     second_cond: Cond = None,
-    method: Any = "edict",
+    method: Any = "belm",
     strength: float = 1.0,
     steps: int = 50,
     ts: ArrayLike | None = None,
@@ -126,7 +126,7 @@ def interpolate(
     >>> net = functional(MLP(width=8, depth=1))
     >>> model = Model(NetworkDenoiser(net, net.init(jax.random.key(0)), Flow(), Velocity()), Points((2,)))
     >>> first, second = ({"x": np.full((1, 2), value, np.float32)} for value in (-0.5, 0.5))
-    >>> interpolate(model, first, second, [0.0, 0.5, 1.0], method="belm", steps=20)["x"].shape
+    >>> interpolate(model, first, second, [0.0, 0.5, 1.0], steps=20)["x"].shape
     (3, 2)
     """
     w = np.asarray(weights, np.float32)
@@ -198,7 +198,7 @@ def slerp(x: Array, y: Array, w: ArrayLike) -> Array:
     """
     a, b = flatten(x), flatten(y)
     norms = jnp.linalg.norm(a, axis=1) * jnp.linalg.norm(b, axis=1)
-    cosine = (a * b).sum(axis=1) / jnp.where(norms > 0, norms, 1)
+    cosine = jnp.where(norms > 0, (a * b).sum(axis=1) / jnp.where(norms > 0, norms, 1), 1)
     theta = jnp.arccos(jnp.clip(cosine, -1.0, 1.0))
     w = jnp.broadcast_to(jnp.asarray(w, x.dtype), theta.shape)
     sine = jnp.sin(theta)
