@@ -18,16 +18,16 @@ with the signs turned give (X, Y) back of (X_s, Y_s), whatever the denoiser is:
 After each step the sequences change places, so that neither is always the first to move. With that (1), (2) and (6)
 are one piece of code: rising times take (5) before it, falling ones (3), (4) after it.
 
-Both begin equal. Where x is noise for the most part, eps is X/rho and a constant, and by (1), (2) the difference of the
-sequences grows by about rho_t/rho_s on a falling step, while (3), (4) shrink it by p^2; rising times do the reverse. One
-of the two ways then magnifies rounding without bound, unless
+Both begin equal. Where x is noise for the most part, eps is X/rho and a constant, and by (1), (2) the difference of
+the sequences grows by about rho_t/rho_s on a falling step, while (3), (4) shrink it by p^2; rising times do the
+reverse. One of the two ways then magnifies rounding without bound, unless
 
     p^2 = rho_s/rho_t.                                                                               (7)
 
-The paper has p = 0.93, which is (7) for its 50 steps. Here (7) is the default, whatever the steps are. On mixtures, from
-rho = 150, a record is found again in float32 to 1e-5 by 20 to 400 steps; with p = 0.93 to 1e-3 by 20, 3e-5 by 50, and
-not at all by 400. The method needs alpha > 0; where alpha = 1 (VE) the x' of (2) has less noise than t says, and the
-error is several times DDIM's.
+The paper has p = 0.93, which is about (7) for its 50 steps. Here (7) is the default, whatever the steps are. On a
+mixture a record is found again in float32 to 1e-5 by 20 to 400 steps in log-SNR; with p = 0.93 to 1e-3 by 20, 3e-5 by
+50, and not at all by 400. The method needs alpha > 0; where alpha = 1 (VE) the x' of (2) has less noise than t says,
+and the error is several times DDIM's.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ from jaxdiff.noise import Noise
 from jaxdiff.process import refuse_unless
 from jaxdiff.record import record
 from jaxdiff.sampling.base import Sampler, refuse_no_signal
-
 
 LEAST = 0.5
 """p of the longest steps, and of one to rho = 0."""
