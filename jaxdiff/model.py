@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +26,15 @@ from numpy.typing import NDArray
 from jaxdiff.codecs.base import Codec
 from jaxdiff.data.text import TEXT
 from jaxdiff.denoiser import NetCache, NetworkDenoiser
-from jaxdiff.guidance import CFG, nulls_of
+from jaxdiff.guidance import Contrast, nulls_of
 from jaxdiff.inverse import Inverted
-from jaxdiff.methods import Guide, guidance_of, parse_cache, parse_sampler, times
+from jaxdiff.inversion import inverted
+from jaxdiff.methods import Guide, parse_cache, parse_sampler
 from jaxdiff.networks.placement import parts_of
 from jaxdiff.noise import as_key, sample_keys
-from jaxdiff.plan import Plan, draw, from_image, in_batches, inverted, part_of, rows_of
+from jaxdiff.plan import Plan, check_keep, draw, from_image, in_batches, part_of, rows_of
 from jaxdiff.process import Process
+from jaxdiff.request import elements_of, refuse_sampler, walked_times
 from jaxdiff.sampling import Keep
 from jaxdiff.sampling.base import start as check_start
 from jaxdiff.spec import Spec, Specs, check, complete, droppable, finite, shapes, whole
@@ -142,20 +144,20 @@ class Model:
             sampler, ts, state, x = x.sampler, x.ts, x.state, x.x
         given = self.given(whole("n", n), cond)
         usual = defaults.guide if cond else ()
-        elements = guidance_of(usual if guide is None else guide)
-        weights = [element.weight for element in elements if isinstance(element, CFG)]
-        guided = bool(weights)
-        if wrong := [each for each in weights if np.shape(each) not in ((), (n,)) or not jnp.isfinite(each).all()]:
-            raise ValueError(f"guidance takes a finite weight, or one for each of {n} samples, got {wrong[0]}")
+        elements = elements_of(usual if guide is None else guide, n, lambda values: self.given(n, values, fill=False))
+        guided = any(isinstance(element, Contrast) for element in elements)
         if guided and not cond:
             raise ValueError("guidance leads towards a condition: pass cond={...}, or guide=() for none")
         chosen = defaults.sampler if sampler is None else sampler
         method = parse_sampler(chosen, self.process)
-        walked = self._times(method, steps, grid, ts)
+        refuse_sampler(elements, method)
+        count = defaults.steps if steps is None else steps
+        asked = steps is not None or grid is not None
+        walked = walked_times(method, count, defaults.grid if grid is None else grid, ts, chosen=asked)
         plain = self.denoise
         if cache is not None:
             plain = dataclasses.replace(plain, cache=parse_cache(cache))  # type: ignore[arg-type]
-            elements = [dataclasses.replace(e, sequential=True) if isinstance(e, CFG) else e for e in elements]
+            elements = [e.in_turn() if isinstance(e, Contrast) else e for e in elements]
         negative = {TEXT: negative} if isinstance(negative, str) else negative
         if negative is None and guided:
             negative = {name: value for name, value in defaults.negative.items() if name in (cond or {})} or None
@@ -202,7 +204,7 @@ class Model:
         mask: ArrayLike | None = None,
         denoising_start: float | None = None,
         denoising_end: float | None = None,
-        keep: Keep | None = None,
+        keep: Keep | Literal["particles"] | None = None,
         decode: bool = True,
         batch_size: int | None = None,
         start: int = 0,
@@ -235,10 +237,11 @@ class Model:
           denoising_end: stop after this share of the way from noise to data (`jaxdiff.plan.part_of`), above 0 and below
             1: what comes is x there, for another model to go on from. None: the whole way.
           denoising_start: go on from such an x after this share, with the same times; a multistep method begins anew.
-          keep: states or predictions at some steps to give beside the samples: `jaxdiff.sampling.Keep`.
+          keep: states or predictions at some steps to give beside the samples: `jaxdiff.sampling.Keep`; of a sampler of
+            particles, such as `Steered`, ``"particles"``: all of them, weighted (`jaxdiff.sampling.Particles`).
           decode: give records as they are stored, else x0 as the network sees it.
-          batch_size: most samples at once, or the next number that the devices divide; the last batch is filled up, so
-            that it does not compile again.
+          batch_size: most samples at once (of a sampler of particles: most particles), or the next number that the
+            devices divide; the last batch is filled up, so that it does not compile again.
           start: index of the first sample: ``sample(key, 8, start=8)`` goes on where ``sample(key, 8)`` ended.
           program: what draws a batch: `draw`, or another program of the same arguments.
 
@@ -251,26 +254,23 @@ class Model:
         """
         n, start, key = whole("n", n), whole("start", start, 0), as_key(key)
         most = whole("batch_size", self.defaults.batch_size if batch_size is None else batch_size)
-        size = self.filled(min(n, most))
-        if not isinstance(keep, Keep | None):
-            raise ValueError(f"keep is a jaxdiff.sampling.Keep, such as Keep(at=(0, 10, -1)), got {keep!r}")
         if cond is None and self.draw_cond is not None:
             cond = self.draw_cond(sample_keys(key, start, n))
         options = {"negative": negative, "sampler": sampler, "steps": steps, "grid": grid, "ts": ts, "guide": guide}
         plan = self.plan(n, cond, **options, cache=cache, x=x)
-        if keep is not None and denoising_end is not None:
-            raise ValueError("keep is of the way to its end: leave it out, or denoising_end")
         plan = from_image(plan, sample_keys(key, start, n), image, strength, mask)
         plan = part_of(plan, denoising_start, denoising_end, pictured=image is not None)
-        if keep is not None and not plan.last_denoising:
-            raise ValueError("keep is of a way with a last denoising, and this has none: leave it out")
+        check_keep(plan, keep)
         self._check_start(plan, n)
+        size = self.filled(min(n, max(1, most // plan.particles)))
         decode = decode and plan.ends
         options = {"program": program, "decode": decode, "keep": keep, "sharding": self.sharding}
         given, kept = in_batches(plan, key, n, size, start=start, **options)
         for name, encoder in self.encoders.items() if decode else ():
             if hasattr(encoder, "stored") and (kind := encoder.stored((cond or {}).get(name), n)) is not None:
                 given[name] = kind
+        if keep == "particles":
+            kept = jax.tree.map(lambda leaf: leaf[0], kept)
         return given if keep is None else (given, kept)
 
     def invert(
@@ -362,18 +362,6 @@ class Model:
             return draw(mine, sample_keys(jax.random.key(0), 0, 2))
 
         jax.eval_shape(traced, self.denoise.params)
-
-    def _times(
-        self, sampler: Any, steps: int | None, grid: str | Callable[[Process, int], Array] | None, ts: ArrayLike | None
-    ) -> Array:
-        if ts is not None:
-            if steps is not None or grid is not None:
-                raise ValueError("ts are the times themselves: leave steps and grid out")
-            if isinstance(ts, str):
-                raise ValueError(f"ts are the times themselves, got {ts!r}: for a grid by its name, grid={ts!r}")
-            return jnp.asarray(ts, jnp.result_type(float))
-        count = whole("steps", self.defaults.steps if steps is None else steps)
-        return times(sampler, self.defaults.grid if grid is None else grid, count)
 
     def _check_start(self, plan: Plan, n: int) -> None:
         """All checks of a start that need the times' numbers. They may trace the network, so once for the same ones."""

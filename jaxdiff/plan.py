@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
-from jaxdiff.denoiser import Denoiser, NetworkDenoiser, begin
+from jaxdiff.denoiser import Denoiser, NetworkDenoiser
 from jaxdiff.guidance import Clipped, Guidance, apply
-from jaxdiff.inverse import Inverted, Known, noised, remaining
+from jaxdiff.inverse import Known, noised, remaining
 from jaxdiff.networks.placement import samples_over
 from jaxdiff.noise import Noise, sample_keys, step_noise
 from jaxdiff.record import field, record
-from jaxdiff.sampling import Keep, integrate, sample
-from jaxdiff.sampling.checks import refuse_noise_on_rising_times
+from jaxdiff.sampling import Keep, ParticleSampler, integrate, particle_keys, sample, sample_particles
 
 
 @record
@@ -71,7 +70,13 @@ class Plan:
         """The denoiser with its guidance, limited to the bounds."""
         process = self.plain.process
         guided = apply(self.guide, self.plain, process, self.nulls)
-        return guided if self.bounds is None else Clipped(guided, process, *self.bounds)
+        apart = any(getattr(element, "apart", False) for element in self.guide)
+        return guided if self.bounds is None else Clipped(guided, process, *self.bounds, apart=apart)
+
+    @property
+    def particles(self) -> int:
+        """How many particles a sample is drawn with: the rows that it is in the sampler's batch."""
+        return getattr(self.sampler, "particles", 1)
 
     def init(self, keys: Array) -> Array:
         """x at the first time ``(B, ...)``."""
@@ -95,7 +100,12 @@ class Plan:
 
 @functools.partial(jax.jit, static_argnames=("decode", "keep", "sharding"))
 def draw(
-    plan: Plan, keys: Array, *, decode: bool = True, keep: Keep | None = None, sharding: NamedSharding | None = None
+    plan: Plan,
+    keys: Array,
+    *,
+    decode: bool = True,
+    keep: Keep | Literal["particles"] | None = None,
+    sharding: NamedSharding | None = None,
 ) -> tuple[Any, Any, Array]:
     """Samples of a plan.
 
@@ -103,16 +113,20 @@ def draw(
       plan: of B samples.
       keys: ``(B,)``, one a sample.
       decode: give the stored record, else x0; static.
-      keep: what to give beside the samples (`jaxdiff.sampling.Keep`); static.
+      keep: what to give beside the samples (`jaxdiff.sampling.Keep`), or "particles": all of a sample's particles
+        (`jaxdiff.sampling.Particles`); static.
       sharding: of the batch; static. None: not split.
 
     Returns:
       The record, or x0 ``(B, ...)``; what was kept, () without ``keep``; and which samples are finite ``(B,)``.
     """
     plan, keys = split_over(plan, keys, sharding)
+    k = plan.particles
+    each = plan if k == 1 else with_rows(plan, lambda leaf: jnp.repeat(jnp.asarray(leaf), k, axis=0), len(keys))
+    keys = keys if k == 1 else particle_keys(keys, k)
     with contextlib.nullcontext() if sharding is None else samples_over(sharding):
-        start: tuple[Any, ...] = (plan.sampler, plan.denoise, keys, plan.init(keys), plan.ts, plan.cond or None)
-        noise = plan.noise
+        start: tuple[Any, ...] = (each.sampler, each.denoise, keys, each.init(keys), each.ts, each.cond or None)
+        noise = each.noise
         kept: Any = ()
         if not plan.ends:
             x0 = integrate(*start, noise=noise)[0]
@@ -120,50 +134,14 @@ def draw(
             x0 = integrate(*start, state=plan.state, noise=noise)[0] / plan.plain.process.alpha(plan.ts[-1])
         elif keep is None:
             x0 = sample(*start, noise=noise)
+        elif keep == "particles":
+            x0, found = sample_particles(*start, noise=noise)
+            kept = jax.tree.map(lambda leaf: leaf[None], found)  # as one step: samples along the second axis
         else:
             x0, kept = sample(*start, noise=noise, keep=keep)
+        x0 = x0[::k]  # each row is a draw from its group
         drawn = (plan.finish(x0) if decode else x0), kept, jnp.isfinite(x0.reshape(x0.shape[0], -1)).all(axis=1)
     return gathered(drawn, sharding)
-
-
-@functools.partial(jax.jit, static_argnames=("sharding",))
-def integrated(plan: Plan, ts: Array, *, sharding: NamedSharding | None = None) -> tuple[Array, Any]:
-    """x at the last of some times from the plan's x at their first, by its sampler, and the sampler's state;
-    ``sharding`` as in `draw`."""
-    plan, _ = split_over(plan, None, sharding)
-    with contextlib.nullcontext() if sharding is None else samples_over(sharding):
-        found = integrate(plan.sampler, plan.denoise, None, jnp.asarray(plan.x), ts, plan.cond or None)
-    return gathered(found, sharding)
-
-
-def inverted(
-    plan: Plan, x0: Array, size: int, *, sharding: NamedSharding | None = None
-) -> NDArray[np.float32] | Inverted:
-    """x at the plan's first time, from alpha x0 at its last, and the state of a sampler that needs it for the way back.
-
-    Args:
-      plan: of B samples, whose times are walked the other way.
-      x0: ``(B, ...)``.
-      size: of the batch, B or more.
-      sharding: as in `draw`.
-
-    Raises:
-      ValueError: a sampler that draws noise, or an exact one with a denoiser that remembers earlier evaluations.
-    """
-    rising, n = plan.ts[::-1], len(x0)
-    refuse_noise_on_rising_times(plan.sampler, rising)
-    plan.sampler.check(rising)
-    filled = rows_of(dataclasses.replace(plan, x=plan.plain.process.alpha(rising[0]) * x0), slice(0, n), size, n)
-    exact = plan.sampler.exact_inverse
-    if exact and jax.tree.leaves(jax.eval_shape(lambda x: begin(filled.denoise, x, filled.cond or None), filled.x)):
-        raise ValueError(
-            f"{type(plan.sampler).__name__} undoes its steps with the same evaluations alone, and a part of this "
-            "guidance reuses earlier ones: leave that out, or use ddim"
-        )
-    x, state = integrated(filled, rising, sharding=sharding)
-    if not exact:
-        return np.asarray(x)[:n]
-    return Inverted(x[:n], jax.tree.map(lambda leaf: leaf[:n] if leaf.ndim else leaf, state), plan.sampler, plan.ts)
 
 
 def split_over(plan: Plan, keys: Array | None, sharding: NamedSharding | None) -> tuple[Plan, Any]:
@@ -182,12 +160,42 @@ def gathered(tree: Any, sharding: NamedSharding | None) -> Any:
     return tree if whole is None else jax.lax.with_sharding_constraint(tree, whole)
 
 
+def check_keep(plan: Plan, keep: Any) -> None:
+    """Checks what is to be given beside the samples.
+
+    Raises:
+      ValueError: what is no `Keep` and not "particles", or does not go with the plan's sampler.
+    """
+    weighted = isinstance(plan.sampler, ParticleSampler)
+    if keep != "particles" and not isinstance(keep, Keep | None):
+        raise ValueError(f"keep is a jaxdiff.sampling.Keep, such as Keep(at=(0, 10, -1)), or 'particles', got {keep!r}")
+    if not plan.ends and (keep is not None or weighted):
+        what = (
+            "particles get their last weights at its end: leave denoising_end out"
+            if keep is None
+            else ("keep is of the way to its end: leave it out, or denoising_end")
+        )
+        raise ValueError(what)
+    if keep is not None and not plan.last_denoising:
+        raise ValueError("keep is of a way with a last denoising, and this has none: leave it out")
+    if weighted and isinstance(keep, Keep):
+        raise ValueError("resampled particles have no way of their own to keep: leave keep out, or keep='particles'")
+    if keep == "particles" and not weighted:
+        raise ValueError(f"keep='particles' is of a sampler of particles, such as Steered, got {plan.sampler!r}")
+
+
 def rows_of(plan: Plan, rows: slice, size: int, n: int) -> Plan:
     """The plan of some of its n samples, filled up to ``size`` by its last."""
 
     def cut(leaf: Any) -> Array:
         part = jnp.asarray(leaf[rows])
         return jnp.concatenate([part, jnp.repeat(part[-1:], size - len(part), axis=0)]) if len(part) < size else part
+
+    return with_rows(plan, cut, n)
+
+
+def with_rows(plan: Plan, cut: Callable[[Any], Array], n: int) -> Plan:
+    """The plan with ``cut`` of whatever it has one of for each of its n samples."""
 
     def rows_in(element: Any) -> Any:
         """One that knows which of its arrays have a row a sample says so itself: a matrix may be as long by chance."""
@@ -210,7 +218,7 @@ def in_batches(
     start: int,
     program: Callable[..., Any],
     decode: bool,
-    keep: Keep | None,
+    keep: Keep | Literal["particles"] | None,
     sharding: NamedSharding | None,
 ) -> tuple[Any, Any]:
     """The n samples of a plan, so many at a time, and what was kept.

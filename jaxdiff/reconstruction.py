@@ -14,13 +14,14 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.inverse.method import Method
-from jaxdiff.inverse.operators import Operator
+from jaxdiff.inverse.operators import Decoded, Operator
 from jaxdiff.inverse.problem import MeasurementNoise, Problem, noise_of
 from jaxdiff.methods import Guide
 from jaxdiff.methods.inverse import parse_method, parse_operator
@@ -46,6 +47,7 @@ def measured(model: Model, operator: Operator, y: ArrayLike, n: int | None = Non
       ValueError: y of another shape, bytes of what is no picture, or as many measurements as are not samples.
     """
     one, given = operator.measured, np.asarray(y)
+    codec = getattr(model.codec, "images", model.codec) if isinstance(operator, Decoded) else model.codec
     name = type(operator).__name__
     if given.shape == one:
         given = given[None]
@@ -55,13 +57,33 @@ def measured(model: Model, operator: Operator, y: ArrayLike, n: int | None = Non
     if len(given) not in (1, count):
         raise ValueError(f"y is one measurement for all of {count} samples, or one for each, got {len(given)}")
     if given.dtype == np.uint8:
-        spec = model.codec.spec["x"]
+        spec = codec.spec["x"]
         bounds = spec.clip if isinstance(spec, Spec) else None
-        if not operator.pictured or bounds is None:
+        told = operator.of_pixels if isinstance(operator, Decoded) else operator
+        if not told.pictured or bounds is None:
             raise ValueError(f"{name} does not measure a picture here, so y is in floating point, got uint8")
         given = bounds[0] + (bounds[1] - bounds[0]) * (given / np.float32(255))
     given = finite("y", given, given.shape, "what was measured")
     return jnp.asarray(np.broadcast_to(given, (count, *one)), jnp.float32)
+
+
+def operator_of(model: Model, operator: str | Operator) -> Operator:
+    """An operator on a model's data by its name and numbers.
+
+    Args:
+      model: of the data.
+      operator: such as ``"blur:3"``, or an operator. Of a model in latents it is on the decoded pictures, and becomes a
+        `jaxdiff.inverse.operators.Decoded`; an object on the latents themselves is taken as it is.
+
+    Raises:
+      ValueError: an unknown name or number, or an operator of another shape.
+    """
+    codec = model.codec
+    on_latents = isinstance(operator, Operator) and tuple(operator.shape) == model.shape
+    if on_latents or not hasattr(codec, "pixels"):
+        return parse_operator(operator, model.shape)
+    shape = jax.eval_shape(codec.pixels, jax.ShapeDtypeStruct((1, *model.shape), jnp.float32)).shape[1:]
+    return Decoded(model.shape, parse_operator(operator, shape), codec)
 
 
 def reconstruction_plan(
@@ -79,7 +101,7 @@ def reconstruction_plan(
 ) -> Plan:
     """The plan that `reconstruct` draws. Arguments as there."""
     how = parse_method(method)
-    what = parse_operator(operator, model.shape)
+    what = operator_of(model, operator)
     given = measured(model, what, y, n)
     if how.own_steps and sampler is not None:
         raise ValueError(f"{type(how).__name__} is itself a sampler: leave sampler={sampler!r} out")
@@ -131,13 +153,13 @@ def reconstruct(
     """
     options = {"cond": cond, "sampler": sampler, "steps": steps, "grid": grid, "ts": ts, "guide": guide}
     plan = reconstruction_plan(method, operator, y, model, noise=noise, n=n, **options)
-    count = len(measured(model, parse_operator(operator, model.shape), y, n))
+    count = len(measured(model, operator_of(model, operator), y, n))
     most = whole("batch_size", model.defaults.batch_size if batch_size is None else batch_size)
     drawn, _ = in_batches(
         plan,
         as_key(key),
         count,
-        model.filled(min(count, most)),
+        model.filled(min(count, max(1, most // plan.particles))),
         start=whole("start", start, 0),
         program=draw,
         decode=decode,

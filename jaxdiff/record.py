@@ -74,3 +74,13 @@ def record(cls: type[T]) -> type[T]:
 
     jax.tree_util.register_pytree_with_keys(made, flatten_with_keys, unflatten, flatten)
     return made
+
+
+def as_tree(function: Any) -> Any:
+    """A function as a pytree: one that has arrays (a `record`) as it is, so that they are data; another static.
+
+    >>> jax.tree.leaves(as_tree(abs)), as_tree(abs)(-1.0)
+    ([], 1.0)
+    """
+    opaque = jax.tree_util.all_leaves([function]) and callable(function)
+    return jax.tree_util.Partial(function) if opaque else function

@@ -43,6 +43,8 @@ LAYERS = [
     {"data"},
     {"codecs"},
     {"plan"},
+    {"inversion"},
+    {"request"},
     {"model"},
     {"reconstruction"},
     {"launch"},
@@ -61,9 +63,11 @@ LONGER_WITH_REASON: dict[str, str] = {  # path -> why this file may pass LINES_P
 }
 TESTED_BESIDE = {  # modules without a test file of their own -> whose tests are theirs too
     "__main__": "commands",
+    "request": "model",
     "broadcast": "noise",
     "denoiser": "guidance",
     "discrete": "process",
+    "inversion": "inverse",
     "prediction": "parameterization",
     "reconstruction": "inverse",
     "schedule": "process",

@@ -312,14 +312,20 @@ class LatentImages:
         x = jnp.asarray(record["x"])
         return {"x": jnp.stack([of(x), of(x[:, :, ::-1])], axis=1) if self.images.flip else of(x)}
 
-    def decode(self, x0: Array, cond: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Bytes of latents ``(B, h, w, c)``, by (3)."""
+    def pixels(self, x0: Array) -> Array:
+        """Images on [-1, 1] of latents ``(B, h, w, c)``, by (3), not rounded: differentiable."""
         z = _channels(self.mean) + _channels(self.std) * x0
         if self.tile is None or max(z.shape[1:3]) <= self.tile:
-            pixels = self.net.decode(self.params, z)
-        else:
-            pixels = tiled(lambda part: self.net.decode(self.params, part), z, self.tile, self.net.factor)
-        return self.images.decode(pixels, cond)
+            return self.net.decode(self.params, z)
+        return tiled(lambda part: self.net.decode(self.params, part), z, self.tile, self.net.factor)
+
+    def latents(self, pixels: Array) -> Array:
+        """Latents of images ``(B, H, W, C)`` on [-1, 1], by (1) without noise and (2)."""
+        return self.standardised(self.net.moments(self.params, pixels)[0])
+
+    def decode(self, x0: Array, cond: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Bytes of latents ``(B, h, w, c)``, by (3)."""
+        return self.images.decode(self.pixels(x0), cond)
 
     def picture(self, stored: Stored, columns: int | None = None) -> NDArray[np.uint8]:
         """A grid of the images."""

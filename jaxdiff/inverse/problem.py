@@ -41,6 +41,10 @@ class MeasurementNoise(abc.ABC):
     def log_density(self, y: Array, clean: Array) -> Array:
         """ln p of each number of y given that of clean, shaped like y."""
 
+    def weight(self, y: Array) -> Array:
+        """How exact each number of y is, relative to others, shaped like y; by default all are alike."""
+        return jnp.ones_like(y)
+
 
 @record
 class Gaussian(MeasurementNoise):
@@ -112,8 +116,13 @@ class Poisson(MeasurementNoise):
         """ln of the chance of each count that y stands for, shaped like y; with a mean of at least 1e-3, so that light
         where none is expected has a finite one."""
         mean = jnp.maximum(self._mean(clean), 1e-3)
-        counts: Array = self.rate * (y - self.low) / self._range
+        counts = jnp.asarray(self.rate * (y - self.low) / self._range)
         return counts * jnp.log(mean) - mean - jax.scipy.special.gammaln(counts + 1)
+
+    def weight(self, y: Array) -> Array:
+        """One over the variance of y, which grows with its count: 1 at ``rate``, and no more than for one count."""
+        counts = jnp.asarray(self.rate * (y - self.low) / self._range)
+        return jnp.asarray(self.rate) / jnp.maximum(counts, 1.0)
 
 
 @record

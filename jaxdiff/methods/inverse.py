@@ -10,8 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jaxdiff.inverse.ddnm import DDNM
-from jaxdiff.inverse.method import Method
+from jaxdiff.inverse import (
+    DAPS,
+    DDNM,
+    DDRM,
+    DPS,
+    ILVR,
+    MCG,
+    PSLD,
+    TDS,
+    DDNMPlus,
+    DiffPIR,
+    Method,
+    PiGDM,
+    ReconstructionGuidance,
+    RePaint,
+)
 from jaxdiff.inverse.operators import (
     Box,
     Operator,
@@ -52,7 +66,21 @@ OPERATORS: dict[str, Callable[..., Operator]] = {
 }
 """Operators: rows take the shape of the data, then their numbers."""
 
-METHODS: dict[str, Callable[..., Method]] = {"ddnm": DDNM}
+METHODS: dict[str, Callable[..., Method]] = {
+    "ddnm": DDNM,
+    "ddnm_plus": DDNMPlus,
+    "ddrm": DDRM,
+    "pigdm": PiGDM,
+    "dps": DPS,
+    "mcg": MCG,
+    "reconstruction_guidance": ReconstructionGuidance,
+    "repaint": RePaint,
+    "ilvr": ILVR,
+    "diffpir": DiffPIR,
+    "daps": DAPS,
+    "psld": PSLD,
+    "tds": TDS,
+}
 """Methods of reconstruction."""
 
 

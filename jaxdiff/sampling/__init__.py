@@ -15,11 +15,14 @@ from jaxdiff.sampling.langevin import AnnealedLangevin, AnnealedLangevinDynamics
 from jaxdiff.sampling.multistep import DPMpp2M, DPMpp3M
 from jaxdiff.sampling.ode import DPM2, RK4, Euler, Heun, RungeKutta
 from jaxdiff.sampling.parallel import sample_parallel
+from jaxdiff.sampling.particles import Particles, ParticleSampler, particle_keys, sample_particles
 from jaxdiff.sampling.path import sample_path
 from jaxdiff.sampling.recommended import recommended, recommended_times
+from jaxdiff.sampling.recurrent import Recurrent
 from jaxdiff.sampling.sde import EulerMaruyama, ReverseDiffusion
 from jaxdiff.sampling.singlestep import DPMpp2S, DPMSolver
 from jaxdiff.sampling.smoothed import Smoothed, SmoothedDenoiser
+from jaxdiff.sampling.steered import Steered
 from jaxdiff.sampling.tableau import BOGACKI_SHAMPINE, DORMAND_PRINCE, TABLEAUX, Tableau
 from jaxdiff.sampling.tabulated import Tabulated
 from jaxdiff.sampling.unipc import UniPC
@@ -57,7 +60,10 @@ __all__ = [
     "Keep",
     "Kept",
     "Langevin",
+    "ParticleSampler",
+    "Particles",
     "PredictorCorrector",
+    "Recurrent",
     "Restart",
     "ReverseDiffusion",
     "RungeKutta",
@@ -65,6 +71,7 @@ __all__ = [
     "Sampler",
     "Smoothed",
     "SmoothedDenoiser",
+    "Steered",
     "Tableau",
     "Tabulated",
     "UniPC",
@@ -76,11 +83,13 @@ __all__ = [
     "integrate",
     "interpolate_times",
     "pad_times",
+    "particle_keys",
     "polish_times",
     "recommended",
     "recommended_times",
     "sample",
     "sample_parallel",
+    "sample_particles",
     "sample_path",
     "teacher_path",
 ]

@@ -9,7 +9,7 @@ of times; what it remembers between steps is its state:
     x0 = denoise(x, ts[-1]).x0
 
 denoise(x, t) is a `Prediction`, noise(t, s, salt) draws from N(0, I). `integrate` is that loop as one `jax.lax.scan`;
-`sample` adds the last denoising. By hand the same steps give the same samples.
+`sample` adds the last denoising (`Sampler.finish`). By hand the same steps give the same samples.
 """
 
 from __future__ import annotations
@@ -63,6 +63,10 @@ class Sampler(abc.ABC):
     @abc.abstractmethod
     def step(self, denoise: Denoise, noise: Noise, state: State, x: Array, t: Array, s: Array) -> tuple[Array, State]:
         """x at t to x at s; t and s are scalars."""
+
+    def finish(self, denoise: Denoise, noise: Noise, state: State, prediction: Prediction, t: Array) -> Array:
+        """The samples, of the last denoising at t; by default its x0."""
+        return prediction.x0
 
     def check(self, ts: ArrayLike) -> None:
         """Raises ValueError if times that are known do not suit this method; by default all do."""
@@ -344,11 +348,12 @@ def sample(
 
     def run() -> Array | tuple[Array, Kept]:
         bound = _bind(denoise, cond, x, debug)
-        last, _, memory, kept = _scan(sampler, bound, noise(keys, x), x, grid, None, num_steps, record)
-        prediction = bound.holding(memory)(last, grid[end])
-        if record is None:
-            return prediction.x0
-        return prediction.x0, record.finish(record.write(kept, end, last, lambda: prediction))
+        drawn = noise(keys, x)
+        last, state, memory, kept = _scan(sampler, bound, drawn, x, grid, None, num_steps, record)
+        bound = bound.holding(memory)
+        prediction = bound(last, grid[end])
+        x0 = sampler.finish(bound, drawn, state, prediction, grid[end])
+        return x0 if record is None else (x0, record.finish(record.write(kept, end, last, lambda: prediction)))
 
     return _run(run, debug)
 

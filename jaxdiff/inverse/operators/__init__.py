@@ -2,6 +2,7 @@
 
 from jaxdiff.inverse.operators.base import OneValue, Operator
 from jaxdiff.inverse.operators.blur import Blur, gaussian_blur
+from jaxdiff.inverse.operators.decoded import Decoded
 from jaxdiff.inverse.operators.downsampling import Box, Separable, bicubic
 from jaxdiff.inverse.operators.grey import Grey, luma, mean_of_channels
 from jaxdiff.inverse.operators.jpeg import Quantise, jpeg
@@ -14,6 +15,7 @@ __all__ = [
     "Blur",
     "Box",
     "CompressedSensing",
+    "Decoded",
     "Differentiable",
     "Grey",
     "Linear",
