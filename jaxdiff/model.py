@@ -28,15 +28,16 @@ from jaxdiff.codecs.base import Codec
 from jaxdiff.data.text import TEXT
 from jaxdiff.denoiser import NetCache, NetworkDenoiser
 from jaxdiff.guidance import Contrast, apply, nulls_of
+from jaxdiff.inverse import Inverted
+from jaxdiff.inversion import inverted
 from jaxdiff.methods import Guide, guidance_of, parse_cache, parse_sampler
 from jaxdiff.networks.placement import parts_of
 from jaxdiff.noise import as_key, sample_keys
-from jaxdiff.plan import Plan, check_keep, draw, from_image, in_batches, integrated, part_of, rows_of
+from jaxdiff.plan import Plan, check_keep, draw, from_image, in_batches, part_of, rows_of
 from jaxdiff.process import Process
 from jaxdiff.request import elements_of, refuse_sampler, walked_times
 from jaxdiff.sampling import Keep
 from jaxdiff.sampling.base import start as check_start
-from jaxdiff.sampling.checks import refuse_noise_on_rising_times
 from jaxdiff.spec import Spec, Specs, check, complete, droppable, finite, shapes, whole
 
 
@@ -130,14 +131,20 @@ class Model:
         ts: ArrayLike | None = None,
         guide: Guide | Sequence[Guide] | None = None,
         cache: str | NetCache | None = None,
-        x: ArrayLike | None = None,
+        x: ArrayLike | Inverted | None = None,
     ) -> Plan:
         """What `sample` is about to do for n samples. Arguments as there.
 
         Raises:
           ValueError: a condition, a method or times that do not fit this model or each other.
         """
-        defaults = self.defaults
+        defaults, state = self.defaults, None
+        if isinstance(x, Inverted):
+            if [name for name in (sampler, steps, grid, ts) if name is not None]:
+                raise ValueError(
+                    "an Inverted x goes back by its own sampler and times: leave others out, or give x=x.x"
+                )
+            sampler, ts, state, x = x.sampler, x.ts, x.state, x.x
         given = self.given(whole("n", n), cond)
         usual = defaults.guide if cond or not any(each.conditional for each in guidance_of(defaults.guide)) else ()
         own = functools.partial(self.given, n, fill=False)
@@ -168,6 +175,7 @@ class Model:
         begin = None if x is None else finite("x", x, (n, *self.shape), "samples at the first time")
         start = None if begin is None else jnp.asarray(begin, jnp.float32)
         options: dict[str, Any] = {"shape": self.shape, "bounds": bounds, "support": self.support}
+        options |= {"state": state, "last_denoising": state is None}
         apply(elements, plain, self.process, nulls)  # refuses a list that means nothing, or not with this model
         return Plan(plain, method, walked, given, tuple(elements), nulls, self.codec, start, **options)
 
@@ -184,7 +192,7 @@ class Model:
         ts: ArrayLike | None = None,
         guide: Guide | Sequence[Guide] | None = None,
         cache: str | NetCache | None = None,
-        x: ArrayLike | None = None,
+        x: ArrayLike | Inverted | None = None,
         image: ArrayLike | None = None,
         strength: float | None = None,
         mask: ArrayLike | None = None,
@@ -213,10 +221,11 @@ class Model:
           guide: guidance: a weight, a name with its numbers (``"cfg:2"``), an object, a function ``Denoiser ->
             Denoiser``, or a list of them that is applied in order. (): none.
           cache: features to reuse between evaluations, ``"deepcache:3"`` or an object of `jaxdiff.networks`.
-          x: samples at the first time to start from, ``(n, ...)`` at that time's scale; None: noise.
+          x: samples at the first time to start from, ``(n, ...)`` at that time's scale, or what an exact sampler's
+            `invert` gave; None: noise.
           image: what samples begin as, with noise on it (`jaxdiff.inverse.sdedit`): ``(H, W, C)`` as stored, or one a
             sample.
-          strength: how much noise, above 0 and at most 1; None: 0.8, with a mask 1.
+          strength: how much noise, from 0 (the image as it is) to 1 (a fresh sample); None: 0.8, with a mask 1.
           mask: ``(H, W)`` of that image, or one a sample: 1 where samples are drawn anew, 0 where the image is kept
             (`jaxdiff.inverse.replacement`).
           denoising_end: stop after this share of the way from noise to data (`jaxdiff.plan.part_of`), above 0 and below
@@ -268,11 +277,12 @@ class Model:
         grid: str | Callable[[Process, int], Array] | None = None,
         ts: ArrayLike | None = None,
         guide: Guide | Sequence[Guide] | None = (),
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.float32] | Inverted:
         """The x at the first time from which a deterministic sampler comes to a record: `sample(..., x=x)` undone.
 
         The probability flow is followed from data to noise. x begins as alpha x0 at the last time, where `sample` would
-        take the last denoising, so that the way there and back differs by the steps' error and by sigma there.
+        take the last denoising, so that the way there and back differs by the steps' error and by sigma there. With
+        ``"edict"`` and ``"belm"`` it differs by rounding alone: `jaxdiff.inverse.Inverted`.
 
         Args:
           record: as stored, the batch first, such as ``{"x": (B, H, W, C) uint8}``.
@@ -280,7 +290,7 @@ class Model:
           guide: guidance; none by default.
 
         Returns:
-          x ``(B, ...)`` at the first time, at that time's scale.
+          x ``(B, ...)`` at the first time, at that time's scale; of an exact sampler an `Inverted`.
 
         Raises:
           ValueError: a sampler that draws noise, or arguments that do not fit.
@@ -295,13 +305,8 @@ class Model:
         made = {name: value for name, value in encoded.items() if name in self.conditions}
         made |= _by_name(cond)
         plan = self.plan(len(x0), made, sampler=sampler, steps=steps, grid=grid, ts=ts, guide=guide)
-        rising = plan.ts[::-1]
         self._check_start(plan, len(x0))
-        refuse_noise_on_rising_times(plan.sampler, rising)
-        plan.sampler.check(rising)
-        filled = dataclasses.replace(plan, x=self.process.alpha(rising[0]) * x0)
-        filled = rows_of(filled, slice(0, len(x0)), self.filled(len(x0)), len(x0))
-        return np.asarray(integrated(filled, rising, sharding=self.sharding))[: len(x0)]
+        return inverted(plan, x0, self.filled(len(x0)), sharding=self.sharding)
 
     def given(self, n: int, cond: Mapping[str, Any] | None, *, fill: bool = True) -> dict[str, Any]:
         """Conditions as the network takes them, ``(n, ...)``: encoded, checked, and the null of each one left out.

@@ -45,7 +45,9 @@ class Plan:
       shape: of one x; static.
       bounds: that predictions are limited to; static.
       support: ``(x, cond) -> x``, the projection of noise onto where the data lies; static. None: the whole space.
-      ends: whether the last denoising is taken; without it samples are x at the last time; static.
+      ends: whether the way ends at data; without that samples are x at the last time; static.
+      state: the sampler's at ``ts[0]``; None: it begins anew.
+      last_denoising: whether x0 is what is predicted at the last time, or x/alpha there; static.
     """
 
     plain: NetworkDenoiser
@@ -60,6 +62,8 @@ class Plan:
     bounds: tuple[float, float] | None = field(default=None, pytree_node=False)
     support: Callable[[Array, Any], Array] | None = field(default=None, pytree_node=False)
     ends: bool = field(default=True, pytree_node=False)
+    state: Any = None
+    last_denoising: bool = field(default=True, pytree_node=False)
 
     @property
     def denoise(self) -> Denoiser:
@@ -126,6 +130,8 @@ def draw(
         kept: Any = ()
         if not plan.ends:
             x0 = integrate(*start, noise=noise)[0]
+        elif not plan.last_denoising:
+            x0 = integrate(*start, state=plan.state, noise=noise)[0] / plan.plain.process.alpha(plan.ts[-1])
         elif keep is None:
             x0 = sample(*start, noise=noise)
         elif keep == "particles":
@@ -138,20 +144,14 @@ def draw(
     return gathered(drawn, sharding)
 
 
-@functools.partial(jax.jit, static_argnames=("sharding",))
-def integrated(plan: Plan, ts: Array, *, sharding: NamedSharding | None = None) -> Array:
-    """x at the last of some times from the plan's x at their first, by its sampler; ``sharding`` as in `draw`."""
-    plan, _ = split_over(plan, None, sharding)
-    with contextlib.nullcontext() if sharding is None else samples_over(sharding):
-        x = integrate(plan.sampler, plan.denoise, None, jnp.asarray(plan.x), ts, plan.cond or None)[0]
-    return gathered(x, sharding)
-
-
 def split_over(plan: Plan, keys: Array | None, sharding: NamedSharding | None) -> tuple[Plan, Any]:
     if sharding is None:
         return plan, keys
     keys, cond, nulls, x = jax.lax.with_sharding_constraint((keys, plan.cond, plan.nulls, plan.x), sharding)
-    return dataclasses.replace(plan, cond=cond, nulls=nulls, x=x), keys
+    state = jax.tree.map(
+        lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding) if np.ndim(leaf) else leaf, plan.state
+    )
+    return dataclasses.replace(plan, cond=cond, nulls=nulls, x=x, state=state), keys
 
 
 def gathered(tree: Any, sharding: NamedSharding | None) -> Any:
@@ -176,6 +176,8 @@ def check_keep(plan: Plan, keep: Any) -> None:
             else ("keep is of the way to its end: leave it out, or denoising_end")
         )
         raise ValueError(what)
+    if keep is not None and not plan.last_denoising:
+        raise ValueError("keep is of a way with a last denoising, and this has none: leave it out")
     if weighted and isinstance(keep, Keep):
         raise ValueError("resampled particles have no way of their own to keep: leave keep out, or keep='particles'")
     if keep == "particles" and not weighted:
@@ -200,9 +202,9 @@ def with_rows(plan: Plan, cut: Callable[[Any], Any], n: int) -> Plan:
         return cut(leaf) if np.ndim(leaf) and len(leaf) == n else leaf
 
     cond, nulls, x = jax.tree.map(cut, (plan.cond, plan.nulls, plan.x))
-    guide = tuple(element.rows(mine) for element in plan.guide)
+    guide, state = tuple(element.rows(mine) for element in plan.guide), jax.tree.map(mine, plan.state)
     sampler = plan.sampler.rows(mine) if hasattr(plan.sampler, "rows") else plan.sampler
-    return dataclasses.replace(plan, cond=cond, nulls=nulls, x=x, guide=guide, sampler=sampler)
+    return dataclasses.replace(plan, cond=cond, nulls=nulls, x=x, guide=guide, state=state, sampler=sampler)
 
 
 def in_batches(
@@ -268,12 +270,19 @@ def from_image(
         return plan
     if plan.x is not None:
         raise ValueError("image and x are both what samples begin as: give one of them")
-    x0 = encoded(plan.codec, plan.shape, image, len(keys))
-    ts = remaining(plan.ts, (0.8 if mask is None else 1.0) if strength is None else strength)
-    guide = plan.guide
+    process, x0 = plan.plain.process, encoded(plan.codec, plan.shape, image, len(keys))
+    strength = (0.8 if mask is None else 1.0) if strength is None else strength
+    ts, guide = remaining(plan.ts, strength), plan.guide
     if mask is not None:
-        guide = (*guide, Known(x0, jnp.asarray(mask_of(plan.codec, plan.shape, mask, len(keys)))))
-    return dataclasses.replace(plan, ts=ts, guide=guide, x=noised(plan.plain.process, x0, ts[0], keys))
+        fresh = jnp.asarray(mask_of(plan.codec, plan.shape, mask, len(keys)))
+        guide = (*guide, Known(x0, fresh))
+    if not len(ts):
+        return dataclasses.replace(plan, ts=plan.ts[-1:], x=process.alpha(plan.ts[-1]) * x0, last_denoising=False)
+    if strength == 1:  # of what is drawn anew nothing is left, also where alpha is not 0 at the first time
+        if mask is None:
+            return plan
+        x0 = (1 - fresh) * x0
+    return dataclasses.replace(plan, ts=ts, guide=guide, x=noised(process, x0, ts[0], keys))
 
 
 def check_part(start: float | None, end: float | None, *, begun: bool, pictured: bool) -> None:
@@ -315,6 +324,10 @@ def part_of(plan: Plan, start: float | None, end: float | None, *, pictured: boo
     check_part(start, end, begun=plan.x is not None, pictured=pictured)
     if start is None and end is None:
         return plan
+    if plan.state is not None:
+        raise ValueError(
+            "an exact inversion goes back the whole way: give x=x.x, or leave denoising_start and _end out"
+        )
     ts = np.asarray(plan.ts)
     first = 0 if start is None else int((ts >= 1 - start - 1e-6).sum())
     last = len(ts) if end is None else int((ts >= 1 - end - 1e-6).sum())

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxdiff as jd
+from jaxdiff.sampling import BELM, EDICT
 from tests.covers import cover
 
 PROCESSES: dict[str, Callable[[], jd.Process]] = {
@@ -78,6 +79,8 @@ SAMPLERS: dict[str, Callable[[jd.Process], jd.Sampler]] = {
     "DEIS_log_rho": lambda process: jd.DEIS(process, 3, "log_rho"),
     "LMS": jd.LMS,
     "IPNDM": jd.IPNDM,
+    "EDICT": EDICT,
+    "BELM": BELM,
     "EulerMaruyama": jd.EulerMaruyama,
     "EulerMaruyama_half": lambda process: jd.EulerMaruyama(process, 0.5),
     "ReverseDiffusion": jd.ReverseDiffusion,
@@ -117,6 +120,8 @@ NEEDS_SIGNAL = {  # cannot start where alpha = 0
     "DEIS_log_rho",
     "LMS",
     "IPNDM",
+    "EDICT",
+    "BELM",
     "EulerMaruyama",
     "EulerMaruyama_half",
     "EDMStochastic",

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jaxdiff import DDIM, DDPM, DPMpp2M, Euler, EulerMaruyama, Heun, Process, Sampler
 from jaxdiff.sampling.adams import DEIS, IPNDM, LMS, Basis
 from jaxdiff.sampling.adaptive import Adaptive
+from jaxdiff.sampling.belm import BELM
+from jaxdiff.sampling.edict import EDICT
 from jaxdiff.sampling.exponential_sde import DPMpp2MSDE, DPMpp3MSDE, DPMppSDE, SASolver
 from jaxdiff.sampling.karras import EDMStochastic, EulerAncestral
 from jaxdiff.sampling.multistep import DPMpp3M
@@ -54,6 +56,8 @@ def deterministic() -> Iterator[Row]:
     """All of them."""
     yield Row("DDIM", LIKE_DDIM, DDIM, 1, 1)
     yield Row("Euler", "Euler", Euler, 1, 1, in_t=True)
+    yield Row("EDICT", "EDICT", EDICT, 1, 1)
+    yield Row("BELM", "BELM", BELM, 2, 2, multistep=True)
     for variable in get_args(Variable):
         yield _in_variable("Heun", lambda p, v: Heun(p, v), 2, variable)
     yield Row("DPM2", "DPM2", DPM2, 2, 2)
@@ -186,6 +190,6 @@ STOCHASTIC = (
 `PredictorCorrector`, `AnnealedLangevinDynamics` and `Restart`, whose error does not fall with the grid's steps."""
 
 QUICK = {
-    "DDIM", "Euler", "Heun(rho)", "DPMpp2M", "DPMpp3M", "UniPC(3, B2)", "DEIS(3, log_rho)", "IPNDM(4)", "RK4(angle)",
-    "Adaptive(bogacki_shampine)", "DDPM", "EulerMaruyama", "DPMpp2MSDE",
+    "DDIM", "Euler", "EDICT", "BELM", "Heun(rho)", "DPMpp2M", "DPMpp3M", "UniPC(3, B2)", "DEIS(3, log_rho)", "IPNDM(4)",
+    "RK4(angle)", "Adaptive(bogacki_shampine)", "DDPM", "EulerMaruyama", "DPMpp2MSDE",
 }  # fmt: skip

@@ -9,7 +9,9 @@ from jaxdiff.inverse.ddnm import DDNM, Consistent, DDNMPlus
 from jaxdiff.inverse.ddrm import DDRM
 from jaxdiff.inverse.diffpir import DiffPIR
 from jaxdiff.inverse.dps import DPS
+from jaxdiff.inverse.editing import edit, interpolate, slerp, variations
 from jaxdiff.inverse.ilvr import ILVR
+from jaxdiff.inverse.inverted import Inverted
 from jaxdiff.inverse.mcg import MCG
 from jaxdiff.inverse.method import Measured, Method
 from jaxdiff.inverse.pigdm import PiGDM
@@ -37,6 +39,7 @@ __all__ = [
     "Gaussian",
     "GaussianTwist",
     "InpaintingTwist",
+    "Inverted",
     "Known",
     "KnownPart",
     "LikelihoodTwist",
@@ -50,7 +53,11 @@ __all__ = [
     "ReconstructionGuidance",
     "Twist",
     "Twisted",
+    "edit",
+    "interpolate",
     "measure",
     "noised",
     "remaining",
+    "slerp",
+    "variations",
 ]

@@ -6,7 +6,8 @@ walked, from
 
     x = alpha(t) x0 + sigma(t) eps,     t = t_{n-m+1}                                                (1)
 
-Strength 1 walks the whole grid. Less noise keeps more of the picture.
+Strength 1 walks the whole grid, from noise in which nothing of the picture is left: a model then draws a fresh sample.
+Less noise keeps more of the picture, and strength 0 walks no time: it is the picture as it is.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ def remaining(ts: Array, strength: float) -> Array:
 
     Args:
       ts: ``(n,)`` falling.
-      strength: above 0 and at most 1.
+      strength: from 0, where no time is left, to 1.
 
     Raises:
-      ValueError: a strength out of range, or so small that no time is left.
+      ValueError: a strength out of range, or above 0 and so small that no time is left.
 
     >>> import jax.numpy as jnp
     >>> remaining(jnp.array([1.0, 0.75, 0.5, 0.25]), 0.5).tolist()
     [0.5, 0.25]
     """
-    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
-        raise ValueError(f"strength is above 0 (the picture as it is) and at most 1 (nothing of it), got {strength!r}")
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= 1:
+        raise ValueError(f"strength is from 0 (the picture as it is) to 1 (nothing of it), got {strength!r}")
     kept = math.floor(strength * len(ts) + 1e-6)
-    if not kept:
+    if strength > 0 and not kept:
         raise ValueError(f"strength {strength} of {len(ts)} steps leaves none: raise it, or the steps")
     return ts[len(ts) - kept :]
 

@@ -46,10 +46,12 @@ from jaxdiff.methods.parser import describe, made, method
 from jaxdiff.networks.caching import DeepCache, FeatureCache, FirstBlock, TaylorSeer
 from jaxdiff.process import Process
 from jaxdiff.sampling import (
+    BELM,
     DDIM,
     DDPM,
     DEIS,
     DPM2,
+    EDICT,
     IPNDM,
     LMS,
     RK4,
@@ -181,6 +183,8 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "deis": DEIS,
     "lms": LMS,
     "ipndm": IPNDM,
+    "edict": EDICT,
+    "belm": BELM,
     "euler_maruyama": EulerMaruyama,
     "reverse_diffusion": ReverseDiffusion,
     "predictor_corrector": _predictor_corrector,

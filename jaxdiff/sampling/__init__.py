@@ -4,7 +4,9 @@ from jaxdiff.sampling.adams import DEIS, IPNDM, LMS
 from jaxdiff.sampling.adaptive import Adaptive
 from jaxdiff.sampling.ancestral import DDIM, DDPM, AnalyticDDPM, estimate_gamma
 from jaxdiff.sampling.base import Sampler, check_times, integrate, pad_times, sample
+from jaxdiff.sampling.belm import BELM
 from jaxdiff.sampling.choose import Choice, choose
+from jaxdiff.sampling.edict import EDICT
 from jaxdiff.sampling.exponential_sde import DPMpp2MSDE, DPMpp3MSDE, DPMppSDE, SASolver
 from jaxdiff.sampling.grid_search import ays_times, gits_times, interpolate_times, polish_times, teacher_path
 from jaxdiff.sampling.karras import EDMStochastic, EulerAncestral, Restart
@@ -26,12 +28,14 @@ from jaxdiff.sampling.tabulated import Tabulated
 from jaxdiff.sampling.unipc import UniPC
 
 __all__ = [
+    "BELM",
     "BOGACKI_SHAMPINE",
     "DDIM",
     "DDPM",
     "DEIS",
     "DORMAND_PRINCE",
     "DPM2",
+    "EDICT",
     "IPNDM",
     "LMS",
     "RK4",

@@ -25,7 +25,8 @@ def test_samples_the_mixture(process_name: str, name: str) -> None:
     distance = jnp.square(samples[:, None] - MEANS[None]).sum(-1)
     component = np.asarray(jnp.argmin(distance / jnp.square(STDS)[None], axis=1))
     # "fixed large" adds more noise than the exact step has: on coarse grids its samples are wider
-    slack = 2.0 if name == "DDPM_large" else 1.0
+    # and of EDICT's sequences the second is told of x a step ahead, which where alpha = 1 has too little noise
+    slack = 2.0 if name in ("DDPM_large", "EDICT") else 1.0
     for k in range(3):
         mine = np.asarray(samples)[component == k]
         assert len(mine) / 4000 == pytest.approx(float(jnp.exp(LOG_WEIGHTS[k])), abs=0.035 * slack)
