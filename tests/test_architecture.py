@@ -44,6 +44,7 @@ LAYERS = [
     {"codecs"},
     {"plan"},
     {"model"},
+    {"panorama"},
     {"launch"},
     {"pretrained"},
     {"config"},
