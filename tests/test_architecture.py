@@ -66,7 +66,6 @@ TESTED_BESIDE = {  # modules without a test file of their own -> whose tests are
     "discrete": "process",
     "prediction": "parameterization",
     "schedule": "process",
-    "shifted": "process",
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "misc", "common"}
 FORBIDDEN_NNX = {"jit", "grad", "value_and_grad", "Optimizer", "sow", "BatchNorm", "BatchStat"}

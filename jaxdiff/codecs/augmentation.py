@@ -25,6 +25,8 @@ from jax.typing import ArrayLike
 from jaxdiff.broadcast import expand
 from jaxdiff.noise import salted_keys, white_noise
 
+LOW, LEVEL = "low", "low_level"
+"""The conditions: the small picture, and the level of its noise."""
 AUGMENT = 0x61756720  # "aug "
 _LEVEL, _NOISE, _WHICH, _WIDTH = 0, 1, 2, 3  # what a sample's key is salted with
 

@@ -25,7 +25,7 @@ from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
 from jaxdiff.broadcast import expand
-from jaxdiff.codecs.augmentation import blurred_half, drawn_levels, noised_copy
+from jaxdiff.codecs.augmentation import LEVEL, LOW, blurred_half, drawn_levels, noised_copy
 from jaxdiff.codecs.base import Stored, passed_on, save_npz, save_png, saved_as
 from jaxdiff.noise import sample_keys
 from jaxdiff.record import field, record
@@ -102,8 +102,8 @@ class Images:
         if n is None:
             return {"x": x}
         if self.augment:
-            return {"x": x, "low": Spec((n, n, self.shape[2])), "low_level": Spec((), "float32", 0, 1)}
-        return {"x": x, "low": Spec((n, n, self.shape[2]), "float32", -1, 1)}
+            return {"x": x, LOW: Spec((n, n, self.shape[2])), LEVEL: Spec((), "float32", 0, 1)}
+        return {"x": x, LOW: Spec((n, n, self.shape[2]), "float32", -1, 1)}
 
     def sized(self, x: Any) -> Images:
         """The same for records ``{"x": x}`` of images ``(B, H', W', C)`` of another size.
@@ -138,7 +138,7 @@ class Images:
                 low = low if self.blur is None else blurred_half(low, self.blur, keys)
                 level = drawn_levels(keys, self.augment)
                 low = noised_copy(low, level, keys) if self.augment else low
-            batch |= {"low": low, "low_level": level} if self.augment else {"low": low}
+            batch |= {LOW: low, LEVEL: level} if self.augment else {LOW: low}
         return batch
 
     def decode(self, x0: Array, cond: Mapping[str, Any] | None = None) -> dict[str, Any]:

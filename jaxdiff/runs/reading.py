@@ -18,6 +18,7 @@ from jaxdiff.pretrained.layouts.families import described
 from jaxdiff.pretrained.origin import HUB, is_published
 from jaxdiff.pretrained.parts import is_published_part
 from jaxdiff.runs.autoencoder import AutoencoderRun
+from jaxdiff.runs.cascade import Cascade, is_cascade
 from jaxdiff.runs.run import Run
 from jaxdiff.train import batch_sharding, make_mesh
 from jaxdiff.train.sharding import split_sharding
@@ -31,9 +32,9 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
     """What lies at a path, ready to sample.
 
     Args:
-      path: the folder of a run, which gives its `Run` or `AutoencoderRun`; or a published model, which gives a
-        `jaxdiff.pretrained.Pretrained`: a folder of diffusers with `model_index.json`, one file of Stable
-        Diffusion, or the Hub's repository ``hf:OWNER/NAME``.
+      path: the folder of a run, which gives its `Run` or `AutoencoderRun`; the file of a cascade, ``.json``, which
+        gives a `Cascade`; or a published model, which gives a `jaxdiff.pretrained.Pretrained`: a folder of diffusers
+        with `model_index.json`, one file of Stable Diffusion, or the Hub's repository ``hf:OWNER/NAME``.
       options: of a run as `Run.load` takes them (``step``, ``ema``, ``mesh``, ``dtype``), of a published model as
         `load_published` does (``mesh``, ``dtype``, ``variant``, ``control``, ``length``, ``tokenizer``).
 
@@ -42,6 +43,8 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
     """
     if is_published(path):
         return load_published(path, **options)
+    if is_cascade(path):
+        return Cascade.load(path, **options)
     refuse_network(path)
     if not Path(path).expanduser().exists() and HUB_NAME.fullmatch(os.fspath(path)):
         raise ConfigError(
