@@ -66,7 +66,8 @@ class Plan:
         """The denoiser with its guidance, limited to the bounds."""
         process = self.plain.process
         guided = apply(self.guide, self.plain, process, self.nulls)
-        return guided if self.bounds is None else Clipped(guided, process, *self.bounds)
+        apart = any(getattr(element, "apart", False) for element in self.guide)
+        return guided if self.bounds is None else Clipped(guided, process, *self.bounds, apart=apart)
 
     def init(self, keys: Array) -> Array:
         """x at the first time ``(B, ...)``."""

@@ -43,6 +43,7 @@ LAYERS = [
     {"data"},
     {"codecs"},
     {"plan"},
+    {"request"},
     {"model"},
     {"panorama"},
     {"launch"},
@@ -61,6 +62,7 @@ LONGER_WITH_REASON: dict[str, str] = {  # path -> why this file may pass LINES_P
 }
 TESTED_BESIDE = {  # modules without a test file of their own -> whose tests are theirs too
     "__main__": "commands",
+    "request": "model",
     "broadcast": "noise",
     "denoiser": "guidance",
     "discrete": "process",

@@ -15,7 +15,7 @@ from jaxdiff import config as cfg
 from jaxdiff.commands.pictures import read_ids, read_picture
 from jaxdiff.config import ConfigError
 from jaxdiff.data.text import TEXT, given_captions
-from jaxdiff.guidance import CFG
+from jaxdiff.guidance import Contrast
 from jaxdiff.methods import parse_guidance
 from jaxdiff.networks.control import PICTURE, SCALE
 from jaxdiff.plan import stored_shape
@@ -119,7 +119,7 @@ def prompts_of(run: Sampled, options: Options) -> list[str]:
     if TEXT not in run.model.encoders and (names := [name for name, value in asked.items() if value not in ((), None)]):
         raise ConfigError(f"{names[0]}: this {_kind(run)} was trained without text: leave it out")
     if options.negative is not None and not any(
-        isinstance(each, CFG) for each in parse_guidance(guide_of(run, options))
+        isinstance(each, Contrast) for each in parse_guidance(guide_of(run, options))
     ):
         raise ConfigError(
             "--negative is what guidance leads away from, and there is no guidance: add --guidance 2, or leave it out"
