@@ -35,7 +35,7 @@ config = Config(
     loss=LossConfig(time=Stratified(), dropout={"label": 0.1}),
     optimizer=OptimizerConfig(lr=2e-3, schedule="cosine", warmup=50, final_fraction=0.05),
     ema=Ema(0.99),
-    train=TrainConfig(steps=1000, batch_size=32, log_every=50, sample_every=500),
-    checkpoint=CheckpointConfig(every=500, keep=2),
+    train=TrainConfig(steps=778, batch_size=32, log_every=50, sample_every=389),
+    checkpoint=CheckpointConfig(every=389, keep=2),
     sample=SampleConfig(sampler="ddim", steps=20, grid="uniform", guide=("cfg:1.5",), num=100),
 )

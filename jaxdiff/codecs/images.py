@@ -121,7 +121,7 @@ class Images:
         """Records ``{"x": uint8 (B, H, W, C), ...}`` as ``{"x": float32 in [-1, 1], ...}``."""
         x = to_model_range(record["x"])
         if self.shrinks and x.shape[1] == x.shape[2] > self.shape[0]:
-            x = jnp.rint((area_mean(x, self.shape[0]) + 1.0) * 127.5) / 127.5 - 1.0
+            x = (jnp.rint((area_mean(x, self.shape[0]) + 1.0) * 127.5) - 127.5) / 127.5
         if x.shape[1:] != self.shape:
             raise ValueError(f"x is uint8 (B, {', '.join(map(str, self.shape))}), got {x.shape}")
         batch = {"x": x, **passed_on(record, self.spec)}

@@ -147,10 +147,9 @@ def doubled(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """
     count, height, width = images.shape
     sides = (2 * width, 2 * height)
-    large = np.stack(
-        [np.asarray(Image.fromarray(i.astype(np.float32)).resize(sides, Image.Resampling.BICUBIC)) for i in images]
-    )
-    for _ in range(8):  # what is cut off at black and white is made up for by the others
+    pictures = (Image.fromarray(each.astype(np.float32)) for each in images)
+    large = np.stack([np.asarray(each.resize(sides, Image.Resampling.BICUBIC)) for each in pictures])
+    for _ in range(24):  # what is cut off at black and white is made up for by the others
         means = large.reshape(count, height, 2, width, 2).mean(axis=(2, 4))
         large = np.clip(large + (images - means).repeat(2, axis=1).repeat(2, axis=2), 0, 255)
     return np.rint(large).astype(np.uint8)

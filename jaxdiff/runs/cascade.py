@@ -214,7 +214,7 @@ class Cascade:
             refuse_unknown("condition of this cascade", away, list(known))
             level = given.pop(LEVEL, None)
             led = [self._told(stage, given) for stage in self.stages]
-            if guide is not None and not isinstance(guide, tuple | list) and not any(led):
+            if guide is not None and guidance_of(guide) and not any(led):
                 raise ValueError("guidance leads towards a condition: pass cond={...}, or guide=() for none")
         record: dict[str, NDArray[Any]] = {}
         for k, stage in enumerate(self.stages):

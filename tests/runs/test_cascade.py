@@ -27,6 +27,7 @@ from jaxdiff.schedule import CosineVP
 from jaxdiff.train import make_mesh
 from jaxdiff.train.ema import Ema
 from tests.commands.test_cli import one_line
+from tests.test_readme import blocks
 
 
 def config(name: str, size: int, low: int | None = None, augment: float = 0.5, classes: int | None = 3) -> Config:
@@ -247,3 +248,16 @@ def test_files_that_are_no_cascade(tmp_path: Path, text: str, message: str) -> N
     (tmp_path / "cascade.json").write_text(text)
     with pytest.raises(ConfigError, match=message):
         jaxdiff.load(tmp_path / "cascade.json")
+
+
+@pytest.mark.nightly
+def test_the_page_on_cascades_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Python blocks, one after the other, in an empty folder."""
+    page = Path(__file__).resolve().parents[2] / "docs" / "cascades.md"
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks(page, "python"):
+        exec(compile(block, "cascades", "exec"), names)
+    assert names["digits"]["x"].shape == (20, 8, 8, 1) and (tmp_path / "digits.png").is_file()
+    assert names["wide"].shape == (2, 4, 16, 1) and names["flow"].shift == 4
+    np.testing.assert_array_equal(names["beside"][:, :, 4:8], np.stack([names["wide"][0, :, :4]] * 2))
