@@ -21,7 +21,7 @@ from jaxdiff.discrete import (
     sigmoid_betas,
 )
 from jaxdiff.exact import EmpiricalDenoiser, FullGaussianDenoiser, GaussianDenoiser, MixtureDenoiser
-from jaxdiff.grid import karras_times, log_snr_times, quadratic_times, trailing_times, uniform_times
+from jaxdiff.grid import karras_times, log_snr_times, quadratic_times, shifted_times, trailing_times, uniform_times
 from jaxdiff.guidance import (
     APG,
     CFG,
@@ -141,7 +141,7 @@ from jaxdiff.score_matching import (
     Sliced,
     score_fokker_planck,
 )
-from jaxdiff.shifted import Shifted
+from jaxdiff.shifted import Shifted, ShiftedSNR, at_resolution
 from jaxdiff.times import (
     GeometricLevels,
     LikelihoodTime,
@@ -275,6 +275,7 @@ __all__ = [
     "ScoreNorm",
     "SecondOrder",
     "Shifted",
+    "ShiftedSNR",
     "Sigmoid",
     "SigmoidVP",
     "Simple",
@@ -294,6 +295,7 @@ __all__ = [
     "V",
     "Velocity",
     "Weight",
+    "at_resolution",
     "ays_times",
     "bits_per_dim",
     "brownian_noise",
@@ -329,6 +331,7 @@ __all__ = [
     "save_pretrained",
     "scaled_linear_betas",
     "score_fokker_planck",
+    "shifted_times",
     "sigmoid_betas",
     "step_noise",
     "teacher_path",

@@ -7,7 +7,8 @@ zero terminal SNR): there sigma/alpha = 200 sigma(1). Start from ``process.prior
 
 Spacings, i = 0..n-1, u = i/(n-1): uniform in t; uniform in lambda = ln(alpha^2/sigma^2) (Lu et al. 2022); Karras'
 rho-warp of sigma/alpha (Karras et al. 2022, equation 5); quadratic in t (Song et al. 2021 DDIM, appendix D.2);
-trailing, t = 1 - i/n, that begins at the chain's end and leaves equal steps (Lin et al. 2024, section 3.3).
+trailing, t = 1 - i/n, that begins at the chain's end and leaves equal steps (Lin et al. 2024, section 3.3); shifted, by
+equation (1) of `jaxdiff.shifted` uniform (Esser et al. 2024, equation 23).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.process import Process
+from jaxdiff.shifted import warped
 
 
 def _places(n: int) -> Array:
@@ -101,3 +103,22 @@ def karras_times(
     start, end = (jnp.exp(-0.5 * process.log_snr(t) / rho) for t in (first, last))
     root = start + _places(n) * (end - start)
     return _pinned(process.time_of_log_snr(-2.0 * rho * jnp.log(root)), first, last)
+
+
+def shifted_times(
+    process: Process,
+    n: int,
+    *,
+    shift: ArrayLike = 3.0,
+    t_max: ArrayLike | None = None,
+    t_min: ArrayLike | None = None,
+) -> Array:
+    """Uniform, then shifted: s u/(1 + (s - 1) u) with u even. s above 1 spends more of the times on noise.
+
+    >>> from jaxdiff.schedule import Flow
+    >>> [f"{t:.3f}" for t in shifted_times(Flow(), 3, shift=3.0)]
+    ['1.000', '0.750', '0.002']
+    """
+    first, last = _limits(process, t_max, t_min, limit=False)
+    begin, end = (warped(t, 1.0 / jnp.asarray(shift, t.dtype)) for t in (first, last))
+    return _on_chain(process, _pinned(warped(begin + _places(n) * (end - begin), shift), first, last))

@@ -25,6 +25,7 @@ PROCESSES: dict[str, Callable[[], jd.Process]] = {
     "KarrasVE": jd.KarrasVE,
     "Flow": jd.Flow,
     "Shifted_flow": lambda: jd.Shifted(jd.Flow(), 3.0),
+    "ShiftedSNR_cosine": lambda: jd.ShiftedSNR(jd.CosineVP(), 2.0),
     "DiscreteVP_linear": lambda: jd.DiscreteVP(jd.linear_betas(1000)),
     "DiscreteVP_cosine": lambda: jd.DiscreteVP(jd.cosine_betas(1000)),
     "DiscreteVP_zero_snr": lambda: jd.DiscreteVP(jd.rescale_zero_terminal_snr(jd.scaled_linear_betas(1000))),
@@ -36,6 +37,7 @@ NO_SIGNAL_AT_END = {
     "SigmoidVP_skewed",
     "Flow",
     "Shifted_flow",
+    "ShiftedSNR_cosine",
     "DiscreteVP_zero_snr",
 }  # alpha(1) = 0
 EXPLODING = {"VE", "KarrasVE"}  # alpha = 1

@@ -48,6 +48,7 @@ LAYERS = [
     {"request"},
     {"model"},
     {"reconstruction"},
+    {"panorama"},
     {"launch"},
     {"pretrained"},
     {"config"},
@@ -72,7 +73,6 @@ TESTED_BESIDE = {  # modules without a test file of their own -> whose tests are
     "prediction": "parameterization",
     "reconstruction": "inverse",
     "schedule": "process",
-    "shifted": "process",
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "misc", "common"}
 FORBIDDEN_NNX = {"jit", "grad", "value_and_grad", "Optimizer", "sow", "BatchNorm", "BatchStat"}

@@ -18,6 +18,7 @@ GRIDS = {
     "trailing": jd.trailing_times,
     "log_snr": jd.log_snr_times,
     "karras": jd.karras_times,
+    "shifted": jd.shifted_times,
 }
 
 
@@ -50,6 +51,10 @@ def test_spacings() -> None:
     np.testing.assert_allclose(np.diff(jnp.sqrt(jd.quadratic_times(process, 9)), 2), 0, atol=1e-6)
     np.testing.assert_allclose(np.diff(process.log_snr(jd.log_snr_times(process, 9)), 2), 0, atol=1e-3)
     np.testing.assert_allclose(jd.trailing_times(process, 4), [1.0, 0.75, 0.5, 0.25])
+    flow, u = jd.Flow(), np.linspace(1.0, 0.1, 9)  # Esser et al. 2024, equation 23
+    shifted = jd.shifted_times(flow, 9, shift=3.0, t_min=3 * 0.1 / (1 + 2 * 0.1))
+    np.testing.assert_allclose(shifted, 3 * u / (1 + 2 * u), rtol=1e-5)
+    np.testing.assert_allclose(jd.shifted_times(flow, 9, shift=1.0), jd.uniform_times(flow, 9), rtol=1e-5)
     # Karras et al. 2022, equation 5, at their numbers
     edm = jd.KarrasVE()
     i = np.arange(18) / 17

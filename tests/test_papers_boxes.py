@@ -168,7 +168,12 @@ def test_song_euler_maruyama() -> None:
         "mnist_style",
         "mnist_superres",
         "mnist_latent_unet",
+        "mnist_cascade_8",
+        "mnist_cascade_28",
+        "cifar10_cascade_8",
         "two_digits_text",
+        "two_digits_cascade_16",
+        "two_digits_cascade_32",
         "emoji_text",
     ],
 )
@@ -220,6 +225,17 @@ def test_rectified_flow(name: str) -> None:
         np.testing.assert_allclose(config.parameterization.target(config.process, x0, eps, 0.3), eps - x0)
         inside = t[t > 1.001 * float(config.process.min_time())]
         assert kstest(np.log(inside / (1 - inside)), norm(0, 1).cdf).pvalue > 1e-3
+
+
+def test_simple_diffusion_at_32_pixels() -> None:
+    """ "cifar10_cascade_32": Hoogeboom et al. 2023, section 3, from 64 pixels; DDIM and the loss on v as above."""
+    with jax.enable_x64(True):
+        config, _, ts = built("cifar10_cascade_32")
+        assert ts[0] == 1.0 and np.ptp(np.diff(ts)) < 1e-6
+        t = times_of(config)
+        log_snr = -2 * np.log(np.tan(0.5 * np.pi * t)) + 2 * np.log(64 / 32)
+        np.testing.assert_allclose(config.process.log_snr(t[t < 1]), log_snr[t < 1], rtol=1e-6)
+        np.testing.assert_allclose(weights_on_x0(config, t), 1 + np.exp(log_snr), rtol=1e-5)
 
 
 def spaced(total: int, count: int) -> list[int]:

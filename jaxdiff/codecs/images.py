@@ -5,14 +5,9 @@
 
 With `low_resolution` the record's own small copy is a condition (super-resolution, Saharia et al. 2021,
 arXiv:2104.07636): the mean of x0 over each of n x n equal rectangles, after mirroring. With `augment` it is noised in
-training, so that a network trained on small copies of data also takes samples of another network (Gaussian conditioning
-augmentation: Ho et al. 2021, "Cascaded Diffusion Models", arXiv:2106.15282, section 4; their forward process, with s
-for the noise level):
-
-    c' = sqrt(1 - s^2) c + s eps,     s from U(0, s_max) and eps from N(0, 1), by the sample's key
-
-and s is a condition too, ``"low_level"``, which `jaxdiff.networks.Level` tells a network. Without a key s is 0. A
-cascade noises what it passes on by the same rule, with an s of its choice.
+training, and the noise level s is a condition too, ``"low_level"``, which `jaxdiff.networks.Level` tells a network:
+`jaxdiff.codecs.augmentation`. With `shrinks` x0 itself is such a small copy of a larger record, rounded to bytes, so
+that the stages of a cascade learn from one set of pictures.
 """
 
 from __future__ import annotations
@@ -30,12 +25,12 @@ from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
 from jaxdiff.broadcast import expand
+from jaxdiff.codecs.augmentation import LEVEL, LOW, blurred_half, drawn_levels, noised_copy
 from jaxdiff.codecs.base import Stored, passed_on, save_npz, save_png, saved_as
-from jaxdiff.noise import salted_keys, sample_keys, white_noise
+from jaxdiff.noise import sample_keys
 from jaxdiff.record import field, record
 from jaxdiff.spec import Spec, Specs
 
-AUGMENT = 0x61756720  # "aug "
 SHOWN_SIZE = 48  # smaller images are enlarged to about this many pixels, or an 8x8 digit is a speck on a screen
 
 
@@ -50,9 +45,13 @@ class Images:
       low_resolution: n, side in pixels of a small copy, which becomes the condition ``"low"``; None: no such condition.
       augment: s_max, from 0 to 1: largest noise level of the small copy; 0: it is not noised, and there is no
         ``"low_level"``.
+      blur: least and largest width of the filter, in pixels of the small copy, that half of the small copies are
+        blurred by in training, such as ``(0.4, 0.6)``; None: none.
+      shrinks: records are squares of this size or larger, and x0 is their mean over equal rectangles.
 
     Raises:
-      ValueError: a shape that is no image's, a small copy that is not smaller, or a noise level that is none.
+      ValueError: a shape that is no image's, a small copy that is not smaller, a noise level or a blur that is none, or
+        a rectangle that shrinks.
 
     >>> codec = Images((2, 2, 1), low_resolution=1)
     >>> batch = codec.encode({"x": np.uint8([[[[0], [255]], [[0], [255]]]]), "label": np.array([3])})
@@ -66,6 +65,8 @@ class Images:
     flip: bool = field(default=False, pytree_node=False)
     low_resolution: int | None = field(default=None, pytree_node=False)
     augment: float = field(default=0.0, pytree_node=False)
+    blur: tuple[float, float] | None = field(default=None, pytree_node=False)
+    shrinks: bool = field(default=False, pytree_node=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -78,6 +79,15 @@ class Images:
             raise ValueError(f"augment is a noise level from 0 to 1, got {self.augment}")
         if self.augment and n is None:
             raise ValueError(f"augment={self.augment} noises the small copy: set low_resolution too")
+        if self.blur is not None:
+            object.__setattr__(self, "blur", tuple(self.blur))
+            if len(self.blur) != 2 or not 0 < self.blur[0] <= self.blur[1] or n is None:
+                raise ValueError(
+                    f"blur is (least, largest) width of a filter of the small copy, above 0, such as (0.4, 0.6), with "
+                    f"low_resolution; got {self.blur} and low_resolution={n}"
+                )
+        if self.shrinks and self.shape[0] != self.shape[1]:
+            raise ValueError(f"shrinks is of squares, and shape is {self.shape}: leave it out")
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -92,8 +102,8 @@ class Images:
         if n is None:
             return {"x": x}
         if self.augment:
-            return {"x": x, "low": Spec((n, n, self.shape[2])), "low_level": Spec((), "float32", 0, 1)}
-        return {"x": x, "low": Spec((n, n, self.shape[2]), "float32", -1, 1)}
+            return {"x": x, LOW: Spec((n, n, self.shape[2])), LEVEL: Spec((), "float32", 0, 1)}
+        return {"x": x, LOW: Spec((n, n, self.shape[2]), "float32", -1, 1)}
 
     def sized(self, x: Any) -> Images:
         """The same for records ``{"x": x}`` of images ``(B, H', W', C)`` of another size.
@@ -103,11 +113,15 @@ class Images:
         """
         if self.low_resolution is not None:
             raise ValueError(f"low_resolution={self.low_resolution} is a square copy of square images: leave it out")
+        if self.shrinks:
+            return dataclasses.replace(self, shape=(*x.shape[1:3], self.shape[2]), shrinks=False)
         return dataclasses.replace(self, shape=(*x.shape[1:3], self.shape[2]))
 
     def encode(self, record: Mapping[str, Any], key: Array | None = None) -> dict[str, Any]:
         """Records ``{"x": uint8 (B, H, W, C), ...}`` as ``{"x": float32 in [-1, 1], ...}``."""
         x = to_model_range(record["x"])
+        if self.shrinks and x.shape[1] == x.shape[2] > self.shape[0]:
+            x = (jnp.rint((area_mean(x, self.shape[0]) + 1.0) * 127.5) - 127.5) / 127.5
         if x.shape[1:] != self.shape:
             raise ValueError(f"x is uint8 (B, {', '.join(map(str, self.shape))}), got {x.shape}")
         batch = {"x": x, **passed_on(record, self.spec)}
@@ -118,20 +132,14 @@ class Images:
                     value = jnp.asarray(value)
                     batch[name] = jnp.where(expand(mirrored, value), value[:, :, ::-1], value)
         if self.low_resolution is not None:
-            batch["low"] = area_mean(batch["x"], self.low_resolution)
-        if self.augment:
-            batch["low"], batch["low_level"] = self._augmented(batch["low"], key)
+            low, level = area_mean(batch["x"], self.low_resolution), jnp.zeros(len(x))
+            if key is not None:
+                keys = sample_keys(key, 0, len(x))
+                low = low if self.blur is None else blurred_half(low, self.blur, keys)
+                level = drawn_levels(keys, self.augment)
+                low = noised_copy(low, level, keys) if self.augment else low
+            batch |= {LOW: low, LEVEL: level} if self.augment else {LOW: low}
         return batch
-
-    def _augmented(self, low: Array, key: Array | None) -> tuple[Array, Array]:
-        """c' and s."""
-        if key is None:
-            return low, jnp.zeros(len(low))
-        keys = salted_keys(sample_keys(key, 0, len(low)), AUGMENT)
-        level_keys, noise_keys = salted_keys(keys, 0), salted_keys(keys, 1)
-        s = self.augment * jax.vmap(jax.random.uniform)(level_keys)
-        wide = expand(s, low)
-        return jnp.sqrt(1 - jnp.square(wide)) * low + wide * white_noise(noise_keys, low.shape[1:]), s
 
     def decode(self, x0: Array, cond: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Bytes of samples ``(B, H, W, C)``. What is not finite is no byte: look at x0 first."""

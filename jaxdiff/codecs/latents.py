@@ -222,6 +222,8 @@ class LatentImages:
       net: the autoencoder's pure functions; static.
       shape: (h, w, c) of one sample's latents; static.
       tile: see `Latents`; static.
+      wrap: latents that a decode sees beyond the borders, down and across, from the other side, for pictures that
+        continue themselves there; static.
     """
 
     params: Any
@@ -231,6 +233,7 @@ class LatentImages:
     net: Autoencoder = field(pytree_node=False)
     shape: tuple[int, ...] = field(pytree_node=False)
     tile: int | None = field(default=None, pytree_node=False)
+    wrap: tuple[int, int] = field(default=(0, 0), pytree_node=False)
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -314,10 +317,13 @@ class LatentImages:
 
     def pixels(self, x0: Array) -> Array:
         """Images on [-1, 1] of latents ``(B, h, w, c)``, by (3), not rounded: differentiable."""
-        z = _channels(self.mean) + _channels(self.std) * x0
+        z, (down, across), n = _channels(self.mean) + _channels(self.std) * x0, self.wrap, self.net.factor
+        z = jnp.pad(z, ((0, 0), (down, down), (across, across), (0, 0)), mode="wrap")
         if self.tile is None or max(z.shape[1:3]) <= self.tile:
-            return self.net.decode(self.params, z)
-        return tiled(lambda part: self.net.decode(self.params, part), z, self.tile, self.net.factor)
+            pixels = self.net.decode(self.params, z)
+        else:
+            pixels = tiled(lambda part: self.net.decode(self.params, part), z, self.tile, n)
+        return pixels[:, n * down : pixels.shape[1] - n * down, n * across : pixels.shape[2] - n * across]
 
     def latents(self, pixels: Array) -> Array:
         """Latents of images ``(B, H, W, C)`` on [-1, 1], by (1) without noise and (2)."""

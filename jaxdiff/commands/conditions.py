@@ -20,15 +20,18 @@ from jaxdiff.methods import parse_guidance
 from jaxdiff.networks.control import PICTURE, SCALE
 from jaxdiff.plan import stored_shape
 from jaxdiff.pretrained import Pretrained
+from jaxdiff.runs.cascade import Cascade
 from jaxdiff.runs.prompts import rows_of_labels, rows_of_prompts
 from jaxdiff.runs.run import Run
 from jaxdiff.spec import Spec, check
 
 Options = Any
 """`jaxdiff.commands.sample.Options`."""
+Sampled = Run | Pretrained | Cascade
+"""What a command line can draw from."""
 
 
-def conditions(run: Run | Pretrained, options: Options) -> tuple[dict[str, Any] | None, int, int | None]:
+def conditions(run: Sampled, options: Options) -> tuple[dict[str, Any] | None, int, int | None]:
     """The conditions that the options ask for, the number of samples, and the columns of a picture."""
     given = {}
     for text in options.cond:
@@ -79,7 +82,7 @@ def conditions(run: Run | Pretrained, options: Options) -> tuple[dict[str, Any] 
     return cond or None, num, columns or across
 
 
-def control_of(run: Run | Pretrained, options: Options) -> dict[str, NDArray[Any]]:
+def control_of(run: Sampled, options: Options) -> dict[str, NDArray[Any]]:
     """What the options tell a run's ControlNet: its picture, from 0 to 1, or its map of classes; and its scale. A
     published model is told in its call.
 
@@ -107,7 +110,7 @@ def control_of(run: Run | Pretrained, options: Options) -> dict[str, NDArray[Any
     return {PICTURE: picture, **scale}
 
 
-def prompts_of(run: Run | Pretrained, options: Options) -> list[str]:
+def prompts_of(run: Sampled, options: Options) -> list[str]:
     """The prompts that the options ask for.
 
     Raises:
@@ -133,14 +136,14 @@ def prompts_of(run: Run | Pretrained, options: Options) -> list[str]:
     return [*options.prompt, *lines]
 
 
-def say_doubts(run: Run | Pretrained, cond: Mapping[str, Any] | None) -> None:
+def say_doubts(run: Sampled, cond: Mapping[str, Any] | None) -> None:
     """Says on stderr which prompts are cut, and which of their words the run does not know."""
     for line in run.doubts(given_captions((cond or {}).get(TEXT)) or ()):
         if jax.process_index() == 0:
             print(f"WARNING: {line}", file=sys.stderr, flush=True)
 
 
-def _label(run: Run | Pretrained, text: str) -> int:
+def _label(run: Sampled, text: str) -> int:
     classes = run.classes
     if text in classes:
         return classes.index(text)
@@ -165,12 +168,12 @@ def _value(name: str, text: str) -> Any:
     return np.asarray(numbers[0] if len(numbers) == 1 and "," not in text else numbers)
 
 
-def guide_of(run: Run | Pretrained, options: Options) -> tuple[str, ...]:
+def guide_of(run: Sampled, options: Options) -> tuple[str, ...]:
     """The guidance that the options ask for, or else the run's."""
     if options.guidance is not None:
         return (f"cfg:{options.guidance:g}",)
     return tuple(map(str, run.model.defaults.guide)) if options.guide is None else options.guide
 
 
-def _kind(run: Run | Pretrained) -> str:
+def _kind(run: Sampled) -> str:
     return "run" if isinstance(run, Run) else "model"

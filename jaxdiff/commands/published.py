@@ -24,8 +24,8 @@ CALL = ("prompt_weights", "size", "strict", "clip_skip", *OF_CONTROL)
 CONTROL = ("control", "control_scale")
 """Options of what has a ControlNet, a run or a published model."""
 PUBLISHED = (*CALL, "control", "controlnet", "lora", "embeddings", "tokenizer")
-"""Options of published models; of runs too are those in `CONTROL` alone."""
-OF_RUNS = ("step", "average", "trust", "compiled")
+"""Options of published models; of runs too are those in `CONTROL` and the size alone."""
+OF_RUNS = ("step", "average", "trust", "compiled", "tiles")
 """Options of runs alone."""
 
 Options = Any

@@ -15,6 +15,8 @@
     jaxdiff sample model.safetensors --tokenizer DIR --lora hearts.safetensors:0.8 --prompt "a heart"
     jaxdiff sample stable-diffusion-v1-5 --embeddings learned_embeds.safetensors --prompt "a <cat-toy> on the moon"
     jaxdiff sample runs/digits --image seven.png --strength 0.6      begin as a picture; --mask: keep its black part
+    jaxdiff sample runs/mnist --size 28 112 --tiles 7 --label 3      larger than trained on; --tiles 7,wrap=x: seamless
+    jaxdiff sample runs/cascade.json --label 3                       a cascade, its small pictures first
 
 Samples are saved as their codec does it: images as a grid or arrays, points as a scatter plot or arrays. A folder is
 read by jaxdiff.load_samples. Several processes (docs/clusters.md) share the shards of a folder, and split each batch
@@ -37,8 +39,10 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from jaxdiff import config as cfg
-from jaxdiff.commands.conditions import conditions, guide_of, prompts_of, say_doubts
+from jaxdiff.commands.cascade import load_cascade, writes_stages
+from jaxdiff.commands.conditions import Sampled, conditions, guide_of, prompts_of, say_doubts
 from jaxdiff.commands.published import CALL, CONTROL, PUBLISHED, given, load_model, pictures
+from jaxdiff.commands.tiles import asked_tiles, enlarged
 from jaxdiff.config import ConfigError
 from jaxdiff.data.text import TEXT
 from jaxdiff.launch.output import check_output, write_output
@@ -46,6 +50,7 @@ from jaxdiff.launch.signals import end_at_signals
 from jaxdiff.methods import parse_cache, parse_grid, parse_guidance, parse_sampler
 from jaxdiff.pretrained import LongPrompt, Pretrained
 from jaxdiff.pretrained.origin import is_published
+from jaxdiff.runs.cascade import Cascade, is_cascade
 from jaxdiff.runs.reading import refuse_network
 from jaxdiff.runs.run import Run
 from jaxdiff.runs.shards import SHARD_SIZE, Request, claim_samples, read_request, wait_for_shards, write_shards
@@ -58,7 +63,7 @@ class Options(cfg.ProcessOptions):
 
     run: tyro.conf.Positional[Path | None] = None
     """Folder of the run, such as runs/digits, or of a published model, with model_index.json; or its one file of
-    safetensors."""
+    safetensors; or the file of a cascade, .json."""
     num: int | None = None
     """How many samples in all; by default 10 for each class or prompt shown."""
     label: tuple[str, ...] = ()
@@ -80,7 +85,10 @@ class Options(cfg.ProcessOptions):
     prompt_weights: bool = False
     """Of a published model: take parentheses in prompts as weights, "a (red:1.3) heart"."""
     size: tuple[int, int] | None = None
-    """Of a published model: height and width of the pictures, pixels."""
+    """Height and width of the pictures, pixels; of a run with --tiles."""
+    tiles: str | None = None
+    """Of a run, for a --size beyond its own: the stride of overlapping windows, pixels, such as 7, 7,wrap=x or
+    7,together=4."""
     strict: bool = False
     """Of a published model: the steps of diffusers' own scheduler, in the place of sampler and grid."""
     clip_skip: int = 0
@@ -146,8 +154,7 @@ def sample(arguments: Sequence[str]) -> None:
     if options.run is None:
         raise ConfigError(f"the folder of a run is missing, for instance: {cfg.program('sample')} runs/digits")
     path = options.run
-    here = Path() if is_published(path) else path
-    out = here / "samples.png" if options.out is None else options.out
+    out = default_out(path) if options.out is None else options.out
     check(options, out)
     cfg.join(options)
     kept = cfg.keep_compiled(options.cache)
@@ -165,10 +172,18 @@ def sample(arguments: Sequence[str]) -> None:
     lead = jax.process_index() == 0
     if lead:
         print(cfg.first_line(kept))
-    drawn = draw(run, options, num, cond)
+    on_stage = writes_stages(run, out, columns) if lead and isinstance(run, Cascade) else None
+    drawn = draw(run, options, num, cond, on_stage=on_stage)
     if lead:
         write_output(out, lambda file: run.save(file, drawn, columns))
         print(f"{said(run, num, path)}: {out}")
+
+
+def default_out(path: Path) -> Path:
+    """Where samples are written: beside a cascade's file under its name, in a run's folder, or here."""
+    if is_cascade(path):
+        return path.with_suffix(".png")
+    return (Path() if is_published(path) else path) / "samples.png"
 
 
 def check(options: Options, out: Path) -> None:
@@ -193,6 +208,7 @@ def check(options: Options, out: Path) -> None:
         raise ConfigError("--guidance 2 is short for --guide cfg:2: give one of them")
     with cfg.as_config_error("--feature-cache"):
         parse_cache(options.feature_cache or "deepcache")
+    asked_tiles(options.tiles)
     with cfg.as_config_error("--grid"):
         parse_grid(options.grid or "uniform")
     with cfg.as_config_error("--guide"):
@@ -201,7 +217,7 @@ def check(options: Options, out: Path) -> None:
         check_output(out)
 
 
-def said(run: Run | Pretrained, num: int, path: Path) -> str:
+def said(run: Sampled, num: int, path: Path) -> str:
     """What was drawn, and of what."""
     of = f"step {run.step} of {path}" if isinstance(run, Run) else str(path)
     return f"{num} sample{'' if num == 1 else 's'} from {of}"
@@ -240,7 +256,7 @@ def into_folder(options: Options, path: Path, out: Path, kept: Path | None) -> N
     say(f"{said(run, num, path)}: {out}")
 
 
-def made_by(run: Run | Pretrained, options: Options) -> dict[str, Any]:
+def made_by(run: Sampled, options: Options) -> dict[str, Any]:
     """What decides a sample, for a folder's index: beside the weights all options that change the result."""
     usual = run.model.defaults
     chosen = {
@@ -251,7 +267,7 @@ def made_by(run: Run | Pretrained, options: Options) -> dict[str, Any]:
         "clip": usual.clip,
     }
     chosen |= {name: getattr(options, name) for name in ("feature_cache", "label", "cond", "average", "dtype")}
-    begun = {name: getattr(options, name) for name in ("image", "mask", "strength")}
+    begun = {name: getattr(options, name) for name in ("image", "mask", "strength", "tiles")}
     chosen |= {name: str(value) for name, value in begun.items() if value is not None}
     asked = {"prompt": prompts_of(run, options), "negative": options.negative}
     chosen |= {name: value for name, value in asked.items() if value not in ([], None)}
@@ -273,7 +289,7 @@ def mesh_of(options: Options, *, apart: bool = False) -> Mesh:
         return make_mesh(**dataclasses.asdict(sizes), devices=own if apart else None)
 
 
-def load(options: Options, path: Path, step: int | None, mesh: Mesh) -> Run | Pretrained:
+def load(options: Options, path: Path, step: int | None, mesh: Mesh) -> Sampled:
     """The run or the published model, with the sampler that the options ask for tried on its process.
 
     Raises:
@@ -281,36 +297,45 @@ def load(options: Options, path: Path, step: int | None, mesh: Mesh) -> Run | Pr
     """
     average = True if options.average is None else False if options.average == "none" else options.average
     trusted = ("jaxdiff", *options.trust)
-    run: Run | Pretrained
+    run: Sampled
     if is_published(path):
         run = load_model(options, path, mesh)
+    elif is_cascade(path):
+        run = load_cascade(options, path, average, mesh)
     else:
-        if path.is_dir() and (taken := [name for name in given(options, PUBLISHED) if name not in CONTROL]):
+        taken = [name for name in given(options, PUBLISHED) if name not in (*CONTROL, "size")]
+        if path.is_dir() and taken:
             raise ConfigError(f"--{taken[0]} is of published models, and {path} is a run: leave it out")
         refuse_network(path)
         run = Run.load(path, step=step, ema=average, trusted=trusted, mesh=mesh, dtype=options.dtype)
     if options.sampler is not None:
         with cfg.as_config_error("--sampler"):
-            parse_sampler(options.sampler, run.process)
+            for each in [stage.run for stage in run.stages] if isinstance(run, Cascade) else [run]:
+                parse_sampler(options.sampler, each.process)
     return run
 
 
-def _spans_processes(run: Run | Pretrained) -> bool:
+def _spans_processes(run: Sampled) -> bool:
     sharding = run.model.sharding
     return sharding is not None and sharding.mesh.is_multi_process
 
 
 def draw(
-    run: Run | Pretrained, options: Options, num: int, cond: Mapping[str, Any] | None, start: int = 0
+    run: Sampled, options: Options, num: int, cond: Mapping[str, Any] | None, start: int = 0, *, on_stage: Any = None
 ) -> dict[str, NDArray[Any]]:
     """Samples `start` to `start + num - 1`, as the options say: a record."""
+    guide: Any = options.guide if options.guidance is None else options.guidance
     chosen: dict[str, Any] = {"compiled": options.compiled, "strength": options.strength}
-    if any(each is not None for each in (options.image, options.mask, options.control)):
+    if isinstance(run, Cascade):
+        chosen = {"compiled": options.compiled, "on_stage": on_stage}
+    elif any(each is not None for each in (options.image, options.mask, options.control)):
         chosen |= pictures(run, options)
     if isinstance(run, Pretrained):
         chosen = {**chosen, **given(options, CALL)}
         del chosen["compiled"]
         warnings.simplefilter("ignore", LongPrompt)  # `say_doubts` has told
+    elif isinstance(run, Run):
+        run, guide = enlarged(run, options, guide, guided=bool(cond))
     record: dict[str, NDArray[Any]] = run.sample(
         jax.random.key(options.seed),
         num,
@@ -319,7 +344,7 @@ def draw(
         sampler=options.sampler,
         steps=options.steps,
         grid=options.grid,
-        guide=options.guide if options.guidance is None else options.guidance,
+        guide=guide,
         batch_size=options.batch_size,
         start=start,
         cache=options.feature_cache,

@@ -13,6 +13,10 @@ Twenty of the hundred ordered pairs (a, b) are never trained on:
 
 Each digit has two partners of (1) on either side, so that every word and every place is seen, and only their meeting is
 new. The test split holds pictures of all pairs.
+
+At 32x32 the same pictures are enlarged, for the second stage of a cascade: each digit by bicubic interpolation to
+16x16, moved until the mean of each 2x2 pixels is the pixel that they were, to rounding. Such a picture holds no more
+than the small one.
 """
 
 from __future__ import annotations
@@ -23,11 +27,14 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from jaxdiff.data.arrays import open_digits
 from jaxdiff.data.sources import DataError, Records, digest
 from jaxdiff.spec import Spec
 
+SIDES = (16, 32)
+"""Pixels along one side of a picture."""
 SIZES = {"train": 20_000, "test": 2_000}
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -73,9 +80,10 @@ class TwoDigits:
     Args:
       split: "train": 20,000 pictures of the 80 pairs; "test": 2,000 pictures of all 100, made of other digits.
       captioned: with ``"text"``.
+      size: of a picture, 16 or 32.
 
     Raises:
-      DataError: another split.
+      DataError: another split or size.
 
     >>> source = TwoDigits("test")
     >>> record = source.take(np.array([0]))
@@ -83,15 +91,19 @@ class TwoDigits:
     ((1, 16, 16, 1), True)
     """
 
-    def __init__(self, split: str = "train", *, captioned: bool = True) -> None:
+    def __init__(self, split: str = "train", *, captioned: bool = True, size: int = 16) -> None:
         if split not in SIZES:
             raise DataError(f"two_digits: no split {split!r}; there are {', '.join(SIZES)}")
+        if size not in SIDES:
+            raise DataError(f"two_digits: pictures have {' or '.join(map(str, SIDES))} pixels a side, got {size}")
         self.name = f"two_digits ({split})"
-        self.spec = {"x": Spec((16, 16, 1), "uint8", 0, 255)} | ({"text": Spec((), "str")} if captioned else {})
+        self.spec = {"x": Spec((size, size, 1), "uint8", 0, 255)} | ({"text": Spec((), "str")} if captioned else {})
         digits = open_digits(split="all")
         chosen = halves()[list(SIZES).index(split)]
         records = digits.take(chosen)
         self._images: NDArray[np.uint8] = records["x"][..., 0]
+        if size == 32:
+            self._images = doubled(self._images)
 
         rng, n = np.random.default_rng([1, list(SIZES).index(split)]), SIZES[split]
         pairs = [(a, b) for a in range(10) for b in range(10) if split == "test" or not is_held_out(a, b)]
@@ -107,12 +119,13 @@ class TwoDigits:
         return len(self.relations)
 
     def take(self, indices: NDArray[np.int64], /) -> Records:
-        """Pictures ``(B, 16, 16, 1)`` uint8, and captions."""
-        x = np.zeros((len(indices), 16, 16, 1), np.uint8)
-        first, second = (self._images[self._places[indices, place]] for place in (0, 1))  # (B, 8, 8)
+        """Pictures ``(B, 16, 16, 1)`` or ``(B, 32, 32, 1)`` uint8, and captions."""
+        n = self._images.shape[1]  # pixels a side of a digit
+        x, middle = np.zeros((len(indices), 2 * n, 2 * n, 1), np.uint8), slice(n // 2, n // 2 + n)
+        first, second = (self._images[self._places[indices, place]] for place in (0, 1))  # (B, n, n)
         above = self.relations[indices] >= 2
-        x[~above, 4:12, :8, 0], x[~above, 4:12, 8:, 0] = first[~above], second[~above]
-        x[above, :8, 4:12, 0], x[above, 8:, 4:12, 0] = first[above], second[above]
+        x[~above, middle, :n, 0], x[~above, middle, n:, 0] = first[~above], second[~above]
+        x[above, :n, middle, 0], x[above, n:, middle, 0] = first[above], second[above]
         return {"x": x} | ({"text": self.texts(indices)} if "text" in self.spec else {})
 
     def texts(self, indices: NDArray[np.int64], /) -> NDArray[np.object_]:
@@ -122,6 +135,24 @@ class TwoDigits:
             a, b = self.pairs[index].tolist()
             captions[row] = caption(a, b, RELATIONS[self.relations[index]])
         return captions
+
+
+def doubled(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Images ``(N, H, W)`` at twice the size, of which each 2x2 pixels have the mean that the pixel was, to rounding.
+
+    >>> small = np.uint8([[[0, 100], [200, 255]]])
+    >>> large = doubled(small)
+    >>> large.shape, bool((abs(large.reshape(1, 2, 2, 2, 2).mean(axis=(2, 4)) - small) <= 0.5).all())
+    ((1, 4, 4), True)
+    """
+    count, height, width = images.shape
+    sides = (2 * width, 2 * height)
+    pictures = (Image.fromarray(each.astype(np.float32)) for each in images)
+    large = np.stack([np.asarray(each.resize(sides, Image.Resampling.BICUBIC)) for each in pictures])
+    for _ in range(24):  # what is cut off at black and white is made up for by the others
+        means = large.reshape(count, height, 2, width, 2).mean(axis=(2, 4))
+        large = np.clip(large + (images - means).repeat(2, axis=1).repeat(2, axis=2), 0, 255)
+    return np.rint(large).astype(np.uint8)
 
 
 def open_two_digits(
@@ -141,7 +172,7 @@ def open_two_digits(
     Args:
       path: there is none to give.
       split: "train" or "test".
-      image_size, channels: 16 and 1, or None.
+      image_size, channels: 16 or 32, and 1; or None: 16 and 1.
       num_classes: there are no classes.
       resize, skip_bad: nothing is to be done.
       conditions: ``("text",)``, or ``()`` for the pictures alone; None: all.
@@ -153,11 +184,11 @@ def open_two_digits(
     >>> len(open_two_digits()), open_two_digits(conditions=()).spec.keys()
     (20000, dict_keys(['x']))
     """
-    if path is not None or num_classes is not None or image_size not in (None, 16) or channels not in (None, 1):
+    if path is not None or num_classes is not None or image_size not in (None, *SIDES) or channels not in (None, 1):
         raise DataError(
-            "two_digits: lie in the package, 16x16 and grey, without classes; leave path, image_size, channels and the "
-            "network's num_classes out"
+            "two_digits: lie in the package, 16x16 or 32x32 and grey, without classes; leave path, channels and the "
+            f"network's num_classes out, and image_size={image_size} but for 16 or 32"
         )
     if text is not None:
         raise DataError(f"two_digits: make their own captions, got text={text!r}; leave it out")
-    return TwoDigits(split, captioned=conditions is None or "text" in conditions)
+    return TwoDigits(split, captioned=conditions is None or "text" in conditions, size=image_size or 16)

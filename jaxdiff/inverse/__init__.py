@@ -1,7 +1,8 @@
 """Inverse problems and edits: samples that go with a picture, a part of one, or any measurement.
 
 Operators (`jaxdiff.inverse.operators`) say what was measured, a `Problem` has y and its noise, and a `Method` makes of
-it the guidance and the sampler that draw x0 given y. `jaxdiff.reconstruction.reconstruct` does it for a model.
+it the guidance and the sampler that draw x0 given y. `jaxdiff.reconstruction.reconstruct` does it for a model. Pictures
+larger than a network knows are drawn in windows (`tiles`).
 """
 
 from jaxdiff.inverse.daps import DAPS
@@ -21,6 +22,7 @@ from jaxdiff.inverse.reconstruction_guidance import ReconstructionGuidance
 from jaxdiff.inverse.repaint import RePaint
 from jaxdiff.inverse.replacement import Known, KnownPart
 from jaxdiff.inverse.sdedit import noised, remaining
+from jaxdiff.inverse.tiles import Region, Tiles, ramps
 from jaxdiff.inverse.twisted import TDS, Twisted
 from jaxdiff.inverse.twists import GaussianTwist, InpaintingTwist, LikelihoodTwist, Twist
 
@@ -51,12 +53,15 @@ __all__ = [
     "Problem",
     "RePaint",
     "ReconstructionGuidance",
+    "Region",
+    "Tiles",
     "Twist",
     "Twisted",
     "edit",
     "interpolate",
     "measure",
     "noised",
+    "ramps",
     "remaining",
     "slerp",
     "variations",

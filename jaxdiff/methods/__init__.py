@@ -22,7 +22,7 @@ import numpy as np
 from jax import Array
 
 from jaxdiff.denoiser import Denoiser
-from jaxdiff.grid import karras_times, log_snr_times, quadratic_times, trailing_times, uniform_times
+from jaxdiff.grid import karras_times, log_snr_times, quadratic_times, shifted_times, trailing_times, uniform_times
 from jaxdiff.guidance import (
     APG,
     CFG,
@@ -205,6 +205,7 @@ GRIDS: dict[str, Callable[..., Array]] = {
     "karras": karras_times,
     "quadratic": quadratic_times,
     "trailing": trailing_times,
+    "shifted": shifted_times,
 }
 """Grids of times: rows take the process and n, then their numbers."""
 

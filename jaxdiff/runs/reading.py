@@ -19,6 +19,7 @@ from jaxdiff.pretrained.layouts.families import described
 from jaxdiff.pretrained.origin import HUB, is_published
 from jaxdiff.pretrained.parts import is_published_part
 from jaxdiff.runs.autoencoder import AutoencoderRun
+from jaxdiff.runs.cascade import Cascade, is_cascade
 from jaxdiff.runs.classifier import ClassifierRun
 from jaxdiff.runs.run import Run, read_beside
 from jaxdiff.train import batch_sharding, make_mesh
@@ -33,9 +34,9 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
     """What lies at a path, ready to sample.
 
     Args:
-      path: the folder of a run, which gives its `Run`, `AutoencoderRun` or `ClassifierRun`; or a published model,
-        which gives a `jaxdiff.pretrained.Pretrained`: a folder of diffusers with `model_index.json`, one file of Stable
-        Diffusion, or the Hub's repository ``hf:OWNER/NAME``.
+      path: the folder of a run, which gives its `Run`, `AutoencoderRun` or `ClassifierRun`; the file of a cascade,
+        ``.json``, which gives a `Cascade`; or a published model, which gives a `jaxdiff.pretrained.Pretrained`: a folder
+        of diffusers with `model_index.json`, one file of Stable Diffusion, or the Hub's repository ``hf:OWNER/NAME``.
       options: of a run as `Run.load` takes them (``step``, ``ema``, ``mesh``, ``dtype``), of a published model as
         `load_published` does (``mesh``, ``dtype``, ``variant``, ``control``, ``length``, ``tokenizer``).
 
@@ -44,6 +45,8 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
     """
     if is_published(path):
         return load_published(path, **options)
+    if is_cascade(path):
+        return Cascade.load(path, **options)
     refuse_network(path)
     if not Path(path).expanduser().exists() and HUB_NAME.fullmatch(os.fspath(path)):
         raise ConfigError(

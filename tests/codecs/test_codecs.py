@@ -107,9 +107,48 @@ def test_the_small_copy_is_noised_by_the_samples_key_and_its_level_told() -> Non
     assert set(codec.spec) == {"x", "low", "low_level"} and codec.spec["low"].clip is None
 
 
+def test_half_of_the_small_copies_are_blurred_in_training() -> None:
+    """Ho et al. 2021, section 4: by a filter of 3x3 pixels, of a width of each sample's own, and not told."""
+    x = np.repeat(IMAGES[:1], 400, axis=0)
+    codec: Any = Images((8, 10, 3), low_resolution=5, blur=(0.4, 0.6))
+    plain = np.asarray(codec.encode({"x": x[:1]})["low"], np.float64)
+    assert "low_level" not in codec.spec
+    found = np.asarray(jax.jit(codec.encode)({"x": x}, jax.random.key(0))["low"], np.float64)
+    same = np.abs(found - plain).max(axis=(1, 2, 3)) < 1e-6
+    assert abs(same.mean() - 0.5) < 4 * 0.5 / 400**0.5
+    padded = np.pad(plain, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    for blurry in found[~same][:5]:  # one width explains each, and its filter sums to 1
+        fits = []
+        for width in np.linspace(0.4, 0.6, 401):
+            line = np.exp(-0.5 * np.array([-1, 0, 1]) ** 2 / width**2)
+            kernel = np.outer(line, line) / line.sum() ** 2
+            by = sum(kernel[i, j] * padded[:, i : i + 5, j : j + 5] for i in range(3) for j in range(3))
+            fits.append(np.abs(by - blurry).max())
+        assert min(fits) < 1e-3
+    assert len({round(float(each), 6) for each in found[~same][:, 2, 2, 0]}) > 50
+    np.testing.assert_allclose(codec.encode({"x": x[:9]}, jax.random.key(0))["low"], found[:9], atol=1e-6)
+
+
+def test_a_codec_that_shrinks_makes_the_small_copy_of_one_that_enlarges() -> None:
+    """The stages of a cascade learn from one set: to the rounding of bytes."""
+    squares = pictures(6, (28, 28, 1))
+    small: Any = Images((8, 8, 1), shrinks=True)
+    x0 = small.encode({"x": squares})["x"]
+    low = Images((28, 28, 1), low_resolution=8).encode({"x": squares})["low"]
+    assert x0.shape == (6, 8, 8, 1) and float(jnp.abs(x0 - low).max()) <= 0.5 / 127.5 + 1e-6
+    decoded = small.decode(x0)["x"]
+    np.testing.assert_array_equal(small.encode({"x": decoded})["x"], x0)  # what is small already stays
+    with pytest.raises(ValueError, match=r"x is uint8 \(B, 8, 8, 1\), got"):
+        small.encode({"x": squares[:, :7, :7]})
+    assert small.sized(jax.ShapeDtypeStruct((1, 16, 24, 1), jnp.uint8)) == Images((16, 24, 1))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: Images((8, 8, 1), low_resolution=4, blur=(0.6, 0.4)), "blur is .least, largest. width of a filter"),
+        (lambda: Images((8, 8, 1), blur=(0.4, 0.6)), r"got \(0.4, 0.6\) and low_resolution=None"),
+        (lambda: Images((8, 10, 1), shrinks=True), r"shrinks is of squares, and shape is \(8, 10, 1\)"),
         (lambda: Images((8, 8, 1), low_resolution=4, augment=1.5), "from 0 to 1, got 1.5"),
         (lambda: Images((8, 8, 1), augment=0.5), "set low_resolution too"),
         (lambda: Images((8, 8)), r"an image is \(H, W, C\), got \(8, 8\)"),  # type: ignore[arg-type]
@@ -174,7 +213,8 @@ def test_fitted_survives_a_configuration() -> None:
     again: Any = from_json(to_json(codec))
     assert isinstance(again, Arrays) and again.shape == codec.shape and again.low == -1e4
     assert (again.mean == codec.mean).all() and (again.std == codec.std).all()
-    assert from_json(to_json(Images((8, 8, 1), low_resolution=2))) == Images((8, 8, 1), low_resolution=2)
+    for each in (Images((8, 8, 1), low_resolution=2, blur=(0.4, 0.6)), Images((8, 8, 1), shrinks=True)):
+        assert from_json(to_json(each)) == each
 
 
 def test_the_codec_of_a_source() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdiff.codecs import Images, LatentImages
 from jaxdiff.codecs.tiles import tiled
 
 
@@ -39,3 +43,32 @@ def test_tiles_are_the_whole_away_from_their_borders(size: tuple[int, int], tile
     error = np.abs(np.asarray(parts - whole)).max(axis=(0, 3))
     assert error[away].max() < 1e-5
     assert error[~away].max() > 1e-3  # the borders of tiles are seen, and blended
+
+
+class Convolutions:
+    """An autoencoder's decoder alone."""
+
+    factor = 2
+
+    def decode(self, params: Any, z: jax.Array) -> jax.Array:
+        return convolutions(z)
+
+
+def test_a_picture_that_continues_itself_is_decoded_so() -> None:
+    """Latents moved around are the picture moved around, where a decode sees the other side; else a border is seen."""
+    z = np.random.default_rng(0).normal(size=(1, 12, 24, 2)).astype(np.float32)
+    made: Any = {"net": Convolutions(), "shape": (12, 24, 2)}
+    plain = LatentImages((), np.zeros(2), np.full(2, 0.2), Images((24, 48, 1)), **made)
+
+    @jax.jit
+    def decode(codec: LatentImages, z: Any) -> jax.Array:
+        return codec.decode(z)["x"].astype(jnp.int32)
+
+    def seam(codec: LatentImages) -> int:
+        there = decode(codec, np.roll(z, (0, 12), (1, 2)))
+        return int(np.abs(there - np.roll(decode(codec, z), (0, 24), (1, 2)))[:, 8:16].max())
+
+    wrapped = dataclasses.replace(plain, wrap=(0, 8))
+    assert decode(wrapped, z).shape == (1, 24, 48, 1)
+    assert seam(plain) > 3 and seam(wrapped) <= 1
+    np.testing.assert_array_equal(decode(wrapped, z)[:, :, 16:32], decode(plain, z)[:, :, 16:32])

@@ -34,7 +34,7 @@ def test_a_file_comes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("name", "message"),
     [
         ("digits_vee", "there is no configuration 'digits_vee'; did you mean 'digits_ve'?"),
-        ("xyzzy", "there is no configuration 'xyzzy'; there are cifar10_autoencoder, cifar10_edm, "),
+        ("xyzzy", "there is no configuration 'xyzzy'; there are cifar10_autoencoder, cifar10_cascade_32, "),
         ("nowhere/digits_ve", "there is no configuration 'nowhere/digits_ve'; did you mean 'digits_ve'?"),
         ("mnist_unet.py", "there is no configuration file 'mnist_unet.py'; did you mean 'mnist_unet'?"),
     ],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from jaxdiff.data import fingerprint, open_digits, open_two_digits, take
+from jaxdiff.data import DataError, fingerprint, open_digits, open_two_digits, take
 from jaxdiff.data.two_digits import PROMPTS, halves, is_held_out
 
 
@@ -20,6 +21,19 @@ def test_a_picture_holds_the_digits_of_its_caption_and_nothing_else() -> None:
             first, second = (x[:8, 4:12], x[8:, 4:12]) if above else (x[4:12, :8], x[4:12, 8:])
             assert (known[first.tobytes()], known[second.tobytes()]) == (a, b)
             assert x.sum(dtype=int) == first.sum(dtype=int) + second.sum(dtype=int)
+
+
+def test_at_32_pixels_they_are_the_same_pictures_enlarged() -> None:
+    small, large = open_two_digits(), open_two_digits(image_size=32)
+    rows = np.arange(0, 20_000, 500)
+    records, enlarged = take(small, rows), take(large, rows)
+    assert enlarged["x"].shape == (40, 32, 32, 1) and (enlarged["text"] == records["text"]).all()
+    means = enlarged["x"].reshape(40, 16, 2, 16, 2, 1).astype(float).mean(axis=(2, 4))
+    assert np.abs(means - records["x"]).max() <= 0.5
+    assert (enlarged["x"][:, ::2] != enlarged["x"][:, 1::2]).mean() > 0.1  # and not each pixel four times
+    assert fingerprint(small) != fingerprint(large)
+    with pytest.raises(DataError, match="image_size=20 but for 16 or 32"):
+        open_two_digits(image_size=20)
 
 
 def test_pairs_are_kept_back_in_training_alone() -> None:
