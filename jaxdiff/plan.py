@@ -149,8 +149,11 @@ def rows_of(plan: Plan, rows: slice, size: int, n: int) -> Plan:
         return jnp.concatenate([part, jnp.repeat(part[-1:], size - len(part), axis=0)]) if len(part) < size else part
 
     parts = jax.tree.map(cut, (plan.cond, plan.nulls, plan.x))
+    def weight(leaf: Any) -> Any:  # a denoiser's own arrays are of no sample
+        return cut(leaf) if not callable(leaf) and np.ndim(leaf) and len(leaf) == n else leaf
+
     weights = tuple(
-        jax.tree.map(lambda leaf: cut(leaf) if np.ndim(leaf) and len(leaf) == n else leaf, element)
+        jax.tree.map(weight, element, is_leaf=lambda each, element=element: each is not element and callable(each))
         for element in plan.guide
     )
     cond, nulls, x = parts

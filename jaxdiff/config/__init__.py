@@ -14,6 +14,7 @@ from jaxdiff.config.build import (
     build_network,
     build_source,
     check,
+    computing_in,
     resolve,
 )
 from jaxdiff.config.folder import check_folder, claim_folder, finder, read_config, with_saved
@@ -97,6 +98,7 @@ __all__ = [
     "claim_folder",
     "codec_of_buckets",
     "command",
+    "computing_in",
     "differences",
     "doubts",
     "dumps",

@@ -27,6 +27,7 @@ from jaxdiff.config.schema import Config, Kind, LossConfig, RunConfig
 from jaxdiff.config.stored import stored_conditions, with_conditions
 from jaxdiff.config.text import TEXT, check_text, tokenised, with_tokenizer
 from jaxdiff.data.sources import DataError, Source, classes_of, name_of
+from jaxdiff.guidance import Autoguidance
 from jaxdiff.launch.errors import ConfigError, as_config_error, suggestion
 from jaxdiff.loss import SNR, DenoisingLoss, Likelihood, Objective, PriorPreserving
 from jaxdiff.methods import parse_grid, parse_guidance, parse_sampler
@@ -119,7 +120,9 @@ def _check_diffusion(config: Config) -> None:
     with as_config_error("sample.grid"):
         parse_grid(config.sample.grid)
     with as_config_error("sample.guide"):
-        parse_guidance(config.sample.guide)
+        elements = parse_guidance(config.sample.guide)
+        if any(isinstance(element, Autoguidance) for element in elements):
+            raise ValueError("autoguidance reads a second network when samples are drawn: give it there, --guide ...")
     look_up(OBJECTIVES, config.loss.objective, "loss.objective")
     if config.loss.vlb_weight and config.loss.objective != "denoising":
         raise ConfigError(f"loss.vlb_weight is of the objective denoising, not of {config.loss.objective}")
@@ -345,3 +348,23 @@ def build_codec(config: RunConfig) -> Codec:
     assert not is_recipe(config.codec), "its weights are to be read: jaxdiff.train.read_codec"
     codec: Codec = config.codec
     return codec
+
+
+def computing_in(config: Config, dtype: str) -> Config:
+    """The configuration of the same network that computes in another type, such as ``"bfloat16"``.
+
+    Raises:
+      ConfigError: no type of numbers with fractions.
+    """
+    try:
+        kind = jnp.dtype(dtype)
+    except TypeError as error:
+        raise ConfigError(f"dtype: {dtype!r} is no type of numbers, for instance 'bfloat16'") from error
+    if not jnp.issubdtype(kind, jnp.floating) or jax.dtypes.canonicalize_dtype(kind) != kind:
+        raise ConfigError(f"dtype: {dtype} has no fractions, or needs JAX_ENABLE_X64: use float32, bfloat16 or float16")
+    network = config.network
+    if hasattr(network, "computing_in"):
+        network = network.computing_in(kind.name)
+    elif dataclasses.is_dataclass(network) and hasattr(network, "dtype") and not isinstance(network, type):
+        network = dataclasses.replace(network, dtype=kind.name)
+    return dataclasses.replace(config, network=network)

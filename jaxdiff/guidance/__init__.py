@@ -4,14 +4,24 @@
 data's range.
 """
 
+from jaxdiff.guidance.autoguidance import Autoguidance
+from jaxdiff.guidance.away import Away
 from jaxdiff.guidance.base import Function, Guidance, Guided, Nulls, apply, nulls_of
 from jaxdiff.guidance.classifier_free import CFG, ClassifierFree
 from jaxdiff.guidance.clipped import Clipped
 from jaxdiff.guidance.interval import Interval
+from jaxdiff.guidance.perturbed_attention import PAG
 from jaxdiff.guidance.reuse import Reuse
+from jaxdiff.guidance.skip_layer import SLG
+from jaxdiff.guidance.smoothed_energy import SEG
 
 __all__ = [
     "CFG",
+    "PAG",
+    "SEG",
+    "SLG",
+    "Autoguidance",
+    "Away",
     "ClassifierFree",
     "Clipped",
     "Function",

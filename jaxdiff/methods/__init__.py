@@ -22,7 +22,7 @@ from jax import Array
 
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.grid import karras_times, log_snr_times, quadratic_times, trailing_times, uniform_times
-from jaxdiff.guidance import CFG, Function, Guidance, Interval, Reuse
+from jaxdiff.guidance import CFG, PAG, SEG, SLG, Autoguidance, Function, Guidance, Interval, Reuse
 from jaxdiff.methods.legacy import legacy
 from jaxdiff.methods.parser import describe, made, method
 from jaxdiff.networks.caching import DeepCache, FeatureCache, FirstBlock, TaylorSeer
@@ -186,7 +186,15 @@ GRIDS: dict[str, Callable[..., Array]] = {
 }
 """Grids of times: rows take the process and n, then their numbers."""
 
-GUIDANCE: dict[str, Callable[..., Guidance]] = {"cfg": CFG, "interval": Interval, "every": Reuse}
+GUIDANCE: dict[str, Callable[..., Guidance]] = {
+    "cfg": CFG,
+    "autoguidance": Autoguidance,
+    "pag": PAG,
+    "seg": SEG,
+    "slg": SLG,
+    "interval": Interval,
+    "every": Reuse,
+}
 """Elements of a list of guidance."""
 
 CACHES: dict[str, Callable[..., FeatureCache]] = {

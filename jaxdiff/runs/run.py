@@ -34,6 +34,7 @@ from jaxdiff.config import (
     as_config_error,
     build_defaults,
     build_network,
+    computing_in,
     read_config,
     to_json,
 )
@@ -56,6 +57,7 @@ from jaxdiff.runs.prompts import (
     rows_of_prompts,
     shown_examples,
 )
+from jaxdiff.runs.worse import with_worse
 from jaxdiff.spec import Condition, Spec, droppable, whole
 from jaxdiff.train import Checkpoints, batch_sharding, check_heads, make_mesh, params_template
 from jaxdiff.train.ema import rules_by_name
@@ -74,6 +76,7 @@ class Run:
       mesh: the devices that batches are split over.
       folder: where it lies; None: nowhere.
       examples: conditions of some training records, for pictures; text as captions.
+      trusted: modules and files that its configuration's classes may come from; see `load`.
     """
 
     config: Config
@@ -82,6 +85,8 @@ class Run:
     mesh: Mesh
     folder: Path | None = None
     examples: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    trusted: Sequence[str] = TRUSTED
+    worse: dict[str, NetworkDenoiser] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -179,7 +184,7 @@ class Run:
         if not isinstance(config, Config):
             raise ConfigError(nothing_to_sample(path))
         if dtype is not None:
-            config = _computing_in(config, dtype)
+            config = computing_in(config, dtype)
         averages = list(rules_by_name(config.ema))
         refuse_unknown("average of the weights", [ema] if isinstance(ema, str) else [], averages)
         ema = averages[0] if ema is True else ema
@@ -197,7 +202,8 @@ class Run:
         if dtype is not None:
             params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
         codec = None if given is None else given.codec
-        return cls.of(config, params, found, mesh, codec=codec, examples=read_examples(folder), folder=folder)
+        run = cls.of(config, params, found, mesh, codec=codec, examples=read_examples(folder), folder=folder)
+        return dataclasses.replace(run, trusted=(trusted,) if isinstance(trusted, str) else tuple(trusted))
 
     @property
     def denoise(self) -> NetworkDenoiser:
@@ -272,6 +278,7 @@ class Run:
             if compiled is not None:
                 options["program"] = functools.partial(_draw_kept, os.path.abspath(os.path.expanduser(compiled)))
             refuse_unknown_options(self.model.sample, options)
+            options["guide"] = with_worse(self, options.get("guide"))
             return self.model.sample(key, n, cond, **options)
 
     def invert(self, record: Mapping[str, Any], cond: Mapping[str, Any] | None = None, **options: Any) -> Any:
@@ -282,6 +289,7 @@ class Run:
         """
         with as_config_error("inversion"):
             refuse_unknown_options(self.model.invert, options)
+            options["guide"] = with_worse(self, options.get("guide", ()))
             return self.model.invert(record, cond, **options)
 
     def save(self, path: str | os.PathLike[str], record: Mapping[str, Any], columns: int | None = None) -> None:
@@ -363,21 +371,6 @@ def _decoded(codec: Any, x0: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
 @jax.jit  # one small program; by itself each operation would be one
 def _decode(codec: Any, x0: ArrayLike) -> Any:
     return codec.decode(jnp.asarray(x0))
-
-
-def _computing_in(config: Config, dtype: str) -> Config:
-    try:
-        kind = jnp.dtype(dtype)
-    except TypeError as error:
-        raise ConfigError(f"dtype: {dtype!r} is no type of numbers, for instance 'bfloat16'") from error
-    if not jnp.issubdtype(kind, jnp.floating) or jax.dtypes.canonicalize_dtype(kind) != kind:
-        raise ConfigError(f"dtype: {dtype} has no fractions, or needs JAX_ENABLE_X64: use float32, bfloat16 or float16")
-    network = config.network
-    if hasattr(network, "computing_in"):
-        network = network.computing_in(kind.name)
-    elif dataclasses.is_dataclass(network) and hasattr(network, "dtype") and not isinstance(network, type):
-        network = dataclasses.replace(network, dtype=kind.name)
-    return dataclasses.replace(config, network=network)
 
 
 def _draw_kept(folder: str, plan: Plan, keys: Array, **static: Any) -> Any:

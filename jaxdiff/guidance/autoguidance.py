@@ -1,0 +1,78 @@
+"""Autoguidance: a second network, worse than the first, is led away from.
+
+Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself", https://arxiv.org/abs/2406.02507. With D_1
+the denoiser and D_0 a worse one of the same process and data (an earlier checkpoint, a smaller network, a shorter
+average of the weights), both told the same condition,
+
+    D = D_1 + (w - 1) (D_1 - D_0).                                                                   (1)
+
+w = 1 is D_1 bit for bit. Both err towards samples that the data have not, D_0 by more; their difference says which way
+that is, and (1) goes back further. What D_0 knows of the condition it does not take away, so the samples stay diverse
+where classifier-free guidance makes them alike. Behind other guidance G, (1) is G + (w - 1) (D_1 - D_0).
+
+D_0 is data of a program: another one of the same shapes compiles nothing. Written as text, it is named by where it lies,
+and read by the run that samples (`jaxdiff.runs.Run.sample`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxdiff.denoiser import Denoiser
+from jaxdiff.guidance.away import away, finite
+from jaxdiff.guidance.base import Guidance, Nulls
+from jaxdiff.process import Process
+from jaxdiff.record import field, record
+
+
+@record
+class Autoguidance(Guidance):
+    """Autoguidance: away from a second network that is worse, such as an earlier checkpoint.
+
+    Args:
+      weight: w of equation (1), ``()`` or one a sample ``(B,)``; data. 1 is what stands before it.
+      denoise: D_0, of the same process, its weights being data; None: it is named by what follows.
+      run: folder of the run that it is of; None: the same run. Static.
+      step: of its checkpoint; None: the newest. Static.
+      average: of its weights, by name, "none" for those of the last step; None: the first. Static.
+
+    Raises:
+      ValueError: a weight that is none; no D_0, or one given twice; (when sampling) a name that nobody has read.
+
+    >>> Autoguidance(2.0, run="runs/small")
+    Autoguidance(weight=2.0, denoise=None, run='runs/small', step=None, average=None)
+    >>> Autoguidance(2.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: autoguidance needs a worse network: run=runs/small, or step=500 or average=short of the same run
+    """
+
+    weight: ArrayLike
+    denoise: Any = None
+    run: str | None = field(default=None, pytree_node=False)
+    step: int | None = field(default=None, pytree_node=False)
+    average: str | None = field(default=None, pytree_node=False)
+
+    def __post_init__(self) -> None:
+        finite("weight", self.weight)
+        named = any(name is not None for name in (self.run, self.step, self.average))
+        if self.denoise is None and not named:
+            raise ValueError(
+                "autoguidance needs a worse network: run=runs/small, or step=500 or average=short of the same run"
+            )
+        if self.denoise is not None and (named or not callable(self.denoise)):
+            raise ValueError(
+                f"autoguidance takes a denoiser or the name of one, got a {type(self.denoise).__name__} and "
+                f"run={self.run!r}, step={self.step!r}, average={self.average!r}"
+            )
+
+    def __call__(self, denoise: Denoiser, plain: Denoiser, process: Process, nulls: Nulls) -> Denoiser:
+        if self.denoise is None:
+            raise ValueError(
+                "autoguidance by the name of a run, step or average is read by a run: sample by jaxdiff.load(...), or "
+                "give the denoiser itself, Autoguidance(2.0, jaxdiff.load('runs/small').denoise)"
+            )
+        return away(denoise, plain, self.denoise, jnp.asarray(self.weight) - 1.0, "autoguidance")
