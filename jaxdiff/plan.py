@@ -149,6 +149,7 @@ def rows_of(plan: Plan, rows: slice, size: int, n: int) -> Plan:
         return jnp.concatenate([part, jnp.repeat(part[-1:], size - len(part), axis=0)]) if len(part) < size else part
 
     parts = jax.tree.map(cut, (plan.cond, plan.nulls, plan.x))
+
     def weight(leaf: Any) -> Any:  # a denoiser's own arrays are of no sample
         return cut(leaf) if not callable(leaf) and np.ndim(leaf) and len(leaf) == n else leaf
 

@@ -10,8 +10,8 @@ w = 1 is D_1 bit for bit. Both err towards samples that the data have not, D_0 b
 that is, and (1) goes back further. What D_0 knows of the condition it does not take away, so the samples stay diverse
 where classifier-free guidance makes them alike. Behind other guidance G, (1) is G + (w - 1) (D_1 - D_0).
 
-D_0 is data of a program: another one of the same shapes compiles nothing. Written as text, it is named by where it lies,
-and read by the run that samples (`jaxdiff.runs.Run.sample`).
+D_0 is data of a program: another one of the same shapes compiles nothing. Written as text, it is named by where it
+lies, and read by the run that samples (`jaxdiff.runs.Run.sample`).
 """
 
 from __future__ import annotations

@@ -75,7 +75,9 @@ class Away(Guided):
 
     def alone(self, x: Array, t: ArrayLike, cond: Cond | None, memory: Memory) -> tuple[Prediction, Memory]:
         mine, other = memory or ((), ())
-        plain, mine = recall(self.plain, x, t, cond, mine) if self.guided is None else self.guided.alone(x, t, cond, mine)
+        plain, mine = (
+            recall(self.plain, x, t, cond, mine) if self.guided is None else self.guided.alone(x, t, cond, mine)
+        )
         return plain, (mine, other) if memory else ()
 
 

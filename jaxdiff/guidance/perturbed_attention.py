@@ -1,5 +1,5 @@
-"""Perturbed-attention guidance (Ahn et al. 2024, "Self-Rectifying Diffusion Sampling with Perturbed-Attention Guidance",
-https://arxiv.org/abs/2403.17377).
+"""Perturbed-attention guidance (Ahn et al. 2024, "Self-Rectifying Diffusion Sampling with Perturbed-Attention
+Guidance", https://arxiv.org/abs/2403.17377).
 
 With P the plain prediction, G the guided one so far, and Q that of the same network where the self-attention of some
 layers has the identity for its map, so that each token of the image has its own value,

@@ -7,8 +7,8 @@ columns of the image by a Gaussian of deviation sigma,
 
     p = G + s (P - Q).                                                                               (1)
 
-sigma says how far Q is from P: at 0 it is P, at infinity every token asks with the mean query. The paper keeps s = 3 and
-chooses sigma.
+sigma says how far Q is from P: at 0 it is P, at infinity every token asks with the mean query. The paper keeps s = 3
+and chooses sigma.
 """
 
 from __future__ import annotations
