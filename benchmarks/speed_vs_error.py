@@ -56,7 +56,7 @@ from jaxdiff import (
     sample_keys,
 )
 from jaxdiff.config import keep_compiled, one_line_errors, set_up
-from jaxdiff.guidance import CFG, Interval, Reuse, apply
+from jaxdiff.guidance import CFG, Contrasted, Interval, Reuse, apply
 from jaxdiff.methods import parse_guidance
 from jaxdiff.networks import DeepCache, DiT, FirstBlock, TaylorSeer, UNet
 from jaxdiff.networks.caching import FeatureCache
@@ -151,7 +151,7 @@ def choices(problem: Problem, network: Any, quick: bool) -> Iterator[Choice]:
             yield Choice("features", name, setting, budget, draw, (BASE, budget))
 
     guided = problem.guided()
-    if isinstance(guided, ClassifierFree):
+    if isinstance(guided, Contrasted):
         ways: list[tuple[str, str, list[Any]]] = [
             ("null branch reused", f"every {k}", [Reuse(jnp.int32(k))]) for k in ((2,) if quick else (2, 3, 5))
         ]

@@ -22,7 +22,24 @@ from jaxdiff.discrete import (
 )
 from jaxdiff.exact import EmpiricalDenoiser, FullGaussianDenoiser, GaussianDenoiser, MixtureDenoiser
 from jaxdiff.grid import karras_times, log_snr_times, quadratic_times, trailing_times, uniform_times
-from jaxdiff.guidance import CFG, ClassifierFree, Clipped, Guidance, Interval, Reuse
+from jaxdiff.guidance import (
+    APG,
+    CFG,
+    FDG,
+    TCFG,
+    And,
+    CFGPlusPlus,
+    CFGZeroStar,
+    ClassifierFree,
+    Clipped,
+    Contrasted,
+    Dynamic,
+    Guidance,
+    Interval,
+    Rescale,
+    Reuse,
+    Static,
+)
 from jaxdiff.lazy import lazily
 from jaxdiff.likelihood import bits_per_dim, continuous_elbo, discrete_vlb, log_likelihood
 from jaxdiff.loss import (
@@ -162,6 +179,7 @@ __getattr__ = lazily(
 )
 
 __all__ = [
+    "APG",
     "BOGACKI_SHAMPINE",
     "CFG",
     "DDIM",
@@ -169,23 +187,29 @@ __all__ = [
     "DEIS",
     "DORMAND_PRINCE",
     "DPM2",
+    "FDG",
     "IPNDM",
     "LMS",
     "P2",
     "RK4",
     "SNR",
     "TABLEAUX",
+    "TCFG",
     "VE",
     "VP",
     "X0",
     "Adaptive",
     "AnalyticDDPM",
+    "And",
     "AnnealedLangevin",
     "AnnealedLangevinDynamics",
+    "CFGPlusPlus",
+    "CFGZeroStar",
     "Choice",
     "ClassifierFree",
     "Clipped",
     "Consistency",
+    "Contrasted",
     "CosineVP",
     "DPMSolver",
     "DPMpp2M",
@@ -197,6 +221,7 @@ __all__ = [
     "Denoiser",
     "DenoisingLoss",
     "DiscreteVP",
+    "Dynamic",
     "EDMStochastic",
     "EmpiricalDenoiser",
     "Eps",
@@ -237,6 +262,7 @@ __all__ = [
     "Prediction",
     "PredictorCorrector",
     "Process",
+    "Rescale",
     "Restart",
     "Reuse",
     "ReverseDiffusion",
@@ -255,6 +281,7 @@ __all__ = [
     "Sliced",
     "Smoothed",
     "SmoothedDenoiser",
+    "Static",
     "Stratified",
     "SubVP",
     "Tableau",

@@ -115,8 +115,8 @@ class Bound:
         if jax.tree.leaves(self.memory) and get_opaque_trace_state() != self._place:
             raise ValueError(
                 "this sampler evaluates the denoiser inside a loop or a branch of its own, where features are not kept "
-                "from one evaluation to the next: take the cache or guidance's `every` off, or a sampler whose step "
-                "evaluates it directly (not Adaptive, Restart, AnnealedLangevinDynamics or PredictorCorrector)"
+                "from one evaluation to the next: take the cache, guidance's `every` or apg off, or a sampler whose "
+                "step evaluates it directly (not Adaptive, Restart, AnnealedLangevinDynamics or PredictorCorrector)"
             )
         prediction, self.memory = recall(self.denoise, x, t, self.cond, self.memory)
         if self.watch is not None:

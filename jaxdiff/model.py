@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 from jaxdiff.codecs.base import Codec
 from jaxdiff.data.text import TEXT
 from jaxdiff.denoiser import NetCache, NetworkDenoiser
-from jaxdiff.guidance import CFG, nulls_of
-from jaxdiff.methods import Guide, guidance_of, parse_cache, parse_sampler, times
+from jaxdiff.guidance import Contrast, nulls_of
+from jaxdiff.methods import Guide, parse_cache, parse_sampler
 from jaxdiff.networks.placement import parts_of
 from jaxdiff.noise import as_key, sample_keys
 from jaxdiff.plan import Plan, draw, from_image, in_batches, integrated, part_of, rows_of
 from jaxdiff.process import Process
+from jaxdiff.request import contrasts, elements_of, refuse_sampler, walked_times
 from jaxdiff.sampling import Keep
 from jaxdiff.sampling.base import start as check_start
 from jaxdiff.sampling.checks import refuse_noise_on_rising_times
@@ -135,21 +136,21 @@ class Model:
         """
         defaults = self.defaults
         given = self.given(whole("n", n), cond)
-        usual = defaults.guide if cond else ()
-        elements = guidance_of(usual if guide is None else guide)
-        weights = [element.weight for element in elements if isinstance(element, CFG)]
-        guided = bool(weights)
-        if wrong := [each for each in weights if np.shape(each) not in ((), (n,)) or not jnp.isfinite(each).all()]:
-            raise ValueError(f"guidance takes a finite weight, or one for each of {n} samples, got {wrong[0]}")
+        usual = () if not cond and contrasts(defaults.guide) else defaults.guide
+        elements = elements_of(usual if guide is None else guide, n, lambda values: self.given(n, values, fill=False))
+        guided = contrasts(elements)
         if guided and not cond:
             raise ValueError("guidance leads towards a condition: pass cond={...}, or guide=() for none")
         chosen = defaults.sampler if sampler is None else sampler
         method = parse_sampler(chosen, self.process)
-        walked = self._times(method, steps, grid, ts)
+        refuse_sampler(elements, method)
+        count = defaults.steps if steps is None else steps
+        asked = steps is not None or grid is not None
+        walked = walked_times(method, count, defaults.grid if grid is None else grid, ts, chosen=asked)
         plain = self.denoise
         if cache is not None:
             plain = dataclasses.replace(plain, cache=parse_cache(cache))  # type: ignore[arg-type]
-            elements = [dataclasses.replace(e, sequential=True) if isinstance(e, CFG) else e for e in elements]
+            elements = [e.in_turn() if isinstance(e, Contrast) else e for e in elements]
         negative = {TEXT: negative} if isinstance(negative, str) else negative
         if negative is None and guided:
             negative = {name: value for name, value in defaults.negative.items() if name in (cond or {})} or None
@@ -355,18 +356,6 @@ class Model:
             return draw(mine, sample_keys(jax.random.key(0), 0, 2))
 
         jax.eval_shape(traced, self.denoise.params)
-
-    def _times(
-        self, sampler: Any, steps: int | None, grid: str | Callable[[Process, int], Array] | None, ts: ArrayLike | None
-    ) -> Array:
-        if ts is not None:
-            if steps is not None or grid is not None:
-                raise ValueError("ts are the times themselves: leave steps and grid out")
-            if isinstance(ts, str):
-                raise ValueError(f"ts are the times themselves, got {ts!r}: for a grid by its name, grid={ts!r}")
-            return jnp.asarray(ts, jnp.result_type(float))
-        count = whole("steps", self.defaults.steps if steps is None else steps)
-        return times(sampler, self.defaults.grid if grid is None else grid, count)
 
     def _check_start(self, plan: Plan, n: int) -> None:
         """All checks of a start that need the times' numbers. They may trace the network, so once for the same ones."""

@@ -66,7 +66,8 @@ class Plan:
         """The denoiser with its guidance, limited to the bounds."""
         process = self.plain.process
         guided = apply(self.guide, self.plain, process, self.nulls)
-        return guided if self.bounds is None else Clipped(guided, process, *self.bounds)
+        apart = any(getattr(element, "apart", False) for element in self.guide)
+        return guided if self.bounds is None else Clipped(guided, process, *self.bounds, apart=apart)
 
     def init(self, keys: Array) -> Array:
         """x at the first time ``(B, ...)``."""
@@ -150,13 +151,10 @@ def rows_of(plan: Plan, rows: slice, size: int, n: int) -> Plan:
 
     parts = jax.tree.map(cut, (plan.cond, plan.nulls, plan.x))
 
-    def weight(leaf: Any) -> Any:  # a denoiser's own arrays are of no sample
-        return cut(leaf) if not callable(leaf) and np.ndim(leaf) and len(leaf) == n else leaf
+    def weight(leaf: Any) -> Any:
+        return cut(leaf) if np.ndim(leaf) and len(leaf) == n else leaf
 
-    weights = tuple(
-        jax.tree.map(weight, element, is_leaf=lambda each, element=element: each is not element and callable(each))
-        for element in plan.guide
-    )
+    weights = tuple(element.rows(weight) for element in plan.guide)
     cond, nulls, x = parts
     return dataclasses.replace(plan, cond=cond, nulls=nulls, x=x, guide=weights)
 

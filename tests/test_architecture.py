@@ -43,6 +43,7 @@ LAYERS = [
     {"data"},
     {"codecs"},
     {"plan"},
+    {"request"},
     {"model"},
     {"launch"},
     {"pretrained"},
@@ -60,6 +61,7 @@ LONGER_WITH_REASON: dict[str, str] = {  # path -> why this file may pass LINES_P
 }
 TESTED_BESIDE = {  # modules without a test file of their own -> whose tests are theirs too
     "__main__": "commands",
+    "request": "model",
     "broadcast": "noise",
     "denoiser": "guidance",
     "discrete": "process",

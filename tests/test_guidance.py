@@ -47,7 +47,7 @@ def test_guidance_weight_is_data() -> None:
 
     @jax.jit
     @chex.assert_max_traces(n=1)
-    def run(denoise: jd.ClassifierFree, x: jax.Array) -> jax.Array:
+    def run(denoise: jd.Contrasted, x: jax.Array) -> jax.Array:
         return denoise(x, 0.5, {"label": jnp.arange(2)}).eps
 
     static = jax.tree_util.Partial(by_label)
@@ -336,7 +336,7 @@ def test_lists_that_mean_nothing_are_refused() -> None:
     for elements, message in (
         ((reuse, cfg), "every changes guidance that stands before it in the list, and there is none: put cfg first"),
         ((interval, cfg), "interval changes guidance that stands before it"),
-        ((cfg, cfg), "cfg is to stand once in a list of guidance, and before interval and every"),
+        ((cfg, cfg), "cfg is to stand once in a list of guidance, before interval and every, and in the place of cfg"),
         ((cfg, interval, cfg), "cfg is to stand once"),
         ((cfg, reuse, reuse), "every is to stand once"),
         ((cfg, reuse, interval, reuse), "every is to stand once"),

@@ -182,9 +182,19 @@ def test_every_row_can_be_written_as_it_is_described() -> None:
     for signature, _ in methods.describe(methods.CACHES):
         assert parse_cache(signature) == parse_cache(signature.partition(":")[0])
     assert [text for text, _ in methods.describe(methods.GUIDANCE)] == [
-        "cfg:WEIGHT,sequential=false",
+        "cfg:weight=none,sequential=false,schedule=constant,NAME=...",
+        "and:weight=1,NAME=...",
+        "not:weight=1,NAME=...",
+        "apg:WEIGHT,eta=0,norm=inf,momentum=-0.5,sequential=false",
+        "cfgpp:WEIGHT,sequential=false",
+        "cfgzero:WEIGHT,zero=0,sequential=false",
+        "tcfg:WEIGHT,sequential=false",
+        "fdg:LOW,HIGH,levels=1,sequential=false",
         "interval:low=0,high=inf",
         "every:EVERY",
+        "rescale:phi=0.7",
+        "static:limit=1",
+        "dynamic:quantile=0.995,limit=1",
     ]
 
 

@@ -35,6 +35,7 @@ from jaxdiff.model import Defaults
 from jaxdiff.networks import functional
 from jaxdiff.networks.encoder_decoder import Layout
 from jaxdiff.process import Process
+from jaxdiff.request import contrasts
 from jaxdiff.score_matching import FiniteDifference, FokkerPlanck, HighOrder, Implicit, SecondOrder, Sliced
 from jaxdiff.spec import Spec, Specs, droppable, fits, shape_of
 from jaxdiff.times import GeometricLevels, LikelihoodTime
@@ -146,7 +147,7 @@ def _check_dropout(config: Config) -> None:
                 "another condition its null"
             )
     leads_away = any(rate > 0 for rate in config.loss.dropout.values()) or hasattr(config.codec, "negative")
-    if config.sample.guide and not leads_away:
+    if contrasts(config.sample.guide) and not leads_away:
         raise ConfigError(
             f"sample.guide: guidance needs a model trained with loss.dropout above 0, for instance {_example(specs)}"
         )

@@ -16,6 +16,8 @@ lies, and read by the run that samples (`jaxdiff.runs.Run.sample`).
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -68,6 +70,9 @@ class Autoguidance(Guidance):
                 f"autoguidance takes a denoiser or the name of one, got a {type(self.denoise).__name__} and "
                 f"run={self.run!r}, step={self.step!r}, average={self.average!r}"
             )
+
+    def rows(self, part: Callable[[Any], Any]) -> Autoguidance:
+        return dataclasses.replace(self, weight=part(self.weight))
 
     def __call__(self, denoise: Denoiser, plain: Denoiser, process: Process, nulls: Nulls) -> Denoiser:
         if self.denoise is None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from jax import Array
@@ -30,7 +30,17 @@ Nulls = Mapping[str, Any]
 
 @record
 class Guidance(abc.ABC):
-    """An element of a list of guidance; abstract. Its numbers are data of a jitted program."""
+    """An element of a list of guidance; abstract. Its numbers are data of a jitted program.
+
+    Attributes:
+      apart: whether its pair (x0, eps) leaves x = alpha x0 + sigma eps.
+      follows_apart: whether it may stand behind such an element: it moves neither x0 nor eps by the other.
+      samplers: the classes of samplers that it is for; None: all.
+    """
+
+    apart: ClassVar[bool] = False
+    follows_apart: ClassVar[bool] = False
+    samplers: ClassVar[tuple[str, ...] | None] = None
 
     @abc.abstractmethod
     def __call__(self, denoise: Denoiser, plain: Denoiser, process: Process, nulls: Nulls) -> Denoiser:
@@ -45,6 +55,16 @@ class Guidance(abc.ABC):
         Raises:
           ValueError: an order of the list that means nothing.
         """
+
+    def rows(self, part: Callable[[Any], Any]) -> Guidance:
+        """The element for some of the samples that it is for.
+
+        Args:
+          part: takes their rows of an array that has one row a sample, and leaves others as they are. Arrays that may be
+            as long by chance, such as a second network's, are not to be given to it.
+        """
+        made: Guidance = jax.tree.map(part, self)
+        return made
 
 
 @record
@@ -83,10 +103,16 @@ def apply(
     >>> from jaxdiff.guidance import CFG, Interval
     >>> guided = apply([CFG(2.0), Interval(0.2, 5.0)], GaussianDenoiser(VP(), 0.0, 1.0), VP(), {"label": 10})
     >>> type(guided).__name__, type(guided.guided).__name__
-    ('Within', 'ClassifierFree')
+    ('Within', 'Contrasted')
     """
-    guided = denoise
+    guided, before = denoise, None
     for element in elements:
+        if before is not None and isinstance(element, Guidance) and not element.follows_apart:
+            raise ValueError(
+                f"{type(before).__name__} keeps x0 and eps apart, and {type(element).__name__} behind it in the list "
+                "moves them together: leave one of them out"
+            )
+        before = element if getattr(element, "apart", False) else before
         guided = element(guided, denoise, process, nulls) if isinstance(element, Guidance) else element(guided)
     return guided
 
@@ -153,6 +179,50 @@ def guided_from(denoise: Denoiser, plain: Denoiser, name: str) -> Guided:
     if denoise is plain:
         raise ValueError(f"{name} changes guidance that stands before it in the list, and there is none: put cfg first")
     return denoise if isinstance(denoise, Guided) and denoise.plain is plain else Pair(denoise, plain)
+
+
+@record
+class Changed(Guided):
+    """A guided denoiser whose prediction is changed in sight of the plain one; abstract.
+
+    Args:
+      guided: the guided denoiser.
+      process: its process.
+    """
+
+    guided: Guided
+    process: Process
+
+    @abc.abstractmethod
+    def changed(self, x: Array, t: ArrayLike, guided: Prediction, plain: Prediction) -> Prediction:
+        """The guided prediction, changed."""
+
+    @property
+    def plain(self) -> Denoiser:  # type: ignore[override]
+        """The denoiser without guidance."""
+        return self.guided.plain
+
+    def __call__(self, x: Array, t: ArrayLike, cond: Cond | None = None) -> Prediction:
+        return self.both(x, t, cond, ())[0]
+
+    def begin(self, x: Array, cond: Cond | None = None) -> Memory:
+        """See the top of `jaxdiff.denoiser`."""
+        return self.begin_apart(x, cond)
+
+    def begin_apart(self, x: Array, cond: Cond | None) -> Memory:
+        return self.guided.begin_apart(x, cond)
+
+    def recall(self, x: Array, t: ArrayLike, cond: Cond | None, memory: Memory) -> tuple[Prediction, Memory]:
+        """See the top of `jaxdiff.denoiser`."""
+        guided, _, memory = self.both(x, t, cond, memory)
+        return guided, memory
+
+    def both(self, x: Array, t: ArrayLike, cond: Cond | None, memory: Memory) -> tuple[Prediction, Prediction, Memory]:
+        guided, plain, memory = self.guided.both(x, t, cond, memory)
+        return self.changed(x, t, guided, plain), plain, memory
+
+    def alone(self, x: Array, t: ArrayLike, cond: Cond | None, memory: Memory) -> tuple[Prediction, Memory]:
+        return self.guided.alone(x, t, cond, memory)
 
 
 @record

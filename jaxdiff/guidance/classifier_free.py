@@ -1,152 +1,148 @@
-"""Classifier-free guidance (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598).
+"""Classifier-free guidance (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598), with one weight or several.
 
 It extrapolates from the unconditional prediction to the conditional one,
 
     eps_w = w eps(x, cond) + (1 - w) eps(x, null),                                                   (1)
 
 and likewise x0, which is affine in eps. w = 1 is the plain conditional model (the paper's weight is w - 1), w = 0 the
-unconditional one.
+unconditional one. The weight may depend on the time (`jaxdiff.guidance.weights`).
+
+Conditions c_1, c_2, ... may have weights of their own. With p_i = d(x, c_1, ..., c_i, null, ...), so that p_0 has none
+of them (Brooks et al. 2023, "InstructPix2Pix", https://arxiv.org/abs/2211.09800, equation 3),
+
+    p = p_0 + w_1 (p_1 - p_0) + w_2 (p_2 - p_1) + ...                                                (2)
+
+which for equal weights is (1). A condition that is guided and has no weight here has the weight 1, first in the row.
+
+Other conditions may be joined to it (Liu et al. 2022, "Compositional Visual Generation with Composable Diffusion
+Models", https://arxiv.org/abs/2206.01714, equations 11 and 13): for the product of the laws given each, "and", their
+differences from the unconditional prediction add up; a weight below 0 divides by one, "not",
+
+    p + sum_j v_j (d(x, c'_j) - d(x, null)).                                                         (3)
+
+The guided field is no score of the tilted density p(x) p(c|x)^w at any time but t = 0: noise and tilting do not
+commute. tests/guidance/test_tilted.py shows by how much.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxdiff.denoiser import Cond, Denoiser, Memory, begin, recall
-from jaxdiff.guidance.base import Guidance, Guided, Nulls
+from jaxdiff.denoiser import Denoiser, Memory
+from jaxdiff.guidance.base import Guidance, Nulls
+from jaxdiff.guidance.contrast import Contrast, Contrasted, without
+from jaxdiff.guidance.weights import Weight, weight_at
 from jaxdiff.prediction import Prediction, mix
 from jaxdiff.process import Process
 from jaxdiff.record import field, record
 
 
 @record
-class CFG(Guidance):
+class And(Guidance):
+    """Another condition beside the call's, equation (3): joined with a weight above 0, kept away from below 0.
+
+    It stands behind `CFG` in a list, and is evaluated in the same batch.
+
+    Args:
+      cond: the condition, by name; values for all samples or one a sample. The other conditions are left out.
+      weight: v, ``()`` or one a sample ``(B,)``; data.
+
+    Raises:
+      ValueError: no condition; (in a list) no `CFG` before it.
+
+    >>> And({"label": 3}, -1.0).weight
+    -1.0
+    """
+
+    cond: Mapping[str, Any]
+    weight: ArrayLike = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.cond, Mapping) or not self.cond:
+            raise ValueError(f"and joins a condition, such as {{'label': 3}}, got {self.cond!r}")
+
+    def __call__(self, denoise: Denoiser, plain: Denoiser, process: Process, nulls: Nulls) -> Denoiser:
+        if not isinstance(denoise, Contrasted) or not isinstance(denoise.rule, CFG):
+            raise ValueError("and joins a condition to cfg: put cfg right before it (cfg:1 is the plain condition)")
+        rule = dataclasses.replace(denoise.rule, others=(*denoise.rule.others, self))
+        return dataclasses.replace(denoise, rule=rule)
+
+
+@record
+class CFG(Contrast):
     """Classifier-free guidance: the conditional prediction, exaggerated against the one without a condition.
 
     Args:
-      weight: w of equation (1), ``()`` or one a sample ``(B,)``; data. 1 is the plain model.
-      sequential: the two branches one after the other, in less memory; else both in one call of twice the batch;
-        static.
+      weight: w of equation (1), ``()`` or one a sample ``(B,)``; for several conditions a mapping of weights by name in
+        the order of equation (2); or a function of the process and the time (`jaxdiff.guidance.weights`). Data. 1 is
+        the plain model.
+      sequential: the branches one after the other, in less memory; else all in one call of a larger batch; static.
+      others: conditions joined to it, equation (3); `And` puts them there.
 
     >>> from jaxdiff import VP, GaussianDenoiser
     >>> CFG(2.0)(*[GaussianDenoiser(VP(), 0.0, 1.0)] * 2, VP(), {"label": 10}).null
     {'label': 10}
     """
 
-    weight: ArrayLike
+    weight: ArrayLike | Mapping[str, ArrayLike] | Weight
     sequential: bool = field(default=False, pytree_node=False)
+    others: tuple[And, ...] = field(default=(), repr=False)
+    name: ClassVar[str] = "cfg"
 
-    def __call__(self, denoise: Denoiser, plain: Denoiser, process: Process, nulls: Nulls) -> Denoiser:
-        if isinstance(denoise, Guided):
-            raise ValueError("cfg is to stand once in a list of guidance, and before interval and every")
-        return ClassifierFree(denoise, self.weight, nulls, self.sequential)
+    def conditions(self, cond: Mapping[str, Any], null: Nulls) -> tuple[dict[str, Any], ...]:
+        """The whole condition; without those that are guided; equation (2) between them; then (3)."""
+        empty = without(cond, null)
+        joined = []
+        for other in self.others:
+            if missing := sorted(set(other.cond) - set(cond)):
+                raise ValueError(f"and joins {missing}, and the conditions of this call are {sorted(cond)}")
+            joined.append({**empty, **other.cond})
+        if not isinstance(self.weight, Mapping):
+            return dict(cond), empty, *joined
+        if unknown := sorted(set(self.weight) - set(null)):
+            raise ValueError(f"cfg has a weight for {unknown}; the conditions that can be guided are {sorted(null)}")
+        names = list(self.weight)
+        rows = [without(cond, {name: null[name] for name in names[i:]}) for i in range(len(names))]  # of p_0, p_1, ...
+        return dict(cond), *rows, *([empty] if joined else []), *joined
+
+    def combine(
+        self, process: Process | None, x: Array, t: ArrayLike, parts: tuple[Prediction, ...], memory: Memory
+    ) -> tuple[Prediction, Memory]:
+        others = parts[len(parts) - len(self.others) :]
+        joined = [jnp.asarray(other.weight, x.dtype) for other in self.others]
+        terms: list[tuple[ArrayLike, Prediction]] = list(zip(joined, others, strict=True))
+        back: Any = -sum(joined)  # of the unconditional prediction, for equation (3)
+        if isinstance(self.weight, Mapping):
+            each = [jnp.asarray(weight, x.dtype) for weight in self.weight.values()]
+            shares = [1.0 - each[0], *(before - after for before, after in itertools.pairwise(each))]
+            terms += zip(shares, parts[1 : 1 + len(each)], strict=True)
+            terms += [(back, parts[1 + len(each)])] if joined else []
+        else:
+            terms.append((1.0 - weight_at(self.weight, process, t, x.dtype) + back, parts[1]))
+        return mix(parts[0], *terms), memory
 
 
-class Branches(NamedTuple):
-    """What the two branches remember, where each has a memory of its own."""
-
-    given: Memory
-    without: Memory
-
-
-@record
-class ClassifierFree(Guided):
+def ClassifierFree(
+    denoise: Denoiser, weight: ArrayLike, null: Mapping[str, Any], sequential: bool = False
+) -> Contrasted:
     """A denoiser with classifier-free guidance, equation (1).
 
     Args:
       denoise: a denoiser trained with its condition dropped at random.
       weight: w, ``()`` or one a sample ``(B,)``; data, so changing it compiles nothing.
-      null: for each condition that is guided, what stands for "no condition": a value that broadcasts to it, such as
-        the null label's id, or one value a sample; a dict for a condition of several arrays.
-      sequential: the branches one after the other, in less memory; else both in one call of twice the batch; static.
+      null: for each condition that is guided, what stands for "no condition"; see `Contrasted`.
+      sequential: see `CFG`.
 
-    A learned variance is the conditional branch's. Conditions without a null are given to both branches.
-
-    Raises:
-      ValueError: (when called) without ``cond``, without a condition that ``null`` names, or with a null of another
-        form.
+    >>> from jaxdiff import VP, GaussianDenoiser
+    >>> guided = ClassifierFree(GaussianDenoiser(VP(), 0.0, 1.0), weight=2.0, null={"label": 10})
+    >>> guided(jnp.ones((1, 2)), 0.5, {"label": jnp.array([3])}).x0.shape
+    (1, 2)
     """
-
-    denoise: Denoiser
-    weight: ArrayLike
-    null: Mapping[str, Any]
-    sequential: bool = field(default=False, pytree_node=False)
-
-    @property
-    def plain(self) -> Denoiser:  # type: ignore[override]
-        """The conditional branch's denoiser."""
-        return self.denoise
-
-    def __call__(self, x: Array, t: ArrayLike, cond: Cond | None = None) -> Prediction:
-        return self.both(x, t, cond, ())[0]
-
-    def begin(self, x: Array, cond: Cond | None = None) -> Memory:
-        """See the top of `jaxdiff.denoiser`."""
-        if self.sequential:
-            return self.begin_apart(x, cond)
-        given, without = self._conditions(cond)
-        return begin(self.denoise, _joined(x, x), jax.tree.map(_joined, given, without))
-
-    def begin_apart(self, x: Array, cond: Cond | None) -> Memory:
-        memories = Branches(*(begin(self.denoise, x, part) for part in self._conditions(cond)))
-        return memories if jax.tree.leaves(memories) else ()
-
-    def recall(self, x: Array, t: ArrayLike, cond: Cond | None, memory: Memory) -> tuple[Prediction, Memory]:
-        """See the top of `jaxdiff.denoiser`."""
-        guided, _, memory = self.both(x, t, cond, memory)
-        return guided, memory
-
-    def both(self, x: Array, t: ArrayLike, cond: Cond | None, memory: Memory) -> tuple[Prediction, Prediction, Memory]:
-        with_cond, null = self._conditions(cond)
-        weight = jnp.asarray(self.weight, x.dtype)
-        if self.sequential or isinstance(memory, Branches):  # one memory a branch allows no call of both at once
-            given, mine = recall(self.denoise, x, t, with_cond, memory[0] if memory else ())
-            without, other = recall(self.denoise, x, t, null, memory[1] if memory else ())
-            return mix(given, (1.0 - weight, without)), given, Branches(mine, other) if memory else ()
-        t = jnp.asarray(t)
-        times = t if t.ndim == 0 else _joined(t, t)
-        joined, memory = recall(self.denoise, _joined(x, x), times, jax.tree.map(_joined, with_cond, null), memory)
-        given, without = (jax.tree.map(lambda leaf, i=i: _branch(i, leaf), joined) for i in (0, 1))
-        return mix(given, (1.0 - weight, without)), given, memory
-
-    def alone(self, x: Array, t: ArrayLike, cond: Cond | None, memory: Memory) -> tuple[Prediction, Memory]:
-        given, mine = recall(self.denoise, x, t, cond, memory[0] if memory else ())
-        return given, Branches(mine, memory[1]) if memory else ()
-
-    def _conditions(self, cond: Cond | None) -> tuple[dict[str, Any], dict[str, Any]]:
-        missing = [name for name in self.null if name not in (cond or {})]
-        if cond is None or missing:
-            raise ValueError(f"guidance needs cond with {sorted(self.null)}, got {sorted(cond) if cond else cond}")
-        return dict(cond), {
-            name: _null(name, value, self.null[name]) if name in self.null else value for name, value in cond.items()
-        }
-
-
-def _null(name: str, value: Any, null: Any) -> Any:
-    made: tuple[Any, ...] = tuple(jax.tree.structure(part, is_leaf=lambda leaf: leaf is None) for part in (value, null))
-    if made[0] != made[1]:
-        raise ValueError(f"the null of cond[{name!r}] is to be made as the condition is, {made[0]}, got {made[1]}")
-
-    def fit(value: Array, null: ArrayLike) -> Array:
-        null = jnp.asarray(null, value.dtype)
-        sizes = zip(null.shape[::-1], value.shape[::-1], strict=False)
-        if null.ndim > value.ndim or any(size not in (1, wanted) for size, wanted in sizes):
-            raise ValueError(f"the null of cond[{name!r}] has shape {null.shape}, which does not fit {value.shape}")
-        return jnp.broadcast_to(null, value.shape)
-
-    return jax.tree.map(fit, value, null)
-
-
-def _joined(a: Array, b: Array) -> Array:
-    # Both branches of a sample side by side: where a batch is split over devices, they stay where it is.
-    return jnp.stack([a, b], axis=1).reshape(2 * a.shape[0], *a.shape[1:])
-
-
-def _branch(which: int, joined: Array) -> Array:
-    return joined.reshape(-1, 2, *joined.shape[1:])[:, which]
+    return Contrasted(denoise, CFG(weight, sequential), None, null)

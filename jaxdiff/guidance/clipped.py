@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxdiff.denoiser import Cond, Denoiser, Memory, begin, recall
 from jaxdiff.prediction import Prediction, from_x0
 from jaxdiff.process import Process
-from jaxdiff.record import record
+from jaxdiff.record import field, record
 
 
 @record
@@ -21,12 +21,14 @@ class Clipped:
       process: its process.
       low: least value of the data.
       high: largest value of the data.
+      apart: leave eps as it is, where guidance keeps the two apart (`Guidance.apart`); static.
     """
 
     denoise: Denoiser
     process: Process
     low: ArrayLike = -1.0
     high: ArrayLike = 1.0
+    apart: bool = field(default=False, pytree_node=False)
 
     def __call__(self, x: Array, t: ArrayLike, cond: Cond | None = None) -> Prediction:
         return self.recall(x, t, cond, ())[0]
@@ -39,4 +41,6 @@ class Clipped:
         """See the top of `jaxdiff.denoiser`."""
         given, memory = recall(self.denoise, x, t, cond, memory)
         clipped = jnp.clip(given.x0, self.low, self.high)
+        if self.apart:
+            return given._replace(x0=clipped), memory
         return from_x0(self.process, x, t, clipped)._replace(variance=given.variance), memory

@@ -9,6 +9,8 @@ Outside, an evaluation costs the plain denoiser's alone.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,7 @@ class Interval(Guidance):
 
     low: ArrayLike = 0.0
     high: ArrayLike = jnp.inf
+    follows_apart: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if any(isinstance(end, jax.core.Tracer) for end in (self.low, self.high)):

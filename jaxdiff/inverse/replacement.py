@@ -14,6 +14,8 @@ https://arxiv.org/abs/2206.04119).
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -38,6 +40,7 @@ class Known(Guidance):
 
     x0: Array
     mask: Array
+    follows_apart: ClassVar[bool] = True
 
     def __call__(self, denoise: Denoiser, plain: Denoiser, process: Process, nulls: Nulls) -> Denoiser:
         return KnownPart(denoise, process, self.x0, self.mask)

@@ -3,7 +3,7 @@
 A method is written as its name and its numbers, the same in a configuration, on the command line and in Python:
 
     unipc    unipc:2    unipc:order=2,corrector=false    restart:inner=heun(variable=rho),repeats=3
-    cfg:2    interval:0.2,5    every:3    deepcache:3    taylorseer:4,order=2,whole
+    cfg:2    cfg:label=2,style=1.5    and:label=5    interval:0.2,5    deepcache:3    taylorseer:4,order=2,whole
 
 Numbers stand in the order of the row's fields, or by name; a switch alone is true; a number that is itself a sampler
 has its own in parentheses. A row is a class or a function: its signature is what can be written. To add a method is to
@@ -12,6 +12,7 @@ add a row, ``SAMPLERS["mine"] = Mine``. From Python the object itself may stand 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -22,7 +23,27 @@ from jax import Array
 
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.grid import karras_times, log_snr_times, quadratic_times, trailing_times, uniform_times
-from jaxdiff.guidance import CFG, PAG, SEG, SLG, Autoguidance, Function, Guidance, Interval, Reuse
+from jaxdiff.guidance import (
+    APG,
+    CFG,
+    FDG,
+    PAG,
+    SEG,
+    SLG,
+    TCFG,
+    And,
+    Autoguidance,
+    CFGPlusPlus,
+    CFGZeroStar,
+    Dynamic,
+    Function,
+    Guidance,
+    Interval,
+    Rescale,
+    Reuse,
+    Rising,
+    Static,
+)
 from jaxdiff.methods.legacy import legacy
 from jaxdiff.methods.parser import describe, made, method
 from jaxdiff.networks.caching import DeepCache, FeatureCache, FirstBlock, TaylorSeer
@@ -186,14 +207,61 @@ GRIDS: dict[str, Callable[..., Array]] = {
 }
 """Grids of times: rows take the process and n, then their numbers."""
 
+
+def _cfg(
+    weight: float | None = None,
+    sequential: bool = False,
+    schedule: Literal["constant", "linear", "cosine"] = "constant",
+    **each: float,
+) -> Guidance:
+    """Classifier-free guidance; cfg:label=2,style=1.5 has a weight for each condition, in this order."""
+    if weight is None and not each:
+        raise ValueError("cfg needs weight, for instance cfg:2")
+    if weight is not None and each:
+        raise ValueError("cfg takes one weight, or one for each condition by its name: give one of them")
+    if each and schedule != "constant":
+        raise ValueError("a schedule is of one weight: leave it out, or the weights of each condition")
+    if weight is None:
+        return CFG(each, sequential)
+    return CFG(weight if schedule == "constant" else Rising(weight, schedule), sequential)
+
+
+def _and(weight: float = 1.0, **cond: str) -> Guidance:
+    """Another condition joined to cfg before it, such as and:label=5,weight=1.5; it must hold too."""
+    return And({name: _condition(value) for name, value in cond.items()}, weight)
+
+
+def _not(weight: float = 1.0, **cond: str) -> Guidance:
+    """A condition that samples are kept away from, beside cfg before it, such as not:label=5."""
+    return And({name: _condition(value) for name, value in cond.items()}, -weight)
+
+
+def _condition(text: str) -> Any:
+    """A number where it is one, else the text, as a model's encoder takes it."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text[1:-1] if text.startswith("(") and text.endswith(")") else text
+
+
 GUIDANCE: dict[str, Callable[..., Guidance]] = {
-    "cfg": CFG,
+    "cfg": _cfg,
+    "and": _and,
+    "not": _not,
+    "apg": APG,
+    "cfgpp": CFGPlusPlus,
+    "cfgzero": CFGZeroStar,
+    "tcfg": TCFG,
+    "fdg": FDG,
     "autoguidance": Autoguidance,
     "pag": PAG,
     "seg": SEG,
     "slg": SLG,
     "interval": Interval,
     "every": Reuse,
+    "rescale": Rescale,
+    "static": Static,
+    "dynamic": Dynamic,
 }
 """Elements of a list of guidance."""
 

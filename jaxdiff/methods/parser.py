@@ -19,6 +19,8 @@ from jax.typing import ArrayLike
 from jaxdiff.sampling.base import Sampler
 
 Row = TypeVar("Row")
+_REST = "NAME"
+"""Where a row takes names of the caller's own, such as conditions."""
 CONTEXT = ("process", "n")
 """Parameters of a row that are no numbers of the method: the caller has them."""
 
@@ -59,7 +61,9 @@ def method(
     numbers = _numbers(table[name])
     with _told(text):
         given = _read(name, numbers, _split(rest), nested) if colon else {}
-        if missing := [key for key, number in numbers.items() if number.default is number.empty and key not in given]:
+        if missing := [
+            k for k, number in numbers.items() if number.default is number.empty and k not in (*given, _REST)
+        ]:
             raise ValueError(f"{name} needs {missing[0]}, for instance {name}:2")
     return functools.partial(table[name], **given)
 
@@ -91,6 +95,7 @@ def _read(
     """The numbers of a method, by name."""
     having = f"It has {','.join(map(_shown, numbers.values()))}" if numbers else "It has none"
     given: dict[str, Any] = {}
+    rest, numbers = numbers.get(_REST), {key: number for key, number in numbers.items() if key != _REST}
     for place, part in enumerate(parts):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals and not (key in numbers and _kinds(numbers[key]) & {bool}):
@@ -102,13 +107,14 @@ def _read(
             key, value = list(numbers)[place], key
         elif not equals:
             value = "true"
-        if key not in numbers:
+        number = numbers.get(key, rest if key.isidentifier() else None)
+        if number is None:
             raise ValueError(
                 f"{name} has no number {key!r}{_near(key, numbers)}{'' if _near(key, numbers) else '.'} {having}"
             )
         if key in given:
             raise ValueError(f"{key} is given twice")
-        given[key] = _value(key, numbers[key], value, nested)
+        given[key] = _value(key, number, value, nested)
     return given
 
 
@@ -134,6 +140,9 @@ def _numbers(row: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     hints = typing.get_type_hints(made.func if isinstance(made, functools.partial) else made)
     found = {}
     for name, parameter in inspect.signature(row).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found[_REST] = parameter.replace(annotation=hints.get(name, str), name=_REST)
+            continue
         number = parameter.replace(annotation=hints.get(name, ArrayLike))
         if name not in CONTEXT and (_kinds(number) or _choices(number)):
             found[name] = number
@@ -199,7 +208,7 @@ def _shown(number: inspect.Parameter) -> str:
     """A number with its default, as it is written; in capitals where it has none."""
     value = number.default
     if value is number.empty:
-        return number.name.upper()
+        return f"{_REST}=..." if number.name == _REST else number.name.upper()
     if value is None or isinstance(value, bool):
         return f"{number.name}={str(value).lower()}"
     return f"{number.name}={value:g}" if isinstance(value, float) else f"{number.name}={value}"

@@ -38,6 +38,7 @@ from jaxdiff.pretrained.schedulers.processes import ConsistencyTimes, FlowTimes
 from jaxdiff.pretrained.strict_steps import strict_options
 from jaxdiff.pretrained.told_sizes import is_scored, told_sizes
 from jaxdiff.process import Process
+from jaxdiff.request import contrasts
 from jaxdiff.spec import Spec, whole
 
 SCHEDULER = "scheduler"
@@ -174,8 +175,8 @@ class Pretrained:
             negative = {TEXT: negative} if isinstance(negative, str) else negative
             if "masked" in model.conditions and "masked" not in given and options.get("mask") is not None:
                 given |= self._masked(model, n, options)
-            guide = options.get("guide")
-            guided = guide not in ((), []) and (guide is not None or bool(model.defaults.guide)) and TEXT in given
+            usual = model.defaults.guide if options.get("guide") is None else options["guide"]
+            guided = TEXT in given and contrasts(usual)
             if guided:
                 negative = self._scored(given, self._usual(model, given, negative))
             counting, of_control = None, {"control_scale": control_scale, "guess_mode": guess_mode or None}

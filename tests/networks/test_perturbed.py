@@ -101,7 +101,7 @@ def test_a_blur_of_no_width_is_the_network(case: Any) -> None:
     narrow = run(net.perturbed("blurred", "all", 1e-3), params, cond)
     np.testing.assert_allclose(narrow, plain, rtol=1e-4, atol=1e-5 * float(jnp.abs(plain).max()))
     wide, whole = (run(net.perturbed("blurred", "all", sigma), params, cond) for sigma in (1.0, np.inf))
-    assert 1e-5 < float(jnp.abs(wide - plain).max()) and 1e-5 < float(jnp.abs(whole - wide).max())
+    assert float(jnp.abs(wide - plain).max()) > 1e-5 and float(jnp.abs(whole - wide).max()) > 1e-5
 
 
 NIGHTLY = pytest.mark.nightly

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -54,8 +55,9 @@ def draw_strictly(
         raise ValueError("strict steps keep nothing on their way: leave keep out")
     guides = [element for element in plan.guide if isinstance(element, CFG)]
     known = [element for element in plan.guide if isinstance(element, Known)]
-    if len(guides) + len(known) != len(plan.guide) or len(guides) > 1:
-        raise ValueError("strict steps follow cfg alone: leave other guidance out")
+    several = [each for each in guides if isinstance(each.weight, Mapping) or callable(each.weight) or each.others]
+    if len(guides) + len(known) != len(plan.guide) or len(guides) > 1 or several:
+        raise ValueError("strict steps follow cfg with one weight alone: leave other guidance out")
     plan, keys = split_over(plan, keys, sharding)
     weight = guides[0].weight if guides else None
 
