@@ -39,13 +39,13 @@ class Autoguidance(Guidance):
       denoise: D_0, of the same process, its weights being data; None: it is named by what follows.
       run: folder of the run that it is of; None: the same run. Static.
       step: of its checkpoint; None: the newest. Static.
-      average: of its weights, by name, "none" for those of the last step; None: the first. Static.
+      average: of its weights, by name, "none" for those of the last step; "": the first. Static.
 
     Raises:
       ValueError: a weight that is none; no D_0, or one given twice; (when sampling) a name that nobody has read.
 
     >>> Autoguidance(2.0, run="runs/small")
-    Autoguidance(weight=2.0, denoise=None, run='runs/small', step=None, average=None)
+    Autoguidance(weight=2.0, denoise=None, run='runs/small', step=None, average='')
     >>> Autoguidance(2.0)
     Traceback (most recent call last):
     ...
@@ -56,11 +56,11 @@ class Autoguidance(Guidance):
     denoise: Any = None
     run: str | None = field(default=None, pytree_node=False)
     step: int | None = field(default=None, pytree_node=False)
-    average: str | None = field(default=None, pytree_node=False)
+    average: str = field(default="", pytree_node=False)
 
     def __post_init__(self) -> None:
         finite("weight", self.weight)
-        named = any(name is not None for name in (self.run, self.step, self.average))
+        named = (self.run, self.step, self.average) != (None, None, "")
         if self.denoise is None and not named:
             raise ValueError(
                 "autoguidance needs a worse network: run=runs/small, or step=500 or average=short of the same run"

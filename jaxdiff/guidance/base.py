@@ -60,8 +60,8 @@ class Guidance(abc.ABC):
         """The element for some of the samples that it is for.
 
         Args:
-          part: takes their rows of an array that has one row a sample, and leaves others as they are. Arrays that may be
-            as long by chance, such as a second network's, are not to be given to it.
+          part: takes their rows of an array that has one row a sample, and leaves others as they are. Arrays that may
+            be as long by chance, such as a second network's, are not to be given to it.
         """
         made: Guidance = jax.tree.map(part, self)
         return made

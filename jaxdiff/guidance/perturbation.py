@@ -56,7 +56,7 @@ def chosen(layers: Layers) -> tuple[int, ...] | str | None:
     ValueError: layers are mid, all, or numbers from 0 such as 7+8+9 or 7-9, got 'middle'
     """
     if layers is None or layers in ("mid", "all"):
-        return layers  # type: ignore[return-value]
+        return layers
     if isinstance(layers, tuple):
         found = list(layers)
     else:

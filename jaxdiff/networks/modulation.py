@@ -143,7 +143,7 @@ def through(
             return jax.tree.map(by_sample, after), kept
 
         def as_trained() -> tuple[Any, Any]:
-            made = nnx.merge(graphdef, params)
+            made: Any = nnx.merge(graphdef, params)
             made.perturbed = None
             return run(made)
 

@@ -15,8 +15,8 @@ https://arxiv.org/abs/2408.00760; at an infinite sigma every query is the mean).
 parts f of the layer out (Stability AI's code of Stable Diffusion 3.5).
 
 Where other tokens stand in the row of the image's (a text, the class, the time), they attend as ever, and G leaves
-their queries as they are. By (1) a token of the image then still attends to them and to itself, to no other token of the
-image: with c the keys and values of the others,
+their queries as they are. By (1) a token of the image then still attends to them and to itself, to no other token of
+the image: with c the keys and values of the others,
 
     attention(q_i, k, v) -> attention(q_i, [k_c, k_i], [v_c, v_i])                                   (4)
 

@@ -175,10 +175,9 @@ class Pretrained:
             negative = {TEXT: negative} if isinstance(negative, str) else negative
             if "masked" in model.conditions and "masked" not in given and options.get("mask") is not None:
                 given |= self._masked(model, n, options)
-            usual = model.defaults.guide if options.get("guide") is None else options["guide"]
-            guided = TEXT in given and contrasts(usual)
-            if guided:
-                negative = self._scored(given, self._usual(model, given, negative))
+            usual, guide = model.defaults.guide, options.get("guide")
+            guided = TEXT in given and contrasts(usual if guide is None else guide)
+            negative = self._scored(given, self._usual(model, given, negative)) if guided else negative
             counting, of_control = None, {"control_scale": control_scale, "guess_mode": guess_mode or None}
             of_control |= {"control_start": control_start, "control_end": control_end}
             if control is not None:

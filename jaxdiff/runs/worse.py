@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
-from jaxdiff.config import to_json
 from jaxdiff.denoiser import NetworkDenoiser
 from jaxdiff.guidance import Autoguidance
 from jaxdiff.launch.errors import ConfigError
 from jaxdiff.methods import guidance_of
 from jaxdiff.train import CheckpointError
 
-if TYPE_CHECKING:
-    from jaxdiff.runs.run import Run
+Run = Any
+"""`jaxdiff.runs.Run`."""
 
 
 def with_worse(run: Run, guide: Any) -> Any:
@@ -32,7 +31,7 @@ def with_worse(run: Run, guide: Any) -> Any:
     if guide is None:
         return None
     return [
-        dataclasses.replace(element, denoise=_denoiser(run, element), run=None, step=None, average=None)
+        dataclasses.replace(element, denoise=_denoiser(run, element), run=None, step=None, average="")
         if isinstance(element, Autoguidance) and element.denoise is None
         else element
         for element in guidance_of(guide)
@@ -40,21 +39,22 @@ def with_worse(run: Run, guide: Any) -> Any:
 
 
 def _denoiser(run: Run, named: Autoguidance) -> NetworkDenoiser:
-    place = {"run": named.run, "step": named.step, "average": named.average}
+    place = {"run": named.run, "step": named.step, "average": named.average or None}
     words = ",".join(f"{name}={value}" for name, value in place.items() if value is not None)
     if words not in run.worse:
         try:
             run.worse[words] = _read(run, named)
         except (ValueError, CheckpointError) as error:
             raise ConfigError(f"autoguidance:{words}: {error}") from error
-    return run.worse[words]
+    denoise: NetworkDenoiser = run.worse[words]
+    return denoise
 
 
 def _read(run: Run, named: Autoguidance) -> NetworkDenoiser:
     path = run.folder if named.run is None else named.run
     if path is None:
         raise ConfigError("this run lies in no folder that could be read from: name another, run=runs/small")
-    average = True if named.average is None else False if named.average == "none" else named.average
+    average: bool | str = False if named.average == "none" else named.average or True
     other = type(run).load(path, step=named.step, ema=average, trusted=run.trusted, mesh=run.mesh)
     for what, mine, its in (
         ("process", run.process, other.process),
@@ -67,13 +67,15 @@ def _read(run: Run, named: Autoguidance) -> NetworkDenoiser:
                 f"its {what} is {_brief(its)}, and that of the run that samples {_brief(mine)}: both networks are to "
                 "answer the same question"
             )
-    return other.denoise
+    denoise: NetworkDenoiser = other.denoise
+    return denoise
 
 
 def _equal(mine: Any, its: Any) -> bool:
-    if jax.tree.structure(mine) != jax.tree.structure(its):
+    (mine_leaves, form), (its_leaves, its_form) = jax.tree.flatten(mine), jax.tree.flatten(its)
+    if form != its_form:
         return False
-    leaves = zip(jax.tree.leaves(mine), jax.tree.leaves(its), strict=True)
+    leaves = zip(mine_leaves, its_leaves, strict=True)
     return all(np.array_equal(np.asarray(a), np.asarray(b)) if _number(a) else a == b for a, b in leaves)
 
 
@@ -82,5 +84,5 @@ def _number(leaf: Any) -> bool:
 
 
 def _brief(value: Any) -> str:
-    text = str(to_json(value)) if dataclasses.is_dataclass(value) else str(value)
+    text = str(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
