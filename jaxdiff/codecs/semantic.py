@@ -11,7 +11,6 @@ them; so is a map that is dropped, which is K everywhere (`jaxdiff.networks.Cont
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,7 +19,8 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
-from jaxdiff.codecs.base import Codec, Stored
+from jaxdiff.codecs.base import Codec
+from jaxdiff.codecs.beside import BesideData
 from jaxdiff.codecs.default import default_codec
 from jaxdiff.codecs.recipe import Find, Read, built, noted, resolved
 from jaxdiff.data.maps import MAP
@@ -31,7 +31,7 @@ from jaxdiff.spec import Spec, Specs, as_array, whole
 
 
 @record
-class SemanticMap:
+class SemanticMap(BesideData):
     """The codec of data with a map of classes, ``"map"`` ``(H, W)`` in a record; another codec does all but the map.
 
     `encode` makes the condition ``(B, H, W)`` int32 of it, by equation (1). What mirrors the picture mirrors the map.
@@ -69,10 +69,9 @@ class SemanticMap:
             )
 
     @property
-    def suffixes(self) -> tuple[str, ...]:
-        """As the inner codec's."""
-        suffixes: tuple[str, ...] = self.inner.suffixes
-        return suffixes
+    def told(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The map."""
+        return (self.name,)
 
     @property
     def stored(self) -> Mapping[str, Spec]:
@@ -141,7 +140,7 @@ class SemanticMap:
 
     def sized(self, x: Any) -> Any:
         """The same for records ``{"x": x}`` of another size, where the inner codec has this."""
-        return dataclasses.replace(self, inner=self.inner.sized(x), size=(None, None))
+        return dataclasses.replace(super().sized(x), size=(None, None))
 
     def cached_spec(self, stored: Specs) -> Mapping[str, Spec]:
         """As the inner codec's, for which a map is an image.
@@ -155,26 +154,6 @@ class SemanticMap:
         assert isinstance(ids, Spec)
         found: Mapping[str, Spec] = self.inner.cached_spec({**stored, MAP: Spec((*ids.shape, 1), ids.dtype)})
         return found
-
-    def precompute(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """As the inner codec's."""
-        made: dict[str, Any] = self.inner.precompute(record)
-        return made
-
-    def decode(self, x0: Array, cond: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """As the inner codec's; the map is no part of it."""
-        others = {name: value for name, value in (cond or {}).items() if name != self.name}
-        decoded: dict[str, Any] = self.inner.decode(x0, others)
-        return decoded
-
-    def picture(self, stored: Stored, columns: int | None = None) -> NDArray[np.uint8]:
-        """As the inner codec's."""
-        picture: NDArray[np.uint8] = self.inner.picture(stored, columns)
-        return picture
-
-    def save(self, path: str | os.PathLike[str], stored: Stored, columns: int | None = None) -> None:
-        """As the inner codec's."""
-        self.inner.save(path, stored, columns)
 
 
 def ids_of_maps(codec: Any) -> dict[str, Callable[[ArrayLike], NDArray[Any]]]:

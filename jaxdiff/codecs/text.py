@@ -23,12 +23,12 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from jaxdiff.codecs.base import Codec, Stored
+from jaxdiff.codecs.base import Codec
+from jaxdiff.codecs.beside import BesideData
 from jaxdiff.codecs.default import default_codec
 from jaxdiff.codecs.recipe import Find, Read, built, noted, resolved
 from jaxdiff.data.sources import Source
@@ -177,26 +177,14 @@ def _spec(net: Any, length: int | None, pooled: str | None) -> Condition:
     return specs if pooled is None else {**specs, "pooled": Spec(shapes[pooled], null=0.0)}
 
 
-class BesideData(abc.ABC):
-    """A codec of text beside that of the data, which does all else; abstract.
+class TextBesideData(BesideData):
+    """A codec of text beside that of the data; abstract."""
 
-    Attributes:
-      inner: the codec of the data.
-      told: conditions that it makes, which are no part of a record.
-    """
-
-    inner: Any
     told: ClassVar[tuple[str, ...]] = (TEXT,)
 
     @abc.abstractmethod
     def text(self, ids: Any) -> Any:
         """What the network is told of ids ``(B, L)``."""
-
-    @property
-    def suffixes(self) -> tuple[str, ...]:
-        """As the inner codec's."""
-        suffixes: tuple[str, ...] = self.inner.suffixes
-        return suffixes
 
     def encode(self, record: Mapping[str, Any], key: Array | None = None) -> dict[str, Any]:
         """Records ``{"x": ..., "text": ids (B, L), ...}``; text that was kept passes untouched."""
@@ -206,38 +194,14 @@ class BesideData(abc.ABC):
         text = record[TEXT]
         return {**batch, TEXT: text if isinstance(text, Mapping) else self.text(text)}
 
-    def sized(self, x: Any) -> Any:
-        """The same for records ``{"x": x}`` of another size, where the inner codec has this."""
-        return dataclasses.replace(self, inner=self.inner.sized(x))  # type: ignore[type-var]
-
     def cached_spec(self, stored: Specs) -> Mapping[str, Spec]:
         """As the inner codec's."""
         others = {name: spec for name, spec in stored.items() if name != TEXT}
         return self.inner.cached_spec(others) if hasattr(self.inner, "cached_spec") else {}
 
-    def precompute(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """As the inner codec's."""
-        made: dict[str, Any] = self.inner.precompute(record)
-        return made
-
-    def decode(self, x0: Array, cond: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """As the inner codec's; what the network is told is no part of a record."""
-        others = {name: value for name, value in (cond or {}).items() if name not in self.told}
-        decoded: dict[str, Any] = self.inner.decode(x0, others)
-        return decoded
-
-    def picture(self, stored: Stored, columns: int | None = None) -> NDArray[np.uint8]:
-        """As the inner codec's."""
-        picture: NDArray[np.uint8] = self.inner.picture(stored, columns)
-        return picture
-
-    def save(self, path: str | os.PathLike[str], stored: Stored, columns: int | None = None) -> None:
-        """As the inner codec's."""
-        self.inner.save(path, stored, columns)
-
 
 @record
-class TextAndData(BesideData):
+class TextAndData(TextBesideData):
     """The codec that `WithText` stands for, its weights read: equations (1) and (2).
 
     Args:

@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from jaxdiff.codecs.base import Codec
 from jaxdiff.codecs.recipe import Find, Read, built, noted, resolved
-from jaxdiff.codecs.text import BesideData
+from jaxdiff.codecs.text import TextBesideData
 from jaxdiff.data.added_words import WithWords
 from jaxdiff.data.buckets import SIZES
 from jaxdiff.data.sources import Source
@@ -250,7 +250,7 @@ def _sizes(recipe: PublishedText) -> dict[str, list[float]]:
 
 
 @record
-class PublishedTextAndData(BesideData):
+class PublishedTextAndData(TextBesideData):
     """The codec that `PublishedText` stands for, its weights read.
 
     Args:
