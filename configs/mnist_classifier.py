@@ -1,4 +1,4 @@
-"""MNIST, 28x28: a classifier of noisy digits, which guides a model of the same process; `digits_classifier` at 28 pixels.
+"""MNIST, 28x28: a classifier of noisy digits, which guides a model of its process; `digits_classifier` at 28 pixels.
 
 Command:   jaxdiff train mnist_classifier --data.path DIR      (DIR holds train.parquet and test.parquet)
            jaxdiff train mnist_classifier --data.name tfds:mnist

@@ -35,7 +35,7 @@ from jaxdiff.networks.placement import parts_of
 from jaxdiff.noise import as_key, sample_keys
 from jaxdiff.plan import Plan, check_keep, draw, from_image, in_batches, part_of, rows_of
 from jaxdiff.process import Process
-from jaxdiff.request import elements_of, refuse_sampler, walked_times
+from jaxdiff.request import contrasts, elements_of, refuse_sampler, walked_times
 from jaxdiff.sampling import Keep
 from jaxdiff.sampling.base import start as check_start
 from jaxdiff.spec import Spec, Specs, check, complete, droppable, finite, shapes, whole
@@ -149,7 +149,7 @@ class Model:
         usual = defaults.guide if cond or not any(each.conditional for each in guidance_of(defaults.guide)) else ()
         own = functools.partial(self.given, n, fill=False)
         elements = elements_of(usual if guide is None else guide, n, own, self.read)
-        guided = any(isinstance(element, Contrast) for element in elements)
+        guided = contrasts(elements)
         if guided and not cond:
             raise ValueError("guidance leads towards a condition: pass cond={...}, or guide=() for none")
         chosen = defaults.sampler if sampler is None else sampler

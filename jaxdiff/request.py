@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxdiff.guidance import And, Contrast, Guidance, Read, finite_weights, resolved
+from jaxdiff.guidance import And, Contrast, Guidance, Read, resolved
 from jaxdiff.methods import Guide, guidance_of, times
 from jaxdiff.process import Process
 from jaxdiff.spec import whole
@@ -65,12 +65,19 @@ def elements_of(
     elements = []
     for element in resolved(guidance_of(guide), read):
         element.check(n)
-        if isinstance(element, Contrast | And):
-            finite_weights(element.weight, n)
         elements.append(
             dataclasses.replace(element, cond=encoded(element.cond)) if isinstance(element, And) else element
         )
     return elements
+
+
+def contrasts(guide: Guide | Sequence[Guide]) -> bool:
+    """Whether guidance leads away from the absence of a condition, so that one must be given.
+
+    >>> contrasts("pag:2"), contrasts(["cfg:2", "pag:1"])
+    (False, True)
+    """
+    return any(isinstance(element, Contrast) for element in guidance_of(guide))
 
 
 def refuse_sampler(elements: Sequence[Guidance], sampler: Any) -> None:

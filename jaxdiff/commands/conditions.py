@@ -15,12 +15,10 @@ from jaxdiff import config as cfg
 from jaxdiff.commands.pictures import read_ids, read_picture
 from jaxdiff.config import ConfigError
 from jaxdiff.data.text import TEXT, given_captions
-from jaxdiff.guidance import Contrast
-from jaxdiff.methods import parse_guidance
 from jaxdiff.networks.control import PICTURE, SCALE
 from jaxdiff.plan import stored_shape
 from jaxdiff.pretrained import Pretrained
-from jaxdiff.runs.cascade import Cascade
+from jaxdiff.request import contrasts
 from jaxdiff.runs.prompts import rows_of_labels, rows_of_prompts
 from jaxdiff.runs.run import Run
 from jaxdiff.spec import Spec, check
@@ -70,8 +68,8 @@ def conditions(run: Sampled, options: Options) -> tuple[dict[str, Any] | None, i
     for name, value in control.items():  # one a sample: rows of a map are not taken for samples
         given[name] = np.broadcast_to(value, (num, *value.shape))
     cond = {**(rows or {}), **given}
-    leads = any(isinstance(each, Contrast) for each in parse_guidance(options.guide or ()))
-    if not cond and (leads or options.guidance is not None):
+    asked = bool(options.guide or options.guidance is not None)
+    if not cond and asked and contrasts(guide_of(run, options)):
         ways = [
             option
             for option, there in (("--prompt", TEXT in run.model.encoders), ("--cond", run.model.conditions))
@@ -119,9 +117,7 @@ def prompts_of(run: Sampled, options: Options) -> list[str]:
     asked = {"--prompt": options.prompt, "--prompts": options.prompts, "--negative": options.negative}
     if TEXT not in run.model.encoders and (names := [name for name, value in asked.items() if value not in ((), None)]):
         raise ConfigError(f"{names[0]}: this {_kind(run)} was trained without text: leave it out")
-    if options.negative is not None and not any(
-        isinstance(each, Contrast) for each in parse_guidance(guide_of(run, options))
-    ):
+    if options.negative is not None and not contrasts(guide_of(run, options)):
         raise ConfigError(
             "--negative is what guidance leads away from, and there is no guidance: add --guidance 2, or leave it out"
         )

@@ -14,6 +14,7 @@ from jaxdiff.config.build import (
     build_network,
     build_source,
     check,
+    computing_in,
     resolve,
 )
 from jaxdiff.config.classifier import ClassifierConfig
@@ -99,6 +100,7 @@ __all__ = [
     "claim_folder",
     "codec_of_buckets",
     "command",
+    "computing_in",
     "differences",
     "doubts",
     "dumps",

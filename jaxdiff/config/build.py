@@ -29,14 +29,15 @@ from jaxdiff.config.schema import Config, Kind, LossConfig, RunConfig
 from jaxdiff.config.stored import stored_conditions, with_conditions
 from jaxdiff.config.text import TEXT, check_text, tokenised, with_tokenizer
 from jaxdiff.data.sources import DataError, Source, classes_of, name_of
-from jaxdiff.guidance import Contrast
+from jaxdiff.guidance import Autoguidance
 from jaxdiff.launch.errors import ConfigError, as_config_error, suggestion
 from jaxdiff.loss import SNR, DenoisingLoss, Likelihood, Objective, PriorPreserving
-from jaxdiff.methods import guidance_of, parse_grid, parse_guidance, parse_sampler
+from jaxdiff.methods import parse_grid, parse_guidance, parse_sampler
 from jaxdiff.model import Defaults
 from jaxdiff.networks import Classifier, functional
 from jaxdiff.networks.encoder_decoder import Layout
 from jaxdiff.process import Process
+from jaxdiff.request import contrasts
 from jaxdiff.score_matching import FiniteDifference, FokkerPlanck, HighOrder, Implicit, SecondOrder, Sliced
 from jaxdiff.spec import Spec, Specs, droppable, fits, shape_of
 from jaxdiff.times import GeometricLevels, LikelihoodTime
@@ -127,7 +128,9 @@ def _check_diffusion(config: Config) -> None:
     with as_config_error("sample.grid"):
         parse_grid(config.sample.grid)
     with as_config_error("sample.guide"):
-        parse_guidance(config.sample.guide)
+        elements = parse_guidance(config.sample.guide)
+        if any(isinstance(element, Autoguidance) for element in elements):
+            raise ValueError("autoguidance reads a second network when samples are drawn: give it there, --guide ...")
     look_up(OBJECTIVES, config.loss.objective, "loss.objective")
     if config.loss.vlb_weight and config.loss.objective != "denoising":
         raise ConfigError(f"loss.vlb_weight is of the objective denoising, not of {config.loss.objective}")
@@ -151,7 +154,7 @@ def _check_dropout(config: Config) -> None:
                 "another condition its null"
             )
     leads_away = any(rate > 0 for rate in config.loss.dropout.values()) or hasattr(config.codec, "negative")
-    if any(isinstance(each, Contrast) for each in guidance_of(config.sample.guide)) and not leads_away:
+    if contrasts(config.sample.guide) and not leads_away:
         raise ConfigError(
             f"sample.guide: guidance needs a model trained with loss.dropout above 0, for instance {_example(specs)}"
         )
@@ -357,3 +360,23 @@ def build_codec(config: RunConfig) -> Codec:
     assert not is_recipe(config.codec), "its weights are to be read: jaxdiff.train.read_codec"
     codec: Codec = config.codec
     return codec
+
+
+def computing_in(config: Config, dtype: str) -> Config:
+    """The configuration of the same network that computes in another type, such as ``"bfloat16"``.
+
+    Raises:
+      ConfigError: no type of numbers with fractions.
+    """
+    try:
+        kind = jnp.dtype(dtype)
+    except TypeError as error:
+        raise ConfigError(f"dtype: {dtype!r} is no type of numbers, for instance 'bfloat16'") from error
+    if not jnp.issubdtype(kind, jnp.floating) or jax.dtypes.canonicalize_dtype(kind) != kind:
+        raise ConfigError(f"dtype: {dtype} has no fractions, or needs JAX_ENABLE_X64: use float32, bfloat16 or float16")
+    network = config.network
+    if hasattr(network, "computing_in"):
+        network = network.computing_in(kind.name)
+    elif dataclasses.is_dataclass(network) and hasattr(network, "dtype") and not isinstance(network, type):
+        network = dataclasses.replace(network, dtype=kind.name)
+    return dataclasses.replace(config, network=network)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,14 @@ from jaxdiff.spec import Specs, complete, droppable
 Nulls = Mapping[str, Any]
 """What stands for "no condition", by name: a value that broadcasts to the condition's, or a dict of them."""
 
-Read = Callable[[str], Any]
-"""What loads the run that lies at a path, as `jaxdiff.load` does."""
+
+class Read(Protocol):
+    """What loads the run that lies at a path, as `jaxdiff.load` does; None: the run that is guided, for another of its
+    checkpoints. ``alike``: refuse one of another process, codec or condition than the guided one's."""
+
+    def __call__(
+        self, path: str | None, *, step: int | None = None, average: str | None = None, alike: bool = False
+    ) -> Any: ...
 
 
 @record
@@ -149,6 +155,19 @@ def apply(
 def resolved(elements: Iterable[Guidance], read: Read | None) -> list[Guidance]:
     """The elements with what they name by a path loaded: `Guidance.resolved` of each."""
     return [element.resolved(read) for element in elements]
+
+
+def finite_weights(weight: Any, n: int) -> None:
+    """Checks the weights of a rule: finite numbers, ``()`` or one for each of n samples.
+
+    Raises:
+      ValueError: others. A function of the time checks itself.
+    """
+    if callable(weight):
+        return
+    for each in weight.values() if isinstance(weight, Mapping) else [weight]:
+        if np.shape(each) not in ((), (n,)) or not jnp.isfinite(each).all():
+            raise ValueError(f"guidance takes a finite weight, or one for each of {n} samples, got {each}")
 
 
 def refuse_other_process(process: Process, other: Process, what: str) -> None:

@@ -36,7 +36,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.denoiser import Denoiser, Memory
-from jaxdiff.guidance.base import Guidance, Nulls
+from jaxdiff.guidance.base import Guidance, Nulls, finite_weights
 from jaxdiff.guidance.contrast import Contrast, Contrasted, without
 from jaxdiff.guidance.weights import Weight, weight_at
 from jaxdiff.prediction import Prediction, mix
@@ -67,6 +67,9 @@ class And(Guidance):
     def __post_init__(self) -> None:
         if not isinstance(self.cond, Mapping) or not self.cond:
             raise ValueError(f"and joins a condition, such as {{'label': 3}}, got {self.cond!r}")
+
+    def check(self, n: int) -> None:
+        finite_weights(self.weight, n)
 
     def __call__(self, denoise: Denoiser, plain: Denoiser, process: Process, nulls: Nulls) -> Denoiser:
         if not isinstance(denoise, Contrasted) or not isinstance(denoise.rule, CFG):

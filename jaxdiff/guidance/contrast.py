@@ -18,12 +18,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.denoiser import Cond, Denoiser, Memory, begin, recall
-from jaxdiff.guidance.base import Guidance, Guided, Nulls
+from jaxdiff.guidance.base import Guidance, Guided, Nulls, finite_weights
 from jaxdiff.prediction import Prediction
 from jaxdiff.process import Process
 from jaxdiff.record import record
@@ -54,6 +53,9 @@ class Contrast(Guidance):
     @property
     def conditional(self) -> bool:
         return True
+
+    def check(self, n: int) -> None:
+        finite_weights(self.weight, n)
 
     def in_turn(self) -> Contrast:
         """The same with its branches one after the other."""
@@ -195,19 +197,6 @@ def _null(name: str, value: Any, null: Any) -> Any:
         return jnp.broadcast_to(null, value.shape)
 
     return jax.tree.map(fit, value, null)
-
-
-def finite_weights(weight: Any, n: int) -> None:
-    """Checks the weights of a rule: finite numbers, ``()`` or one for each of n samples.
-
-    Raises:
-      ValueError: others. A function of the time checks itself.
-    """
-    if callable(weight):
-        return
-    for each in weight.values() if isinstance(weight, Mapping) else [weight]:
-        if np.shape(each) not in ((), (n,)) or not jnp.isfinite(each).all():
-            raise ValueError(f"guidance takes a finite weight, or one for each of {n} samples, got {each}")
 
 
 def _joined(*branches: Array) -> Array:

@@ -28,6 +28,9 @@ from jaxdiff.networks.kernels import cudnn_attention, flash_attention
 from jaxdiff.networks.layers import DType, Init, Linear, by_rows, each_token, fan_average, zeros
 from jaxdiff.networks.probe import works
 
+Attend = Callable[..., Array]
+"""``(query, key, value, mask=None)``, as `attention`."""
+
 
 def attention(
     query: Float[Array, "batch heads queries depth"],
@@ -184,13 +187,13 @@ class SelfAttention(nnx.Module):
         self.qkv = QueryKeyValue(width, bias=bias, dtype=dtype)
         self.out = Linear(width, width, dtype=dtype, init=init)
 
-    def __call__(self, x: Array, mask: Array | None = None) -> Array:
+    def __call__(self, x: Array, mask: Array | None = None, attend: Attend = attention) -> Array:
         """``(B, L, C) -> (B, L, C)``; ``mask`` is ``(B, L)``, true for the tokens that are attended to.
 
         >>> SelfAttention(8, heads=2)(jnp.ones((2, 5, 8))).shape
         (2, 5, 8)
         """
-        return self.out(by_heads(*self.qkv(x), self.heads, mask))
+        return self.out(by_heads(*self.qkv(x), self.heads, mask, attend))
 
 
 class CrossAttention(nnx.Module):
@@ -230,8 +233,10 @@ class CrossAttention(nnx.Module):
         return self.out(by_heads(self.query(x), key, value, self.heads, mask))
 
 
-def by_heads(query: Array, key: Array, value: Array, heads: int, mask: Array | None = None) -> Array:
-    """`attention` of tokens ``(B, L, C)``, whose last axis is (head, depth).
+def by_heads(
+    query: Array, key: Array, value: Array, heads: int, mask: Array | None = None, attend: Attend = attention
+) -> Array:
+    """`attention`, or another of its form, of tokens ``(B, L, C)``, whose last axis is (head, depth).
 
     >>> by_heads(jnp.ones((2, 5, 8)), jnp.ones((2, 3, 8)), jnp.ones((2, 3, 8)), 4).shape
     (2, 5, 8)
@@ -240,5 +245,5 @@ def by_heads(query: Array, key: Array, value: Array, heads: int, mask: Array | N
     def cut(x: Array) -> Array:
         return x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3)  # (B, heads, L, depth)
 
-    mixed = attention(cut(query), cut(key), cut(value), mask)
+    mixed = attend(cut(query), cut(key), cut(value), mask)
     return mixed.transpose(0, 2, 1, 3).reshape(*query.shape[:2], -1)

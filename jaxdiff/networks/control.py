@@ -32,6 +32,7 @@ from jax.typing import ArrayLike
 from jaxdiff.broadcast import expand
 from jaxdiff.networks.functional import Functional, Params, functional
 from jaxdiff.networks.layers import Conv3x3, DType, Linear, at_least_1, draw, zeros
+from jaxdiff.networks.perturbed import Rows
 from jaxdiff.networks.placement import by_sample
 from jaxdiff.networks.unet import UNet, UNetModule
 from jaxdiff.spec import Condition, Spec, Specs, complete
@@ -327,6 +328,11 @@ class ControlledModule(nnx.Module):
         self.config = config
         self.base = UNetModule(config.base)
         self.controls = nnx.Dict({each.name: ControlNetModule(each) for each in config.controls})
+
+    @property
+    def rows(self) -> Rows:
+        """What can be perturbed (`jaxdiff.networks.perturbed`): the U-Net's own."""
+        return self.base.rows
 
     def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Any], key: Array | None) -> Array:
         told = self.base.embed(x, t, cond)

@@ -62,6 +62,7 @@ from jaxdiff.networks.layers import (
     zeros,
 )
 from jaxdiff.networks.modulation import gated, modulate, parted, stacked, through, to_pixels, to_tokens
+from jaxdiff.networks.perturbed import Perturbation, Rows, attending, left_out
 from jaxdiff.networks.placement import by_feature
 from jaxdiff.networks.remat import Remat, check_remat
 from jaxdiff.spec import Specs
@@ -181,6 +182,8 @@ class Told(NamedTuple):
 class DiTBlock(nnx.Module):
     """Equations (1) to (5)."""
 
+    perturbed: Perturbation | None = None
+
     def __init__(self, config: DiT):
         hidden = int(config.width * config.mlp_ratio)
         self.config = config
@@ -196,17 +199,20 @@ class DiTBlock(nnx.Module):
         else:
             self.table = normal(config.width**-0.5)((6, config.width))
 
-    def __call__(self, x: Array, told: Told, key: Array | None) -> Array:
-        """``(B, L, C)`` tokens -> ``(B, L, C)``."""
-        return self.traced(x, told, key)[0]
+    def __call__(self, x: Array, told: Told, key: Array | None, grid: tuple[int, int] | None = None) -> Array:
+        """``(B, L, C)`` tokens -> ``(B, L, C)``; grid: their rows and columns."""
+        return x if left_out(self.perturbed) else self.traced(x, told, key, grid)[0]
 
-    def traced(self, x: Array, told: Told, key: Array | None) -> tuple[Array, tuple[Array, ...]]:
+    def traced(
+        self, x: Array, told: Told, key: Array | None, grid: tuple[int, int] | None = None
+    ) -> tuple[Array, tuple[Array, ...]]:
         """Also what attention, cross-attention and perceptron gave, before the gates."""
         keys = (None, None) if key is None else jax.random.split(key)
         eps, rate = self.config.norm_eps, self.config.dropout
         shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(told)  # (B, C) each
 
-        attended = self.attention(modulate(layer_norm(x, eps), shift1, scale1).astype(x.dtype))
+        attend = attending(self.perturbed, grid)
+        attended = self.attention(modulate(layer_norm(x, eps), shift1, scale1).astype(x.dtype), attend=attend)
         x = gated(x, gate1, dropout(attended, rate, keys[0]))
         crossed: tuple[Array, ...] = ()
         if told.text is not None:
@@ -255,7 +261,13 @@ class DiTModule(nnx.Module):
 
     def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Any], key: Array | None) -> Array:
         tokens, told = self.enter(x, t, cond)
-        return self.leave(self._blocks(tokens, told, key), told, x)
+        grid = x.shape[1] // self.config.patch, x.shape[2] // self.config.patch
+        return self.leave(self._blocks(tokens, told, key, grid), told, x)
+
+    @property
+    def rows(self) -> Rows:
+        """What can be perturbed (`jaxdiff.networks.perturbed`)."""
+        return Rows([(self.blocks, self.config.depth)])
 
     def enter(self, x: Array, t: ArrayLike, cond: Mapping[str, Any]) -> tuple[Array, Told]:
         """The tokens ``(B, L, width)`` that the first block takes, and what all are told."""
@@ -287,12 +299,12 @@ class DiTModule(nnx.Module):
         tokens = self.out(modulate(layer_norm(tokens, self.config.norm_eps), shift, scale))
         return to_pixels(tokens, (x.shape[1], x.shape[2]), self.config.patch)
 
-    def _blocks(self, tokens: Array, told: Told, key: Array | None) -> Array:
+    def _blocks(self, tokens: Array, told: Told, key: Array | None, grid: tuple[int, int]) -> Array:
         depth, remat = self.config.depth, self.config.remat
         keys = None if key is None else jax.random.split(key, depth)
 
         def call(block: DiTBlock, tokens: Array, told: Told, key: Array | None) -> tuple[Array, None]:
-            return block(tokens, told, key), None
+            return block(tokens, told, key, grid), None
 
         return through(self.blocks, tokens, told, keys, call=call, depth=depth, remat=remat)[0]
 

@@ -41,7 +41,6 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxdiff.networks.attention import attention
 from jaxdiff.networks.conditions import cond_specs
 from jaxdiff.networks.embeddings import standard_normal, times_of
 from jaxdiff.networks.layers import (
@@ -56,6 +55,7 @@ from jaxdiff.networks.layers import (
     normal,
     zeros,
 )
+from jaxdiff.networks.perturbed import Perturbation, Rows, attending, left_out, levelled
 from jaxdiff.networks.placement import by_sample
 from jaxdiff.networks.remat import Remat, check_remat, convolved, recomputed
 from jaxdiff.networks.resampling import Direction, halved, resample
@@ -253,6 +253,8 @@ class Fourier(nnx.Module):
 class Block(nnx.Module):
     """Equations (7) to (9). ``site`` tells this block's dropout from the others'."""
 
+    perturbed: Perturbation | None = None
+
     def __init__(
         self,
         config: EDM2,
@@ -286,16 +288,17 @@ class Block(nnx.Module):
         if self.way == "up" and self.skip is not None:
             x = self.skip(x)
         y = mp_sum(x, h, BALANCE)
-        if self.qkv is not None and self.mixed is not None:
+        if self.qkv is not None and self.mixed is not None and not left_out(self.perturbed):
             y = mp_sum(y, self.mixed(self._attended(self.qkv.weight(), y)), BALANCE)
         return jnp.clip(y, -CLIP, CLIP)
 
     def _attended(self, weight: Array, y: Array) -> Array:
-        batch, _, _, channels = y.shape
+        batch, height, width, channels = y.shape
         parts = jnp.einsum("nc,ctd->ntd", by_rows(y).astype(weight.dtype), weight)
         parts = normalised(parts.reshape(batch, -1, 3, channels // self.config.head_width, self.config.head_width))
         query, key, value = (parts[:, :, i].transpose(0, 2, 1, 3) for i in range(3))  # (B, heads, L, depth)
-        return attention(query, key, value).transpose(0, 2, 1, 3).reshape(y.shape)
+        mixed = attending(self.perturbed, (height, width))(query, key, value)
+        return mixed.transpose(0, 2, 1, 3).reshape(y.shape)
 
 
 class Level(nnx.Module):
@@ -345,6 +348,11 @@ class EDM2Module(nnx.Module):
         self.up = nnx.List(up)
         self.conv_out = Map(3, 3, now, config.in_channels)
         self.gain_out = zeros(())
+
+    @property
+    def rows(self) -> Rows:
+        """What can be perturbed (`jaxdiff.networks.perturbed`)."""
+        return levelled(self.down, self.middle_in, self.up)
 
     def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Any], key: Array | None) -> Array:
         check_images(x, self.config.in_channels, 2 ** (len(self.config.multipliers) - 1), "EDM2")

@@ -20,6 +20,7 @@ A Flax Linen module is a network too: `jaxdiff.networks.linen`.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.networks.linen import LinenFunctional
+from jaxdiff.networks.perturbed import Kind, Layers, Perturbation, Perturbed
 from jaxdiff.spec import Specs, complete
 
 Params = dict[str, Any]
@@ -100,6 +102,16 @@ class Functional:
         given = complete(self.cond, cond, x.shape[0]) if hasattr(self.build, "cond") else cond
         output: Array = self.module(params)(x, t, given, key)
         return output.astype(jnp.float32)
+
+    def perturbed(self, kind: Kind, layers: Layers | None = None, sigma: float = math.inf) -> Functional:
+        """The network with some layers perturbed, of the same parameters: see `jaxdiff.networks.perturbed.Perturbed`.
+
+        Args:
+          kind: what is done to them.
+          layers: which.
+          sigma: of the blur.
+        """
+        return Functional(Perturbed(self.build, Perturbation(kind, sigma), layers))
 
     def module(self, params: Mapping[str, Any]) -> Any:
         """The module with these parameters, for what needs a part of the network (`jaxdiff.networks.caching`).

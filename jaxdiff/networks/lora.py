@@ -25,7 +25,7 @@ import functools
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -38,6 +38,7 @@ from jaxdiff.networks.attention import QueryKeyValue
 from jaxdiff.networks.functional import Functional, Params
 from jaxdiff.networks.initial_noise import initial_noise
 from jaxdiff.networks.layers import Conv3x3, Linear
+from jaxdiff.networks.perturbed import Kind, Layers
 from jaxdiff.networks.unet_transformer import GatedLinear
 from jaxdiff.spec import Specs
 
@@ -182,6 +183,10 @@ class LoRA:
     def module(self, params: Mapping[str, Any]) -> Any:
         """The module with the weights of equation (1)."""
         return self.base.module(self.merged(params))
+
+    def perturbed(self, kind: Kind, layers: Layers | None = None, sigma: float = math.inf) -> LoRA:
+        """The same around the perturbed network: see `Functional.perturbed`."""
+        return replace(self, base=self.base.perturbed(kind, layers, sigma))
 
     def merged(self, params: Mapping[str, Any]) -> Params:
         """Parameters of the network itself, by equation (1)."""

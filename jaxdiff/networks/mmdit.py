@@ -40,7 +40,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxdiff.networks.attention import QueryKeyValue, attention
+from jaxdiff.networks.attention import QueryKeyValue
 from jaxdiff.networks.conditions import (
     NetCondition,
     cond_specs,
@@ -52,6 +52,7 @@ from jaxdiff.networks.embedded import ConditionEmbeddings, filled_up
 from jaxdiff.networks.embeddings import LabelEmbedding, TimeEmbedding, position_embedding, rotary_angles, rotated
 from jaxdiff.networks.layers import DType, Linear, RMSNorm, at_least_1, check_images, draw, layer_norm, normal, zeros
 from jaxdiff.networks.modulation import Perceptron, gated, modulate, parted, stacked, through, to_pixels, to_tokens
+from jaxdiff.networks.perturbed import Perturbation, Rows, attending, left_out
 from jaxdiff.networks.remat import Remat, check_remat
 from jaxdiff.spec import Specs
 
@@ -237,14 +238,21 @@ class DoubleBlock(nnx.Module):
       last: whether nothing reads the text afterwards.
     """
 
+    perturbed: Perturbation | None = None
+
     def __init__(self, config: MMDiT, *, dual: bool = False, last: bool = False):
         self.config, self.dual, self.last = config, dual, last
         self.image = Stream(config, dual=dual)
         self.text = Stream(config, last=last)
 
-    def __call__(self, tokens: tuple[Array, Array], told: Told, angles: np.ndarray | None) -> tuple[Array, Array]:
-        """Image ``(B, N, C)`` and text ``(B, L, C)`` -> the same; angles: of the image's positions."""
-        eps = self.config.norm_eps
+    def __call__(
+        self, tokens: tuple[Array, Array], told: Told, angles: np.ndarray | None, grid: tuple[int, int]
+    ) -> tuple[Array, Array]:
+        """Image ``(B, N, C)`` and text ``(B, L, C)`` -> the same; angles: of the image's positions; grid: its rows and
+        columns."""
+        if left_out(self.perturbed):
+            return tokens
+        eps, attend = self.config.norm_eps, attending(self.perturbed, grid)
         streams = self.image, self.text
         normed = [layer_norm(h, eps) for h in tokens]
         parts = [parted(stream.modulation, told.vector, stream.parts) for stream in streams]
@@ -255,7 +263,7 @@ class DoubleBlock(nnx.Module):
         n = tokens[0].shape[1]
         query, key, value = (jnp.concatenate(both, axis=2) for both in zip(*heads, strict=True))
         query = heads[0][0] if self.last else query
-        mixed = joined_heads(attention(query, key, value, joint_mask(told.mask, n)))
+        mixed = joined_heads(attend(query, key, value, joint_mask(told.mask, n)))
 
         after = []
         for stream, h, part, a in zip(streams, tokens, parts, (mixed[:, :n], mixed[:, n:]), strict=True):
@@ -267,7 +275,7 @@ class DoubleBlock(nnx.Module):
             if stream.parts == 9:
                 shift3, scale3, gate3 = part[6:]
                 own = stream.own_attention(modulate(normed[0], shift3, scale3).astype(h.dtype), angles)
-                h = gated(h, gate3, stream.own_attention.out(joined_heads(attention(*own))))
+                h = gated(h, gate3, stream.own_attention.out(joined_heads(attend(*own))))
             after.append(gated(h, gate2, stream.mlp(modulate(layer_norm(h, eps), shift2, scale2).astype(h.dtype))))
         return after[0], after[1]
 
@@ -275,17 +283,22 @@ class DoubleBlock(nnx.Module):
 class SingleBlock(nnx.Module):
     """Equation (7)."""
 
+    perturbed: Perturbation | None = None
+
     def __init__(self, config: MMDiT):
         self.config = config
         self.modulation = Linear(config.width, 3 * config.width, init=zeros)
         self.attention = Heads(config, bias=False)
         self.mlp = Perceptron(config.width, int(config.width * config.mlp_ratio), dtype=config.dtype)
 
-    def __call__(self, tokens: Array, told: Told, angles: np.ndarray | None, image_tokens: int) -> Array:
-        """``(B, N + L, C)`` -> the same; angles: of all, the text's zero."""
+    def __call__(self, tokens: Array, told: Told, angles: np.ndarray | None, grid: tuple[int, int]) -> Array:
+        """``(B, N + L, C)`` -> the same; angles: of all, the text's zero; grid: rows and columns of the image."""
+        if left_out(self.perturbed):
+            return tokens
         shift, scale, gate = parted(self.modulation, told.vector, 3)
         h = modulate(layer_norm(tokens, self.config.norm_eps), shift, scale).astype(tokens.dtype)
-        mixed = joined_heads(attention(*self.attention(h, angles), joint_mask(told.mask, image_tokens)))
+        mask = joint_mask(told.mask, grid[0] * grid[1])
+        mixed = joined_heads(attending(self.perturbed, grid)(*self.attention(h, angles), mask))
         return gated(tokens, gate, self.attention.out(mixed) + self.mlp(h))
 
 
@@ -327,7 +340,7 @@ class MMDiTModule(nnx.Module):
         if config.rope is None:
             image = image + jnp.asarray(self._added(rows, columns), image.dtype)[None]
         assert embedded.tokens is not None
-        image = self._blocks(image, embedded.tokens.astype(image.dtype), told, self._angles(rows, columns))
+        image = self._blocks(image, embedded.tokens.astype(image.dtype), told, (rows, columns))
         shift, scale = parted(self.modulation, told.vector, 2)
         image = self.out(modulate(layer_norm(image, config.norm_eps), shift, scale))
         return to_pixels(image, (x.shape[1], x.shape[2]), config.patch)
@@ -346,14 +359,24 @@ class MMDiTModule(nnx.Module):
         zero = np.zeros((len(self.config.rope) - 2, rows * columns))
         return rotary_angles(np.concatenate([zero, row[None], column[None]]).T, self.config.rope)
 
-    def _blocks(self, image: Array, text: Array, told: Told, angles: np.ndarray | None) -> Array:
+    @property
+    def rows(self) -> Rows:
+        """What can be perturbed (`jaxdiff.networks.perturbed`)."""
+        config = self.config
+        numbers = {"dual": config.dual, "double": config.whole_blocks - config.dual, "last": 1}
+        numbers["single"] = config.single_blocks
+        return Rows([(getattr(self, name), n) for name, n in numbers.items() if hasattr(self, name)])
+
+    def _blocks(self, image: Array, text: Array, told: Told, grid: tuple[int, int]) -> Array:
         options: dict[str, Any] = {"depth": self.config.depth + self.config.single_blocks, "remat": self.config.remat}
-        tokens = image, text
+        tokens, angles = (image, text), self._angles(*grid)
+
+        def double(block: DoubleBlock, h: Any, told: Told, _: None) -> tuple[Any, None]:
+            return block(h, told, angles, grid), None
+
         for name in ("dual", "double", "last"):
             if hasattr(self, name):
-                tokens = through(
-                    getattr(self, name), tokens, told, call=lambda b, h, told, _: (b(h, told, angles), None), **options
-                )[0]
+                tokens = through(getattr(self, name), tokens, told, call=double, **options)[0]
         if not self.config.single_blocks:
             return tokens[0]
         n = image.shape[1]
@@ -363,7 +386,7 @@ class MMDiTModule(nnx.Module):
             self.single,
             jnp.concatenate(tokens, axis=1),
             told,
-            call=lambda b, h, told, _: (b(h, told, angles, n), None),
+            call=lambda b, h, told, _: (b(h, told, angles, grid), None),
             **options,
         )[0]
         return row[:, :n]

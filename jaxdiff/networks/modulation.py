@@ -8,7 +8,8 @@ With h the tokens, f a part of a block (attention or a perceptron) and (shift, s
 
 Blocks of one kind are alike: their parameters are stacked along a first axis, and the row of them is one
 `jax.lax.scan`, so that the time to compile does not grow with depth. On a CPU the scan of a few blocks is unrolled
-(`jaxdiff.networks.backend.unrolled`).
+(`jaxdiff.networks.backend.unrolled`). Where some of a row are perturbed (`jaxdiff.networks.perturbed`), the scan has
+both blocks and runs one of them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from jax import Array
 
 from jaxdiff.networks.backend import present_machine, unrolled
 from jaxdiff.networks.layers import DType, Init, Linear, fan_average
+from jaxdiff.networks.perturbed import Perturbation
 from jaxdiff.networks.placement import by_feature, by_sample
 from jaxdiff.networks.remat import Remat, recomputed
 
@@ -130,13 +132,25 @@ def through(
       The tokens, and what the blocks kept, stacked.
     """
     graphdef, weights = nnx.split(blocks)
+    perturbed: Perturbation | None = getattr(blocks, "perturbed", None)
+    which = None if perturbed is None or all(perturbed.which) else jnp.array(perturbed.which)
 
-    def block(tokens: Any, layer: tuple[Any, Any]) -> tuple[Any, Any]:
-        params, mine = layer
-        made = nnx.merge(graphdef, params)
-        tokens, kept = call(made, jax.tree.map(by_sample, tokens), jax.tree.map(by_sample, told), mine)
-        return jax.tree.map(by_sample, tokens), kept
+    def block(tokens: Any, layer: tuple[Any, Any, Any]) -> tuple[Any, Any]:
+        params, mine, chosen = layer
+
+        def run(made: Any) -> tuple[Any, Any]:
+            after, kept = call(made, jax.tree.map(by_sample, tokens), jax.tree.map(by_sample, told), mine)
+            return jax.tree.map(by_sample, after), kept
+
+        def as_trained() -> tuple[Any, Any]:
+            made: Any = nnx.merge(graphdef, params)
+            made.perturbed = None
+            return run(made)
+
+        if chosen is None:
+            return run(nnx.merge(graphdef, params))
+        return jax.lax.cond(chosen, lambda: run(nnx.merge(graphdef, params)), as_trained)
 
     loop = remat != "none" or not unrolled(present_machine(), depth)
     block = recomputed(block, remat, scanned=True)  # which holds in a loop only
-    return jax.lax.scan(block, tokens, (weights, each), unroll=not loop)
+    return jax.lax.scan(block, tokens, (weights, each, which), unroll=not loop)

@@ -53,6 +53,7 @@ from jaxdiff.networks.layers import (
     normal,
     zeros,
 )
+from jaxdiff.networks.perturbed import Perturbation, Rows, attending, left_out, levelled
 from jaxdiff.networks.placement import by_sample
 from jaxdiff.networks.remat import Remat, check_remat, convolved, recomputed
 from jaxdiff.networks.resampling import Direction, Taps, check_taps, half, halved, resample
@@ -190,6 +191,8 @@ class Embedding(nnx.Module):
 class Block(nnx.Module):
     """Equations (1) to (3). ``site`` tells this block's dropout from the others'."""
 
+    perturbed: Perturbation | None = None
+
     def __init__(
         self,
         config: SongUNet,
@@ -219,10 +222,11 @@ class Block(nnx.Module):
         h = dropout(h, self.config.dropout, None if key is None else jax.random.fold_in(key, self.site))
         x = resample(x, self.config.taps, self.resample)
         y = convolved(SCALE * (self.conv2(h) + (x if self.skip is None else self.skip(x))))
-        if self.norm3 is None or self.qkv is None or self.mixed is None:
+        if self.norm3 is None or self.qkv is None or self.mixed is None or left_out(self.perturbed):
             return y
         tokens = self.norm3(y).reshape(y.shape[0], -1, y.shape[3])
-        return SCALE * (y + self.mixed(by_heads(*self.qkv(tokens), 1)).reshape(y.shape))
+        mixed = by_heads(*self.qkv(tokens), 1, attend=attending(self.perturbed, (y.shape[1], y.shape[2])))
+        return SCALE * (y + self.mixed(mixed).reshape(y.shape))
 
 
 class FilteredInput(nnx.Module):
@@ -282,6 +286,11 @@ class SongUNetModule(nnx.Module):
         self.up = nnx.List(up)
         self.norm_out = GroupNorm(now, eps=EPS)
         self.conv_out = Conv3x3(now, config.out_channels or config.in_channels, init=_SMALL)
+
+    @property
+    def rows(self) -> Rows:
+        """What can be perturbed (`jaxdiff.networks.perturbed`)."""
+        return levelled(self.down, self.middle_in, self.up)
 
     def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Any], key: Array | None) -> Array:
         check_images(x, self.config.in_channels, 2 ** (len(self.config.multipliers) - 1), "SongUNet")

@@ -46,6 +46,7 @@ from jaxdiff.networks.layers import (
     draw,
     zeros,
 )
+from jaxdiff.networks.perturbed import Rows
 from jaxdiff.networks.placement import by_sample
 from jaxdiff.networks.remat import Remat, check_remat, recomputed
 from jaxdiff.networks.unet_blocks import Resample, ResidualBlock, Resolution, Stage
@@ -255,6 +256,13 @@ class UNetModule(nnx.Module):
     def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Any], key: Array | None) -> Array:
         told = self.embed(x, t, cond)
         return self.decode(*self.encode(self.enter(x, cond), told, key), told, key)
+
+    @property
+    def rows(self) -> Rows:
+        """What can be perturbed (`jaxdiff.networks.perturbed`)."""
+        down, up = ([stage for level in part for stage in level.stages] for part in (self.down, self.up))
+        places = [stage.attention for stage in (*down, self.middle_in, *up) if stage.attention is not None]
+        return Rows([(each, 1) for each in places], sum(stage.attention is not None for stage in down))
 
     def encode(self, h: Array, told: Embedded, key: Array | None) -> tuple[Array, list[Array]]:
         """The middle's features, and those of the skip connections, from the first's on; h as `enter` makes it."""

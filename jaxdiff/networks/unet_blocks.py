@@ -25,6 +25,7 @@ from jax import Array
 from jaxdiff.networks.attention import SelfAttention
 from jaxdiff.networks.embedded import Embedded
 from jaxdiff.networks.layers import Conv3x3, GroupNorm, Linear, downsample, dropout, upsample, zeros
+from jaxdiff.networks.perturbed import Perturbation, attending, left_out
 from jaxdiff.networks.placement import by_sample
 from jaxdiff.networks.remat import convolved
 from jaxdiff.networks.unet_transformer import Transformer
@@ -65,14 +66,18 @@ class ResidualBlock(nnx.Module):
 class AttentionBlock(nnx.Module):
     """``x + attention(norm(x))`` over the pixels."""
 
+    perturbed: Perturbation | None = None
+
     def __init__(self, config: Any, channels: int):
         self.norm = GroupNorm(channels, **config.norm)
         self.attention = SelfAttention(channels, config.heads_of(channels), dtype=config.dtype, init=zeros)
 
     def __call__(self, x: Array, told: Embedded) -> Array:
+        if left_out(self.perturbed):
+            return x
         batch, height, width, channels = x.shape
         tokens = self.norm(x).reshape(batch, height * width, channels)
-        return x + self.attention(tokens).reshape(x.shape)
+        return x + self.attention(tokens, attend=attending(self.perturbed, (height, width))).reshape(x.shape)
 
 
 class Stage(nnx.Module):

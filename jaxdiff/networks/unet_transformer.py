@@ -26,9 +26,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxdiff.networks.attention import CrossAttention, SelfAttention
+from jaxdiff.networks.attention import Attend, CrossAttention, SelfAttention, attention
 from jaxdiff.networks.embedded import Embedded
 from jaxdiff.networks.layers import DType, GroupNorm, LayerNorm, Linear, by_rows, fan_average, zeros
+from jaxdiff.networks.perturbed import Perturbation, attending, left_out
 
 
 class GatedLinear(nnx.Module):
@@ -71,8 +72,8 @@ class TransformerLayer(nnx.Module):
         self.expand = GatedLinear(width, 4 * width, dtype=dtype, by_tanh=by_tanh)
         self.contract = Linear(4 * width, width, dtype=dtype)
 
-    def __call__(self, h: Array, context: Array | None, mask: Array | None) -> Array:
-        h = h + self.attention(self.norm1(h))
+    def __call__(self, h: Array, context: Array | None, mask: Array | None, attend: Attend = attention) -> Array:
+        h = h + self.attention(self.norm1(h), attend=attend)
         if self.attends and context is not None:
             h = h + self.cross_attention(self.norm2(h), context, mask)
         return h + self.contract(self.expand(self.norm3(h)))
@@ -91,6 +92,8 @@ class Transformer(nnx.Module):
       dtype: what it computes in.
       flax_numerics: see above.
     """
+
+    perturbed: Perturbation | None = None
 
     def __init__(
         self,
@@ -118,8 +121,11 @@ class Transformer(nnx.Module):
         >>> block(jnp.ones((2, 4, 4, 8)), told).shape
         (2, 4, 4, 8)
         """
+        if left_out(self.perturbed):
+            return x
         batch, height, width, channels = x.shape
+        attend = attending(self.perturbed, (height, width))
         h = self.enter(self.norm(x).reshape(batch, height * width, channels))
         for layer in self.layers:
-            h = layer(h, told.tokens, told.mask)
+            h = layer(h, told.tokens, told.mask, attend)
         return x + self.leave(h).reshape(x.shape)

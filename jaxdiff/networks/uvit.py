@@ -31,6 +31,7 @@ from jaxdiff.networks.embedded import ConditionEmbeddings
 from jaxdiff.networks.embeddings import LabelEmbedding, times_of, timestep_embedding
 from jaxdiff.networks.layers import Conv3x3, DType, LayerNorm, Linear, at_least_1, check_images, draw, normal
 from jaxdiff.networks.modulation import Perceptron, stacked, through, to_pixels, to_tokens
+from jaxdiff.networks.perturbed import Perturbation, Rows, attending, left_out
 from jaxdiff.networks.remat import Remat, check_remat
 from jaxdiff.spec import Specs
 
@@ -141,6 +142,8 @@ def token_length(condition: NetCondition) -> int:
 class UViTBlock(nnx.Module):
     """Equation (1); with ``skip`` equation (2) before it."""
 
+    perturbed: Perturbation | None = None
+
     def __init__(self, config: UViT, *, skip: bool = False):
         width = config.width
         if skip:
@@ -149,11 +152,13 @@ class UViTBlock(nnx.Module):
         self.attention = SelfAttention(width, config.heads, bias=False, dtype=config.dtype, init=small)
         self.mlp = Perceptron(width, int(width * config.mlp_ratio), exact=True, dtype=config.dtype, init=small)
 
-    def __call__(self, tokens: Array, mask: Array | None, skip: Array | None) -> Array:
-        """``(B, L, C) -> (B, L, C)``."""
+    def __call__(self, tokens: Array, mask: Array | None, skip: Array | None, grid: tuple[int, int]) -> Array:
+        """``(B, L, C) -> (B, L, C)``; grid: rows and columns of the patches, which stand first."""
         if skip is not None:
             tokens = self.join(jnp.concatenate([tokens, skip], axis=-1))
-        tokens = tokens + self.attention(self.norm1(tokens), mask)
+        if left_out(self.perturbed):
+            return tokens
+        tokens = tokens + self.attention(self.norm1(tokens), mask, attending(self.perturbed, grid))
         return tokens + self.mlp(self.norm2(tokens))
 
 
@@ -178,6 +183,12 @@ class UViTModule(nnx.Module):
         if config.convolution:
             self.convolution = Conv3x3(outputs, outputs)
 
+    @property
+    def rows(self) -> Rows:
+        """What can be perturbed (`jaxdiff.networks.perturbed`)."""
+        half = self.config.depth // 2
+        return Rows([(self.first, half), (self.middle, 1), (self.second, half)])
+
     def __call__(self, x: Array, t: ArrayLike, cond: Mapping[str, Any], key: Array | None) -> Array:
         config = self.config
         check_images(x, config.in_channels, config.patch, "UViT")
@@ -200,13 +211,14 @@ class UViTModule(nnx.Module):
 
     def _blocks(self, tokens: Array, mask: Array | None) -> Array:
         options: dict[str, Any] = {"depth": self.config.depth, "remat": self.config.remat}
+        grid = self.config.size[0] // self.config.patch, self.config.size[1] // self.config.patch
 
         def plain(block: UViTBlock, tokens: Array, mask: Array | None, _: None) -> tuple[Array, Array | None]:
-            after = block(tokens, mask, None)
+            after = block(tokens, mask, None, grid)
             return after, after if self.config.skips else None
 
         def joined(block: UViTBlock, tokens: Array, mask: Array | None, skip: Array | None) -> tuple[Array, None]:
-            return block(tokens, mask, skip), None
+            return block(tokens, mask, skip, grid), None
 
         tokens, kept = through(self.first, tokens, mask, call=plain, **options)
         tokens, _ = through(self.middle, tokens, mask, call=plain, **options)

@@ -38,6 +38,7 @@ from jaxdiff.pretrained.schedulers.processes import ConsistencyTimes, FlowTimes
 from jaxdiff.pretrained.strict_steps import strict_options
 from jaxdiff.pretrained.told_sizes import is_scored, told_sizes
 from jaxdiff.process import Process
+from jaxdiff.request import contrasts
 from jaxdiff.spec import Spec, whole
 
 SCHEDULER = "scheduler"
@@ -174,10 +175,9 @@ class Pretrained:
             negative = {TEXT: negative} if isinstance(negative, str) else negative
             if "masked" in model.conditions and "masked" not in given and options.get("mask") is not None:
                 given |= self._masked(model, n, options)
-            guide = options.get("guide")
-            guided = guide not in ((), []) and (guide is not None or bool(model.defaults.guide)) and TEXT in given
-            if guided:
-                negative = self._scored(given, self._usual(model, given, negative))
+            usual, guide = model.defaults.guide, options.get("guide")
+            guided = TEXT in given and contrasts(usual if guide is None else guide)
+            negative = self._scored(given, self._usual(model, given, negative)) if guided else negative
             counting, of_control = None, {"control_scale": control_scale, "guess_mode": guess_mode or None}
             of_control |= {"control_start": control_start, "control_end": control_end}
             if control is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import re
 from pathlib import Path
@@ -19,9 +18,10 @@ from jaxdiff.pretrained.layouts.families import described
 from jaxdiff.pretrained.origin import HUB, is_published
 from jaxdiff.pretrained.parts import is_published_part
 from jaxdiff.runs.autoencoder import AutoencoderRun
+from jaxdiff.runs.beside import Beside
 from jaxdiff.runs.cascade import Cascade, is_cascade
 from jaxdiff.runs.classifier import ClassifierRun
-from jaxdiff.runs.run import Run, read_beside
+from jaxdiff.runs.run import Run
 from jaxdiff.train import batch_sharding, make_mesh
 from jaxdiff.train.sharding import split_sharding
 
@@ -35,8 +35,9 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
 
     Args:
       path: the folder of a run, which gives its `Run`, `AutoencoderRun` or `ClassifierRun`; the file of a cascade,
-        ``.json``, which gives a `Cascade`; or a published model, which gives a `jaxdiff.pretrained.Pretrained`: a folder
-        of diffusers with `model_index.json`, one file of Stable Diffusion, or the Hub's repository ``hf:OWNER/NAME``.
+        ``.json``, which gives a `Cascade`; or a published model, which gives a `jaxdiff.pretrained.Pretrained`: a
+        folder of diffusers with `model_index.json`, one file of Stable Diffusion, or the Hub's repository
+        ``hf:OWNER/NAME``.
       options: of a run as `Run.load` takes them (``step``, ``ema``, ``mesh``, ``dtype``), of a published model as
         `load_published` does (``mesh``, ``dtype``, ``variant``, ``control``, ``length``, ``tokenizer``).
 
@@ -100,6 +101,6 @@ def load_published(
     with as_config_error(str(Path(path))):
         made = load_pipeline(path, dtype=dtype, shardings=lambda shapes: split_sharding(shapes, mesh), **chosen)
         denoise = dataclasses.replace(made.denoise, anew=mesh.shape["fsdp"] > 1)
-        read = functools.partial(read_beside, trusted=TRUSTED, mesh=mesh)
+        read = Beside(Run.load, TRUSTED, mesh)
         model = dataclasses.replace(made.model, denoise=denoise, sharding=batch_sharding(mesh), read=read)
     return dataclasses.replace(made, model=model)

@@ -35,6 +35,7 @@ from jaxdiff.config import (
     as_config_error,
     build_defaults,
     build_network,
+    computing_in,
     read_config,
     to_json,
 )
@@ -48,7 +49,7 @@ from jaxdiff.model import Model
 from jaxdiff.plan import Plan, draw
 from jaxdiff.pretrained.adapters.inversion import TextualInversion
 from jaxdiff.process import Process
-from jaxdiff.runs.classifier import ClassifierRun
+from jaxdiff.runs.beside import Beside, in_common
 from jaxdiff.runs.compiled import Kept
 from jaxdiff.runs.examples import read_examples
 from jaxdiff.runs.prompts import (
@@ -130,23 +131,17 @@ class Run:
         needed = {name: each for name, each in examples.items() if name != "label" and not droppable(cond[name])}
         if needed and "label" in examples and TEXT not in examples:
             needed["label"] = examples["label"]
-        return cls(
-            config,
-            Model(
-                denoise,
-                codec,
-                build_defaults(config),
-                cond=cond,
-                encoders=encoders,
-                draw_cond=functools.partial(drawn_examples, needed) if needed else None,
-                read=functools.partial(read_beside, trusted=trusted, mesh=mesh),
-                sharding=batch_sharding(mesh),
-            ),
-            step,
-            mesh,
-            folder,
-            examples,
+        model = Model(
+            denoise,
+            codec,
+            build_defaults(config),
+            cond=cond,
+            encoders=encoders,
+            draw_cond=functools.partial(drawn_examples, needed) if needed else None,
+            sharding=batch_sharding(mesh),
         )
+        read = Beside(cls.load, trusted, mesh, folder, in_common(config, model))
+        return cls(config, dataclasses.replace(model, read=read), step, mesh, folder, examples)
 
     @classmethod
     def load(
@@ -188,7 +183,7 @@ class Run:
         if not isinstance(config, Config):
             raise ConfigError(nothing_to_sample(path))
         if dtype is not None:
-            config = _computing_in(config, dtype)
+            config = computing_in(config, dtype)
         averages = list(rules_by_name(config.ema))
         refuse_unknown("average of the weights", [ema] if isinstance(ema, str) else [], averages)
         ema = averages[0] if ema is True else ema
@@ -336,16 +331,6 @@ class Run:
         return figures
 
 
-def read_beside(path: str, *, trusted: Sequence[str], mesh: Mesh) -> Run | ClassifierRun:
-    """The run that guidance names, on the mesh of the run that it guides.
-
-    Raises:
-      ConfigError, CheckpointError: as `Run.load`.
-    """
-    kind = ClassifierRun if isinstance(read_config(path, trusted), ClassifierConfig) else Run
-    return kind.load(path, trusted=trusted, mesh=mesh)
-
-
 def _as_trained(name: str, condition: Condition, config: Config) -> Condition:
     """A condition as the run knows it: without a null where it was never dropped, and is no setting. Texts were dropped
     where a published network was trained first."""
@@ -370,21 +355,6 @@ def _decoded(codec: Any, x0: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
 @jax.jit  # one small program; by itself each operation would be one
 def _decode(codec: Any, x0: ArrayLike) -> Any:
     return codec.decode(jnp.asarray(x0))
-
-
-def _computing_in(config: Config, dtype: str) -> Config:
-    try:
-        kind = jnp.dtype(dtype)
-    except TypeError as error:
-        raise ConfigError(f"dtype: {dtype!r} is no type of numbers, for instance 'bfloat16'") from error
-    if not jnp.issubdtype(kind, jnp.floating) or jax.dtypes.canonicalize_dtype(kind) != kind:
-        raise ConfigError(f"dtype: {dtype} has no fractions, or needs JAX_ENABLE_X64: use float32, bfloat16 or float16")
-    network = config.network
-    if hasattr(network, "computing_in"):
-        network = network.computing_in(kind.name)
-    elif dataclasses.is_dataclass(network) and hasattr(network, "dtype") and not isinstance(network, type):
-        network = dataclasses.replace(network, dtype=kind.name)
-    return dataclasses.replace(config, network=network)
 
 
 def _draw_kept(folder: str, plan: Plan, keys: Array, **static: Any) -> Any:
