@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from jaxdiff.codecs.base import Codec
 from jaxdiff.data.text import TEXT
 from jaxdiff.denoiser import NetCache, NetworkDenoiser
-from jaxdiff.guidance import Contrast, apply, nulls_of
+from jaxdiff.guidance import Contrast, Read, apply, nulls_of
 from jaxdiff.inverse import Inverted
 from jaxdiff.inversion import inverted
 from jaxdiff.methods import Guide, guidance_of, parse_cache, parse_sampler
@@ -98,7 +98,7 @@ class Model:
     encoders: Mapping[str, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
     support: Callable[[Array, Any], Array] | None = None
     draw_cond: Callable[[Array], Mapping[str, Any]] | None = None
-    read: Callable[[str], Any] | None = None
+    read: Read | None = None
     sharding: NamedSharding | None = None
     _checked: set[Any] = dataclasses.field(default_factory=set, init=False, repr=False, compare=False)
 

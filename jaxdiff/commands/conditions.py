@@ -19,6 +19,7 @@ from jaxdiff.networks.control import PICTURE, SCALE
 from jaxdiff.plan import stored_shape
 from jaxdiff.pretrained import Pretrained
 from jaxdiff.request import contrasts
+from jaxdiff.runs.cascade import Cascade
 from jaxdiff.runs.prompts import rows_of_labels, rows_of_prompts
 from jaxdiff.runs.run import Run
 from jaxdiff.spec import Spec, check
@@ -76,7 +77,7 @@ def conditions(run: Sampled, options: Options) -> tuple[dict[str, Any] | None, i
             if there
         ]
         how = f"add {' or '.join(ways)}, or leave it out" if ways else "this run has none: leave it out"
-        raise ConfigError(f"{'--guide' if leads else '--guidance'} leads towards a condition: {how}")
+        raise ConfigError(f"{'--guide' if options.guide else '--guidance'} leads towards a condition: {how}")
     return cond or None, num, columns or across
 
 

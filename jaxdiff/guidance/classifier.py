@@ -118,7 +118,8 @@ class ClassifierGuidance(Guidance):
         return dataclasses.replace(self, run=None, classifier=found)
 
     def check(self, n: int) -> None:
-        for name, value in (("scale", self.scale), ("label", self.label)):
+        given: tuple[tuple[str, Any], ...] = (("scale", self.scale), ("label", self.label))
+        for name, value in given:
             if np.shape(value) not in ((), (n,)):
                 raise ValueError(f"classifier guidance takes one {name}, or one for each of {n} samples, got {value}")
 

@@ -92,7 +92,7 @@ def in_common(config: Any, model: Any) -> dict[str, Any]:
 
 def _equal(mine: Any, its: Any) -> bool:
     (mine_leaves, form), (its_leaves, its_form) = jax.tree.flatten(mine), jax.tree.flatten(its)
-    if form != its_form:
+    if not bool(form == its_form):  # type: ignore[operator, unused-ignore]
         return False
     leaves = zip(mine_leaves, its_leaves, strict=True)
     return all(np.array_equal(np.asarray(a), np.asarray(b)) if _number(a) else a == b for a, b in leaves)
