@@ -53,8 +53,7 @@ class Sampler(abc.ABC):
     process: Process
     own_steps: ClassVar[bool] = False
     """Whether the method chooses its steps itself, between the first and the last time of a grid."""
-    exact_inverse: ClassVar[bool] = False
-    """Whether rising times undo falling ones to rounding, given the state at the turn."""
+    exact_inverse: ClassVar[bool] = False  # whether rising times undo falling ones to rounding, given the state there
 
     def init(self, x: Array) -> State:
         """The state before the first step from x ``(B, ...)``."""
@@ -350,8 +349,7 @@ def sample(
         bound = _bind(denoise, cond, x, debug)
         drawn = noise(keys, x)
         last, state, memory, kept = _scan(sampler, bound, drawn, x, grid, None, num_steps, record)
-        bound = bound.holding(memory)
-        prediction = bound(last, grid[end])
+        prediction = (bound := bound.holding(memory))(last, grid[end])
         x0 = sampler.finish(bound, drawn, state, prediction, grid[end])
         return x0 if record is None else (x0, record.finish(record.write(kept, end, last, lambda: prediction)))
 

@@ -195,7 +195,7 @@ def test_words_and_what_they_may_not_say(denoise: Any) -> None:
     made = model(denoise, 3)
     for guide, message in (
         ("pag:2,layers=5", "layer 5 is none of this network's, which are 0 to 1"),
-        ("autoguidance:2,step=5", "is read by a run: sample by jaxdiff.load"),
+        ("autoguidance:2,step=5", "this model cannot load a second network"),
         (["pag:1", "cfg:2"], "cfg is to stand once in a list of guidance, before interval and every"),
         ([PAG(np.ones(5, np.float32))], "guidance takes a finite weight, or one for each of 3 samples"),
     ):
