@@ -135,6 +135,7 @@ class Twisted(ParticleSampler):
         several evaluations or draws, samples that are no whole groups, a denoiser that remembers.
 
     >>> from jaxdiff import DDPM, VP, GaussianDenoiser, log_snr_times, sample, sample_keys
+    >>> from jaxdiff.inverse import LikelihoodTwist
     >>> process, keys = VP(), sample_keys(jax.random.key(0), 0, 64)
     >>> x, ts = process.prior_sample(keys, (2,)), log_snr_times(process, 20)
     >>> twist = LikelihoodTwist(lambda x0, cond: -50.0 * (x0[:, 0] - 2.0) ** 2)  # the first coordinate is near 2
