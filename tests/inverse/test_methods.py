@@ -132,7 +132,8 @@ def test_projection_and_the_methods_that_are_it() -> None:
 
 @pytest.mark.parametrize(("method", "calls"), [("repaint:3,2", 6), ("daps:solve=4", 4), ("dps:1", 1), ("ddrm", 1)])
 def test_evaluations_are_as_many_as_are_said(method: str, calls: int) -> None:
-    problem, counted = problem_of(separable(), Y, 0.1, 3), []
+    problem = problem_of(separable(), Y, 0.1, 3)
+    counted: list[Any] = []
 
     class Counting:
         process = PROCESS
@@ -254,7 +255,7 @@ def test_every_row_is_a_method_and_its_parts_know_their_rows() -> None:
             if isinstance(part, Measured) or hasattr(part, "rows"):
                 mine = part.rows(lambda leaf: leaf[:2]).problem  # type: ignore[union-attr]
                 assert mine.y.shape[0] == 2 and mine.operator.left[0].shape == (4, 4), name
-    assert isinstance(DAPS(), METHODS["daps"]) and isinstance(PSLD(), METHODS["psld"])  # type: ignore[arg-type]
+    assert isinstance(DAPS(), METHODS["daps"]) and isinstance(PSLD(), METHODS["psld"])
 
 
 def test_a_function_alone_goes_with_the_methods_that_need_no_more() -> None:
