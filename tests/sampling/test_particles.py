@@ -15,6 +15,7 @@ import jaxdiff as jd
 from jaxdiff.broadcast import sum_features
 from jaxdiff.denoiser import Cond
 from jaxdiff.guidance import SquaredError
+from jaxdiff.methods.steer import parse_steered
 from jaxdiff.networks import MLP, functional
 from jaxdiff.noise import step_noise
 from jaxdiff.record import record
@@ -268,6 +269,34 @@ def test_the_model_draws_one_sample_a_group() -> None:
         model.sample(0, 3, keep="particles", **options)
     with pytest.raises(ValueError, match="particles get their last weights at its end: leave denoising_end out"):
         model.sample(0, 3, sampler=steered, denoising_end=0.5, **options)
+
+
+def test_rewards_by_name() -> None:
+    """Of pixels by hand; around the sampler that was chosen; through the model's decoder."""
+    pixels = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4, 1)), jnp.float32)
+    one = np.asarray(pixels[0, ..., 0])
+    for name, by_hand in (
+        ("brightness", one.mean()),
+        ("contrast", one.std()),
+        ("smoothness", -(np.diff(one, axis=0) ** 2).mean() - (np.diff(one, axis=1) ** 2).mean()),
+    ):
+        steered = parse_steered(
+            f"{name}:3,particles=4,every=2,potential=max", jd.DDPM(PROCESS), jd.codecs.Images((3, 4, 1))
+        )
+        np.testing.assert_allclose(steered.reward(pixels, None)[0], by_hand, rtol=1e-5)
+        assert (steered.scale, steered.particles, steered.every, steered.potential) == (3.0, 4, 2, "max")
+    model = jd.Model(
+        jd.NetworkDenoiser(functional(MLP(width=8, depth=1)), None, PROCESS, jd.V()), jd.codecs.Points((2,))
+    )
+    plan = model.plan(2, sampler="ddpm", steps=3, steer="brightness:5,particles=3")
+    assert isinstance(plan.sampler, Steered) and plan.particles == 3 and isinstance(plan.sampler.sampler, jd.DDPM)
+    for wrong, message in (
+        ("bright:5", "there is no reward 'bright'; did you mean 'brightness'"),
+        ("brightness:5,particels=3", "brightness has no number 'particels'; did you mean 'particles'"),
+        ("brightness:5", "brightness:5: DDIM draws no noise, so particles that were resampled would stay copies"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.plan(2, steps=3, steer=wrong)
 
 
 def test_what_means_nothing_is_refused() -> None:
