@@ -4,8 +4,8 @@
     python train.py configs/digits_unet.py --network.num_classes None --loss.dropout --workdir runs/digits_plain
     python benchmarks/classifier_guidance.py runs/digits_plain runs/digits_classifier --scales 0 1 2 4
 
-For each scale as many samples of each class are asked for, as the run samples by its configuration. Two judges that were
-fitted to real training digits (`benchmarks/quality_digits.py`) say how many are of the class asked for, and the samples'
+For each scale as many samples of each class are asked for, as the run samples by its configuration. Two judges,
+fitted to real training digits (`benchmarks/quality_digits.py`), say how many are of the class asked for. The samples'
 spread is the mean distance of two samples of a class over that of two real training digits of a class.
 """
 

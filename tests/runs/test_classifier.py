@@ -248,3 +248,36 @@ def test_a_classifier_is_no_denoiser(guided: Run, tmp_path: Path) -> None:
         jaxdiff.fit(made)
     with pytest.raises(ConfigError, match=r"a ClassifierConfig trains a network .* got KLAutoencoder"):
         jaxdiff.fit(config(tmp_path / "r", network=KLAutoencoder(in_channels=1)))
+
+
+MESHES = """
+import dataclasses, json, sys
+from pathlib import Path
+import jax, numpy as np
+import jaxdiff
+from jaxdiff.config import MeshConfig
+from jaxdiff.data import open_digits
+from jaxdiff.noise import sample_keys
+from tests.runs.test_classifier import config
+found = []
+for n, (data, fsdp, accumulate) in enumerate([(1, 1, 1), (2, 4, 1), (2, 4, 2)]):
+    made = config(Path(sys.argv[1]) / str(n), steps=2, mesh=MeshConfig(data=data, fsdp=fsdp))
+    network = dataclasses.replace(made.network, unet=dataclasses.replace(made.network.unet, dropout=0.0))
+    made = dataclasses.replace(made, network=network, train=dataclasses.replace(made.train, accumulate=accumulate))
+    losses = []
+    run = jaxdiff.fit(made, log=lambda step, figures: losses.append([figures["loss"], *figures["accuracy_by_noise"]]))
+    ts = np.full((11, 2), [[0.2, 0.6]])
+    told = run.told(open_digits().take(np.arange(11)), sample_keys(jax.random.key(0), 0, 11), ts)[0]
+    found.append([losses, told.tolist()])
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.nightly
+def test_one_device_and_eight(run_python: Any, tmp_path: Path) -> None:
+    """The same run on one device, split over eight, and there in two micro-batches; eleven records fill no eight."""
+    done = run_python("-c", MESHES, str(tmp_path), devices=8)
+    one, *others = json.loads(done.stdout.strip().splitlines()[-1])
+    for other in others:
+        for mine, theirs in zip(other, one, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=2e-3, atol=2e-3)
