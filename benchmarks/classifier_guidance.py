@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ from jaxdiff.runs import ClassifierRun
 from jaxdiff.train import CheckpointError
 
 
-def spread(images: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+def spread(images: NDArray[np.float32], labels: NDArray[np.integer[Any]]) -> float:
     """Mean Euclidean distance of two images of one class, over the classes.
 
     >>> round(spread(np.array([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0], [1.0, 1.0]]), np.array([0, 0, 1, 1])), 3)

@@ -68,7 +68,7 @@ def test_going_on_is_bit_for_bit(run: ClassifierRun, tmp_path: Path, capsys: pyt
             with Checkpoints(Path(each.config.folder) / "checkpoints", readonly=True) as checkpoints:
                 found.append(checkpoints.restore_weights(template, ema=ema, step=4)[1])
         jax.tree.map(np.testing.assert_array_equal, *found)
-    mine, other = ((each.folder / "metrics.jsonl").read_text().splitlines() for each in (run, again))
+    mine, other = ((folder / "metrics.jsonl").read_text().splitlines() for folder in (run.folder, again.folder))
     names = ("step", "loss", "grad_norm", "accuracy", "accuracy_by_noise")
     lines = [[{name: line[name] for name in names} for line in map(json.loads, text)] for text in (mine, other)]
     assert lines[0] == lines[1] and [line["step"] for line in lines[0]] == [1, 2, 3, 4]
@@ -112,7 +112,7 @@ def test_its_picture_is_how_probable_labels_are(run: ClassifierRun) -> None:
 
 def test_there_is_nothing_to_sample(run: ClassifierRun, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.folder is not None
-    for call in (lambda: run.sample(0, 4), lambda: Run.load(run.folder)):  # type: ignore[arg-type]
+    for call in (lambda: run.sample(0, 4), lambda: Run.load(run.folder)):
         with pytest.raises(
             ConfigError, match=r"is a classifier: there is nothing to sample .* --guide classifier:2,run="
         ):
@@ -164,7 +164,7 @@ def test_guidance_by_its_name(run: ClassifierRun, guided: Run) -> None:
         guided.model.plan(4, cond, guide=guide).guide
         for guide in (text, ClassifierGuidance(20.0, classifier=run.classifier))
     )
-    assert jax.tree.structure(named) == jax.tree.structure(given)
+    assert bool(jax.tree.structure(named) == jax.tree.structure(given))  # type: ignore[operator]
     jax.tree.map(np.testing.assert_array_equal, named, given)
     options: dict[str, Any] = {"sampler": "ddim", "steps": 3, "decode": False}
     guides = (f"classifier:{scale},run={run.folder}" for scale in (20, 0))
@@ -176,7 +176,8 @@ def test_guidance_by_its_name(run: ClassifierRun, guided: Run) -> None:
 def test_batches_and_the_command(run: ClassifierRun, guided: Run, tmp_path: Path) -> None:
     """Batches are cut by samples' rows alone, though the classifier has weights of as many; a scale of 0 leaves samples
     bit for bit; ``--guide``."""
-    cond, options = {"label": [3, 5, 7, 1, 1, 0, 2, 9]}, {"sampler": "ddim", "steps": 3, "decode": False}
+    cond = {"label": [3, 5, 7, 1, 1, 0, 2, 9]}
+    options: dict[str, Any] = {"sampler": "ddim", "steps": 3, "decode": False}
     scales = ClassifierGuidance(np.linspace(0.0, 40.0, 8), label=np.arange(8), classifier=run.classifier)
     whole = guided.sample(0, 8, cond, guide=scales, **options)
     np.testing.assert_allclose(guided.sample(0, 8, cond, guide=scales, batch_size=3, **options), whole, atol=1e-4)
@@ -199,7 +200,8 @@ def unconditional(of: Run) -> Run:
 
 @pytest.mark.nightly
 def test_a_model_without_labels(run: ClassifierRun, guided: Run) -> None:
-    bare, options = unconditional(guided), {"sampler": "ddim", "steps": 3, "decode": False}
+    bare = unconditional(guided)
+    options: dict[str, Any] = {"sampler": "ddim", "steps": 3, "decode": False}
     plain = bare.sample(0, 4, **options)
     towards = bare.sample(0, 4, guide=f"classifier:20,run={run.folder},label=3", **options)
     assert np.abs(towards - plain).max() > 1e-3
