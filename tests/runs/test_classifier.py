@@ -16,6 +16,7 @@ from PIL import Image
 import evaluate
 import jaxdiff
 import sample
+from jaxdiff.codecs import Latents
 from jaxdiff.config import CheckpointConfig, ClassifierConfig, Config, ConfigError, LossConfig, TrainConfig
 from jaxdiff.data import open_digits
 from jaxdiff.evaluate.accuracy import times
@@ -25,6 +26,7 @@ from jaxdiff.noise import sample_keys
 from jaxdiff.runs import AutoencoderRun, ClassifierRun, Run
 from jaxdiff.times import ScoreNorm
 from jaxdiff.train import Checkpoints, Ema, make_mesh
+from tests.tiny_autoencoder import write_autoencoder
 
 HALF = UNet(8, in_channels=1, width=8, multipliers=(1, 2), blocks=1, attention_resolutions=(), scale_shift=True)
 
@@ -250,6 +252,25 @@ def test_a_classifier_is_no_denoiser(guided: Run, tmp_path: Path) -> None:
         jaxdiff.fit(made)
     with pytest.raises(ConfigError, match=r"a ClassifierConfig trains a network .* got KLAutoencoder"):
         jaxdiff.fit(config(tmp_path / "r", network=KLAutoencoder(in_channels=1)))
+
+
+@pytest.mark.nightly
+def test_a_classifier_of_latents(tmp_path: Path) -> None:
+    """Trained on what a frozen autoencoder makes; its codec is read again with it."""
+    codec = Latents(str(write_autoencoder(tmp_path / "autoencoder")))
+    half = dataclasses.replace(HALF, image_size=4, in_channels=2)
+    made = config(tmp_path / "small", steps=1, network=Classifier(half, 10), codec=codec)
+    run = jaxdiff.fit(made)
+    again = jaxdiff.load(run.folder)
+    assert again.shape == run.shape == (4, 4, 2)
+    record, ts = open_digits().take(np.arange(5)), np.full((5, 1), 0.1)
+    keys = sample_keys(jax.random.key(0), 0, 5)
+    found = again.told(record, keys, ts)[0]
+    np.testing.assert_allclose(found, run.told(record, keys, ts)[0], atol=1e-5)
+    x0 = again.codec.encode(record)["x"]
+    noise = jnp.stack([jax.random.normal(jax.random.fold_in(key, 0), (4, 4, 2)) for key in keys])
+    said = again.log_prob(again.process.perturb(x0, noise, 0.1), 0.1)
+    np.testing.assert_allclose(found[:, 0], said[np.arange(5), record["label"]], atol=1e-4)
 
 
 MESHES = """
