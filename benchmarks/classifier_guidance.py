@@ -4,9 +4,9 @@
     python train.py configs/digits_unet.py --network.num_classes None --loss.dropout --workdir runs/digits_plain
     python benchmarks/classifier_guidance.py runs/digits_plain runs/digits_classifier --scales 0 1 2 4
 
-For each scale as many samples of each class are asked for, as the run samples by its configuration. Two judges that
-were fitted to real training digits (`benchmarks/quality_digits.py`) say how many are of the class asked for, and the
-samples' spread is the mean distance of two samples of a class over that of two real training digits of a class.
+For each scale as many samples of each class are asked for, as the run samples by its configuration. Two judges,
+fitted to real training digits (`benchmarks/quality_digits.py`), say how many are of the class asked for. The samples'
+spread is the mean distance of two samples of a class over that of two real training digits of a class.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ from jaxdiff.runs import ClassifierRun
 from jaxdiff.train import CheckpointError
 
 
-def spread(images: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+def spread(images: NDArray[np.float32], labels: NDArray[np.integer[Any]]) -> float:
     """Mean Euclidean distance of two images of one class, over the classes.
 
     >>> round(spread(np.array([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0], [1.0, 1.0]]), np.array([0, 0, 1, 1])), 3)

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+from numpy.typing import NDArray
 
 from jaxdiff.broadcast import expand
 from jaxdiff.denoiser import Cond, Denoiser, Memory, begin, recall
@@ -88,7 +89,7 @@ class ClassifierGuidance(Guidance):
 
     scale: ArrayLike
     run: str | None = field(default=None, pytree_node=False)
-    label: int | Array | None = None
+    label: int | Array | NDArray[Any] | None = None
     classifier: Any = None
 
     def __post_init__(self) -> None:
@@ -118,9 +119,8 @@ class ClassifierGuidance(Guidance):
         return dataclasses.replace(self, run=None, classifier=found)
 
     def check(self, n: int) -> None:
-        given: tuple[tuple[str, Any], ...] = (("scale", self.scale), ("label", self.label))
-        for name, value in given:
-            if np.shape(value) not in ((), (n,)):
+        for name, value in (("scale", self.scale), ("label", self.label)):
+            if value is not None and np.shape(value) not in ((), (n,)):
                 raise ValueError(f"classifier guidance takes one {name}, or one for each of {n} samples, got {value}")
 
     def rows(self, cut: Any) -> ClassifierGuidance:
@@ -153,7 +153,7 @@ class ClassifierGuided(Guided):
     process: Process
     classifier: Classifier
     scale: ArrayLike
-    label: int | Array | None = None
+    label: int | Array | NDArray[Any] | None = None
 
     @property
     def in_branches(self) -> bool:  # type: ignore[override]

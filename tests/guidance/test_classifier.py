@@ -278,6 +278,7 @@ def test_by_name() -> None:
         return Named(exact)
 
     (made,) = resolved([element], load)
+    assert isinstance(made, ClassifierGuidance)
     assert read == ["runs/digits_classifier"] and made.classifier is exact and made.scale == 2.0 and made.label == 3
     assert resolved([made, jd.CFG(2.0)], None)[0] is made
     with pytest.raises(ValueError, match="this model cannot load run=runs/digits_classifier: give the object"):

@@ -16,6 +16,7 @@ from PIL import Image
 import evaluate
 import jaxdiff
 import sample
+from jaxdiff.codecs import Latents
 from jaxdiff.config import CheckpointConfig, ClassifierConfig, Config, ConfigError, LossConfig, TrainConfig
 from jaxdiff.data import open_digits
 from jaxdiff.evaluate.accuracy import times
@@ -25,6 +26,7 @@ from jaxdiff.noise import sample_keys
 from jaxdiff.runs import AutoencoderRun, ClassifierRun, Run
 from jaxdiff.times import ScoreNorm
 from jaxdiff.train import Checkpoints, Ema, make_mesh
+from tests.tiny_autoencoder import write_autoencoder
 
 HALF = UNet(8, in_channels=1, width=8, multipliers=(1, 2), blocks=1, attention_resolutions=(), scale_shift=True)
 
@@ -68,7 +70,7 @@ def test_going_on_is_bit_for_bit(run: ClassifierRun, tmp_path: Path, capsys: pyt
             with Checkpoints(Path(each.config.folder) / "checkpoints", readonly=True) as checkpoints:
                 found.append(checkpoints.restore_weights(template, ema=ema, step=4)[1])
         jax.tree.map(np.testing.assert_array_equal, *found)
-    mine, other = ((each.folder / "metrics.jsonl").read_text().splitlines() for each in (run, again))
+    mine, other = ((folder / "metrics.jsonl").read_text().splitlines() for folder in (run.folder, again.folder))
     names = ("step", "loss", "grad_norm", "accuracy", "accuracy_by_noise")
     lines = [[{name: line[name] for name in names} for line in map(json.loads, text)] for text in (mine, other)]
     assert lines[0] == lines[1] and [line["step"] for line in lines[0]] == [1, 2, 3, 4]
@@ -112,7 +114,7 @@ def test_its_picture_is_how_probable_labels_are(run: ClassifierRun) -> None:
 
 def test_there_is_nothing_to_sample(run: ClassifierRun, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.folder is not None
-    for call in (lambda: run.sample(0, 4), lambda: Run.load(run.folder)):  # type: ignore[arg-type]
+    for call in (lambda: run.sample(0, 4), lambda: Run.load(run.folder)):
         with pytest.raises(
             ConfigError, match=r"is a classifier: there is nothing to sample .* --guide classifier:2,run="
         ):
@@ -164,7 +166,7 @@ def test_guidance_by_its_name(run: ClassifierRun, guided: Run) -> None:
         guided.model.plan(4, cond, guide=guide).guide
         for guide in (text, ClassifierGuidance(20.0, classifier=run.classifier))
     )
-    assert jax.tree.structure(named) == jax.tree.structure(given)
+    assert bool(jax.tree.structure(named) == jax.tree.structure(given))  # type: ignore[operator]
     jax.tree.map(np.testing.assert_array_equal, named, given)
     options: dict[str, Any] = {"sampler": "ddim", "steps": 3, "decode": False}
     guides = (f"classifier:{scale},run={run.folder}" for scale in (20, 0))
@@ -176,7 +178,8 @@ def test_guidance_by_its_name(run: ClassifierRun, guided: Run) -> None:
 def test_batches_and_the_command(run: ClassifierRun, guided: Run, tmp_path: Path) -> None:
     """Batches are cut by samples' rows alone, though the classifier has weights of as many; a scale of 0 leaves samples
     bit for bit; ``--guide``."""
-    cond, options = {"label": [3, 5, 7, 1, 1, 0, 2, 9]}, {"sampler": "ddim", "steps": 3, "decode": False}
+    cond = {"label": [3, 5, 7, 1, 1, 0, 2, 9]}
+    options: dict[str, Any] = {"sampler": "ddim", "steps": 3, "decode": False}
     scales = ClassifierGuidance(np.linspace(0.0, 40.0, 8), label=np.arange(8), classifier=run.classifier)
     whole = guided.sample(0, 8, cond, guide=scales, **options)
     np.testing.assert_allclose(guided.sample(0, 8, cond, guide=scales, batch_size=3, **options), whole, atol=1e-4)
@@ -199,7 +202,8 @@ def unconditional(of: Run) -> Run:
 
 @pytest.mark.nightly
 def test_a_model_without_labels(run: ClassifierRun, guided: Run) -> None:
-    bare, options = unconditional(guided), {"sampler": "ddim", "steps": 3, "decode": False}
+    bare = unconditional(guided)
+    options: dict[str, Any] = {"sampler": "ddim", "steps": 3, "decode": False}
     plain = bare.sample(0, 4, **options)
     towards = bare.sample(0, 4, guide=f"classifier:20,run={run.folder},label=3", **options)
     assert np.abs(towards - plain).max() > 1e-3
@@ -248,3 +252,55 @@ def test_a_classifier_is_no_denoiser(guided: Run, tmp_path: Path) -> None:
         jaxdiff.fit(made)
     with pytest.raises(ConfigError, match=r"a ClassifierConfig trains a network .* got KLAutoencoder"):
         jaxdiff.fit(config(tmp_path / "r", network=KLAutoencoder(in_channels=1)))
+
+
+@pytest.mark.nightly
+def test_a_classifier_of_latents(tmp_path: Path) -> None:
+    """Trained on what a frozen autoencoder makes; its codec is read again with it."""
+    codec = Latents(str(write_autoencoder(tmp_path / "autoencoder")))
+    half = dataclasses.replace(HALF, image_size=4, in_channels=2)
+    made = config(tmp_path / "small", steps=1, network=Classifier(half, 10), codec=codec)
+    run = jaxdiff.fit(made)
+    again = jaxdiff.load(run.folder)
+    assert again.shape == run.shape == (4, 4, 2)
+    record, ts = open_digits().take(np.arange(5)), np.full((5, 1), 0.1)
+    keys = sample_keys(jax.random.key(0), 0, 5)
+    found = again.told(record, keys, ts)[0]
+    np.testing.assert_allclose(found, run.told(record, keys, ts)[0], atol=1e-5)
+    x0 = again.codec.encode(record)["x"]
+    noise = jnp.stack([jax.random.normal(jax.random.fold_in(key, 0), (4, 4, 2)) for key in keys])
+    said = again.log_prob(again.process.perturb(x0, noise, 0.1), 0.1)
+    np.testing.assert_allclose(found[:, 0], said[np.arange(5), record["label"]], atol=1e-4)
+
+
+MESHES = """
+import dataclasses, json, sys
+from pathlib import Path
+import jax, numpy as np
+import jaxdiff
+from jaxdiff.config import MeshConfig
+from jaxdiff.data import open_digits
+from jaxdiff.noise import sample_keys
+from tests.runs.test_classifier import config
+found = []
+for n, (data, fsdp, accumulate) in enumerate([(1, 1, 1), (2, 4, 1), (2, 4, 2)]):
+    made = config(Path(sys.argv[1]) / str(n), steps=2, mesh=MeshConfig(data=data, fsdp=fsdp))
+    network = dataclasses.replace(made.network, unet=dataclasses.replace(made.network.unet, dropout=0.0))
+    made = dataclasses.replace(made, network=network, train=dataclasses.replace(made.train, accumulate=accumulate))
+    losses = []
+    run = jaxdiff.fit(made, log=lambda step, figures: losses.append([figures["loss"], *figures["accuracy_by_noise"]]))
+    ts = np.full((11, 2), [[0.2, 0.6]])
+    told = run.told(open_digits().take(np.arange(11)), sample_keys(jax.random.key(0), 0, 11), ts)[0]
+    found.append([losses, told.tolist()])
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.nightly
+def test_one_device_and_eight(run_python: Any, tmp_path: Path) -> None:
+    """The same run on one device, split over eight, and there in two micro-batches; eleven records fill no eight."""
+    done = run_python("-c", MESHES, str(tmp_path), devices=8)
+    one, *others = json.loads(done.stdout.strip().splitlines()[-1])
+    for other in others:
+        for mine, theirs in zip(other, one, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=2e-3, atol=2e-3)
