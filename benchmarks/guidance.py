@@ -124,7 +124,7 @@ def curve(
     for repetition in range(repetitions):
         row = []
         for weight in method.weights[:weights]:
-            options = {"sampler": "ddim", "guide": method.guide(weight), "steps": steps}
+            options: dict[str, Any] = {"sampler": "ddim", "guide": method.guide(weight), "steps": steps}
             pictures = run.sample(repetition, len(labels), {"label": labels}, **options)["x"]
             near = prdc(real, judge.features(pictures))
             row.append((float(np.mean(judge.read(pictures) == labels)), near.recall, near.precision))
@@ -213,10 +213,10 @@ def picture(curves: dict[str, Curve], file: Path, title: str) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 5), dpi=150)
     for name, measured in curves.items():
-        bars = {f"{axis}err": [100 * standard_error(v) for v in kind.T] for axis, kind in _axes(measured)}
-        places = [100 * kind.mean(axis=0) for _, kind in _axes(measured)]
-        style: dict[str, Any] = {"color": "black", "linewidth": 2} if name == CFG else {"linewidth": 1}
-        axes.errorbar(*places, **bars, marker="o", markersize=3, label=name, **style)
+        right, up = (100 * kind.mean(axis=0) for kind in (measured.recall, measured.accuracy))
+        across, along = ([100 * standard_error(v) for v in kind.T] for kind in (measured.recall, measured.accuracy))
+        width, color = (2, "black") if name == CFG else (1, None)
+        axes.errorbar(right, up, along, across, marker="o", markersize=3, label=name, linewidth=width, color=color)
     axes.set(xlabel="recall, %", ylabel="samples of the class asked for, %", title=title)
     axes.legend()
     figure.tight_layout()
@@ -224,15 +224,12 @@ def picture(curves: dict[str, Curve], file: Path, title: str) -> None:
     plt.close(figure)
 
 
-def _axes(measured: Curve) -> list[tuple[str, Numbers]]:
-    return [("x", measured.recall), ("y", measured.accuracy)]
-
-
 def frontier(arguments: argparse.Namespace) -> int:
     """Measures all, writes both files, and says what was found."""
     keep_compiled()
     run = Run.load(arguments.run)
     judge: Judge
+    source: Any
     if run.config.data.name == "digits" and run.shape == (8, 8, 1):
         judge, source = DigitsJudge(), open_digits(split="train")
     elif run.shape == (28, 28, 1) and run.num_classes == 10 and arguments.data is not None:

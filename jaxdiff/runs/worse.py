@@ -72,10 +72,10 @@ def _read(run: Run, named: Autoguidance) -> NetworkDenoiser:
 
 
 def _equal(mine: Any, its: Any) -> bool:
-    (mine_leaves, form), (its_leaves, its_form) = jax.tree.flatten(mine), jax.tree.flatten(its)
-    if form != its_form:
+    forms: list[Any] = [jax.tree.structure(each) for each in (mine, its)]
+    if forms[0] != forms[1]:
         return False
-    leaves = zip(mine_leaves, its_leaves, strict=True)
+    leaves = zip(jax.tree.leaves(mine), jax.tree.leaves(its), strict=True)
     return all(np.array_equal(np.asarray(a), np.asarray(b)) if _number(a) else a == b for a, b in leaves)
 
 
