@@ -220,7 +220,7 @@ def blur(query: Array, grid: tuple[int, int], sigma: float) -> Array:
       sigma: of the Gaussian, tokens.
 
     >>> print(blur(jnp.array([0.0, 1.0, 2.0]).reshape(1, 1, 3, 1), (1, 3), 1.0).ravel().round(2))
-    [0.65 1.   1.35]
+    [0.71 1.   1.29]
     """
     if math.isinf(sigma):
         return jnp.broadcast_to(query.mean(axis=2, keepdims=True), query.shape)

@@ -95,7 +95,8 @@ def test_a_perturbed_network_shares_the_parameters(denoise: Any) -> None:
     """By hand with `Functional.perturbed`, each kind and its layers."""
     kinds: Any = (("identity", "mid"), ("blurred", "all", 0.7), ("left_out", (0,)))
     aways: list[Any] = [guided(denoise, one) for one in (PAG(2.0), SEG(2.0, 0.7, "all"), SLG(2.0, "0"))]
-    assert all(isinstance(away, Away) and away.worse.params is denoise.params for away in aways)
+    assert {type(away) for away in aways} == {Away}
+    assert all(away.worse.params is denoise.params for away in aways)
     others = [dataclasses.replace(denoise, net=NET.perturbed(*kind)) for kind in kinds]
     plain, *results = each([denoise, *others, *aways], 0.4)
     for other, found in zip(results[:3], results[3:], strict=True):
