@@ -17,6 +17,7 @@
     jaxdiff sample runs/digits --image seven.png --strength 0.6      begin as a picture; --mask: keep its black part
     jaxdiff sample runs/mnist --size 28 112 --tiles 7 --label 3      larger than trained on; --tiles 7,wrap=x: seamless
     jaxdiff sample runs/cascade.json --label 3                       a cascade, its small pictures first
+    jaxdiff sample runs/digits --inverse pigdm --operator blur:2 --measured y.png --noise 0.05    what was blurred
 
 Samples are saved as their codec does it: images as a grid or arrays, points as a scatter plot or arrays. A folder is
 read by jaxdiff.load_samples. Several processes (docs/clusters.md) share the shards of a folder, and split each batch
@@ -41,6 +42,7 @@ from numpy.typing import NDArray
 from jaxdiff import config as cfg
 from jaxdiff.commands.cascade import load_cascade, writes_stages
 from jaxdiff.commands.conditions import Sampled, conditions, guide_of, prompts_of, say_doubts
+from jaxdiff.commands.inverse import INVERSE, check_inverse, reconstructed, write_measurement
 from jaxdiff.commands.published import CALL, CONTROL, PUBLISHED, given, load_model, pictures
 from jaxdiff.commands.tiles import asked_tiles, enlarged
 from jaxdiff.config import ConfigError
@@ -81,7 +83,17 @@ class Options(cfg.ProcessOptions):
     mask: Path | None = None
     """Picture beside it: white where samples are drawn anew, black where --image is kept."""
     strength: float | None = None
-    """Noise on --image, above 0 and at most 1; by default 0.8, with a mask 1."""
+    """Noise on --image, from 0 (as it is) to 1 (a fresh sample); by default 0.8, with a mask 1."""
+    inverse: str | None = None
+    """Samples that go with a measurement, by a method and its numbers: ddnm, ddnm_plus, ddrm, pigdm, dps, mcg,
+    reconstruction_guidance, repaint, ilvr, diffpir, daps, psld or tds:16."""
+    operator: str | None = None
+    """What was measured: mask:0.4, box_mask:2,2,4,4, box:4, bicubic:4, blur:3, grey, colourise, sensing:0.25, phase:2
+    or jpeg:10; or --mask, white where nothing is known."""
+    measured: Path | None = None
+    """The measurement, a picture or .npz of its own size; in its place --image is measured here."""
+    noise: float | None = None
+    """Deviation of the measurement's noise, pictures being from -1 to 1; by default 0."""
     prompt_weights: bool = False
     """Of a published model: take parentheses in prompts as weights, "a (red:1.3) heart"."""
     size: tuple[int, int] | None = None
@@ -176,6 +188,7 @@ def sample(arguments: Sequence[str]) -> None:
     drawn = draw(run, options, num, cond, on_stage=on_stage)
     if lead:
         write_output(out, lambda file: run.save(file, drawn, columns))
+        say_measurement(run, options, out)
         print(f"{said(run, num, path)}: {out}")
 
 
@@ -213,8 +226,15 @@ def check(options: Options, out: Path) -> None:
         parse_grid(options.grid or "uniform")
     with cfg.as_config_error("--guide"):
         parse_guidance(options.guide or ())
+    check_inverse(options)
     if out.parent.is_dir():
         check_output(out)
+
+
+def say_measurement(run: Sampled, options: Options, out: Path) -> None:
+    """Writes what was measured here, and says where."""
+    if options.inverse is not None and options.image is not None:
+        print(f"measured: {write_measurement(run, options, out)}", flush=True)
 
 
 def said(run: Sampled, num: int, path: Path) -> str:
@@ -253,6 +273,7 @@ def into_folder(options: Options, path: Path, out: Path, kept: Path | None) -> N
     write_shards(out, request, records, part=part, together=together, say=say)
     if lead:
         wait_for_shards(out, request)
+        say_measurement(run, options, out)
     say(f"{said(run, num, path)}: {out}")
 
 
@@ -271,7 +292,7 @@ def made_by(run: Sampled, options: Options) -> dict[str, Any]:
     chosen |= {name: str(value) for name, value in begun.items() if value is not None}
     asked = {"prompt": prompts_of(run, options), "negative": options.negative}
     chosen |= {name: value for name, value in asked.items() if value not in ([], None)}
-    more = given(options, PUBLISHED)
+    more = given(options, (*PUBLISHED, *INVERSE))
     chosen |= {name: str(value) if isinstance(value, Path) else value for name, value in more.items()}
     return {**run.decided_by(), "seed": options.seed, **chosen}
 
@@ -324,6 +345,8 @@ def draw(
     run: Sampled, options: Options, num: int, cond: Mapping[str, Any] | None, start: int = 0, *, on_stage: Any = None
 ) -> dict[str, NDArray[Any]]:
     """Samples `start` to `start + num - 1`, as the options say: a record."""
+    if options.inverse is not None:
+        return reconstructed(run, options, num, cond, start)
     guide: Any = options.guide if options.guidance is None else options.guidance
     chosen: dict[str, Any] = {"compiled": options.compiled, "strength": options.strength}
     if isinstance(run, Cascade):
