@@ -255,7 +255,11 @@ class Cascade:
 
 
 def is_cascade(path: str | os.PathLike[str]) -> bool:
-    """Whether a path names a cascade: a JSON file that does not lie in a run's folder as its configuration."""
+    """Whether a path names a cascade: a JSON file.
+
+    >>> is_cascade("runs/cascade.json"), is_cascade("runs/digits")
+    (True, False)
+    """
     return Path(path).suffix == ".json"
 
 
