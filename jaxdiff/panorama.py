@@ -98,7 +98,7 @@ def larger(model: Model, size: tuple[int, int], *, wrap: Wrap = "none") -> Model
     >>> from jaxdiff import Flow, NetworkDenoiser, Velocity
     >>> from jaxdiff.codecs import Images
     >>> from jaxdiff.networks import UNet, functional
-    >>> net = functional(UNet(image_size=8, in_channels=1, width=8, multipliers=(1,)))
+    >>> net = functional(UNet(image_size=8, in_channels=1, width=8, multipliers=(1,), attention_resolutions=()))
     >>> model = Model(NetworkDenoiser(net, None, Flow(), Velocity()), Images((8, 8, 1)))
     >>> larger(model, (8, 20)).shape
     (8, 20, 1)
@@ -138,7 +138,7 @@ def tiles_of(
     >>> from jaxdiff import Flow, NetworkDenoiser, Velocity
     >>> from jaxdiff.codecs import Images
     >>> from jaxdiff.networks import UNet, functional
-    >>> net = functional(UNet(image_size=8, in_channels=1, width=8, multipliers=(1,)))
+    >>> net = functional(UNet(image_size=8, in_channels=1, width=8, multipliers=(1,), attention_resolutions=()))
     >>> model = Model(NetworkDenoiser(net, None, Flow(), Velocity()), Images((8, 8, 1)))
     >>> tiles_of(model).stride, tiles_of(model, stride=2, wrap="x").wrap
     ((4, 4), 'x')
