@@ -94,6 +94,14 @@ def larger(model: Model, size: tuple[int, int], *, wrap: Wrap = "none") -> Model
 
     Raises:
       ValueError: a model of no images, or a size that is none, or smaller than the model's.
+
+    >>> from jaxdiff import Flow, NetworkDenoiser, Velocity
+    >>> from jaxdiff.codecs import Images
+    >>> from jaxdiff.networks import UNet, functional
+    >>> net = functional(UNet(image_size=8, in_channels=1, width=8, multipliers=(1,), attention_resolutions=()))
+    >>> model = Model(NetworkDenoiser(net, None, Flow(), Velocity()), Images((8, 8, 1)))
+    >>> larger(model, (8, 20)).shape
+    (8, 20, 1)
     """
     stored = stored_shape(model.codec, model.shape)
     if len(stored) != 3 or not hasattr(model.codec, "sized"):
@@ -126,6 +134,14 @@ def tiles_of(
 
     Raises:
       ValueError: a stride that leaves gaps, or that is no whole number of latents.
+
+    >>> from jaxdiff import Flow, NetworkDenoiser, Velocity
+    >>> from jaxdiff.codecs import Images
+    >>> from jaxdiff.networks import UNet, functional
+    >>> net = functional(UNet(image_size=8, in_channels=1, width=8, multipliers=(1,), attention_resolutions=()))
+    >>> model = Model(NetworkDenoiser(net, None, Flow(), Velocity()), Images((8, 8, 1)))
+    >>> tiles_of(model).stride, tiles_of(model, stride=2, wrap="x").wrap
+    ((4, 4), 'x')
     """
     window = model.shape[0], model.shape[1]
     factor = stored_shape(model.codec, model.shape)[0] // window[0]  # pixels a side of x's

@@ -32,7 +32,13 @@ _LEVEL, _NOISE, _WHICH, _WIDTH = 0, 1, 2, 3  # what a sample's key is salted wit
 
 
 def drawn_levels(keys: Array, most: ArrayLike) -> Array:
-    """s of (1) for each sample, ``(B,)``, uniform below ``most``."""
+    """s of (1) for each sample, ``(B,)``, uniform below ``most``.
+
+    >>> from jaxdiff.noise import sample_keys
+    >>> s = drawn_levels(sample_keys(jax.random.key(0), 0, 100), 0.5)
+    >>> s.shape, bool((s >= 0).all() and (s < 0.5).all())
+    ((100,), True)
+    """
     levels: Array = jnp.asarray(most) * jax.vmap(jax.random.uniform)(salted_keys(keys, AUGMENT, _LEVEL))
     return levels
 
@@ -61,6 +67,11 @@ def blurred_half(low: Array, widths: tuple[float, float], keys: Array) -> Array:
       low: c ``(B, h, w, C)``.
       widths: b_min and b_max, pixels of c.
       keys: ``(B,)``, one a sample.
+
+    >>> from jaxdiff.noise import sample_keys
+    >>> low = jnp.ones((2, 4, 4, 1))  # which a filter leaves as it is
+    >>> bool(jnp.allclose(blurred_half(low, (0.4, 0.6), sample_keys(jax.random.key(0), 0, 2)), low))
+    True
     """
     which = jax.vmap(jax.random.bernoulli)(salted_keys(keys, AUGMENT, _WHICH))
     share = jax.vmap(jax.random.uniform)(salted_keys(keys, AUGMENT, _WIDTH))

@@ -129,7 +129,7 @@ class Options(cfg.ProcessOptions):
     steps: int | None = None
     """Times on the sampler's grid."""
     grid: str | None = None
-    """Of these times: uniform, log_snr, karras, quadratic or trailing."""
+    """Of these times: uniform, log_snr, karras, quadratic, trailing or shifted:3."""
     guide: tuple[str, ...] | None = None
     """Guidance, in order: cfg:2, interval:0.2,5, every:2."""
     guidance: float | None = None

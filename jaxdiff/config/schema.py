@@ -187,7 +187,7 @@ class SampleConfig:
     steps: int = 50
     """Times on the grid: the network runs once at each (two-stage methods such as heun: twice at all but the last)."""
     grid: str = "uniform"
-    """uniform, log_snr, karras, quadratic or trailing."""
+    """uniform, log_snr, karras, quadratic, trailing or shifted:3."""
     guide: tuple[str, ...] = ()
     """Guidance, in order: cfg:2, interval:0.2,5, every:2; empty: the plain model, at half the cost."""
     clip: bool = True

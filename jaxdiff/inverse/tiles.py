@@ -195,6 +195,11 @@ class Fused:
     Args:
       denoise: the denoiser of windows, guided or not.
       tiles: see `Tiles`.
+
+    >>> from jaxdiff import VP, GaussianDenoiser
+    >>> fused = Fused(GaussianDenoiser(VP(), 0.0, 1.0), Tiles((4, 4), (2, 2), weight=ramps((4, 4))))
+    >>> fused(jnp.ones((1, 6, 8, 1)), 0.5).eps.shape
+    (1, 6, 8, 1)
     """
 
     denoise: Denoiser

@@ -70,6 +70,11 @@ class Stage:
         return self.run.config.name
 
     @property
+    def most(self) -> float:
+        """The largest level that it was trained with."""
+        return float(getattr(self.run.codec, "augment", 0.0)) or 1.0
+
+    @property
     def size(self) -> tuple[int, ...]:
         """Of its pictures, (H, W, C)."""
         return stored_shape(self.run.codec, self.run.shape)
@@ -216,6 +221,8 @@ class Cascade:
             led = [self._told(stage, given) for stage in self.stages]
             if guide is not None and guidance_of(guide) and not any(led):
                 raise ValueError("guidance leads towards a condition: pass cond={...}, or guide=() for none")
+            if away and not any(led):
+                raise ValueError("negative is what guidance leads away from: pass what it leads to too, cond={...}")
         record: dict[str, NDArray[Any]] = {}
         for k, stage in enumerate(self.stages):
             mine = {name: value for name, value in given.items() if name in stage.run.model.conditions}
@@ -228,7 +235,8 @@ class Cascade:
                 chosen["guide"] = ()
             elif guide is not None:
                 chosen["guide"] = guide
-            if led[k] and (other := {name: value for name, value in away.items() if name in mine}):
+            specs = stage.run.model.conditions
+            if led[k] and (other := {name: value for name, value in away.items() if name in specs}):
                 chosen["negative"] = other
             whole_record = decode or k < len(self.stages) - 1
             record = stage.run.sample(own, n, mine or None, start=start, decode=whole_record, **chosen)
@@ -249,13 +257,19 @@ class Cascade:
         if LEVEL not in stage.run.model.conditions:
             return {LOW: low}
         s = np.broadcast_to(np.asarray(stage.level if level is None else level, np.float32), (len(low),))
-        if not ((s >= 0) & (s <= 1)).all():
-            raise ValueError(f"{LEVEL} is the level of noise on the small picture, from 0 to 1, got {level}")
+        if not ((s >= 0) & (s <= stage.most)).all():
+            raise ValueError(
+                f"{LEVEL} is of the noise on {stage.name}'s small picture, 0 to {stage.most:g}, got {level}"
+            )
         return {LOW: noised_copy(low, s, keys), LEVEL: s}
 
 
 def is_cascade(path: str | os.PathLike[str]) -> bool:
-    """Whether a path names a cascade: a JSON file that does not lie in a run's folder as its configuration."""
+    """Whether a path names a cascade: a JSON file.
+
+    >>> is_cascade("runs/cascade.json"), is_cascade("runs/digits")
+    (True, False)
+    """
     return Path(path).suffix == ".json"
 
 
@@ -300,6 +314,10 @@ def _check_stages(stages: tuple[Stage, ...]) -> None:
         if isinstance(stage.level, bool) or not isinstance(stage.level, int | float) or not 0 <= stage.level <= 1:
             raise ConfigError(
                 f"{stage.name}: level is of the noise on its small picture, from 0 to 1, got {stage.level!r}"
+            )
+        if stage.level > stage.most:
+            raise ConfigError(
+                f"{stage.name} was trained with noise of a level up to {stage.most:g}, got {stage.level:g}"
             )
         if stage.level and LEVEL not in specs:
             raise ConfigError(f"{stage.name} was trained without noise on its small picture: leave level out, or 0")

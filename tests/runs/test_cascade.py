@@ -30,7 +30,7 @@ from tests.commands.test_cli import one_line
 from tests.test_readme import blocks
 
 
-def config(name: str, size: int, low: int | None = None, augment: float = 0.5, classes: int | None = 3) -> Config:
+def config(name: str, size: int, low: int | None = None, augment: float = 0.95, classes: int | None = 3) -> Config:
     told: tuple[Any, ...] = () if low is None else (Image("low", (low, low), 1, low=None, high=None),)
     told += (Level("low_level"),) if low and augment else ()
     return Config(
@@ -126,8 +126,8 @@ def test_the_level_is_of_the_call_or_of_the_stage_and_compiles_nothing(cascade: 
     assert jitted._cache_size() - before <= 2  # one program a stage
     np.testing.assert_array_equal(found[1], found[3])  # which is the stage's own level
     assert np.abs(found[0] - found[2]).max() > 1
-    with pytest.raises(ConfigError, match=r"low_level is the level of noise on the small picture, .* got 1\.5"):
-        plain.sample(0, 3, {**LABELS, "low_level": 1.5})
+    with pytest.raises(ConfigError, match=r"low_level is of the noise on large's small picture, 0 to 0\.95, got 1"):
+        plain.sample(0, 3, {**LABELS, "low_level": 1})
 
 
 def test_the_told_level_reaches_the_network(large: Run) -> None:
@@ -148,6 +148,8 @@ def test_what_is_told_goes_to_the_stages_that_know_it(small: Run) -> None:
     cascade.sample(3, 3)  # without a condition no stage is guided
     with pytest.raises(ConfigError, match="guidance leads towards a condition"):
         cascade.sample(3, 2, guide="cfg:3")
+    with pytest.raises(ConfigError, match="negative is what guidance leads away from"):
+        cascade.sample(3, 3, negative={"label": 1})
     with pytest.raises(ConfigError, match="no condition of this cascade 'lable'; did you mean 'label'"):
         cascade.sample(3, 3, {"lable": 1})
     with pytest.raises(ConfigError, match="no option of a cascade 'step'; did you mean 'steps'"):
@@ -165,6 +167,7 @@ def test_what_is_told_goes_to_the_stages_that_know_it(small: Run) -> None:
             lambda s, g: (s, dataclasses.replace(g, level=2.0)),
             r"level is of the noise on its small picture, from 0 to 1, got 2\.0",
         ),
+        (lambda s, g: (s, dataclasses.replace(g, level=0.97)), r"large was trained with .* up to 0\.95, got 0\.97"),
         (lambda s, g: (dataclasses.replace(s, level=0.5), g), "small was trained without noise on its small picture"),
         (
             lambda s, g: (Stage(_with_classes(s.run, 5)), g),
@@ -225,7 +228,7 @@ def test_the_command_writes_the_small_pictures_first(file: Path, cascade: Cascad
         ("--step 3", "--step is of one model"),
         ("--label 4", "label 4 is out of range"),
         ("--cond low=0", "'low=0' is no NAME=VALUE of this run's conditions (label, low_level)"),
-        ("--num 3 --label 1 --cond low_level=2", "from 0 to 1, got 2"),
+        ("--num 3 --label 1 --cond low_level=2", "0 to 0.95, got 2"),
         ("--sampler unipcc", "did you mean 'unipc'"),
     ],
 )
