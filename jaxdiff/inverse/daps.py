@@ -67,6 +67,11 @@ class DAPS(Method):
 
     Raises:
       ValueError: a number out of range.
+
+    >>> DAPS(solve=0)
+    Traceback (most recent call last):
+    ...
+    ValueError: solve of daps is a whole number, 1 or more, got 0
     """
 
     solve: int = field(default=5, pytree_node=False)

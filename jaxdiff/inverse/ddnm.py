@@ -2,7 +2,7 @@
 
 Wang et al. 2022, "Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model",
 https://arxiv.org/abs/2212.00490. Of a prediction x0 the part that A sees is replaced by what was measured (their
-equation 13), and eps follows so that x = alpha x0' + sigma eps' still holds,
+section 3.1), and eps follows so that x = alpha x0' + sigma eps' still holds,
 
     x0' = A+ y + (I - A+ A) x0 = x0 + A+ (y - A x0)                                                  (1)
 
@@ -154,6 +154,11 @@ class DDNMPlus(Method):
 
     Raises:
       ValueError: a number out of range.
+
+    >>> DDNMPlus(eta=0.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: eta is to be above 0 and at most 1, got eta = 0.0
     """
 
     eta: ArrayLike = 1.0

@@ -1,7 +1,7 @@
 """DPS: a step of a sampler, then a step against the residual of the prediction.
 
 Chung et al. 2023, "Diffusion Posterior Sampling for General Noisy Inverse Problems",
-https://arxiv.org/abs/2209.14687. p(y | x) is taken for p(y | x0(x)) (their equation 11), and algorithm 1 is, after each
+https://arxiv.org/abs/2209.14687. p(y | x) is taken for p(y | x0(x)) (their theorem 1), and algorithm 1 is, after each
 step from t to s of DDPM,
 
     x_s <- x_s - zeta grad_{x_t} |y - A(x0(x_t))|^2,    zeta = zeta'/|y - A(x0(x_t))|.               (1)
@@ -10,8 +10,8 @@ As grad |r| = grad |r|^2/(2 |r|), and their code takes the gradient of the norm 
 
     x_s <- x_s - scale grad_{x_t} |y - A(x0(x_t))|,     scale = 2 zeta'.                             (2)
 
-The norm is each sample's. For Poisson noise squares in it are divided by the count that y stands for, as in their
-section 3.2, times the rate. The length of the step does not follow from any law: it does not depend on the
+The norm is each sample's. For Poisson noise squares in it are divided by the count that y stands for, as theirs are,
+and multiplied by the rate. The length of the step does not follow from any law: it does not depend on the
 noise, nor on the grid. So DPS does not draw from p(x0 | y), not even for Gaussian data; its samples are too close to
 each other or too far, by the weight.
 
@@ -53,6 +53,11 @@ class DPS(Method):
 
     Raises:
       ValueError: a weight below 0; (made) a sampler that chooses its steps itself.
+
+    >>> DPS(-1.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: the scale of dps is to be 0 or more, got scale = -1.0
     """
 
     scale: ArrayLike = 1.0

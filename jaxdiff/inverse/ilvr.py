@@ -43,6 +43,11 @@ class ILVR(Method):
 
     Raises:
       ValueError: low below 0; (made) a sampler that chooses its steps itself.
+
+    >>> ILVR(-1.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: low of ilvr is a sigma/alpha, 0 or more, got low = -1.0
     """
 
     low: ArrayLike = 0.0

@@ -6,7 +6,7 @@ https://openreview.net/forum?id=9_gsMA8MRKQ. If x0 given x were N(x0(x), r^2 I),
     p(y | x) = N(A x0(x), r^2 A A' + std^2 I),                                                       (1)
     grad_x ln p(y | x) = J' A' (r^2 A A' + std^2 I)^-1 (y - A x0(x))                                 (2)
 
-(their equations 6 and 7), J = d x0/d x. With (2) of `jaxdiff.inverse.gradient` and d of `jaxdiff.inverse.update`,
+(their section 3.2), J = d x0/d x. With (2) of `jaxdiff.inverse.gradient` and d of `jaxdiff.inverse.update`,
 p = 1/r^2,
 
     x0' = x0 + (sigma^2/alpha) J' d/r^2.                                                             (3)

@@ -51,6 +51,11 @@ class PSLD(Method):
     Raises:
       ValueError: a weight below 0; (made) a model in pixels, an operator that is not linear, or a sampler that chooses
         its steps itself.
+
+    >>> PSLD(omega=-1.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: the weights of psld are to be 0 or more, got omega = -1.0, gamma = 0.1
     """
 
     omega: ArrayLike = 1.0

@@ -1,8 +1,8 @@
 """Reconstruction guidance: the gradient of |y - A x0(x)|^2.
 
 Ho et al. 2022, "Video Diffusion Models", https://arxiv.org/abs/2204.03458, section 3.1. With p(y | x) taken for
-N(A x0(x), (sigma^2/alpha^2) I), (2) of `jaxdiff.inverse.gradient` is their equation 7, times a weight w > 1 that they
-found to be needed,
+N(A x0(x), (sigma^2/alpha^2) I), (2) of `jaxdiff.inverse.gradient` is theirs, times a weight w > 1 that they found to
+be needed,
 
     x0' = x0 - (w alpha/2) grad_x |y - A x0(x)|^2 = x0 + w alpha J' A' (y - A x0(x)).                (1)
 

@@ -41,6 +41,11 @@ class RePaint(Method):
 
     Raises:
       ValueError: a number below 1; (made) a sampler that chooses its steps itself.
+
+    >>> RePaint(rounds=0)
+    Traceback (most recent call last):
+    ...
+    ValueError: rounds of repaint are to be a whole number, 1 or more, got 0
     """
 
     rounds: int = field(default=10, pytree_node=False)
