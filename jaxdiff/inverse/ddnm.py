@@ -116,10 +116,10 @@ class ConsistentPart:
 
 @record
 class DDNM(Method):
-    """The measured part of each prediction is replaced by the measurement, equation (1).
+    """The measured part of each prediction is replaced by the measurement.
 
-    One evaluation a step. Exact in A x0 = y; the null space is drawn as the sampler draws it, not from the posterior.
-    A measurement with noise is taken as if it had none.
+    Equation (1). One evaluation a step. Exact in A x0 = y; the null space is drawn as the sampler draws it, not from
+    the posterior. A measurement with noise is taken as if it had none.
 
     Args:
       rounds, jumps: time travel: how often a step is taken, and how many shorter ones it is divided into, 1 or more
@@ -145,7 +145,9 @@ class DDNM(Method):
 
 @record
 class DDNMPlus(Method):
-    """DDNM for measurements with noise, equations (2) to (4). One evaluation a step.
+    """DDNM for measurements with noise.
+
+    Equations (2) to (4). One evaluation a step.
 
     Args:
       eta: the share of the posterior's noise, above 0 and at most 1, as in `DDIM`; data. With noise of the measurement

@@ -38,7 +38,9 @@ from jaxdiff.sampling.base import State
 
 @record
 class DDRM(Method):
-    """Each singular direction is drawn by how well it is measured, equations (1) to (3). One evaluation a step.
+    """Each singular direction is drawn by how well it is measured.
+
+    Equations (1) to (3). One evaluation a step.
 
     Args:
       eta: noise of directions that are not measured well, from 0 to 1; data. The paper's 0.85.

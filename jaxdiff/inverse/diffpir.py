@@ -38,9 +38,10 @@ from jaxdiff.sampling.base import State
 
 @record
 class DiffPIR(Method):
-    """Each prediction is moved to the nearest that fits the measurement, equations (1) and (2).
+    """Each prediction is moved to the nearest that fits the measurement.
 
-    One evaluation a step. Linear operators; with singular values (1) is exact, else by conjugate gradients.
+    Equations (1) and (2). One evaluation a step. Linear operators; with singular values (1) is exact, else by conjugate
+    gradients.
 
     Args:
       lam: lambda, positive; data. The paper's are from 1 to 25.

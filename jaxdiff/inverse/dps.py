@@ -43,10 +43,10 @@ from jaxdiff.sampling.base import State
 
 @record
 class DPS(Method):
-    """A step against the residual of the prediction after each step of a sampler, equation (2).
+    """A step against the residual of the prediction, after each step of a sampler.
 
-    One evaluation and its reverse-mode derivative a step, beside what the sampler evaluates elsewhere. Any operator
-    that has a derivative, any noise. Exact for no data.
+    Equation (2). One evaluation and its reverse-mode derivative a step, beside what the sampler evaluates elsewhere.
+    Any operator that has a derivative, any noise. Exact for no data.
 
     Args:
       scale: the weight, 0 or more; data.

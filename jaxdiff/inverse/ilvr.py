@@ -34,9 +34,9 @@ from jaxdiff.sampling.base import State
 
 @record
 class ILVR(Method):
-    """The part of x that a down-sampling sees, from a reference at the step's noise, equation (1).
+    """The part of x that a down-sampling sees, from a reference at the step's noise.
 
-    One evaluation a step. Linear operators. A measurement with noise is taken as if it had none.
+    Equation (1). One evaluation a step. Linear operators. A measurement with noise is taken as if it had none.
 
     Args:
       low: sigma/alpha at and below which nothing is replaced, 0 or more; data.

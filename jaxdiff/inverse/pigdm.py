@@ -48,10 +48,11 @@ from jaxdiff.sampling import Sampler
 
 @record
 class PiGDM(Method):
-    """The score of a measurement, for x0 that is Gaussian given x, equation (3).
+    """The score of the measurement, as if x0 were Gaussian given x.
 
-    One evaluation and its reverse-mode derivative a step. Any linear operator; with singular values the inverse in (2)
-    is exact, else by conjugate gradients. Exact for Gaussian data of the covariance v I, with noise and without.
+    Equation (3). One evaluation and its reverse-mode derivative a step. Any linear operator; with singular values the
+    inverse in (2) is exact, else by conjugate gradients. Exact for Gaussian data of the covariance v I, with noise and
+    without.
 
     Args:
       variance: v of equation (4), that of one number of the data about its mean; data. 1 is the paper's.

@@ -39,10 +39,10 @@ from jaxdiff.sampling.base import State
 
 @record
 class PSLD(Method):
-    """DPS through a decoder, and a term that asks for latents of a picture that fits, equation (1).
+    """DPS through a decoder, and a term that asks for latents of a picture that fits.
 
-    One evaluation and its reverse-mode derivative a step, with those of the decoder and the encoder. Models in latents,
-    linear operators on their pictures. Exact for no data.
+    Equation (1). One evaluation and its reverse-mode derivative a step, with those of the decoder and the encoder.
+    Models in latents, linear operators on their pictures. Exact for no data.
 
     Args:
       omega: weight of the residual, 0 or more; data.

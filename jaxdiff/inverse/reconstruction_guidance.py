@@ -36,9 +36,9 @@ from jaxdiff.sampling import Sampler
 
 @record
 class ReconstructionGuidance(Method):
-    """The gradient of the squared residual, as video models are extended, equation (1).
+    """The gradient of the squared residual, as video models are extended.
 
-    One evaluation and its reverse-mode derivative a step. Exact for no data.
+    Equation (1). One evaluation and its reverse-mode derivative a step. Exact for no data.
 
     Args:
       weight: w, 0 or more; data.

@@ -30,10 +30,10 @@ from jaxdiff.sampling import Sampler
 
 @record
 class RePaint(Method):
-    """The measured part from the measurement after each step, and steps that are taken again, equation (1).
+    """The measured part from the measurement after each step, and steps that are taken again.
 
-    Linear operators. ``jumps * rounds`` evaluations a step of the grid. A measurement with noise is taken as if it had
-    none.
+    Equation (1). Linear operators. ``jumps * rounds`` evaluations a step of the grid. A measurement with noise is taken
+    as if it had none.
 
     Args:
       rounds: r, how often a step is taken, 1 or more; static. The paper's 10.
