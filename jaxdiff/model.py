@@ -254,7 +254,7 @@ class Model:
             raise ValueError("keep is of the way to its end: leave it out, or denoising_end")
         plan = from_image(plan, sample_keys(key, start, n), image, strength, mask)
         plan = part_of(plan, denoising_start, denoising_end, pictured=image is not None)
-        self._check_start(plan, n)
+        self.check_start(plan, n)
         decode = decode and plan.ends
         options = {"program": program, "decode": decode, "keep": keep, "sharding": self.sharding}
         given, kept = in_batches(plan, key, n, size, start=start, **options)
@@ -301,7 +301,7 @@ class Model:
         made |= _by_name(cond)
         plan = self.plan(len(x0), made, sampler=sampler, steps=steps, grid=grid, ts=ts, guide=guide)
         rising = plan.ts[::-1]
-        self._check_start(plan, len(x0))
+        self.check_start(plan, len(x0))
         refuse_noise_on_rising_times(plan.sampler, rising)
         plan.sampler.check(rising)
         filled = dataclasses.replace(plan, x=self.process.alpha(rising[0]) * x0)
@@ -357,8 +357,13 @@ class Model:
 
         jax.eval_shape(traced, self.denoise.params)
 
-    def _check_start(self, plan: Plan, n: int) -> None:
-        """All checks of a start that need the times' numbers. They may trace the network, so once for the same ones."""
+    def check_start(self, plan: Plan, n: int) -> None:
+        """All checks of the start of a plan of n samples that need the times' numbers. They may trace the network, so
+        once for the same ones.
+
+        Raises:
+          ValueError: times, sampler and denoiser do not fit each other.
+        """
         known = (jax.tree.structure((plan.sampler, plan.guide, plan.cond)), np.asarray(plan.ts).tobytes())
         if known not in self._checked:
             x: Any = jax.ShapeDtypeStruct((1, *self.shape), jnp.float32)

@@ -164,6 +164,7 @@ def reconstruct(
     options = {"cond": cond, "sampler": sampler, "steps": steps, "grid": grid, "ts": ts, "guide": guide}
     plan = reconstruction_plan(method, operator, y, model, noise=noise, n=n, **options)
     count = len(measured(model, operator_of(model, operator), y, n))
+    model.check_start(plan, count)
     most = whole("batch_size", model.defaults.batch_size if batch_size is None else batch_size)
     drawn, _ = in_batches(
         plan,

@@ -169,11 +169,12 @@ def test_guidance_stands_before_the_method(model: Model) -> None:
         ((3, "box:2", np.zeros((4, 4, 1))), {}, "a method is a name with its numbers, such as 'pigdm'"),
         (("pigdm", "phase:2", np.zeros((16, 16, 1))), {}, "PiGDM needs a linear operator"),
         (("psld", "box:2", np.zeros((4, 4, 1))), {}, "PSLD is for models in latents"),
+        (("ddnm", "box:2", np.zeros((4, 4, 1))), {"ts": np.array([0.2, 0.9])}, "times are to fall from noise to data"),
     ],
 )
 def test_bad_input_is_one_line(arguments: Any, options: Any, message: str, model: Model) -> None:
     with pytest.raises(ValueError, match=message) as error:
-        untyped(*arguments, model, steps=3, **options)
+        untyped(*arguments, model, **({} if "ts" in options else {"steps": 3}), **options)
     assert "\n" not in str(error.value)
 
 
