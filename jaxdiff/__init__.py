@@ -26,11 +26,16 @@ from jaxdiff.guidance import (
     APG,
     CFG,
     FDG,
+    PAG,
+    SEG,
+    SLG,
     TCFG,
     And,
+    Autoguidance,
     CFGPlusPlus,
     CFGZeroStar,
     ClassifierFree,
+    ClassifierGuidance,
     Clipped,
     Contrasted,
     Dynamic,
@@ -39,6 +44,7 @@ from jaxdiff.guidance import (
     Rescale,
     Reuse,
     Static,
+    Universal,
 )
 from jaxdiff.lazy import lazily
 from jaxdiff.likelihood import bits_per_dim, continuous_elbo, discrete_vlb, log_likelihood
@@ -74,12 +80,14 @@ from jaxdiff.prediction import Prediction
 from jaxdiff.process import Process
 from jaxdiff.record import field, record
 from jaxdiff.sampling import (
+    BELM,
     BOGACKI_SHAMPINE,
     DDIM,
     DDPM,
     DEIS,
     DORMAND_PRINCE,
     DPM2,
+    EDICT,
     IPNDM,
     LMS,
     RK4,
@@ -105,6 +113,7 @@ from jaxdiff.sampling import (
     Kept,
     Langevin,
     PredictorCorrector,
+    Recurrent,
     Restart,
     ReverseDiffusion,
     RungeKutta,
@@ -112,6 +121,7 @@ from jaxdiff.sampling import (
     SASolver,
     Smoothed,
     SmoothedDenoiser,
+    Steered,
     Tableau,
     Tabulated,
     UniPC,
@@ -157,6 +167,7 @@ from jaxdiff.times import (
 
 if TYPE_CHECKING:
     from jaxdiff.model import Model
+    from jaxdiff.reconstruction import reconstruct
     from jaxdiff.runs.fit import fit
     from jaxdiff.runs.publishing import save_pretrained
     from jaxdiff.runs.reading import load
@@ -170,6 +181,7 @@ __getattr__ = lazily(
     __name__,
     {
         "Model": "model",
+        "reconstruct": "reconstruction",
         "Run": "runs.run",
         "fit": "runs.fit",
         "load": "runs.reading",
@@ -180,6 +192,7 @@ __getattr__ = lazily(
 
 __all__ = [
     "APG",
+    "BELM",
     "BOGACKI_SHAMPINE",
     "CFG",
     "DDIM",
@@ -187,11 +200,15 @@ __all__ = [
     "DEIS",
     "DORMAND_PRINCE",
     "DPM2",
+    "EDICT",
     "FDG",
     "IPNDM",
     "LMS",
     "P2",
+    "PAG",
     "RK4",
+    "SEG",
+    "SLG",
     "SNR",
     "TABLEAUX",
     "TCFG",
@@ -203,10 +220,12 @@ __all__ = [
     "And",
     "AnnealedLangevin",
     "AnnealedLangevinDynamics",
+    "Autoguidance",
     "CFGPlusPlus",
     "CFGZeroStar",
     "Choice",
     "ClassifierFree",
+    "ClassifierGuidance",
     "Clipped",
     "Consistency",
     "Contrasted",
@@ -262,6 +281,7 @@ __all__ = [
     "Prediction",
     "PredictorCorrector",
     "Process",
+    "Recurrent",
     "Rescale",
     "Restart",
     "Reuse",
@@ -283,6 +303,7 @@ __all__ = [
     "Smoothed",
     "SmoothedDenoiser",
     "Static",
+    "Steered",
     "Stratified",
     "SubVP",
     "Tableau",
@@ -292,6 +313,7 @@ __all__ = [
     "UniPC",
     "Uniform",
     "UniformLogSNR",
+    "Universal",
     "V",
     "Velocity",
     "Weight",
@@ -322,6 +344,7 @@ __all__ = [
     "quadratic_times",
     "recommended",
     "recommended_times",
+    "reconstruct",
     "record",
     "rescale_zero_terminal_snr",
     "salted_keys",

@@ -261,7 +261,7 @@ class Model:
         plan = from_image(plan, sample_keys(key, start, n), image, strength, mask)
         plan = part_of(plan, denoising_start, denoising_end, pictured=image is not None)
         check_keep(plan, keep)
-        self._check_start(plan, n)
+        self.check_start(plan, n)
         size = self.filled(min(n, max(1, most // plan.particles)))
         decode = decode and plan.ends
         options = {"program": program, "decode": decode, "keep": keep, "sharding": self.sharding}
@@ -311,7 +311,7 @@ class Model:
         made = {name: value for name, value in encoded.items() if name in self.conditions}
         made |= _by_name(cond)
         plan = self.plan(len(x0), made, sampler=sampler, steps=steps, grid=grid, ts=ts, guide=guide)
-        self._check_start(plan, len(x0))
+        self.check_start(plan, len(x0))
         return inverted(plan, x0, self.filled(len(x0)), sharding=self.sharding)
 
     def given(self, n: int, cond: Mapping[str, Any] | None, *, fill: bool = True) -> dict[str, Any]:
@@ -363,8 +363,13 @@ class Model:
 
         jax.eval_shape(traced, self.denoise.params)
 
-    def _check_start(self, plan: Plan, n: int) -> None:
-        """All checks of a start that need the times' numbers. They may trace the network, so once for the same ones."""
+    def check_start(self, plan: Plan, n: int) -> None:
+        """All checks of the start of a plan of n samples that need the times' numbers. They may trace the network, so
+        once for the same ones.
+
+        Raises:
+          ValueError: times, sampler and denoiser do not fit each other.
+        """
         known = (jax.tree.structure((plan.sampler, plan.guide, plan.cond)), np.asarray(plan.ts).tobytes())
         if known not in self._checked:
             x: Any = jax.ShapeDtypeStruct((1, *self.shape), jnp.float32)

@@ -150,10 +150,21 @@ def reconstruct(
 
     Raises:
       ValueError: an argument out of range, a measurement of another size, or an operator that the method cannot take.
+
+    >>> from jaxdiff import Flow, NetworkDenoiser, Velocity
+    >>> from jaxdiff.codecs import Points
+    >>> from jaxdiff.inverse.operators import Mask
+    >>> from jaxdiff.networks import MLP, functional
+    >>> net = functional(MLP(width=8, depth=1))
+    >>> model = Model(NetworkDenoiser(net, net.init(jax.random.key(0)), Flow(), Velocity()), Points((2,)))
+    >>> first = Mask((2,), jnp.array([1, 0]))
+    >>> reconstruct("ddnm", first, [0.5, 0.0], model, n=3, steps=5, sampler="ddim")["x"][:, 0].tolist()
+    [0.5, 0.5, 0.5]
     """
     options = {"cond": cond, "sampler": sampler, "steps": steps, "grid": grid, "ts": ts, "guide": guide}
     plan = reconstruction_plan(method, operator, y, model, noise=noise, n=n, **options)
     count = len(measured(model, operator_of(model, operator), y, n))
+    model.check_start(plan, count)
     most = whole("batch_size", model.defaults.batch_size if batch_size is None else batch_size)
     drawn, _ = in_batches(
         plan,

@@ -52,10 +52,11 @@ DRAW, LANGEVIN = 0x64726177, 0x6C616E67  # "draw", "lang"
 
 @record
 class DAPS(Method):
-    """x0 is drawn given x and y at each level, and noise is put on it anew, equations (1) to (3).
+    """x0 is drawn given x and y at each level, and noise is put on it anew.
 
-    ``solve`` evaluations a step and, where the operator has no singular values or the noise is not Gaussian, ``steps``
-    gradients of ln p(y | x0), which need no network. Any operator that has a derivative, any noise.
+    Equations (1) to (3).     ``solve`` evaluations a step and, where the operator has no singular values or the noise
+    is not Gaussian, ``steps`` gradients of ln p(y | x0), which need no network. Any operator that has a derivative, any
+    noise.
 
     Args:
       solve: evaluations of equation (1), 1 or more; static. The paper's are from 5 to 10.
@@ -67,6 +68,11 @@ class DAPS(Method):
 
     Raises:
       ValueError: a number out of range.
+
+    >>> DAPS(solve=0)
+    Traceback (most recent call last):
+    ...
+    ValueError: solve of daps is a whole number, 1 or more, got 0
     """
 
     solve: int = field(default=5, pytree_node=False)

@@ -9,7 +9,7 @@ have it for x/alpha, of noise rho = sigma/alpha. Along v_i, with ybar = A+ y of 
     N((1 - eta_b) x0 + eta_b ybar,                      rho^2 - eta_b^2 std^2/s_i^2)     else        (3)
 
 with rho = sigma_s/alpha_s. Each has x_s = x0 + rho n for the true x0 in the place of the predicted one. The first x is
-noise: of their first equation, N(ybar, rho^2 - std^2/s_i^2), that is left out, as it is in every prior of `Process`.
+noise: their first step, N(ybar, rho^2 - std^2/s_i^2), is left out, as it is in every prior of `Process`.
 
 The last denoising is the step to sigma = 0: without noise the third line, x0 + eta_b A+ (y - A x0), else the second.
 """
@@ -38,7 +38,9 @@ from jaxdiff.sampling.base import State
 
 @record
 class DDRM(Method):
-    """Each singular direction is drawn by how well it is measured, equations (1) to (3). One evaluation a step.
+    """Each singular direction is drawn by how well it is measured.
+
+    Equations (1) to (3). One evaluation a step.
 
     Args:
       eta: noise of directions that are not measured well, from 0 to 1; data. The paper's 0.85.
@@ -46,6 +48,11 @@ class DDRM(Method):
 
     Raises:
       ValueError: a number out of range.
+
+    >>> DDRM(eta=2.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: eta and eta_b are to be from 0 to 1, got eta = 2.0, eta_b = 1.0
     """
 
     eta: ArrayLike = 0.85

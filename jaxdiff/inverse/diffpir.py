@@ -1,12 +1,12 @@
 """DiffPIR: each prediction is moved to the nearest that fits the measurement.
 
 Zhu et al. 2023, "Denoising Diffusion Models for Plug-and-Play Image Restoration", https://arxiv.org/abs/2305.08995,
-algorithm 1. With rho = sigma_t/alpha_t a prediction x0 at t becomes (their equation 11, half-quadratic splitting)
+algorithm 1. With rho = sigma_t/alpha_t a prediction x0 at t becomes (half-quadratic splitting)
 
     x0' = argmin_x |y - A x|^2 + lambda (std^2/rho^2) |x - x0|^2                                     (1)
 
 which is x0 + d of `jaxdiff.inverse.update` at the precision p = lambda/rho^2. eps' is that of x0', and a step to s has
-a share zeta of new noise (their equation 13)
+a share zeta of new noise
 
     x_s = alpha_s x0' + sigma_s (sqrt(1 - zeta) eps' + sqrt(zeta) z).                                (2)
 
@@ -38,9 +38,10 @@ from jaxdiff.sampling.base import State
 
 @record
 class DiffPIR(Method):
-    """Each prediction is moved to the nearest that fits the measurement, equations (1) and (2).
+    """Each prediction is moved to the nearest that fits the measurement.
 
-    One evaluation a step. Linear operators; with singular values (1) is exact, else by conjugate gradients.
+    Equations (1) and (2). One evaluation a step. Linear operators; with singular values (1) is exact, else by conjugate
+    gradients.
 
     Args:
       lam: lambda, positive; data. The paper's are from 1 to 25.
@@ -48,6 +49,11 @@ class DiffPIR(Method):
 
     Raises:
       ValueError: a number out of range.
+
+    >>> DiffPIR(zeta=2.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: zeta is to be from 0 to 1, got zeta = 2.0
     """
 
     lam: ArrayLike = 8.0

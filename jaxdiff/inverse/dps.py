@@ -1,7 +1,7 @@
 """DPS: a step of a sampler, then a step against the residual of the prediction.
 
 Chung et al. 2023, "Diffusion Posterior Sampling for General Noisy Inverse Problems",
-https://arxiv.org/abs/2209.14687. p(y | x) is taken for p(y | x0(x)) (their equation 11), and algorithm 1 is, after each
+https://arxiv.org/abs/2209.14687. p(y | x) is taken for p(y | x0(x)) (their theorem 1), and algorithm 1 is, after each
 step from t to s of DDPM,
 
     x_s <- x_s - zeta grad_{x_t} |y - A(x0(x_t))|^2,    zeta = zeta'/|y - A(x0(x_t))|.               (1)
@@ -10,13 +10,12 @@ As grad |r| = grad |r|^2/(2 |r|), and their code takes the gradient of the norm 
 
     x_s <- x_s - scale grad_{x_t} |y - A(x0(x_t))|,     scale = 2 zeta'.                             (2)
 
-The norm is each sample's. For Poisson noise squares in it are divided by the count that y stands for, as in their
-section 3.2, times the rate. The length of the step does not follow from any law: it does not depend on the
+The norm is each sample's. For Poisson noise squares in it are divided by the count that y stands for, as theirs are,
+and multiplied by the rate. The length of the step does not follow from any law: it does not depend on the
 noise, nor on the grid. So DPS does not draw from p(x0 | y), not even for Gaussian data; its samples are too close to
 each other or too far, by the weight.
 
-J' is that of `jaxdiff.inverse.gradient`. x is in the process' own units: on VE, where it grows with sigma, the same
-weight moves x/alpha less than on VP.
+On a process that does not preserve the variance the step is c_s c_t as large: (3) of `jaxdiff.inverse.gradient`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from jaxdiff.broadcast import expand, sum_features
 from jaxdiff.denoiser import Denoise
 from jaxdiff.guidance import Guidance
 from jaxdiff.inverse.around import Around, refuse_own_steps
-from jaxdiff.inverse.gradient import Evaluated
+from jaxdiff.inverse.gradient import Evaluated, units
 from jaxdiff.inverse.method import Method, Needs
 from jaxdiff.inverse.problem import Problem
 from jaxdiff.noise import Noise
@@ -44,16 +43,21 @@ from jaxdiff.sampling.base import State
 
 @record
 class DPS(Method):
-    """A step against the residual of the prediction after each step of a sampler, equation (2).
+    """A step against the residual of the prediction, after each step of a sampler.
 
-    One evaluation and its reverse-mode derivative a step, beside what the sampler evaluates elsewhere. Any operator
-    that has a derivative, any noise. Exact for no data.
+    Equation (2). One evaluation and its reverse-mode derivative a step, beside what the sampler evaluates elsewhere.
+    Any operator that has a derivative, any noise. Exact for no data.
 
     Args:
       scale: the weight, 0 or more; data.
 
     Raises:
       ValueError: a weight below 0; (made) a sampler that chooses its steps itself.
+
+    >>> DPS(-1.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: the scale of dps is to be 0 or more, got scale = -1.0
     """
 
     scale: ArrayLike = 1.0
@@ -86,7 +90,8 @@ class DPSSteps(Around):
     def step(self, denoise: Denoise, noise: Noise, state: State, x: Array, t: Array, s: Array) -> tuple[Array, State]:
         there = Evaluated(denoise, x, t)
         after, state = self.sampler.step(there, noise, state, x, t, s)
-        return after - self.scale * there.pull(norm_gradient(self.problem, there.found.x0)), state
+        slope = there.pull(norm_gradient(self.problem, there.found.x0))
+        return after - self.scale * units(self.process, t, s) * slope, state
 
 
 def norm_gradient(problem: Problem, x0: Array) -> Array:

@@ -34,15 +34,20 @@ from jaxdiff.sampling.base import State
 
 @record
 class ILVR(Method):
-    """The part of x that a down-sampling sees, from a reference at the step's noise, equation (1).
+    """The part of x that a down-sampling sees, from a reference at the step's noise.
 
-    One evaluation a step. Linear operators. A measurement with noise is taken as if it had none.
+    Equation (1). One evaluation a step. Linear operators. A measurement with noise is taken as if it had none.
 
     Args:
       low: sigma/alpha at and below which nothing is replaced, 0 or more; data.
 
     Raises:
       ValueError: low below 0; (made) a sampler that chooses its steps itself.
+
+    >>> ILVR(-1.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: low of ilvr is a sigma/alpha, 0 or more, got low = -1.0
     """
 
     low: ArrayLike = 0.0

@@ -1,7 +1,7 @@
 """MCG: a gradient step that stays near the data, then the measurement itself.
 
 Chung et al. 2022, "Improving Diffusion Models for Inverse Problems using Manifold Constraints",
-https://arxiv.org/abs/2206.00941, equations 14 and 15: after each step from t to s of a sampler,
+https://arxiv.org/abs/2206.00941, algorithm 1: after each step from t to s of a sampler,
 
     x_s <- x_s - alpha' grad_{x_t} |y - A x0(x_t)|^2,       alpha' = scale/(2 |y - A x0(x_t)|)       (1)
     x_s <- x_s + A+ (alpha_s y + sigma_s A z - A x_s)                                                (2)
@@ -42,6 +42,11 @@ class MCG(Method):
 
     Raises:
       ValueError: a weight below 0; (made) a sampler that chooses its steps itself.
+
+    >>> MCG(-1.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: the scale of mcg is to be 0 or more, got scale = -1.0
     """
 
     scale: ArrayLike = 1.0

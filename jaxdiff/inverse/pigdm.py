@@ -6,7 +6,7 @@ https://openreview.net/forum?id=9_gsMA8MRKQ. If x0 given x were N(x0(x), r^2 I),
     p(y | x) = N(A x0(x), r^2 A A' + std^2 I),                                                       (1)
     grad_x ln p(y | x) = J' A' (r^2 A A' + std^2 I)^-1 (y - A x0(x))                                 (2)
 
-(their equations 6 and 7), J = d x0/d x. With (2) of `jaxdiff.inverse.gradient` and d of `jaxdiff.inverse.update`,
+(their section 3.2), J = d x0/d x. With (2) of `jaxdiff.inverse.gradient` and d of `jaxdiff.inverse.update`,
 p = 1/r^2,
 
     x0' = x0 + (sigma^2/alpha) J' d/r^2.                                                             (3)
@@ -48,10 +48,11 @@ from jaxdiff.sampling import Sampler
 
 @record
 class PiGDM(Method):
-    """The score of a measurement, for x0 that is Gaussian given x, equation (3).
+    """The score of the measurement, as if x0 were Gaussian given x.
 
-    One evaluation and its reverse-mode derivative a step. Any linear operator; with singular values the inverse in (2)
-    is exact, else by conjugate gradients. Exact for Gaussian data of the covariance v I, with noise and without.
+    Equation (3). One evaluation and its reverse-mode derivative a step. Any linear operator; with singular values the
+    inverse in (2) is exact, else by conjugate gradients. Exact for Gaussian data of the covariance v I, with noise and
+    without.
 
     Args:
       variance: v of equation (4), that of one number of the data about its mean; data. 1 is the paper's.

@@ -54,7 +54,7 @@ class Gaussian(MeasurementNoise):
       std: the deviation, in units of y, 0 or more; data. 0: y is exact.
 
     Raises:
-      ValueError: a deviation below 0.
+      ValueError: a deviation below 0, or several.
 
     >>> print(Gaussian(1.0).log_density(jnp.zeros(1), jnp.zeros(1)).round(3))
     [-0.919]
@@ -63,6 +63,8 @@ class Gaussian(MeasurementNoise):
     std: ArrayLike = 0.0
 
     def __post_init__(self) -> None:
+        if jnp.ndim(self.std):
+            raise ValueError(f"the noise's deviation is one number, got shape {jnp.shape(self.std)}")
         refuse_unless(lambda std: std >= 0, "the noise's deviation is to be 0 or more", std=self.std)
 
     def measure(self, keys: Array, clean: Array) -> Array:
@@ -89,6 +91,9 @@ class Poisson(MeasurementNoise):
 
     Raises:
       ValueError: a rate that is not positive, or an empty range.
+
+    >>> print(Poisson(2.0).log_density(jnp.array([0.0]), jnp.array([0.0])).round(3))  # one count where one is expected
+    [-1.]
     """
 
     rate: ArrayLike

@@ -26,12 +26,13 @@ from tests.inverse.exact_models import ROWS as MATRIX
 from tests.tiny_autoencoder import network
 
 TRUTH = digits(4)
+untyped: Any = reconstruct  # for what a type checker would refuse
 METHOD_NOISE = {  # each method, with the noise of the measurement it is tried with
     "ddnm": 0.0,
     "ddnm_plus": 0.2,
     "ddrm": 0.2,
     "pigdm:0.3": 0.1,
-    "dps:0.3": 0.1,
+    "dps:0.5": 0.1,
     "mcg": 0.0,
     "reconstruction_guidance:5": 0.0,
     "repaint:3": 0.0,
@@ -66,11 +67,12 @@ def test_every_method_and_every_kind_of_process(method: str, process: str) -> No
 def tried(method: str, process: str) -> tuple[float, float]:
     """Root mean square errors of a method's samples of digits and of A+ y."""
     std = METHOD_NOISE[method]
-    method = method.replace("dps:0.3", "dps:3")  # one length of steps for 4 numbers, another for 64
+    steps = 50 if method.startswith("dps") else 16
+    method = method.replace("dps:0.5", "dps:2")  # one length of steps for 4 numbers, another for 64
     prior = model_of(jd.EmpiricalDenoiser(PROCESSES[process], digits(), 0.1), (8, 8, 1))
     operator = parse_operator("mask:0.4", (8, 8, 1))
     y = measure(operator, TRUTH, std, jd.sample_keys(jax.random.key(9), 0, len(TRUTH)))
-    found = reconstruct(method, operator, y, prior, noise=std, steps=16, grid="log_snr", decode=False)
+    found = reconstruct(method, operator, y, prior, noise=std, steps=steps, grid="log_snr", decode=False)
     errors = [float(np.sqrt(np.square(np.asarray(each) - TRUTH).mean())) for each in (found, operator.pinv(y))]
     return errors[0], errors[1]
 
@@ -167,11 +169,12 @@ def test_guidance_stands_before_the_method(model: Model) -> None:
         ((3, "box:2", np.zeros((4, 4, 1))), {}, "a method is a name with its numbers, such as 'pigdm'"),
         (("pigdm", "phase:2", np.zeros((16, 16, 1))), {}, "PiGDM needs a linear operator"),
         (("psld", "box:2", np.zeros((4, 4, 1))), {}, "PSLD is for models in latents"),
+        (("ddnm", "box:2", np.zeros((4, 4, 1))), {"ts": np.array([0.2, 0.9])}, "times are to fall from noise to data"),
     ],
 )
 def test_bad_input_is_one_line(arguments: Any, options: Any, message: str, model: Model) -> None:
     with pytest.raises(ValueError, match=message) as error:
-        reconstruct(*arguments, model=model, steps=3, **options)
+        untyped(*arguments, model, **({} if "ts" in options else {"steps": 3}), **options)
     assert "\n" not in str(error.value)
 
 

@@ -142,7 +142,9 @@ class Separable(Operator):
 
 
 def bicubic(shape: tuple[int, ...], factor: int = 4) -> Separable:
-    """Equations (1) and (2): each side smaller by a factor.
+    """Each side smaller by a factor, by a cubic kernel.
+
+    Equations (1) and (2).
 
     Args:
       shape: (H, W, C) of one image.

@@ -107,7 +107,9 @@ def cosine_matrix(n: int) -> NDArray[np.float64]:
 
 
 def jpeg(shape: tuple[int, ...], quality: int = 10, block: int = 8) -> Quantise:
-    """The rounding of JPEG at a quality, equation (3).
+    """The rounding of JPEG at a quality.
+
+    The steps are those of equation (3).
 
     Args:
       shape: (H, W, C) of one image in [-1, 1], C 1 or 3.
