@@ -137,7 +137,8 @@ class Steered(ParticleSampler):
 
     def rows(self, cut: Callable[[Any], Any]) -> Steered:
         """The same for some of the samples."""
-        return dataclasses.replace(self, reward=rows_of_function(self.reward, cut), scale=cut_each(self.scale, cut))
+        inner, reward = rows_of_function(self.sampler, cut), rows_of_function(self.reward, cut)
+        return dataclasses.replace(self, sampler=inner, reward=reward, scale=cut_each(self.scale, cut))
 
     def init(self, x: Array) -> Path:
         nothing = jnp.zeros(x.shape[0], x.dtype)

@@ -16,7 +16,7 @@ from jaxdiff.denoiser import Cond
 from jaxdiff.guidance import SquaredError
 from jaxdiff.noise import step_noise
 from jaxdiff.record import record
-from jaxdiff.sampling import Particles, Steered, particle_keys, particles, sample_particles
+from jaxdiff.sampling import Particles, Recurrent, Steered, particle_keys, particles, sample_particles
 from jaxdiff.sampling.particles import group_keys, points, taken_of_state
 
 PROCESS = jd.VP()
@@ -245,6 +245,12 @@ def test_what_means_nothing_is_refused() -> None:
         with pytest.raises(ValueError, match=message):
             wrong()
     keys, x = started(1, 6)
+    for around in (
+        Recurrent(Steered(ddpm, first, particles=6)),
+        Recurrent(jd.Restart(Steered(ddpm, first, particles=6))),
+    ):
+        with pytest.raises(ValueError, match="Steered weighs its particles at the end: put Steered around Re"):
+            jd.sample(around, EXACT, keys, x, TS)
     with pytest.raises(ValueError, match=r"6 samples are no whole groups of 4 particles: take n x 4 rows"):
         jd.sample(Steered(ddpm, first, particles=4), EXACT, keys, x, TS)
     with pytest.raises(ValueError, match=r"a reward gives one number a sample, \(6,\), got shape \(\)"):
