@@ -48,6 +48,7 @@ from jax.typing import ArrayLike
 from jaxdiff.broadcast import expand, sum_features
 from jaxdiff.denoiser import Cond, Denoise
 from jaxdiff.guidance import Guidance
+from jaxdiff.guidance.universal import rows_of_function
 from jaxdiff.inverse.method import Method, Needs
 from jaxdiff.inverse.operators.base import Rows
 from jaxdiff.inverse.problem import Problem
@@ -162,7 +163,7 @@ class Twisted(ParticleSampler):
 
     def rows(self, cut: Rows) -> Twisted:
         """The same for some of the samples."""
-        return dataclasses.replace(self, twist=self.twist.rows(cut))
+        return dataclasses.replace(self, sampler=rows_of_function(self.sampler, cut), twist=self.twist.rows(cut))
 
     def init(self, x: Array) -> Course:
         nothing = jnp.zeros(x.shape[0], x.dtype)

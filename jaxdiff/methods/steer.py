@@ -37,7 +37,8 @@ def smoothness(pixels: Array, cond: Cond | None = None) -> Array:
     """Smooth pictures: less the mean square of what neighbouring pixels differ by."""
     if pixels.ndim != 4 or min(pixels.shape[1:3]) < 2:
         raise ValueError(f"smoothness is of pictures (B, H, W, C), at least 2x2 pixels, got {pixels.shape}")
-    return -sum(mean_features(jnp.square(jnp.diff(pixels, axis=axis))) for axis in (1, 2))
+    rows, columns = (mean_features(jnp.square(jnp.diff(pixels, axis=axis))) for axis in (1, 2))
+    return -rows - columns
 
 
 def steered_by(reward: Loss) -> Callable[..., Steered]:
