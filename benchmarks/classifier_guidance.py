@@ -1,9 +1,11 @@
-"""What guidance by a classifier does to a model of digits that knows no labels.
+"""What guidance by a classifier does to a model of digits that is told no labels.
 
+    python train.py configs/digits_unet.py
     python train.py configs/digits_classifier.py
-    python train.py configs/digits_unet.py --network.num_classes None --loss.dropout --workdir runs/digits_plain
-    python benchmarks/classifier_guidance.py runs/digits_plain runs/digits_classifier --scales 0 1 2 4
+    python benchmarks/classifier_guidance.py runs/digits runs/digits_classifier --scales 0 1 2 4
 
+The run is sampled without its labels, which were dropped from a tenth of its training, so that it is an unconditional
+model; one without labels does as well (``--network.num_classes None --loss.dropout``).
 For each scale as many samples of each class are asked for, as the run samples by its configuration. Two judges,
 fitted to real training digits (`benchmarks/quality_digits.py`), say how many are of the class asked for. The samples'
 spread is the mean distance of two samples of a class over that of two real training digits of a class.
@@ -48,8 +50,8 @@ def spread(images: NDArray[np.float32], labels: NDArray[np.integer[Any]]) -> flo
 def measure(arguments: argparse.Namespace) -> int:
     keep_compiled()
     run, classifier = Run.load(arguments.run), ClassifierRun.load(arguments.classifier)
-    if run.shape != (8, 8, 1) or run.num_classes is not None:
-        raise ConfigError(f"{arguments.run} is to be a run of digits without labels, got {run.num_classes} classes")
+    if run.shape != (8, 8, 1):
+        raise ConfigError(f"{arguments.run} is to be a run of digits, of 8x8 pixels, got {run.shape}")
     (train_x, train_y), (test_x, test_y) = pixels("train"), pixels("test")
     say(f"fitting the judges to {len(train_y)} real digits")
     judges = fit_judges(train_x, train_y)
@@ -73,7 +75,7 @@ def measure(arguments: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Measures classifier guidance on digits.")
-    parser.add_argument("run", type=Path, help="a run of digits without labels")
+    parser.add_argument("run", type=Path, help="a run of digits")
     parser.add_argument("classifier", type=Path, help="a classifier's run")
     parser.add_argument("--scales", type=float, nargs="+", default=[0.0, 1.0, 2.0, 4.0])
     parser.add_argument("--num", type=int, default=1000)

@@ -6,6 +6,8 @@ U-Net of `digits_unet`, with ADM's blocks and attention pooling.
 Command:   jaxdiff train digits_classifier
            jaxdiff sample runs/digits --guide classifier:2,run=runs/digits_classifier
 Data:      1,797 real digits of the UCI set, carried in the package; 80% of them are trained on
+Cost:      not measured yet on a machine of its own
+Expected:  not measured yet to its end; `jaxdiff evaluate runs/digits_classifier` gives its accuracy by noise level
 """
 
 from jaxdiff import CosineVP, Stratified, V

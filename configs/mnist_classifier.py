@@ -1,8 +1,10 @@
-"""MNIST, 28x28: a classifier of noisy digits, which guides a model of its process; `digits_classifier` at 28 pixels.
+"""MNIST, 28x28: a classifier of noisy digits, which guides a model of the same process; as `digits_classifier`.
 
 Command:   jaxdiff train mnist_classifier --data.path DIR      (DIR holds train.parquet and test.parquet)
            jaxdiff train mnist_classifier --data.name tfds:mnist
            jaxdiff sample runs/mnist --guide classifier:2,run=runs/mnist_classifier
+Cost:      not measured yet
+Expected:  not measured yet; `jaxdiff evaluate runs/mnist_classifier` gives its accuracy by noise level
 """
 
 from jaxdiff import CosineVP, Stratified, V
