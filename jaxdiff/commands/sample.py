@@ -49,6 +49,7 @@ from jaxdiff.pretrained.origin import is_published
 from jaxdiff.runs.reading import refuse_network
 from jaxdiff.runs.run import Run
 from jaxdiff.runs.shards import SHARD_SIZE, Request, claim_samples, read_request, wait_for_shards, write_shards
+from jaxdiff.runs.worse import worse_decided_by
 from jaxdiff.train import CheckpointError, make_mesh
 
 
@@ -255,6 +256,8 @@ def made_by(run: Run | Pretrained, options: Options) -> dict[str, Any]:
     chosen |= {name: str(value) for name, value in begun.items() if value is not None}
     asked = {"prompt": prompts_of(run, options), "negative": options.negative}
     chosen |= {name: value for name, value in asked.items() if value not in ([], None)}
+    if isinstance(run, Run) and (worse := worse_decided_by(run, chosen["guide"])):
+        chosen["worse"] = worse
     more = given(options, PUBLISHED)
     chosen |= {name: str(value) if isinstance(value, Path) else value for name, value in more.items()}
     return {**run.decided_by(), "seed": options.seed, **chosen}

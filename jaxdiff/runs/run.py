@@ -86,7 +86,7 @@ class Run:
     folder: Path | None = None
     examples: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     trusted: Sequence[str] = TRUSTED
-    worse: dict[str, NetworkDenoiser] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+    worse: dict[str, Any] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(

@@ -31,14 +31,28 @@ def with_worse(run: Run, guide: Any) -> Any:
     if guide is None:
         return None
     return [
-        dataclasses.replace(element, denoise=_denoiser(run, element), run=None, step=None, average="")
-        if isinstance(element, Autoguidance) and element.denoise is None
+        dataclasses.replace(element, denoise=_other(run, element)[0], run=None, step=None, average="")
+        if _is_named(element)
         else element
         for element in guidance_of(guide)
     ]
 
 
-def _denoiser(run: Run, named: Autoguidance) -> NetworkDenoiser:
+def worse_decided_by(run: Run, guide: Any) -> list[dict[str, Any]]:
+    """What decides the second networks that guidance names: `jaxdiff.runs.Run.decided_by` of each, and its average.
+
+    Args:
+      run, guide: as of `with_worse`.
+    """
+    named = [element for element in guidance_of(guide) if _is_named(element)]
+    return [{**_other(run, element)[1], "average": element.average} for element in named]
+
+
+def _is_named(element: Any) -> bool:
+    return isinstance(element, Autoguidance) and element.denoise is None
+
+
+def _other(run: Run, named: Any) -> tuple[NetworkDenoiser, dict[str, Any]]:
     place = {"run": named.run, "step": named.step, "average": named.average or None}
     words = ",".join(f"{name}={value}" for name, value in place.items() if value is not None)
     if words not in run.worse:
@@ -46,11 +60,11 @@ def _denoiser(run: Run, named: Autoguidance) -> NetworkDenoiser:
             run.worse[words] = _read(run, named)
         except (ValueError, CheckpointError) as error:
             raise ConfigError(f"autoguidance:{words}: {error}") from error
-    denoise: NetworkDenoiser = run.worse[words]
-    return denoise
+    other: tuple[NetworkDenoiser, dict[str, Any]] = run.worse[words]
+    return other
 
 
-def _read(run: Run, named: Autoguidance) -> NetworkDenoiser:
+def _read(run: Run, named: Autoguidance) -> tuple[NetworkDenoiser, dict[str, Any]]:
     path = run.folder if named.run is None else named.run
     if path is None:
         raise ConfigError("this run lies in no folder that could be read from: name another, run=runs/small")
@@ -67,8 +81,7 @@ def _read(run: Run, named: Autoguidance) -> NetworkDenoiser:
                 f"its {what} is {_brief(its)}, and that of the run that samples {_brief(mine)}: both networks are to "
                 "answer the same question"
             )
-    denoise: NetworkDenoiser = other.denoise
-    return denoise
+    return other.denoise, other.decided_by()
 
 
 def _equal(mine: Any, its: Any) -> bool:
