@@ -294,6 +294,8 @@ def made_by(run: Sampled, options: Options) -> dict[str, Any]:
     chosen |= {name: str(value) for name, value in begun.items() if value is not None}
     asked = {"prompt": prompts_of(run, options), "negative": options.negative}
     chosen |= {name: value for name, value in asked.items() if value not in ([], None)}
+    if isinstance(run, Run) and (named := run.named_by(chosen["guide"])):
+        chosen["named"] = named
     more = given(options, (*PUBLISHED, *INVERSE))
     chosen |= {name: str(value) if isinstance(value, Path) else value for name, value in more.items()}
     return {**run.decided_by(), "seed": options.seed, **chosen}

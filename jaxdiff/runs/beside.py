@@ -12,6 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxdiff.config import ClassifierConfig, ConfigError, read_config
+from jaxdiff.guidance import Read, resolved
+from jaxdiff.methods import guidance_of
 from jaxdiff.runs.classifier import ClassifierRun
 from jaxdiff.train import CheckpointError
 
@@ -78,6 +80,19 @@ class Beside:
         except (ValueError, CheckpointError) as error:
             raise ConfigError(f"autoguidance:{words}: {error}") from error
         return found
+
+
+def decided_by(read: Read, guide: Any) -> list[dict[str, Any]]:
+    """What decides the runs that guidance names: `jaxdiff.runs.Run.decided_by` of each, and the average of its weights."""
+    found = []
+
+    def noting(path: str | None, **which: Any) -> Any:
+        run = read(path, **which)
+        found.append({**run.decided_by(), **{name: value for name, value in which.items() if name == "average"}})
+        return run
+
+    resolved(guidance_of(guide), noting)
+    return found
 
 
 def in_common(config: Any, model: Any) -> dict[str, Any]:

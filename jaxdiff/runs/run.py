@@ -49,7 +49,7 @@ from jaxdiff.model import Model
 from jaxdiff.plan import Plan, draw
 from jaxdiff.pretrained.adapters.inversion import TextualInversion
 from jaxdiff.process import Process
-from jaxdiff.runs.beside import Beside, in_common
+from jaxdiff.runs.beside import Beside, decided_by, in_common
 from jaxdiff.runs.compiled import Kept
 from jaxdiff.runs.examples import read_examples
 from jaxdiff.runs.prompts import (
@@ -244,6 +244,14 @@ class Run:
         text = json.dumps({name: to_json(getattr(self.config, name)) for name in learned}, sort_keys=True)
         config = hashlib.sha256(text.encode()).hexdigest()[:16]
         return {"run": self.config.name, "config": config, "step": self.step}
+
+    def named_by(self, guide: Any) -> list[dict[str, Any]]:
+        """What decides the runs that guidance names: `decided_by` of each, and the average of its weights.
+
+        Args:
+          guide: as `jaxdiff.Model.sample` takes it.
+        """
+        return [] if self.model.read is None else decided_by(self.model.read, guide)
 
     def check(self) -> None:
         """Traces sampling as configured without running it; the weights may be mere shapes.

@@ -11,6 +11,8 @@ from benchmarks import guidance
 from benchmarks.guidance import Curve, above, methods, table, verdict
 from jaxdiff.methods import parse_guidance
 
+pytestmark = pytest.mark.nightly
+
 RNG = np.random.default_rng(0)
 
 
@@ -57,7 +59,6 @@ def test_beyond_the_curve_nothing_is_said() -> None:
     assert rows.splitlines()[-1].startswith("| APG | 3 | ") and rows.splitlines()[2].endswith("|  |  |")
 
 
-@pytest.mark.nightly
 def test_in_small(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "results" / "frontier"
     small = ["--num", "24", "--repetitions", "2", "--weights", "2", "--steps", "2"]

@@ -41,6 +41,8 @@ def test_what_is_named_is_read_once(run: Run, tiny_run: Path) -> None:
     for got, wanted in zip(jax.tree.leaves(element.denoise), jax.tree.leaves(last), strict=True):
         np.testing.assert_array_equal(got, wanted)
     assert with_worse(run, ["cfg:2", "autoguidance:5,average=none"])[1].denoise is element.denoise
+    (decided,) = run.named_by(["cfg:2", "autoguidance:5,average=none"])
+    assert decided == {**run.decided_by(), "average": "none"} and run.named_by("cfg:2") == []
     (far,) = with_worse(run, f"autoguidance:3,run={tiny_run},average=none")
     options: dict[str, Any] = {"decode": False, "steps": 3}
     guides: tuple[Any, ...] = ("autoguidance:3,average=none", far, Autoguidance(3.0, last), ())
