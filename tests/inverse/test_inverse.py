@@ -92,7 +92,7 @@ def test_strength_0_is_the_picture_and_1_a_fresh_sample(model: Model) -> None:
     np.testing.assert_array_equal(kept, picture)
     with pytest.raises(ValueError, match="keep is of a way with a last denoising"):
         model.sample(0, 2, steps=4, image=picture, strength=0, keep=Keep(at=(0,)))
-    grid = {"steps": 4, "grid": "log_snr"}  # which begins at alpha = 0.005
+    grid: Any = {"steps": 4, "grid": "log_snr"}  # which begins at alpha = 0.005
     fresh = model.sample(0, 2, sampler="ddpm", decode=False, **grid)
     again = model.sample(0, 2, sampler="ddpm", decode=False, image=picture, strength=1, **grid)
     np.testing.assert_array_equal(again, fresh)
