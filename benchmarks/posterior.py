@@ -137,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one prior, four problems, fewer draws")
     parser.add_argument("--cifar10", type=Path, help="folder with train.parquet: 2,000 images are a prior too")
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
+    parser.add_argument("--only", default="", help="cases whose title has this in it, such as 'd = 64'")
     parser.add_argument("--measurements", type=int, help="of each case")
     parser.add_argument("--draws", type=int, help="of each method and measurement")
     parser.add_argument("--steps", type=int, help="times of the grid")
@@ -149,6 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     particles = min(n // 4, 1024)
     rows: list[dict[str, Any]] = []
     for case in cases(options.quick, options.cifar10):
+        if options.only not in case.title:
+            continue
         rows += measured(case, [EXACT, *options.methods], count, n, steps, particles)
         say(table([row for row in rows if row["case"] == case.title]))
         if options.out:
