@@ -30,6 +30,7 @@ from jaxdiff.guidance import Contrast, nulls_of
 from jaxdiff.inverse import Inverted
 from jaxdiff.inversion import inverted
 from jaxdiff.methods import Guide, parse_cache, parse_sampler
+from jaxdiff.methods.steer import parse_steered
 from jaxdiff.networks.placement import parts_of
 from jaxdiff.noise import as_key, sample_keys
 from jaxdiff.plan import Plan, check_keep, draw, from_image, in_batches, part_of, rows_of
@@ -127,6 +128,7 @@ class Model:
         grid: str | Callable[[Process, int], Array] | None = None,
         ts: ArrayLike | None = None,
         guide: Guide | Sequence[Guide] | None = None,
+        steer: str | None = None,
         cache: str | NetCache | None = None,
         x: ArrayLike | Inverted | None = None,
     ) -> Plan:
@@ -151,6 +153,7 @@ class Model:
         chosen = defaults.sampler if sampler is None else sampler
         method = parse_sampler(chosen, self.process)
         refuse_sampler(elements, method)
+        method = method if steer is None else parse_steered(steer, method, self.codec)
         count = defaults.steps if steps is None else steps
         asked = steps is not None or grid is not None
         walked = walked_times(method, count, defaults.grid if grid is None else grid, ts, chosen=asked)
@@ -197,6 +200,7 @@ class Model:
         grid: str | Callable[[Process, int], Array] | None = None,
         ts: ArrayLike | None = None,
         guide: Guide | Sequence[Guide] | None = None,
+        steer: str | None = None,
         cache: str | NetCache | None = None,
         x: ArrayLike | Inverted | None = None,
         image: ArrayLike | None = None,
@@ -226,6 +230,8 @@ class Model:
           ts: the times themselves, falling, in the place of a grid.
           guide: guidance: a weight, a name with its numbers (``"cfg:2"``), an object, a function ``Denoiser ->
             Denoiser``, or a list of them that is applied in order. (): none.
+          steer: a reward that samples are steered by, ``"brightness:40,particles=8"`` (`jaxdiff.methods.steer`); for
+            any other, ``sampler=Steered(...)``.
           cache: features to reuse between evaluations, ``"deepcache:3"`` or an object of `jaxdiff.networks`.
           x: samples at the first time to start from, ``(n, ...)`` at that time's scale, or what an exact sampler's
             `invert` gave; None: noise.
@@ -257,7 +263,7 @@ class Model:
         if cond is None and self.draw_cond is not None:
             cond = self.draw_cond(sample_keys(key, start, n))
         options = {"negative": negative, "sampler": sampler, "steps": steps, "grid": grid, "ts": ts, "guide": guide}
-        plan = self.plan(n, cond, **options, cache=cache, x=x)
+        plan = self.plan(n, cond, **options, steer=steer, cache=cache, x=x)
         plan = from_image(plan, sample_keys(key, start, n), image, strength, mask)
         plan = part_of(plan, denoising_start, denoising_end, pictured=image is not None)
         check_keep(plan, keep)

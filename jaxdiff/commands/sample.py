@@ -124,6 +124,8 @@ class Options(cfg.ProcessOptions):
     """Of these times: uniform, log_snr, karras, quadratic or trailing."""
     guide: tuple[str, ...] | None = None
     """Guidance, in order: cfg:2, interval:0.2,5, every:2."""
+    steer: str | None = None
+    """Particles weighed by a reward (brightness, contrast, smoothness): brightness:40,particles=8; --sampler ddpm."""
     guidance: float | None = None
     """Short for --guide cfg:WEIGHT; 1 is the plain conditional model."""
     feature_cache: str | None = None
@@ -272,7 +274,7 @@ def made_by(run: Run | Pretrained, options: Options) -> dict[str, Any]:
         "clip": usual.clip,
     }
     chosen |= {name: getattr(options, name) for name in ("feature_cache", "label", "cond", "average", "dtype")}
-    begun = {name: getattr(options, name) for name in ("image", "mask", "strength")}
+    begun = {name: getattr(options, name) for name in ("image", "mask", "strength", "steer")}
     chosen |= {name: str(value) for name, value in begun.items() if value is not None}
     asked = {"prompt": prompts_of(run, options), "negative": options.negative}
     chosen |= {name: value for name, value in asked.items() if value not in ([], None)}
@@ -343,6 +345,7 @@ def draw(
         steps=options.steps,
         grid=options.grid,
         guide=options.guide if options.guidance is None else options.guidance,
+        steer=options.steer,
         batch_size=options.batch_size,
         start=start,
         cache=options.feature_cache,

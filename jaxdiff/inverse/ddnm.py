@@ -23,7 +23,7 @@ draws as much less noise, and where w is not enough takes only a share l_i of th
 Without noise l = 1, and (2) is the step of (1). Towards sigma_s = 0 l falls to 0 with noise: the last denoising is then
 the network's.
 
-Time travel (their section 3.4) repeats steps as RePaint does: `jaxdiff.inverse.repaint`.
+Either may take its steps several times: `jaxdiff.inverse.time_travel`.
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ from jaxdiff.broadcast import expand
 from jaxdiff.denoiser import Cond, Denoise, Denoiser, Memory, begin, recall
 from jaxdiff.guidance import Guidance
 from jaxdiff.guidance.base import Nulls
+from jaxdiff.inverse.around import refuse_own_steps
 from jaxdiff.inverse.method import Measured, Method, Needs
 from jaxdiff.inverse.operators.base import Rows
 from jaxdiff.inverse.problem import Problem
+from jaxdiff.inverse.time_travel import check_travel, travelling
 from jaxdiff.noise import Noise
 from jaxdiff.prediction import Prediction, moved
 from jaxdiff.process import Process, refuse_unless
-from jaxdiff.record import record
+from jaxdiff.record import field, record
 from jaxdiff.sampling import Sampler
 from jaxdiff.sampling.base import State
 
@@ -118,13 +120,27 @@ class DDNM(Method):
 
     One evaluation a step. Exact in A x0 = y; the null space is drawn as the sampler draws it, not from the posterior.
     A measurement with noise is taken as if it had none.
+
+    Args:
+      rounds, jumps: time travel: how often a step is taken, and how many shorter ones it is divided into, 1 or more
+        each; static. With more than 1 round a step costs ``jumps * rounds`` evaluations.
+
+    Raises:
+      ValueError: a number below 1; (made) time travel with a sampler that chooses its steps itself.
     """
 
+    rounds: int = field(default=1, pytree_node=False)
+    jumps: int = field(default=1, pytree_node=False)
     needs: ClassVar[Needs] = "pinv"
     usual: ClassVar[str] = "ddpm"
 
+    def __post_init__(self) -> None:
+        check_travel(self.rounds, self.jumps, "ddnm")
+
     def made(self, problem: Problem, process: Process, sampler: Sampler) -> tuple[tuple[Guidance, ...], Sampler]:
-        return (Consistent(problem),), sampler
+        if self.rounds > 1 or self.jumps > 1:
+            refuse_own_steps(sampler, "time travel")
+        return (Consistent(problem),), travelling(sampler, self.rounds, self.jumps)
 
 
 @record
@@ -134,20 +150,25 @@ class DDNMPlus(Method):
     Args:
       eta: the share of the posterior's noise, above 0 and at most 1, as in `DDIM`; data. With noise of the measurement
         and eta = 0 nothing of it would be taken.
+      rounds, jumps: see `DDNM`.
 
     Raises:
-      ValueError: eta out of range.
+      ValueError: a number out of range.
     """
 
     eta: ArrayLike = 1.0
+    rounds: int = field(default=1, pytree_node=False)
+    jumps: int = field(default=1, pytree_node=False)
     needs: ClassVar[Needs] = "spectral"
     own_steps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         refuse_unless(lambda eta: (eta > 0) & (eta <= 1), "eta is to be above 0 and at most 1", eta=self.eta)
+        check_travel(self.rounds, self.jumps, "ddnm_plus")
 
     def made(self, problem: Problem, process: Process, sampler: Sampler) -> tuple[tuple[Guidance, ...], Sampler]:
-        return (exact_only(problem),), DDNMPlusSteps(process, problem, self.eta)
+        steps = DDNMPlusSteps(process, problem, self.eta)
+        return (exact_only(problem),), travelling(steps, self.rounds, self.jumps)
 
 
 def exact_only(problem: Problem, weight: ArrayLike = 1.0) -> Consistent:

@@ -15,8 +15,7 @@ section 3.2, times the rate. The length of the step does not follow from any law
 noise, nor on the grid. So DPS does not draw from p(x0 | y), not even for Gaussian data; its samples are too close to
 each other or too far, by the weight.
 
-J' is that of `jaxdiff.inverse.gradient`. x is in the process' own units: on VE, where it grows with sigma, the same
-weight moves x/alpha less than on VP.
+On a process that does not preserve the variance the step is c_s c_t as large: (3) of `jaxdiff.inverse.gradient`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from jaxdiff.broadcast import expand, sum_features
 from jaxdiff.denoiser import Denoise
 from jaxdiff.guidance import Guidance
 from jaxdiff.inverse.around import Around, refuse_own_steps
-from jaxdiff.inverse.gradient import Evaluated
+from jaxdiff.inverse.gradient import Evaluated, units
 from jaxdiff.inverse.method import Method, Needs
 from jaxdiff.inverse.problem import Problem
 from jaxdiff.noise import Noise
@@ -86,7 +85,8 @@ class DPSSteps(Around):
     def step(self, denoise: Denoise, noise: Noise, state: State, x: Array, t: Array, s: Array) -> tuple[Array, State]:
         there = Evaluated(denoise, x, t)
         after, state = self.sampler.step(there, noise, state, x, t, s)
-        return after - self.scale * there.pull(norm_gradient(self.problem, there.found.x0)), state
+        slope = there.pull(norm_gradient(self.problem, there.found.x0))
+        return after - self.scale * units(self.process, t, s) * slope, state
 
 
 def norm_gradient(problem: Problem, x0: Array) -> Array:

@@ -8,6 +8,14 @@ denoiser, at about twice the cost of an evaluation more. For the true conditiona
 by which a change of the score becomes one of x0: for any law of y,
 
     E[x0 | x, y] = x0(x) + (sigma^2/alpha) grad_x ln p(y | x).                                       (2)
+
+Papers that add a gradient to x itself, with a weight that follows from no law, have it for a variance-preserving
+process. A process at the same noise has x in other units, c = sqrt(alpha^2 + sigma^2) as large. With x = c x~ the step
+x~_s <- x~_s - w grad_{x~_t} l is
+
+    x_s <- x_s - w c_s c_t grad_{x_t} l,                                                             (3)
+
+which takes x/c along the same way on every process; c = 1 is the papers'.
 """
 
 from __future__ import annotations
@@ -15,11 +23,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.denoiser import Cond, Denoise, Denoiser, Memory, recall
 from jaxdiff.prediction import Prediction
+from jaxdiff.process import Process
 
 Pull = Callable[[Array], Array]
 """u -> J' u."""
@@ -36,6 +46,16 @@ def with_pull(
 
     _, pull, (found, after) = jax.vjp(x0_of, x, has_aux=True)
     return found, after, lambda u: pull(u)[0]
+
+
+def units(process: Process, t: ArrayLike, s: ArrayLike) -> Array:
+    """c_s c_t of equation (3).
+
+    >>> from jaxdiff import VP
+    >>> print(units(VP(), 0.5, 0.2))
+    1.0
+    """
+    return jnp.hypot(process.alpha(t), process.sigma(t)) * jnp.hypot(process.alpha(s), process.sigma(s))
 
 
 class Evaluated:

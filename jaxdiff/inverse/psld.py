@@ -9,7 +9,8 @@ encoder, and A a linear operator on pictures, after each step from t to s of a s
 
 (the norms themselves, as in their code, where omega = 1 and gamma = 0.1). The first term alone is DPS through the
 decoder; as D takes many z to the same measurement, the second asks for one that is the code of a picture which fits.
-They write A' in (2) for operators with A A' = I, for which it is A+.
+They write A' in (2) for operators with A A' = I, for which it is A+. On other processes than theirs the step has the
+units of (3) of `jaxdiff.inverse.gradient`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from jaxdiff.broadcast import sum_features
 from jaxdiff.denoiser import Denoise
 from jaxdiff.guidance import Guidance
 from jaxdiff.inverse.around import Around, refuse_own_steps
-from jaxdiff.inverse.gradient import Evaluated
+from jaxdiff.inverse.gradient import Evaluated, units
 from jaxdiff.inverse.method import Method, Needs
 from jaxdiff.inverse.operators import Decoded
 from jaxdiff.inverse.problem import Problem
@@ -98,7 +99,7 @@ class PSLDSteps(Around):
         there = Evaluated(denoise, x, t)
         after, state = self.sampler.step(there, noise, state, x, t, s)
         slope = jax.grad(lambda z0: glued(self.problem, z0, self.omega, self.gamma).sum())(there.found.x0)
-        return after - there.pull(slope), state
+        return after - units(self.process, t, s) * there.pull(slope), state
 
 
 def glued(problem: Problem, z0: Array, omega: ArrayLike, gamma: ArrayLike) -> Array:

@@ -72,6 +72,7 @@ from jaxdiff.sampling import (
     Heun,
     Langevin,
     PredictorCorrector,
+    Recurrent,
     Restart,
     ReverseDiffusion,
     Sampler,
@@ -164,6 +165,11 @@ def _restart(
     return Restart(parse_sampler(inner, process), rho_min, rho_max, repeats, steps)
 
 
+def _recurrent(process: Process, inner: Sampler | str = "ddpm", repeats: int = 1) -> Sampler:
+    """Each step of any sampler taken again, with the noise put back between: time for guidance to act."""
+    return Recurrent(parse_sampler(inner, process), repeats)
+
+
 # --- the tables
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
@@ -194,6 +200,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "sa_solver": _sa_solver,
     "euler_ancestral": EulerAncestral,
     "edm_stochastic": EDMStochastic,
+    "recurrent": _recurrent,
     "restart": _restart,
 }
 """Samplers: rows take the process, then their numbers."""

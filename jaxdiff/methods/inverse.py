@@ -114,13 +114,13 @@ def parse_method(text: str | Method) -> Method:
     """A method of reconstruction by its name and numbers.
 
     Args:
-      text: such as ``"ddnm"``, or a method, which is returned.
+      text: such as ``"dps:0.5"``, or a method, which is returned.
 
     Raises:
       ValueError: an unknown name or number, or one out of its range.
 
-    >>> parse_method("ddnm")
-    DDNM()
+    >>> parse_method("dps:0.5")
+    DPS(scale=0.5)
     """
     if isinstance(text, str):
         return made(METHODS, text, "method of reconstruction")

@@ -32,8 +32,7 @@ from jaxdiff.noise import Noise, NoiseSource, step_noise
 from jaxdiff.prediction import BELOW_1, Prediction, refuse_zero_alpha
 from jaxdiff.process import Process
 from jaxdiff.record import record
-from jaxdiff.sampling.checks import refuse_another_process, refuse_noise_on_rising_times, refuse_undefined
-from jaxdiff.sampling.checks import traced as _traced
+from jaxdiff.sampling import checks
 from jaxdiff.sampling.keep import Keep, Kept, Recorder
 
 T = TypeVar("T")
@@ -89,7 +88,7 @@ def check_times(process: Process, ts: ArrayLike, *, falling: bool = True) -> Non
     ...
     ValueError: the last time is 0.0, where sigma = 0 for Flow: end the grid above it (the last denoising gives x0)
     """
-    if _traced(process, ts):
+    if checks.traced(process, ts):
         return
     times = np.asarray(ts)
     if times.ndim != 1 or times.size == 0:
@@ -135,7 +134,7 @@ def _run(call: Callable[[], T], debug: bool) -> T:
     if not debug:
         return call()
     error, result = checkify.checkify(call)()
-    if _traced(error):
+    if checks.traced(error):
         checkify.check_error(error)
     elif error.get() is not None:
         raise FloatingPointError(str(error.get()).split(" (`check` failed)")[0])
@@ -194,10 +193,10 @@ def _visited(ts: ArrayLike, num_steps: ArrayLike | None) -> ArrayLike:
         return ts
     if np.ndim(num_steps) != 0 or not jnp.issubdtype(jnp.result_type(num_steps), jnp.integer):
         raise ValueError(f"num_steps is to be a whole number, got {num_steps}")
-    if _traced(ts):
+    if checks.traced(ts):
         return ts
     times = np.asarray(ts)
-    if not _traced(num_steps):
+    if not checks.traced(num_steps):
         count = int(np.asarray(num_steps))
         if not 0 <= count < times.size:
             raise ValueError(f"num_steps is to be from 0 to {times.size - 1}, one less than the times, got {count}")
@@ -245,10 +244,10 @@ def integrate(
     visited = _visited(ts, num_steps)
     check_times(sampler.process, visited, falling=False)
     sampler.check(visited)
-    refuse_another_process(sampler.process, denoise)
-    refuse_noise_on_rising_times(sampler, visited)
+    checks.refuse_another_process(sampler.process, denoise)
+    checks.refuse_noise_on_rising_times(sampler, visited)
     if np.size(visited) > 1:
-        refuse_undefined(sampler, denoise, x, visited, cond)
+        checks.refuse_undefined(sampler, denoise, x, visited, cond)
 
     def run() -> tuple[Array, State]:
         bound = _bind(denoise, cond, x, debug)
@@ -376,14 +375,15 @@ def start(sampler: Sampler, denoise: Denoiser, x: Any, ts: ArrayLike, cond: Cond
       ValueError: as `sample`.
     """
     check_times(sampler.process, ts)
+    checks.refuse_particles_within(sampler)
     sampler.check(ts)
-    refuse_another_process(sampler.process, denoise)
-    refuse_undefined(sampler, denoise, x, ts, cond)
+    checks.refuse_another_process(sampler.process, denoise)
+    checks.refuse_undefined(sampler, denoise, x, ts, cond)
 
 
 def refuse_infinite_velocity(process: Process, ts: ArrayLike, name: str) -> None:
     """For methods in t, where alpha' or sigma' is infinite at a time that is known."""
-    if _traced(process, ts):
+    if checks.traced(process, ts):
         return
     with jax.ensure_compile_time_eval():
         finite = all(bool(jnp.isfinite(part).all()) for part in process.derivatives(np.asarray(ts)))
@@ -396,5 +396,5 @@ def refuse_infinite_velocity(process: Process, ts: ArrayLike, name: str) -> None
 
 def refuse_no_signal(process: Process, ts: ArrayLike, name: str) -> None:
     """For methods whose drift or diffusion is infinite where alpha = 0, at either end of known times."""
-    last = ts if _traced(ts) else np.max(np.asarray(ts))
+    last = ts if checks.traced(ts) else np.max(np.asarray(ts))
     refuse_zero_alpha(process, last, f"{name} has no finite step", f"{BELOW_1}. Or use DDIM or DPMpp2M")

@@ -64,6 +64,21 @@ def refuse_noise_on_rising_times(sampler: Any, ts: ArrayLike) -> None:
         )
 
 
+def refuse_particles_within(sampler: Any) -> None:
+    """Particles have their weights from the sampler that is asked at the end: it may have others in it, and no other
+    around it.
+
+    Raises:
+      ValueError: a sampler of particles within another.
+    """
+    for inner in getattr(sampler, "__dict__", {}).values():
+        if hasattr(inner, "step"):
+            if hasattr(inner, "particles"):
+                mine, other = type(inner).__name__, type(sampler).__name__
+                raise ValueError(f"{mine} weighs its particles at the end: put {mine} around {other}, not within it")
+            refuse_particles_within(inner)
+
+
 def refuse_undefined(sampler: Any, denoise: Denoiser, x: Any, ts: ArrayLike, cond: Cond | None) -> None:
     """A denoiser made of eps refuses alpha = 0, one made of x0 sigma = 0, when it is traced with a time that is known:
     so the first and the last step are, where there is such an end."""

@@ -18,6 +18,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxdiff.denoiser import Denoise
+from jaxdiff.guidance.universal import Rows, rows_of_function
 from jaxdiff.noise import Noise
 from jaxdiff.process import Process
 from jaxdiff.record import field, record
@@ -55,6 +56,10 @@ class Recurrent(Sampler):
     def __post_init__(self) -> None:
         if isinstance(self.repeats, bool) or not isinstance(self.repeats, int) or self.repeats < 0:
             raise ValueError(f"repeats is to be a whole number, 0 (none) or more, got {self.repeats!r}")
+
+    def rows(self, cut: Rows) -> Recurrent:
+        """The same for some of the samples."""
+        return Recurrent(rows_of_function(self.sampler, cut), self.repeats)
 
     def noise_level(self) -> ArrayLike:
         return 1.0 if self.repeats else self.sampler.noise_level()

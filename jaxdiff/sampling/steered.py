@@ -63,7 +63,7 @@ class Path(NamedTuple):
       total: the target, ln(G_0 ... G_i), ``(n k,)``.
       reached: the reward of (2), the largest so far of (3), or the sum of (4), ``(n k,)``.
       stuck: ``(n,)``.
-      count: of steps.
+      steps: how many were taken.
     """
 
     inner: State
@@ -71,7 +71,7 @@ class Path(NamedTuple):
     total: Array
     reached: Array
     stuck: Array
-    count: Array
+    steps: Array
 
 
 @record
@@ -137,7 +137,8 @@ class Steered(ParticleSampler):
 
     def rows(self, cut: Callable[[Any], Any]) -> Steered:
         """The same for some of the samples."""
-        return dataclasses.replace(self, reward=rows_of_function(self.reward, cut), scale=cut_each(self.scale, cut))
+        inner, reward = rows_of_function(self.sampler, cut), rows_of_function(self.reward, cut)
+        return dataclasses.replace(self, sampler=inner, reward=reward, scale=cut_each(self.scale, cut))
 
     def init(self, x: Array) -> Path:
         nothing = jnp.zeros(x.shape[0], x.dtype)
@@ -156,7 +157,7 @@ class Steered(ParticleSampler):
     def step(self, denoise: Denoise, noise: Noise, state: Path, x: Array, t: Array, s: Array) -> tuple[Array, Path]:
         cond, prediction = condition_of(denoise), denoise(x, t)
         none = jnp.broadcast_to(jnp.arange(self.particles)[None], (len(state.stuck), self.particles))
-        due = (state.count + 1) % self.every == 0
+        due = (state.steps + 1) % self.every == 0
         chosen, state = jax.lax.cond(
             due,
             lambda: self._resampled(state, prediction.x0, cond, group_keys(noise, t, s, RESAMPLE, self.particles)),
@@ -165,7 +166,7 @@ class Steered(ParticleSampler):
         inner = taken_of_state(self.sampler, x, state.inner, chosen)
         x, prediction = taken((x, prediction), chosen)
         x, inner = self.sampler.step(Foreseen(denoise, x, t, prediction), noise, inner, x, t, s)
-        return x, state._replace(inner=inner, count=state.count + 1)
+        return x, state._replace(inner=inner, steps=state.steps + 1)
 
     def _resampled(self, state: Path, x0: Array, cond: Cond | None, keys: Array) -> tuple[Array, Path]:
         """Which particle of its group each one is now, and the state of it."""

@@ -95,6 +95,16 @@ def test_guidance_is_short_for_a_list(folder: Path) -> None:
     np.testing.assert_array_equal(drawn(folder, "--guidance 3"), drawn(folder, "--guide cfg:3"))
 
 
+@pytest.mark.nightly
+def test_samples_are_steered_by_a_reward(folder: Path) -> None:
+    """Brighter than without, and darker where the scale is negative."""
+    dark, plain, bright = (
+        drawn(folder, f"--sampler ddpm --steps 10{steer}").mean()
+        for steer in (" --steer brightness:-80,particles=8", "", " --steer brightness:80,particles=8")
+    )
+    assert dark < plain < bright
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -113,6 +123,8 @@ def test_guidance_is_short_for_a_list(folder: Path) -> None:
         ("--guide cfg:2 every:0", "every is to be a whole number, 1 or more"),
         ("--guide cfg:2 interval:2,1", "0 <= low < high"),
         ("--guide cfg:2 --guidance 2", "give one of them"),
+        ("--steer brightness:5", "DDIM draws no noise, so particles that were resampled would stay copies"),
+        ("--steer bright:5 --sampler ddpm", "there is no reward 'bright'; did you mean 'brightness'?"),
         ("--label k", "'k' is neither a number nor the name of a class; there are a, b,"),
         ("--label 11", "label 11 is out of range: this run knows the labels 0 to 9"),
         ("--label 3,5", "'3,5' is neither a number nor the name of a class"),

@@ -42,7 +42,7 @@ class ExactNet:
 
 def model_of(exact: Any, shape: tuple[int, ...]) -> Model:
     """A model of an exact denoiser on data of a shape."""
-    codec: Any = Images(shape) if len(shape) == 3 else Points(shape)  # type: ignore[arg-type]
+    codec: Any = Images(shape) if len(shape) == 3 else Points(shape)
     denoise = jd.NetworkDenoiser(ExactNet(), exact, exact.process, jd.X0(time=ScaledTime(1.0)))
     return Model(denoise, codec)
 

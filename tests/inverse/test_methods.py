@@ -12,7 +12,7 @@ import scipy.stats
 
 import jaxdiff as jd
 from jaxdiff.guidance import apply
-from jaxdiff.inverse import DAPS, PSLD, Gaussian, Measured, Poisson, Problem, measure
+from jaxdiff.inverse import Gaussian, Poisson, Problem, measure
 from jaxdiff.inverse.around import projected
 from jaxdiff.inverse.dps import norm_gradient
 from jaxdiff.inverse.operators import Box, Decoded, Differentiable, Mask
@@ -107,6 +107,28 @@ def test_dps_takes_the_gradient_of_each_samples_norm() -> None:
     assert float(jnp.abs(norm_gradient(solved, X)).max()) == 0.0  # where there is no residual
 
 
+@pytest.mark.parametrize("method", ["dps:0.8", "mcg:0.8", "psld:0.8,0.3"])
+@pytest.mark.parametrize("name", ["flow", "ve"])
+def test_a_gradient_step_is_the_same_at_the_same_noise(method: str, name: str) -> None:
+    """x over sqrt(alpha^2 + sigma^2) goes the same way on every process, as it does without the gradient."""
+    operator: Any = separable()
+    if method.startswith("psld"):
+        operator = Decoded((4, 4, 1), parse_operator("mask:0.5", (4, 4, 2)), Linearly())
+    x = jax.random.normal(jax.random.key(0), (3, *operator.shape))
+    problem = problem_of(operator, jnp.ones(operator.measured), 0.0, 3)
+    process, found = PROCESSES[name], []
+    for each in (PROCESS, process):
+        t, s = (each.time_of_log_snr(PROCESS.log_snr(time)) for time in (T, S))
+        units = [jnp.hypot(each.alpha(time), each.sigma(time)) for time in (t, s)]
+        exact = jd.GaussianDenoiser(each, MEAN, VARIANCE**0.5)
+        how = parse_method(method)
+        elements, around = how.of(problem, each, jd.DDIM(each))
+        noise = lambda t, s, salt=0: jnp.ones_like(x)  # noqa: E731
+        stepped = around.step(apply(elements, exact, each, {}), noise, (), units[0] * x, t, s)[0]
+        found.append(np.asarray(stepped / units[1]))
+    np.testing.assert_allclose(found[1], found[0], rtol=2e-4, atol=2e-4)
+
+
 def test_poisson_counts_weigh_the_residual() -> None:
     y, x0 = jnp.array([[1.0, -0.5, -1.0]]), jnp.array([[0.5, 0.5, 0.5]])
     problem = Problem(Mask((3,), jnp.ones(3)), y, Poisson(rate=8.0))
@@ -130,9 +152,12 @@ def test_projection_and_the_methods_that_are_it() -> None:
     assert float(jnp.abs(steps[1] - plain).max()) > 0.1
 
 
-@pytest.mark.parametrize(("method", "calls"), [("repaint:3,2", 6), ("daps:solve=4", 4), ("dps:1", 1), ("ddrm", 1)])
+@pytest.mark.parametrize(
+    ("method", "calls"), [("repaint:3,2", 6), ("ddnm_plus:1,2,2", 4), ("daps:solve=4", 4), ("dps:1", 1), ("ddrm", 1)]
+)
 def test_evaluations_are_as_many_as_are_said(method: str, calls: int) -> None:
-    problem, counted = problem_of(separable(), Y, 0.1, 3), []
+    problem = problem_of(separable(), Y, 0.1, 3)
+    counted: list[Any] = []
 
     class Counting:
         process = PROCESS
@@ -250,11 +275,14 @@ def test_every_row_is_a_method_and_its_parts_know_their_rows() -> None:
         if name == "psld":
             continue
         elements, around = row().of(problem, PROCESS, jd.DDIM(PROCESS))
-        for part in (*elements, around):
-            if isinstance(part, Measured) or hasattr(part, "rows"):
-                mine = part.rows(lambda leaf: leaf[:2]).problem  # type: ignore[union-attr]
-                assert mine.y.shape[0] == 2 and mine.operator.left[0].shape == (4, 4), name
-    assert isinstance(DAPS(), METHODS["daps"]) and isinstance(PSLD(), METHODS["psld"])  # type: ignore[arg-type]
+        parts: list[Any] = [*elements, around]
+        cut = [part.rows(lambda leaf: leaf[:2]) for part in parts if hasattr(part, "rows")]
+        leaves = jax.tree.leaves(cut, is_leaf=lambda each: isinstance(each, Problem))
+        problems = [each for each in leaves if isinstance(each, Problem)]
+        assert problems, name
+        for mine in problems:
+            operator: Any = mine.operator
+            assert mine.y.shape[0] == 2 and operator.left[0].shape == (4, 4), name
 
 
 def test_a_function_alone_goes_with_the_methods_that_need_no_more() -> None:
