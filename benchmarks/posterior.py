@@ -49,7 +49,7 @@ def measured(
                     costs[name] = evaluations(name, case, operator, y, steps)
             except ValueError as error:
                 refused[name] = str(error)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in methods:
         if name in refused:
             rows.append({"case": case.title, "method": name, "refused": refused[name]})
@@ -57,7 +57,8 @@ def measured(
         values, doubts = (np.stack(part) for part in zip(*found[name], strict=True))
         doubt = np.sqrt(np.square(doubts).sum(axis=0)) / len(doubts)
         calls, derived = costs[name]
-        row = {"case": case.title, "prior": case.name, "operator": case.operator, "noise": case.std, "method": name}
+        row: dict[str, Any] = {"case": case.title, "method": name}
+        row |= {"prior": case.name, "operator": case.operator, "noise": case.std}
         row |= {"evaluations": calls, "differentiated": derived}
         row |= {key: float(value) for key, value in zip(NAMES, values.mean(axis=0), strict=True)}
         row |= {f"{key} +-": float(value) for key, value in zip(NAMES, doubt, strict=True)}
@@ -69,7 +70,7 @@ def _errors(
     name: str, case: Case, truth: Truth, operator: Any, y: Any, n: int, steps: int, index: int, particles: int
 ) -> Any:
     if name == EXACT:
-        x, weights = truth.posterior.sample(jax.random.key(index), n), np.full(n, 1 / n)
+        x, weights = truth.posterior.sample(jax.random.key(index), n), jax.numpy.full(n, 1 / n)
     else:
         x, weights = draws(name, case, operator, y, n, steps, index, particles)
     flat = np.nan_to_num(np.asarray(x, np.float64), posinf=1e3, neginf=-1e3).clip(-1e3, 1e3)
@@ -136,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one prior, four problems, fewer draws")
     parser.add_argument("--cifar10", type=Path, help="folder with train.parquet: 2,000 images are a prior too")
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
+    parser.add_argument("--only", default="", help="cases whose title has this in it, such as 'd = 64'")
     parser.add_argument("--measurements", type=int, help="of each case")
     parser.add_argument("--draws", type=int, help="of each method and measurement")
     parser.add_argument("--steps", type=int, help="times of the grid")
@@ -148,6 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     particles = min(n // 4, 1024)
     rows: list[dict[str, Any]] = []
     for case in cases(options.quick, options.cifar10):
+        if options.only not in case.title:
+            continue
         rows += measured(case, [EXACT, *options.methods], count, n, steps, particles)
         say(table([row for row in rows if row["case"] == case.title]))
         if options.out:

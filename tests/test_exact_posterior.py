@@ -52,7 +52,7 @@ def test_quadrature_on_the_line() -> None:
 @pytest.mark.parametrize("a", [[[1.0, -0.5]], [[1.0, 0.3], [0.2, 2.0]], [[1.0, 0.0], [0.0, 0.0], [2.0, 0.0]]])
 def test_quadrature_in_the_plane(stds: str, a: Any) -> None:
     means = jnp.array([[1.0, 0.5], [-1.0, 0.3], [0.2, -1.2]])
-    spread = {"one": 0.4, "one a component": jnp.array([0.3, 0.5, 0.2]),
+    spread: Any = {"one": 0.4, "one a component": jnp.array([0.3, 0.5, 0.2]),
               "one a coordinate": jnp.array([[0.3, 0.6], [0.5, 0.2], [0.4, 0.4]])}[stds]  # fmt: skip
     each = np.broadcast_to(np.asarray(spread).reshape(-1, 1) if np.ndim(spread) < 2 else spread, (3, 2))
     weights = np.array([0.5, 0.3, 0.2])

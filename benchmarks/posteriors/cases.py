@@ -112,9 +112,9 @@ def cases(quick: bool, images: Path | None = None) -> list[Case]:
         prior = mixture(size)
         for what in ("mask:0.5", "box:2", "blur:1", "sensing:0.25"):
             found += [Case(f"mixture, d = {size}", prior, SHAPES[size], what, std) for std in (0.02, 0.1, 0.5)]
-    prior = digits()
+    seen = digits()
     for what in ("mask:0.7", "box:4", "blur:2", "sensing:0.1"):
-        found += [Case("digits", prior, (8, 8, 1), what, std) for std in (0.1, 0.5)]
+        found += [Case("digits", seen, (8, 8, 1), what, std) for std in (0.1, 0.5)]
     if images is not None:
         pictures = cifar10(images)
         found += [

@@ -40,7 +40,7 @@ OF_INVERSE = ("operator", "measured", "noise")
 """Options that mean nothing without --inverse."""
 INVERSE = ("inverse", *OF_INVERSE)
 """Options of an inverse problem."""
-NOT_WITH = ("strength", "negative", "feature_cache", "compiled", *CALL, "control")
+NOT_WITH = ("strength", "steer", "negative", "feature_cache", "compiled", *CALL, "control")
 """Options that an inverse problem does not take."""
 
 Options = Any

@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from jaxdiff.exact.empirical import EmpiricalDenoiser
@@ -56,9 +55,7 @@ class MixturePosterior:
     factors: Array
 
     @classmethod
-    def of(
-        cls, prior: MixtureDenoiser | EmpiricalDenoiser, matrix: ArrayLike, y: ArrayLike, std: float
-    ) -> MixturePosterior:
+    def of(cls, prior: MixtureDenoiser | EmpiricalDenoiser, matrix: Any, y: Any, std: float) -> MixturePosterior:
         """The posterior of one measurement.
 
         Args:
@@ -127,7 +124,7 @@ class MixturePosterior:
             moved = each[k, jnp.arange(n)]
         return self.means[k] + moved.reshape(n, *self.means.shape[1:])
 
-    def marginals(self, directions: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def marginals(self, directions: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The components' means and deviations along directions.
 
         Args:
@@ -140,7 +137,7 @@ class MixturePosterior:
         wide = np.einsum("rd,kdj->krj", u, np.asarray(self.factors, np.float64))
         return self._flat() @ u.T, np.sqrt(np.square(wide).sum(axis=2))
 
-    def mass(self, directions: ArrayLike, low: ArrayLike, high: ArrayLike) -> NDArray[np.float64]:
+    def mass(self, directions: Any, low: Any, high: Any) -> NDArray[np.float64]:
         """The probability that u.x lies between ``low`` and ``high``: coverage of an interval.
 
         Args:

@@ -211,7 +211,7 @@ def slerp(x: Array, y: Array, w: ArrayLike) -> Array:
     return first * x + second * y
 
 
-def mixed(first: Cond, second: Cond, weights: ArrayLike) -> dict[str, Any] | None:
+def mixed(first: Cond, second: Cond, weights: Any) -> dict[str, Any] | None:
     """Conditions between two, one a weight: weighted means of vectors and of other real numbers.
 
     Args:

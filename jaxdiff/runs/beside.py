@@ -83,7 +83,7 @@ class Beside:
 
 
 def decided_by(read: Read, guide: Any) -> list[dict[str, Any]]:
-    """What decides the runs that guidance names: `jaxdiff.runs.Run.decided_by` of each, and the average of its weights."""
+    """What decides the runs that guidance names: `Run.decided_by` of each, and the average of its weights."""
     found = []
 
     def noting(path: str | None, **which: Any) -> Any:

@@ -50,9 +50,8 @@ class Sampler(abc.ABC):
     """
 
     process: Process
-    own_steps: ClassVar[bool] = False
-    """Whether the method chooses its steps itself, between the first and the last time of a grid."""
-    exact_inverse: ClassVar[bool] = False  # whether rising times undo falling ones to rounding, given the state there
+    own_steps: ClassVar[bool] = False  # the method chooses its steps itself, between a grid's first and last time
+    exact_inverse: ClassVar[bool] = False  # rising times undo falling ones, given the state at the turn
 
     def init(self, x: Array) -> State:
         """The state before the first step from x ``(B, ...)``."""

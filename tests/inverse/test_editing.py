@@ -127,7 +127,9 @@ def test_interpolation_ends_at_its_records_and_its_middle_is_that_of_the_noise()
     # Of Gaussians noise is (x0 - m)/s, of which the sphere's middle is taken, around the middle of the two means.
     noise = [(end["x"] - MEANS[0] - np.array(conds[which]["style"])) / 0.5
              for end, which in ((first, "first_cond"), (second, "second_cond"))]  # fmt: skip
-    middle = MEANS[0] + np.array([0.25, 0.5]) + 0.5 * np.asarray(slerp(*map(jnp.asarray, noise), 0.5))[0]
+    middle = (
+        MEANS[0] + np.array([0.25, 0.5]) + 0.5 * np.asarray(slerp(jnp.asarray(noise[0]), jnp.asarray(noise[1]), 0.5))[0]
+    )
     np.testing.assert_allclose(found[1], middle, atol=0.02)
     by_ddim = interpolate(made, first, second, weights, method="ddim", steps=400, **conds)["x"]
     np.testing.assert_allclose(by_ddim, found, atol=0.05)

@@ -14,7 +14,7 @@ from jaxdiff.codecs import Images
 from jaxdiff.inverse import KnownPart, noised, remaining
 from jaxdiff.model import Model
 from jaxdiff.networks import UNet, functional
-from jaxdiff.sampling import DDIM, sample
+from jaxdiff.sampling import DDIM, Keep, sample
 
 NET = functional(UNet(image_size=8, in_channels=1, width=16, multipliers=(1, 2), blocks=1, attention_resolutions=()))
 
@@ -80,6 +80,26 @@ def test_less_strength_keeps_more_of_the_picture(model: Model) -> None:
     assert apart == sorted(apart) and apart[0] < 0.5 * apart[2]
 
 
+def test_strength_0_is_the_picture_and_1_a_fresh_sample(model: Model) -> None:
+    """To 1e-3 (in fact to rounding) by every kind of sampler; and bit for bit, where alpha(ts[0]) is not 0 too."""
+    picture = images(2)
+    x0 = np.asarray(model.codec.encode({"x": jnp.asarray(picture)})["x"])
+    for sampler in ("ddim", "dpmpp_2m", "ddpm"):
+        found = model.sample(0, 2, sampler=sampler, steps=4, image=picture, strength=0, decode=False)
+        np.testing.assert_allclose(found, x0, atol=1e-6)
+    np.testing.assert_array_equal(model.sample(0, 2, steps=4, image=picture, strength=0.0)["x"], picture)
+    kept = model.sample(0, 2, steps=4, image=picture, mask=np.ones((8, 8), bool), strength=0)["x"]
+    np.testing.assert_array_equal(kept, picture)
+    with pytest.raises(ValueError, match="keep is of a way with a last denoising"):
+        model.sample(0, 2, steps=4, image=picture, strength=0, keep=Keep(at=(0,)))
+    grid: Any = {"steps": 4, "grid": "log_snr"}  # which begins at alpha = 0.005
+    fresh = model.sample(0, 2, sampler="ddpm", decode=False, **grid)
+    again = model.sample(0, 2, sampler="ddpm", decode=False, image=picture, strength=1, **grid)
+    np.testing.assert_array_equal(again, fresh)
+    anew = model.sample(0, 2, decode=False, image=picture, mask=np.ones((8, 8), bool), strength=1, **grid)
+    np.testing.assert_allclose(anew, model.sample(0, 2, decode=False, **grid), atol=1e-6)
+
+
 def test_each_sample_has_noise_of_its_own_at_any_batch_size(model: Model) -> None:
     whole = model.sample(0, 3, steps=4, image=images(3), mask=np.ones((3, 8, 8), bool), strength=0.5, decode=False)
     parts = model.sample(0, 3, steps=4, image=images(3), mask=np.ones((3, 8, 8), bool), strength=0.5, decode=False,
@@ -94,7 +114,7 @@ def test_each_sample_has_noise_of_its_own_at_any_batch_size(model: Model) -> Non
     [
         ({"mask": np.ones((8, 8))}, "mask is of an image"),
         ({"strength": 0.5}, "strength is of an image"),
-        ({"image": images(1)[0], "strength": 0}, "strength is above 0"),
+        ({"image": images(1)[0], "strength": -0.1}, "strength is from 0 (the picture as it is) to 1"),
         ({"image": images(1)[0], "strength": 0.1}, "strength 0.1 of 4 steps leaves none"),
         ({"image": images(1)[0], "mask": np.full((8, 8), 0.5)}, "mask is 8x8 of 0 (kept) and 1 (drawn anew)"),
         ({"image": images(1)[0], "mask": np.ones((4, 4))}, "or 2 of them, got (4, 4) from 1 to 1"),
