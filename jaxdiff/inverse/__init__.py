@@ -3,6 +3,6 @@ larger than a network knows (`tiles`)."""
 
 from jaxdiff.inverse.replacement import Known, KnownPart
 from jaxdiff.inverse.sdedit import noised, remaining
-from jaxdiff.inverse.tiles import Region, Tiles, ramps
+from jaxdiff.inverse.tiles import Region, Tiles, hann
 
-__all__ = ["Known", "KnownPart", "Region", "Tiles", "noised", "ramps", "remaining"]
+__all__ = ["Known", "KnownPart", "Region", "Tiles", "hann", "noised", "remaining"]
