@@ -23,7 +23,7 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from jaxdiff.codecs.tiles import OVERLAP
-from jaxdiff.inverse.tiles import Region, Tiles, Wrap, ramps
+from jaxdiff.inverse.tiles import Region, Tiles, Wrap, hann
 from jaxdiff.methods import Guide, guidance_of
 from jaxdiff.model import Model
 from jaxdiff.plan import stored_shape
@@ -54,7 +54,7 @@ def panorama(
       size: height and width, pixels, at least the model's.
       stride: from one window to the next, pixels, down and across or one for both; None: half a window.
       wrap: the axes along which pictures continue themselves: "x", "y", "both" or "none".
-      smooth: windows count less towards their borders (`jaxdiff.inverse.tiles.ramps`); else all pixels alike, as in the
+      smooth: windows count less towards their borders (`jaxdiff.inverse.tiles.hann`); else all pixels alike, as in the
         paper.
       together: so many windows are evaluated in one batch; None: all.
       regions: pairs of a mask ``(H, W)`` or ``(n, H, W)`` from 0 to 1, and what holds there: conditions as in ``cond``.
@@ -154,7 +154,7 @@ def tiles_of(
             )
         sides = (asked[0] // factor, asked[1] // factor)
     spatial = tuple((name, _sides(each)) for name, each in model.conditions.items() if _of_any_size(each) != each)
-    weight = ramps(window) if smooth else None
+    weight = hann(window) if smooth else None
     return Tiles(window, sides, wrap, together, weight, spatial=spatial)
 
 

@@ -22,7 +22,7 @@ from jaxdiff.inverse.reconstruction_guidance import ReconstructionGuidance
 from jaxdiff.inverse.repaint import RePaint
 from jaxdiff.inverse.replacement import Known, KnownPart
 from jaxdiff.inverse.sdedit import noised, remaining
-from jaxdiff.inverse.tiles import Region, Tiles, ramps
+from jaxdiff.inverse.tiles import Region, Tiles, hann
 from jaxdiff.inverse.twisted import TDS, Twisted
 from jaxdiff.inverse.twists import GaussianTwist, InpaintingTwist, LikelihoodTwist, Twist
 
@@ -58,10 +58,10 @@ __all__ = [
     "Twist",
     "Twisted",
     "edit",
+    "hann",
     "interpolate",
     "measure",
     "noised",
-    "ramps",
     "remaining",
     "slerp",
     "variations",

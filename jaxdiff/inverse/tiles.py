@@ -82,7 +82,7 @@ class Tiles(Guidance):
       wrap: the axes along which the picture continues on its other side: "x" (columns), "y" (rows), "both" or "none";
         static.
       together: so many windows are evaluated in one batch, the others after them in less memory; None: all; static.
-      weight: W_k ``(1, h, w)``, the same for all windows, positive, such as `ramps`; data. None: 1, as in the paper.
+      weight: W_k ``(1, h, w)``, the same for all windows, positive, such as `hann`; data. None: 1, as in the paper.
       regions: parts with conditions of their own.
       spatial: the conditions that lie under the picture, ``(B, H', W', ...)``, and are cut into windows with it: names,
         and the height and width that the network knows under a window, None for any; static.
@@ -177,14 +177,15 @@ def _starts(size: int, window: int, stride: int, wrapped: bool) -> list[int]:
     return sorted({min(start, size - window) for start in range(0, size - window + stride, stride)})
 
 
-def ramps(window: tuple[int, int]) -> Array:
-    """A weight ``(1, h, w)`` that falls linearly from a window's middle to its border, so that neighbours fade into
-    each other: the product over both axes of min(i + 1/2, n - i - 1/2) / (n/2).
+def hann(window: tuple[int, int]) -> Array:
+    """Hann's window ``(1, h, w)``, the product over both axes of sin^2(pi (i + 1/2)/n): a weight that falls smoothly to
+    a window's border, so that neighbours fade into each other. At half a window's stride the weights of all add up to
+    the same everywhere.
 
-    >>> ramps((1, 4))[0].tolist()
-    [[0.25, 0.75, 0.75, 0.25]]
+    >>> np.round(hann((1, 4))[0], 3).tolist()
+    [[0.14..., 0.85..., 0.85..., 0.14...]]
     """
-    down, across = (np.minimum(np.arange(n) + 0.5, n - np.arange(n) - 0.5) / (n / 2) for n in window)
+    down, across = (np.square(np.sin(np.pi * (np.arange(n) + 0.5) / n)) for n in window)
     return jnp.asarray(np.outer(down, across)[None], jnp.float32)
 
 
@@ -197,7 +198,7 @@ class Fused:
       tiles: see `Tiles`.
 
     >>> from jaxdiff import VP, GaussianDenoiser
-    >>> fused = Fused(GaussianDenoiser(VP(), 0.0, 1.0), Tiles((4, 4), (2, 2), weight=ramps((4, 4))))
+    >>> fused = Fused(GaussianDenoiser(VP(), 0.0, 1.0), Tiles((4, 4), (2, 2), weight=hann((4, 4))))
     >>> fused(jnp.ones((1, 6, 8, 1)), 0.5).eps.shape
     (1, 6, 8, 1)
     """

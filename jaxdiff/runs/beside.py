@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxdiff.config import ClassifierConfig, ConfigError, read_config
+from jaxdiff.config import ClassifierConfig, ConfigError, read_config, to_json
 from jaxdiff.guidance import Read, resolved
 from jaxdiff.methods import guidance_of
 from jaxdiff.runs.classifier import ClassifierRun
@@ -88,11 +90,22 @@ def decided_by(read: Read, guide: Any) -> list[dict[str, Any]]:
 
     def noting(path: str | None, **which: Any) -> Any:
         run = read(path, **which)
-        found.append({**run.decided_by(), **{name: value for name, value in which.items() if name == "average"}})
+        if isinstance(run, ClassifierRun):
+            learned = ["seed", "process", "parameterization", "network", "codec", "time", "optimizer"]
+            decided = {"run": run.config.name, "config": sum_of(run.config, learned), "step": run.step}
+        else:
+            decided = run.decided_by()
+        found.append({**decided, **{name: value for name, value in which.items() if name == "average"}})
         return run
 
     resolved(guidance_of(guide), noting)
     return found
+
+
+def sum_of(config: Any, names: Sequence[str]) -> str:
+    """A checksum of some fields of a configuration."""
+    text = json.dumps({name: to_json(getattr(config, name)) for name in names}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def in_common(config: Any, model: Any) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,7 +35,6 @@ from jaxdiff.config import (
     build_network,
     computing_in,
     read_config,
-    to_json,
 )
 from jaxdiff.config.autoencoder import nothing_to_sample
 from jaxdiff.config.classifier import no_sampler
@@ -49,7 +46,7 @@ from jaxdiff.model import Model
 from jaxdiff.plan import Plan, draw
 from jaxdiff.pretrained.adapters.inversion import TextualInversion
 from jaxdiff.process import Process
-from jaxdiff.runs.beside import Beside, decided_by, in_common
+from jaxdiff.runs.beside import Beside, decided_by, in_common, sum_of
 from jaxdiff.runs.compiled import Kept
 from jaxdiff.runs.examples import read_examples
 from jaxdiff.runs.prompts import (
@@ -241,9 +238,7 @@ class Run:
         """What decides its samples beside options: its name, its step, and a checksum of its configuration."""
         learned = ["seed", "process", "parameterization", "network", "codec", "loss", "optimizer"]
         learned += [] if self.config.tokenizer is None else ["tokenizer"]
-        text = json.dumps({name: to_json(getattr(self.config, name)) for name in learned}, sort_keys=True)
-        config = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return {"run": self.config.name, "config": config, "step": self.step}
+        return {"run": self.config.name, "config": sum_of(self.config, learned), "step": self.step}
 
     def named_by(self, guide: Any) -> list[dict[str, Any]]:
         """What decides the runs that guidance names: `decided_by` of each, and the average of its weights.

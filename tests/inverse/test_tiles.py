@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from jaxdiff import DDIM, VP, Flow, FullGaussianDenoiser, Reuse, log_snr_times
 from jaxdiff.denoiser import Denoiser
 from jaxdiff.guidance import CFG
-from jaxdiff.inverse import Region, Tiles, ramps
+from jaxdiff.inverse import Region, Tiles, hann
 from jaxdiff.inverse.tiles import Fused, paths
 from jaxdiff.prediction import Prediction, from_x0
 from jaxdiff.sampling import integrate, sample
@@ -94,7 +94,7 @@ def test_regions_have_their_own_conditions() -> None:
 
 def test_one_window_is_the_denoiser_bit_for_bit() -> None:
     x, cond = noise(2, 4, 4, 1), {"label": jnp.array([1, 2])}
-    for weight in (None, ramps((4, 4))):
+    for weight in (None, hann((4, 4))):
         found = fused(Tiles((4, 4), (2, 2), weight=weight), x, cond)
         for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(curved(x, cond)), strict=True):
             np.testing.assert_array_equal(ours, theirs)
@@ -107,7 +107,7 @@ def test_wrapped_pictures_move_round_by_a_stride() -> None:
         there = fused(tiles, np.roll(x, (down, across), (1, 2))).x0
         return float(np.abs(there - np.roll(fused(tiles, x).x0, (down, across), (1, 2))).max())
 
-    both = Tiles((3, 4), (2, 2), "both", weight=ramps((3, 4)))
+    both = Tiles((3, 4), (2, 2), "both", weight=hann((3, 4)))
     assert moved(both, 2, 0) < 1e-5 and moved(both, 0, 2) < 1e-5 and moved(both, 4, 6) < 1e-5
     assert moved(both, 0, 1) > 0.1  # not by less than a stride
     assert moved(dataclasses.replace(both, wrap="x"), 2, 0) > 0.1  # nor across a border that is not wrapped
@@ -209,7 +209,7 @@ def seam_ratio(stride: int) -> float:
     apart = np.abs(np.arange(window)[:, None] - np.arange(window)[None, :])
     covariance = np.exp(-0.5 * (apart / 2.0) ** 2) + 1e-3 * np.eye(window)
     denoise = FullGaussianDenoiser.from_covariance(flow, np.zeros((1, window, 1)), covariance)
-    tiles = Tiles((1, window), (1, stride), "x", weight=ramps((1, window)))
+    tiles = Tiles((1, window), (1, stride), "x", weight=hann((1, window)))
     ts = log_snr_times(flow, 20)
     x = np.random.default_rng(0).normal(size=(500, 1, size, 1)).astype(np.float32) * float(flow.sigma(ts[0]))
     drawn = jax.jit(lambda x: sample(DDIM(flow), Fused(denoise, tiles), None, x, ts))(x)[:, 0, :, 0]
