@@ -9,12 +9,13 @@ from typing import Any
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
+from jaxdiff.commands.inverse import INVERSE
 from jaxdiff.commands.published import PUBLISHED, given
 from jaxdiff.config import ConfigError
 from jaxdiff.launch.output import write_output
 from jaxdiff.runs.cascade import Cascade
 
-OF_ONE_RUN = (*PUBLISHED, "image", "mask", "strength", "step", "tiles")
+OF_ONE_RUN = (*PUBLISHED, *INVERSE, "steer", "image", "mask", "strength", "step", "tiles")
 """Options that a cascade has not."""
 Options = Any
 """`jaxdiff.commands.sample.Options`."""

@@ -235,7 +235,7 @@ def check(options: Options, out: Path) -> None:
 
 def say_measurement(run: Sampled, options: Options, out: Path) -> None:
     """Writes what was measured here, and says where."""
-    if options.inverse is not None and options.image is not None:
+    if options.inverse is not None and options.image is not None and not isinstance(run, Cascade):
         print(f"measured: {write_measurement(run, options, out)}", flush=True)
 
 
@@ -350,6 +350,7 @@ def draw(
 ) -> dict[str, NDArray[Any]]:
     """Samples `start` to `start + num - 1`, as the options say: a record."""
     if options.inverse is not None:
+        assert not isinstance(run, Cascade), "refused where it is loaded"
         return reconstructed(run, options, num, cond, start)
     guide: Any = options.guide if options.guidance is None else options.guidance
     chosen: dict[str, Any] = {"compiled": options.compiled, "strength": options.strength}

@@ -273,8 +273,8 @@ def test_by_name() -> None:
     assert element == ClassifierGuidance(2.0, run="runs/digits_classifier", label=3) and element.label.__class__ is int
     read: list[str] = []
 
-    def load(path: str) -> Named:
-        read.append(path)
+    def load(path: str | None, **which: Any) -> Named:
+        read.append(str(path))
         return Named(exact)
 
     (made,) = resolved([element], load)
@@ -284,7 +284,7 @@ def test_by_name() -> None:
     with pytest.raises(ValueError, match="this model cannot load run=runs/digits_classifier: give the object"):
         resolved([element], None)
     with pytest.raises(ValueError, match="run=runs/digits_classifier is no classifier"):
-        resolved([element], lambda path: Named())
+        resolved([element], lambda path, **which: Named())
     with pytest.raises(ValueError, match="is not loaded yet"):
         guided(element, denoise=exact)
 

@@ -236,7 +236,7 @@ def test_the_processes_of_the_tables_meet_themselves() -> None:
     """No process of the table is taken for another, nor for itself made anew."""
     for name, make in PROCESSES.items():
         for other, make_other in PROCESSES.items():
-            call = lambda ours, theirs: jd.sampling.base.refuse_another_process(ours, gaussian(theirs))  # noqa: E731
+            call = lambda ours, theirs: jd.sampling.checks.refuse_another_process(ours, gaussian(theirs))  # noqa: E731
             if name == other:
                 call(make(), make_other())
             else:
