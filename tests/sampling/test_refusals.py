@@ -12,6 +12,7 @@ import pytest
 import jaxdiff as jd
 from jaxdiff.guidance import Clipped
 from jaxdiff.sampling.base import promoted
+from jaxdiff.sampling.checks import refuse_another_process
 from tests.tables import PROCESSES, SAMPLERS, STOCHASTIC, gaussian, mixture
 
 X, KEYS = jnp.ones((2, 2)), jd.sample_keys(jax.random.key(0), 0, 2)
@@ -236,7 +237,7 @@ def test_the_processes_of_the_tables_meet_themselves() -> None:
     """No process of the table is taken for another, nor for itself made anew."""
     for name, make in PROCESSES.items():
         for other, make_other in PROCESSES.items():
-            call = lambda ours, theirs: jd.sampling.checks.refuse_another_process(ours, gaussian(theirs))  # noqa: E731
+            call = lambda ours, theirs: refuse_another_process(ours, gaussian(theirs))  # noqa: E731
             if name == other:
                 call(make(), make_other())
             else:
