@@ -312,7 +312,7 @@ def test_samples_that_are_not_finite_are_told_of() -> None:
         (2, {"start": 1.5}, "start must be a whole number of at least 0, got 1.5"),
         (2, {"steps": 2.5}, "steps must be a whole number"),
         (2, {"batch_size": 1.5}, "batch_size must be a whole number"),
-        (2, {"keep": 3}, r"keep is a jaxdiff.sampling.Keep, such as Keep\(at=\(0, 10, -1\)\), got 3"),
+        (2, {"keep": 3}, r"keep is a jaxdiff.sampling.Keep, such as Keep\(at=\(0, 10, -1\)\), or 'particles', got 3"),
         (2, {"keep": (0, -1)}, "keep is a jaxdiff.sampling.Keep"),
         (2, {"cond": [1, 2]}, "conditions are a dict by name, such as .*, got list"),
         (2, {"cond": np.array([1, 2])}, "conditions are a dict by name, such as .*, got ndarray"),

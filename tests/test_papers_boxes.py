@@ -284,6 +284,6 @@ def test_improved_ddpm(name: str, make: str) -> None:
 
 def test_every_configuration_has_its_box() -> None:
     source = Path(__file__).read_text()
-    autoencoders = {path.stem for path in FOLDER.glob("*_autoencoder.py")}  # which have no sampler
-    names = {path.stem for path in FOLDER.glob("*.py")} - {"__init__"} - autoencoders
+    drawn_by_none = {path.stem for kind in ("autoencoder", "classifier") for path in FOLDER.glob(f"*_{kind}.py")}
+    names = {path.stem for path in FOLDER.glob("*.py")} - {"__init__"} - drawn_by_none
     assert names and all(re.search(rf'[" ]{name}[" ]', source) for name in names), names

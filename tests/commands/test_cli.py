@@ -81,7 +81,7 @@ def finished(tiny_run: Path) -> Path:
         ("--train.steps_per_call 51", "train.steps_per_call: 51 is more than train.log_every, 50"),
         ("--sample.sampler ddpm:learned", "sample: "),
         ("--loss.vlb_weight 0.1", "vlb_weight"),
-        ("extra", "there is no configuration 'extra'; there are cifar10_autoencoder, cifar10_edm,"),
+        ("extra", "there is no configuration 'extra'; there are cifar10_autoencoder, cifar10_cascade_32,"),
         ("configs/digits_unt.py", "did you mean 'configs/digits_unet.py'?"),
         ("--seed 1 configs/digits_unet.py", "the configuration file comes first"),
         ("pyproject.toml", "its name must end in .py"),

@@ -151,7 +151,6 @@ def test_config_is_good_and_fits_by_shapes(file: Path, tmp_path: Path) -> None:
     assert jax.eval_shape(forward, *shapes).shape == (config.train.batch_size,)
     if isinstance(config, ClassifierConfig):
         return
-    assert isinstance(config, Config)
     sampler = parse_sampler(config.sample.sampler, config.process)
     assert times(sampler, config.sample.grid, config.sample.steps).shape == (config.sample.steps,)
 

@@ -56,10 +56,10 @@ def test_samples_are_kept_elsewhere_when_their_folder_goes(
 ) -> None:
     gone, draw = tmp_path / "gone", sampling.draw
 
-    def drawn(*arguments: Any) -> Any:
+    def drawn(*arguments: Any, **options: Any) -> Any:
         gone.rmdir()
         gone.touch()
-        return draw(*arguments)
+        return draw(*arguments, **options)
 
     gone.mkdir()
     monkeypatch.setattr(sampling, "draw", drawn)

@@ -162,7 +162,7 @@ def test_clips_tokenizer_of_its_two_files(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"strict": True, "sampler": "ddim"}, "strict steps are those of the model's scheduler: leave sampler out"),
-        ({"strict": True, "guide": ["cfg:2", "interval:0.2,5"]}, "strict steps follow cfg alone"),
+        ({"strict": True, "guide": ["cfg:2", "interval:0.2,5"]}, "strict steps follow cfg with one weight alone"),
         ({"size": (15, 16)}, "size is (height, width) in multiples of 2 pixels, got (15, 16)"),
         ({"clip_skip": 5}, "skip=5 must be 0 to 1"),
         ({"stepps": 3}, "there is no option 'stepps'"),
