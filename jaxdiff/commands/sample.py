@@ -358,6 +358,8 @@ def draw(
         chosen = {"compiled": options.compiled, "on_stage": on_stage}
     elif any(each is not None for each in (options.image, options.mask, options.control)):
         chosen |= pictures(run, options)
+    if options.steer is not None:
+        chosen["steer"] = options.steer
     if isinstance(run, Pretrained):
         chosen = {**chosen, **given(options, CALL)}
         del chosen["compiled"]
@@ -373,7 +375,6 @@ def draw(
         steps=options.steps,
         grid=options.grid,
         guide=guide,
-        steer=options.steer,
         batch_size=options.batch_size,
         start=start,
         cache=options.feature_cache,

@@ -276,7 +276,7 @@ def test_every_row_is_a_method_and_its_parts_know_their_rows() -> None:
         if name == "psld":
             continue
         asked = dataclasses.replace(problem, noise=Gaussian(0.1)) if name == "tds" else problem
-        elements, around = row().of(asked, PROCESS, jd.DDIM(PROCESS))
+        elements, around = row().of(asked, PROCESS, jd.DDPM(PROCESS) if name == "tds" else jd.DDIM(PROCESS))
         parts: list[Any] = [*elements, around]
         cut = [part.rows(lambda leaf: leaf[:2]) for part in parts if hasattr(part, "rows")]
         leaves = jax.tree.leaves(cut, is_leaf=lambda each: isinstance(each, Problem))
