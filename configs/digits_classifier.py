@@ -7,7 +7,7 @@ Command:   jaxdiff train digits_classifier
            jaxdiff sample runs/digits --guide classifier:2,run=runs/digits_classifier
 Data:      1,797 real digits of the UCI set, carried in the package; 80% of them are trained on
 Cost:      not measured yet on a machine of its own
-Expected:  not measured yet to its end; `jaxdiff evaluate runs/digits_classifier` gives its accuracy by noise level
+Expected:  66.4 +- 0.7% of the test split right over all times; by quarters of t 98.0, 89.3, 56.9 and 21.4%
 """
 
 from jaxdiff import CosineVP, Stratified, V

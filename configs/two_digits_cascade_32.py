@@ -8,7 +8,7 @@ less to invent than a photograph's.
 Command:   jaxdiff train two_digits_cascade_32
            the whole cascade: see two_digits_cascade_16
 Data:      made of the real digits in the package
-Cost:      about 5 minutes on two CPU cores, reckoned from its floating-point operations; not measured
+Cost:      not measured
 Expected:  not measured
 """
 

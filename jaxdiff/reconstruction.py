@@ -158,7 +158,7 @@ def reconstruct(
     >>> net = functional(MLP(width=8, depth=1))
     >>> model = Model(NetworkDenoiser(net, net.init(jax.random.key(0)), Flow(), Velocity()), Points((2,)))
     >>> first = Mask((2,), jnp.array([1, 0]))
-    >>> reconstruct("ddnm", first, [0.5, 0.0], model, n=3, steps=5, sampler="ddim")["x"][:, 0].tolist()
+    >>> reconstruct("ddnm", first, jnp.array([0.5, 0.0]), model, n=3, steps=5, sampler="ddim")["x"][:, 0].tolist()
     [0.5, 0.5, 0.5]
     """
     options = {"cond": cond, "sampler": sampler, "steps": steps, "grid": grid, "ts": ts, "guide": guide}

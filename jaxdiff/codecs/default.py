@@ -22,7 +22,7 @@ def default_codec(source: Source, *, flip: bool = False, low_resolution: int | N
 
     >>> from jaxdiff.data import open_digits
     >>> default_codec(open_digits())
-    Images(shape=(8, 8, 1), flip=False, low_resolution=None, augment=0.0)
+    Images(shape=(8, 8, 1), flip=False, low_resolution=None, augment=0.0, blur=None, shrinks=False)
     """
     spec, name = source.spec["x"], name_of(source)
     if None in spec.shape:
