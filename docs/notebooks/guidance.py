@@ -77,8 +77,9 @@ else:
 # %%
 weights = [0.0, 1.0, 2.0, 4.0, 8.0]
 steps = {"sampler": "dpmpp_2m", "steps": 12}
-digits = {label: [run.sample(3, 1, {"label": label}, guide=w, **steps)["x"][0] for w in weights] for label in (3, 5, 8)}
-show(np.array(list(digits.values())), [f"w = {w:g}" for w in weights], [f"a {label}" for label in digits])
+labels = (3, 5, 8)
+rows = [[run.sample(3, 1, {"label": k}, guide=w, **steps)["x"][0] for w in weights] for k in labels]
+show(np.array(rows), [f"w = {w:g}" for w in weights], [f"a {label}" for label in labels])
 
 # %% [markdown]
 # ## Ways to lead
@@ -97,7 +98,8 @@ ways = {
     "cfgpp:0.8": ["cfgpp:0.8"],
 }
 labels = np.arange(10)
-rows = [run.sample(1, 10, {"label": labels}, guide=way, sampler="ddim", steps=20)["x"] for way in ways.values()]
+ddim = {"sampler": "ddim", "steps": 20}
+rows = [run.sample(1, 10, {"label": labels}, guide=way, **ddim)["x"] for way in ways.values()]
 show(np.array(rows), [str(label) for label in labels], list(ways))
 
 # %% [markdown]
@@ -152,7 +154,7 @@ for name, way in {
         x = run.sample(0, n, {"label": asked}, guide=way(w), **steps)["x"].reshape(n, -1) / 127.5 - 1
         curve.append(((judge.predict(x) == asked).mean(), spread(x, asked) / usual))
     axis.plot(*np.array(curve).T, marker="o", label=name)
-axis.set(xlabel="samples taken for the class asked for", ylabel="distance to the nearest, over that of real digits")
+axis.set(xlabel="samples taken for the class asked for", ylabel="nearest distance over that of real digits")
 axis.legend()
 
 # %% [markdown]
