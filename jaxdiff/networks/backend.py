@@ -34,7 +34,7 @@ measures from which size that pays."""
 FLASH_KEYS = 1024
 """Fewest keys for the TPU kernel: a row of fewer logits stays on the chip in XLA's own softmax. Not measured."""
 
-FILLED_KEYS, FILLED_LOGITS = 64, 4096
+FILLED_KEYS, FILLED_LOGITS = 128, 4096
 """To multiples of how many keys, and to how many logits at least, masked attention is filled on a CPU. XLA chooses the
 order of a sum by the shapes: from here on its products and exponentials keep to one order (tests/networks/test_masks.py
 tries it), so that more padding changes no bit."""
