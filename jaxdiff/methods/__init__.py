@@ -170,9 +170,9 @@ def _restart(
     return Restart(parse_sampler(inner, process), rho_min, rho_max, repeats, steps)
 
 
-def _recurrent(process: Process, inner: Sampler | str = "ddpm", repeats: int = 1) -> Sampler:
+def _recurrent(process: Process, inner: Sampler | str = "ddpm", repeats: int = 1, jumps: int = 1) -> Sampler:
     """Each step of any sampler taken again, with the noise put back between: time for guidance to act."""
-    return Recurrent(parse_sampler(inner, process), repeats)
+    return Recurrent(parse_sampler(inner, process), repeats, jumps)
 
 
 # --- the tables

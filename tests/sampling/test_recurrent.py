@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from jax.typing import ArrayLike
 import jaxdiff as jd
 from jaxdiff.denoiser import Cond
 from jaxdiff.inverse import KnownPart
+from jaxdiff.methods import parse_sampler
 from jaxdiff.noise import step_noise
 from jaxdiff.sampling import Recurrent
 from jaxdiff.sampling.recurrent import RECURRENT
@@ -95,9 +98,20 @@ def test_resampling_makes_replacement_see_the_known_part() -> None:
     assert errors[1] < 0.6 * errors[0], errors
 
 
+def test_jumps_are_the_steps_of_a_finer_grid() -> None:
+    keys, ts = jd.sample_keys(jax.random.key(2), 0, 3), jnp.array([0.8, 0.5, 0.2])
+    x, fine = PROCESS.prior_sample(keys, (2,), ts[0]), jnp.linspace(0.8, 0.2, 7)
+    divided = jd.sample(Recurrent(jd.DDIM(PROCESS), 0, 3), EXACT, keys, x, ts)
+    np.testing.assert_allclose(divided, jd.sample(jd.DDIM(PROCESS), EXACT, keys, x, fine), rtol=1e-4, atol=1e-5)
+    named: Any = parse_sampler("recurrent:inner=ddim,repeats=0,jumps=3", PROCESS)
+    np.testing.assert_array_equal(jd.sample(named, EXACT, keys, x, ts), divided)
+
+
 def test_refused() -> None:
     with pytest.raises(ValueError, match=r"repeats is to be a whole number, 0 \(none\) or more, got -1"):
         Recurrent(jd.DDIM(PROCESS), -1)
+    with pytest.raises(ValueError, match="jumps are to be a whole number, 1 or more, got 0"):
+        Recurrent(jd.DDIM(PROCESS), 1, 0)
     x = jnp.zeros((2, 2))
     with pytest.raises(ValueError, match="Recurrent draws noise, and its steps are those of falling times"):
         jd.integrate(Recurrent(jd.DDIM(PROCESS)), EXACT, None, x, jnp.array([0.2, 0.4]))
