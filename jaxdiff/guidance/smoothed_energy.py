@@ -1,9 +1,9 @@
 """Smoothed-energy guidance (Hong 2024, "Smoothed Energy Guidance: Guiding Diffusion Models with Reduced Energy
 Curvature of Attention", https://arxiv.org/abs/2408.00760).
 
-Self-attention is a step down an energy whose curvature a blur of its map reduces. With P the plain prediction, G the
-guided one so far, and Q that of the same network where, in some layers, the queries are blurred over the rows and
-columns of the image by a Gaussian of deviation sigma,
+Self-attention is a step down the gradient of an energy, and a blur of its map lowers that energy's curvature. Let P be
+the plain prediction and G the guided one so far. Q is that of the same network whose queries, in some layers, are
+blurred over the rows and columns of the image by a Gaussian of deviation sigma. Then
 
     p = G + s (P - Q).                                                                               (1)
 

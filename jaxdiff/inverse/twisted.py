@@ -20,8 +20,8 @@ of q(x_t | x_s), as in the authors' code for VP.) With e = (m~ - m)/sqrt(v) and 
 
     ln p(x_s | x_t) - ln q(x_s | x_t) = -|e|^2/2 - e . z.                                            (4)
 
-The product of (3) along a path telescopes to (1) over the proposals', whatever the twists before the end are, provided
-that the last one is p(y | x_N) itself. So the end decides what the samples are of:
+The product of (3) along a path telescopes: it is (1) over the law of the proposals. This holds for any twists before
+the end, if the last one is p(y | x_N) itself. So the end decides which law the samples have:
 
 - x0 is a function of x_N, the last denoising's. For a likelihood p(y | x0), then, p(y | x_N) = p(y | x0(x_N)): the
   twist (2) is exact there, and the particles are weighed for the law of the samples that are given.
